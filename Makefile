@@ -1,0 +1,78 @@
+# Each target installs what it needs: a virtual environment in .venv, the locked packages in it.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?=
+SWEEP_FLAGS ?=
+PYTEST_FLAGS ?=
+WORKERS ?= 2
+
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+IDENTITY := import sys; print(sys.version, sys.base_prefix)
+
+.DEFAULT_GOAL := help
+.PHONY: help sweep test lint types lock clean FORCE
+# Two installations must not write to one environment at the same time (make -j).
+.NOTPARALLEL:
+
+help: ## list the targets and variables
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
+	@echo 'Variables: PYTHON=python3.12 (any >= 3.11)  SWEEP_FLAGS="--seeds=8"  WORKERS=2 (pytest processes; 0: none)  PYTEST_FLAGS="-k name"'
+
+sweep: $(VENV)/core ## run the default experiment; results and figure go to runs/sweep_spurious
+	$(PY) -m sims.sweep_spurious --out runs/sweep_spurious $(SWEEP_FLAGS)
+
+test: lint types ## all that CI checks: lint, types, tests
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+
+lint: $(VENV)/test ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/test ## mypy on the library
+	$(PY) -m mypy mmcl_theory
+
+# `whole` is absent while anything is being installed, so an environment cut short is made anew, as is one of another PYTHON.
+$(VENV)/whole: FORCE
+	@set -e; \
+	if [ -e $@ ] && here=$$($(PY) -c '$(IDENTITY)' 2>&1); then \
+		[ -n '$(PYTHON)' ] || exit 0; \
+		[ "$$here" != "$$('$(PYTHON)' -c '$(IDENTITY)' 2>&1)" ] || exit 0; \
+	fi; \
+	for python in $(CANDIDATES) ''; do \
+		if "$$python" -c '$(SUITABLE)' >/dev/null 2>&1; then break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo 'Found no Python >= 3.11 with the venv module (tried: $(CANDIDATES)); name one: make PYTHON=/path/to/python' >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$("$$python" --version)"; \
+	rm -rf $(VENV); \
+	"$$python" -m venv $(VENV); \
+	touch $@
+
+define install
+@rm -f $(VENV)/whole $(VENV)/core $(VENV)/test
+$(PY) -m pip install -c requirements.lock -e '.$(1)'
+@touch $(VENV)/whole && touch $(VENV)/core $@
+endef
+
+$(VENV)/core: $(VENV)/whole setup.cfg requirements.lock
+	$(call install)
+
+$(VENV)/test: $(VENV)/whole setup.cfg requirements.lock
+	$(call install,[test])
+
+lock: $(VENV)/whole ## choose the newest versions that setup.cfg allows, for every Python >= 3.11, into requirements.lock
+	rm -rf build/lock && $(PY) -m venv build/lock
+	build/lock/bin/python -m pip install uv
+	build/lock/bin/uv pip compile --universal --python-version 3.11 --all-extras --upgrade \
+		--no-header --no-annotate --output-file build/lock/pins setup.cfg
+	{ echo '# Made by `make lock`: pinned versions for every Python >= 3.11. Use: pip install -c requirements.lock -e .'; \
+		cat build/lock/pins; } >build/lock/new
+	mv build/lock/new requirements.lock
+
+clean: ## remove .venv and all caches; results in runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
