@@ -1,0 +1,56 @@
+"""Checks of what a caller typed. Tracers pass unchecked: only concrete values can be judged."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+# Anything a caller may type for a scalar parameter or for an array of them.
+Scalar = float | int | np.ndarray | np.generic | Float[Array, "..."]
+
+_ALLOWED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "in [0, 1]": lambda x: (x >= 0) & (x <= 1),
+    "in [0, 1)": lambda x: (x >= 0) & (x < 1),
+    "finite and >= 0": lambda x: np.isfinite(x) & (x >= 0),
+    "finite and > 0": lambda x: np.isfinite(x) & (x > 0),
+}
+
+
+def real(name: str, value: Scalar, allowed: str) -> Array:
+    """`value` as a floating array; ValueError "<name> must be <allowed>, got <value>." if a concrete entry is not."""
+    if not isinstance(value, jax.core.Tracer):
+        try:
+            x = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
+        bad = ~_ALLOWED[allowed](x)
+        if bad.any():
+            raise ValueError(f"{name} must be {allowed}, got {float(x[bad].flat[0]):g}.")
+    return jnp.asarray(value, dtype=float)
+
+
+def sample_size(n: Scalar) -> Array:
+    """`n` as an array; ValueError unless every concrete entry is >= 2. Real values are allowed (limits are in n/d)."""
+    array = real("n", n, "finite and > 0")
+    if not isinstance(n, jax.core.Tracer) and (np.asarray(n) < 2).any():
+        raise ValueError(f"n must be >= 2, got {np.min(np.asarray(n)):g}.")
+    return array
+
+
+def integer(name: str, value: int, least: int, why: str = "") -> int:
+    """`value` as an int >= least; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}{why}, got {_plain(value)}.")
+    return int(value)
+
+
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def _plain(value: object) -> str:
+    return repr(float(value)) if isinstance(value, float) else repr(value)

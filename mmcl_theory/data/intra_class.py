@@ -1,0 +1,89 @@
+"""Intra-class data model (THEORY 1.1): one core and one spurious feature, each with variance around its mean.
+
+Symbols: y label, a attribute, z = (z_core, z_spu) latents, q = 2 p_spu - 1, n samples, l = 2 latents.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+from mmcl_theory.data.latents import LatentMoments, Latents, pair_matrix
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class IntraClass:
+    """y uniform on {-1, +1}; a = y w.p. p_spu, else -y; z_core | y ~ N(mu_core y, sigma_core^2), z_spu | a ~ N(mu_spu
+    a, sigma_spu^2).
+
+    Build it with `intra_class`, which checks. Groups: aligned (a = y) and conflicting (a = -y).
+    Source: THEORY 1.1 (the paper's first data model has mu_core = mu_spu = 1).
+    """
+
+    p_spu: Array  # ()
+    sigma_core: Array  # ()
+    sigma_spu: Array  # ()
+    mu_core: Array  # ()
+    mu_spu: Array  # ()
+
+    num_latents: ClassVar[int] = 2
+    num_classes: ClassVar[int] = 2
+
+    def sample(self, key: Key[Array, ""], n: int) -> Latents:
+        """n independent draws of (z, y, a)."""
+        key_label, key_attribute, key_noise = jax.random.split(key, 3)
+        dtype = self.p_spu.dtype
+        label = jax.random.rademacher(key_label, (n,), dtype=jnp.int32)
+        aligned = jax.random.uniform(key_attribute, (n,), dtype) < self.p_spu
+        attribute = jnp.where(aligned, label, -label)
+        noise = jax.random.normal(key_noise, (n, 2), dtype) * jnp.stack([self.sigma_core, self.sigma_spu])[None, :]
+        return Latents(self.attribute_means(label, attribute) + noise, label, attribute)
+
+    def class_means(self, label: Int[Array, " n"]) -> Float[Array, "n l"]:
+        """E_{P*}[z | y] = (mu_core y, 0): what naming the class says, and the "core" prompt."""
+        core = self.mu_core * label
+        return jnp.stack([core, jnp.zeros_like(core)], -1)
+
+    def attribute_means(self, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
+        """E[z | y, a] = (mu_core y, mu_spu a)."""
+        return jnp.stack([self.mu_core * label, self.mu_spu * attribute], -1)
+
+    def latent_moments(self) -> LatentMoments:
+        """Exact second moments of z and of its conditional means; see `LatentMoments`."""
+        leaves = (self.p_spu, self.sigma_core, self.sigma_spu, self.mu_core, self.mu_spu)
+        p_spu, sigma_core, sigma_spu, mu_core, mu_spu = jnp.broadcast_arrays(*leaves)
+        q = 2 * p_spu - 1
+        zero = 0 * q
+        core, cross, spu = mu_core**2, q * mu_core * mu_spu, mu_spu**2
+        return LatentMoments(
+            zz=pair_matrix(core + sigma_core**2, cross, cross, spu + sigma_spu**2),
+            z_class=pair_matrix(core, zero, cross, zero),
+            class_class=pair_matrix(core, zero, zero, zero),
+            attribute_attribute=pair_matrix(core, cross, cross, spu),
+            class_mean=jnp.stack([mu_core, q * mu_spu], -1),
+            class_core=jnp.stack([mu_core, zero], -1),
+            weight=jnp.ones((), self.p_spu.dtype),
+        )
+
+
+def intra_class(
+    p_spu: Scalar, sigma_core: Scalar, sigma_spu: Scalar, mu_core: Scalar = 1.0, mu_spu: Scalar = 1.0
+) -> IntraClass:
+    """The intra-class model with checked parameters; arrays of parameters describe a grid of models.
+
+    p_spu: P(a = y) in training, in [0, 1].  sigma_core, sigma_spu: standard deviations >= 0.
+    mu_core: > 0.  mu_spu: >= 0 (their signs are a convention of the axes).
+    Raises: ValueError naming the argument, its range and the value.  Source: THEORY 1.1.
+    """
+    return IntraClass(
+        p_spu=_checks.real("p_spu", p_spu, "in [0, 1]"),
+        sigma_core=_checks.real("sigma_core", sigma_core, "finite and >= 0"),
+        sigma_spu=_checks.real("sigma_spu", sigma_spu, "finite and >= 0"),
+        mu_core=_checks.real("mu_core", mu_core, "finite and > 0"),
+        mu_spu=_checks.real("mu_spu", mu_spu, "finite and >= 0"),
+    )
