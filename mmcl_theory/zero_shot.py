@@ -1,0 +1,148 @@
+"""Zero-shot classification: prompts, the linear rule they make, and its exact accuracy in each group.
+
+Symbols: W = W_I^T W_T bilinear score matrix, p_y prompt of class y, w = W p the rule, (A, B) its core and spurious
+weight, s_I noise standard deviation per image coordinate, t noise of one class score, Phi the normal cdf.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Bool, Float, Int
+
+from mmcl_theory import _checks
+from mmcl_theory.data import InterClass, IntraClass, Model, class_labels
+
+PROMPTS = ("core", "train_mean")
+_QUADRATURE_NODES = 320  # error below 1e-11 up to m = 10^6, where the integrand is steepest
+_TAIL = 9.0  # Phi(-9) = 1e-19: beyond it the normal density adds nothing in float64
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupAccuracy:
+    """Accuracy in each group, in [0, 1]; from it, accuracy under any group frequencies.
+
+    aligned: the spurious feature agrees with the class.  conflicting: it disagrees.
+    """
+
+    aligned: Array  # (...)
+    conflicting: Array  # (...)
+
+    @property
+    def shifted(self) -> Array:
+        """Accuracy on P*, where both groups weigh 1/2."""
+        return (self.aligned + self.conflicting) / 2
+
+    @property
+    def worst(self) -> Array:
+        """The smaller of the two group accuracies."""
+        return jnp.minimum(self.aligned, self.conflicting)
+
+    def train(self, p_spu: _checks.Scalar) -> Array:
+        """Accuracy on a distribution whose aligned group weighs p_spu, such as P."""
+        p = _checks.real("p_spu", p_spu, "in [0, 1]")
+        return p * self.aligned + (1 - p) * self.conflicting
+
+
+def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
+    """Latent code of every class's prompt, classes in the order of `class_labels` (-1, +1, -2, +2, ...).
+
+    kind "core": E_{P*}[z | y], mu_core y e_core or c e_core,k.  kind "train_mean": E_P[z | y], which adds
+    q mu_spu y e_spu or q c e_spu,k.  The text prompt is D_T times this.
+    Raises: ValueError for another kind.  Source: THEORY 3.
+    """
+    _checks.choice("kind", kind, PROMPTS)
+    labels = class_labels(model.num_classes)
+    if kind == "core":
+        return model.class_means(labels)
+    p = model.p_spu
+    sign = jnp.sign(labels)
+    return p * model.attribute_means(labels, sign) + (1 - p) * model.attribute_means(labels, -sign)
+
+
+def linear_rule_accuracy(
+    model: Model,
+    weights: Float[Array, "... 2"],
+    norm_squared: Float[Array, "..."],
+    sd_image: _checks.Scalar = 0.0,
+) -> GroupAccuracy:
+    """Exact accuracy, by group, of a linear zero-shot rule on data from `model`.
+
+    Intra-class (master formula): the rule sign(x . w), w = (w_c, w_s) on the latents and |w|^2 = norm_squared in the
+    ambient space, has
+        acc_r = Phi((w_c mu_c + r w_s mu_s) / sqrt(w_c^2 s_c^2 + w_s^2 s_s^2 + s_I^2 |w|^2)),
+        r = +1 aligned, -1 conflicting.
+    Inter-class: the rule argmax over (c', k') of c' (A x_core,k' + B x_spu,k' + its noise), weights = (A, B), every
+    class with ambient norm |w|^2, the m rules orthogonal to each other; with t = s_I |w| and S = A + r B + t g
+        acc_r = E_g[1{S > 0} P(|S'| < S)^(m-1)],  S' ~ 1/2 N(A beta + B alpha, t^2) + 1/2 N(A beta - B alpha, t^2).
+    The integral is Gauss-Legendre over the smooth part. Without noise both are step functions, ties counting 1/2 each.
+
+    weights: (..., 2).  norm_squared: (...), |w|^2 >= |weights|^2.  sd_image: s_I >= 0.
+    Returns accuracies of shape (...).  Source: THEORY 3.
+    """
+    a, b, norm, sd = jnp.broadcast_arrays(weights[..., 0], weights[..., 1], norm_squared, jnp.asarray(sd_image))
+    noise = sd**2 * norm
+    if isinstance(model, IntraClass):
+        return GroupAccuracy(_intra_class_accuracy(model, a, b, noise), _intra_class_accuracy(model, a, -b, noise))
+    return GroupAccuracy(_inter_class_accuracy(model, a, b, noise), _inter_class_accuracy(model, a, -b, noise))
+
+
+def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise: Array) -> Array:
+    mean = w_core * model.mu_core + w_spu * model.mu_spu
+    variance = (w_core * model.sigma_core) ** 2 + (w_spu * model.sigma_spu) ** 2 + noise
+    positive = variance > 0
+    # The inner where keeps the derivative of the branch not taken finite.
+    z = mean / jnp.sqrt(jnp.where(positive, variance, 1.0))
+    return jnp.where(positive, ndtr(z), _step(mean))
+
+
+def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array) -> Array:
+    args = jnp.broadcast_arrays(a, b, variance, model.alpha, model.beta)
+    return jnp.vectorize(functools.partial(_inter_class_group, model.num_pairs))(*args)
+
+
+def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array, beta: Array) -> Array:
+    """Accuracy of the group whose own score has mean a + b; all arguments scalars."""
+    own = a + b
+    foreign = jnp.stack([a * beta + b * alpha, a * beta - b * alpha])
+    noisy = variance > 0
+    t = jnp.sqrt(jnp.where(noisy, variance, 1.0))
+    nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+    low = jnp.clip(-own / t, -_TAIL, _TAIL)
+    half = (_TAIL - low) / 2
+    g = low + half * (1 + jnp.asarray(nodes, a.dtype))
+    score = (own / t + g)[:, None]
+    beaten = (ndtr(score - foreign[None, :] / t) - ndtr(-score - foreign[None, :] / t)).mean(-1)
+    density = jnp.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
+    integral = half * (jnp.asarray(node_weights, a.dtype) * density * jnp.clip(beaten, 0.0, 1.0) ** (m - 1)).sum()
+    exact = _step(own) * _step(own - jnp.abs(foreign)).mean() ** (m - 1)
+    return jnp.where(noisy, integral, exact)
+
+
+def _step(x: Array) -> Array:
+    """1 above 0, 1/2 at 0, 0 below."""
+    return 0.5 * (1 + jnp.sign(x))
+
+
+def sampled_accuracy(
+    scores: Float[Array, "n c"], class_number: Int[Array, " n"], aligned: Bool[Array, " n"]
+) -> GroupAccuracy:
+    """Share of samples whose own class has the highest score, in each group; k classes tied at the top share it, 1/k
+    each.
+
+    For scores of any learner, linear or not. class_number: 0..c-1 (`class_index` of the labels). A group without
+    a sample has no accuracy: NaN.
+    Source: THEORY 3.
+    """
+    top = scores == scores.max(-1, keepdims=True)
+    own = jnp.take_along_axis(top, class_number[:, None], axis=1)[:, 0]
+    credit = own / top.sum(-1)
+
+    def mean(group: Array) -> Array:
+        return (credit * group).sum() / group.sum()
+
+    return GroupAccuracy(mean(aligned), mean(~aligned))
