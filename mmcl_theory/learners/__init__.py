@@ -1,0 +1,21 @@
+"""What learns: closed-form minimisers, encoders trained by gradient descent, supervised rules."""
+
+from mmcl_theory.learners.closed_form import cross_covariance, linear_optimum, truncate, whitened_optimum
+from mmcl_theory.learners.gradient import Encoders, init_encoders, train_encoders, train_linear_mmcl
+from mmcl_theory.learners.supervised import MaxMargin, least_squares, logistic_dual, max_margin, max_margin_dual
+
+__all__ = [
+    "Encoders",
+    "MaxMargin",
+    "cross_covariance",
+    "init_encoders",
+    "least_squares",
+    "linear_optimum",
+    "logistic_dual",
+    "max_margin",
+    "max_margin_dual",
+    "train_encoders",
+    "train_linear_mmcl",
+    "truncate",
+    "whitened_optimum",
+]

@@ -1,0 +1,108 @@
+"""Closed-form minimisers: the linear MMCL loss at any rank, and the whitened family that leads from it to CCA.
+
+Symbols: x image and t text samples, C cross-covariance, W = W_I^T W_T, rho regularisation, lambda same-class weight,
+d_i and d_t input dimensions, n samples, K classes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+
+
+def cross_covariance(
+    image: Float[Array, "n d_i"],
+    text: Float[Array, "n d_t"],
+    class_number: Int[Array, " n"] | None = None,
+    same_class_weight: Scalar | None = None,
+    num_classes: int = 2,
+) -> Float[Array, "d_i d_t"]:
+    """The matrix C_hat of the linear MMCL loss, -<W, C_hat> = linear_mmcl(x W_I^T, t W_T^T).
+
+    Unweighted: the unbiased centred sample cross-covariance, sum_i (x_i - x_bar)(t_i - t_bar)^T / (n - 1). With
+    same-class weight lambda, n_y samples of class y with sums X_y, T_y, and X, T the sums of all:
+        C_hat = lambda sum_y (n_y / n) Cov_y
+              + (1 - lambda) (1/n) [sum_i x_i t_i^T - 1/2 sum_y (X_y (T - T_y)^T + (X - X_y) T_y^T) / (n - n_y)],
+    Cov_y unbiased within class y. A kind of negative that a sample does not have contributes nothing (a class of one
+    sample has no Cov_y). Cost O(n d_i d_t).
+
+    class_number: 0..num_classes-1 (`class_index`); needed with same_class_weight, lambda in [0, 1].
+    Raises: ValueError for n < 2, a weight out of range or without classes.
+    Source: T1, X3.
+    """
+    n = _checks.integer("n", image.shape[0], 2)
+    if same_class_weight is None:
+        return (image - image.mean(0, keepdims=True)).T @ text / (n - 1)
+    if class_number is None:
+        raise ValueError("class_number must be given with same_class_weight, got None.")
+    weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]").astype(image.dtype)
+    member = jax.nn.one_hot(class_number, num_classes, dtype=image.dtype)  # (n, K)
+    size = member.sum(0)
+    image_sum, text_sum = member.T @ image, member.T @ text  # (K, d)
+    others = n - size
+    within = jnp.where(size > 1, weight * size / jnp.maximum(size - 1, 1), 0.0)
+    across = jnp.where(others > 0, (1 - weight) / jnp.maximum(others, 1), 0.0)
+    # Every term is image^T G text or image_sum^T G text_sum with G diagonal or K x K.
+    per_sample = member @ (within + across * others)
+    between = -jnp.diag(within / jnp.maximum(size, 1))
+    symmetric = (across[:, None] + across[None, :]) / 2
+    between = between - symmetric * (1 - jnp.eye(num_classes, dtype=image.dtype))
+    return (image.T @ (per_sample[:, None] * text) + image_sum.T @ between @ text_sum) / n
+
+
+def linear_optimum(
+    cross_cov: Float[Array, "d_i d_t"], rho: Scalar = 1.0, rank: int | None = None
+) -> Float[Array, "d_i d_t"]:
+    """argmin over rank(W) <= rank of -<W, C> + (rho/2) |W|_F^2, which is SVD_rank(C) / rho.
+
+    rho: > 0.  rank: 1..min(d_i, d_t), static; None for no limit. Unique iff the singular values at rank and rank + 1
+    differ.
+    Raises: ValueError for rho <= 0 or a rank out of range.
+    Source: T1 (Nakada et al. 2023).  Check: tests/test_closed_form.py.
+    """
+    rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
+    return truncate(cross_cov, rank) / rho
+
+
+def whitened_optimum(
+    cross_cov: Float[Array, "d_i d_t"],
+    cov_image: Float[Array, "d_i d_i"],
+    cov_text: Float[Array, "d_t d_t"],
+    theta: Scalar,
+    rank: int | None = None,
+) -> Float[Array, "d_i d_t"]:
+    """argmin over rank(W) <= rank of -<W, C> + 1/2 tr(W^T S_I^theta W S_T^theta).
+
+    Equals S_I^(-theta/2) SVD_rank(S_I^(-theta/2) C S_T^(-theta/2)) S_T^(-theta/2): theta = 0 is the linear loss (PLS,
+    rho = 1), theta = 1 what InfoNCE does to second order (CCA). Powers of singular covariances are pseudo-inverses: W
+    vanishes on their null spaces.
+
+    theta: in [0, 1].  Raises: ValueError for theta or rank out of range.
+    Source: X5.  Check: tests/test_closed_form.py.
+    """
+    theta = _checks.real("theta", theta, "in [0, 1]").astype(cross_cov.dtype)
+    left, right = _inverse_power(cov_image, theta / 2), _inverse_power(cov_text, theta / 2)
+    return left @ truncate(left @ cross_cov @ right, rank) @ right
+
+
+def truncate(matrix: Float[Array, "d_i d_t"], rank: int | None) -> Float[Array, "d_i d_t"]:
+    """SVD_rank: the closest matrix of rank <= `rank` in Frobenius norm; None or the full rank returns it as it is."""
+    if rank is None:
+        return matrix
+    full = min(matrix.shape)
+    if _checks.integer("rank", rank, 1) > full:
+        raise ValueError(f"rank must be an integer in 1..{full}, got {rank}.")
+    if rank == full:
+        return matrix
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * s[None, :rank]) @ vt[:rank]
+
+
+def _inverse_power(cov: Float[Array, "d d"], power: Array) -> Float[Array, "d d"]:
+    """cov^(-power) on the range of cov, 0 on its null space (and the identity at power 0)."""
+    values, vectors = jnp.linalg.eigh(cov)
+    kept = values > values.max() * cov.shape[0] * jnp.finfo(cov.dtype).eps
+    scale = jnp.where(kept, jnp.where(kept, values, 1.0) ** -power, jnp.where(power == 0, 1.0, 0.0))
+    return (vectors * scale[None, :]) @ vectors.T

@@ -1,0 +1,132 @@
+"""Linear encoders trained by gradient descent: any optax optimiser, any loss, full batch or minibatches.
+
+Symbols: W_I (r, d_i) and W_T (r, d_t) encoders, W = W_I^T W_T, n samples, r embedding dimension.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from mmcl_theory import _checks, losses
+from mmcl_theory._checks import Scalar
+
+# (image embedding (n, r), text embedding (n, r), labels (n,)) -> scalar
+EmbeddingLoss = Callable[[Array, Array, Array], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoders:
+    """Linear encoders g_I(x) = W_I x and g_T(x) = W_T x."""
+
+    image: Array  # (r, d_i)
+    text: Array  # (r, d_t)
+
+    @property
+    def product(self) -> Array:
+        """W = W_I^T W_T, (d_i, d_t): the score of a pair is x_I^T W x_T."""
+        return self.image.T @ self.text
+
+
+def init_encoders(
+    key: Key[Array, ""], dim_image: int, dim_text: int, embed_dim: int, scale: Scalar, dtype: jnp.dtype = jnp.float32
+) -> Encoders:
+    """Independent N(0, scale^2 / max(r, d)) entries in each encoder of shape (r, d), so that its singular values are
+    about scale.
+
+    embed_dim: r >= 1, static.  scale: > 0 (zero is a saddle point of every bilinear loss).
+    Raises: ValueError for a size below 1 or scale <= 0.
+    """
+    for name, size in (("dim_image", dim_image), ("dim_text", dim_text), ("embed_dim", embed_dim)):
+        _checks.integer(name, size, 1)
+    scale = _checks.real("scale", scale, "finite and > 0").astype(dtype)
+
+    def draw(key: Array, dim: int) -> Float[Array, "r d"]:
+        return scale / max(embed_dim, dim) ** 0.5 * jax.random.normal(key, (embed_dim, dim), dtype)
+
+    key_image, key_text = jax.random.split(key)
+    return Encoders(draw(key_image, dim_image), draw(key_text, dim_text))
+
+
+def train_encoders(
+    key: Key[Array, ""],
+    encoders: Encoders,
+    image: Float[Array, "n d_i"],
+    text: Float[Array, "n d_t"],
+    labels: Int[Array, " n"],
+    loss: EmbeddingLoss,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int | None = None,
+    rho: Scalar = 0.0,
+) -> tuple[Encoders, Float[Array, " steps"]]:
+    """Minimise loss(x W_I^T, t W_T^T, labels) + (rho/2) |W_I^T W_T|_F^2 from `encoders`; returns the trained ones and
+    the loss of each step.
+
+    loss: from embeddings and labels to a scalar, e.g. `lambda i, t, y: losses.info_nce(i, t, temperature=0.1)`.
+    batch_size: samples a step, drawn without replacement, 2..n; None takes all n (and uses no randomness).
+    rho: product penalty >= 0 (the linear loss is unbounded below without it).
+    Raises: ValueError for steps < 1 or a batch size out of range.  Source: THEORY 2.
+    """
+    n = image.shape[0]
+    if batch_size is not None and _checks.integer("batch_size", batch_size, 2) > n:
+        raise ValueError(f"batch_size must be an integer in 2..{n}, got {batch_size}.")
+    rho = _checks.real("rho", rho, "finite and >= 0").astype(image.dtype)
+
+    def objective(params: Encoders, key: Array) -> Array:
+        x, t, y = image, text, labels
+        if batch_size is not None:
+            rows = jax.random.choice(key, n, (batch_size,), replace=False)
+            x, t, y = image[rows], text[rows], labels[rows]
+        value = loss(x @ params.image.T, t @ params.text.T, y)
+        return value + losses.product_penalty(params.image, params.text, rho)
+
+    return _descend(objective, encoders, key, optimizer, steps)
+
+
+def train_linear_mmcl(
+    encoders: Encoders,
+    cross_cov: Float[Array, "d_i d_t"],
+    *,
+    rho: Scalar = 1.0,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+) -> tuple[Encoders, Float[Array, " steps"]]:
+    """`train_encoders` for the full-batch linear MMCL loss, step for step, at a cost that does not depend on n.
+
+    The loss sees the batch only through C_hat (`cross_covariance`): -<W_I^T W_T, C_hat> + (rho/2) |W_I^T W_T|_F^2. Its
+    minimum is T1's SVD_r(C_hat) / rho.
+    Raises: ValueError for rho <= 0 or steps < 1.  Source: T1.
+    """
+    rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
+
+    def objective(params: Encoders, key: Array) -> Array:
+        data_term = -jnp.vdot(params.image @ cross_cov, params.text)
+        return data_term + losses.product_penalty(params.image, params.text, rho)
+
+    return _descend(objective, encoders, jax.random.key(0), optimizer, steps)
+
+
+def _descend(
+    objective: Callable[[PyTree, Array], Array],
+    params: PyTree,
+    key: Array,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+) -> tuple[PyTree, Array]:
+    """`steps` updates of params along the gradient of objective(params, key of the step)."""
+    _checks.integer("steps", steps, 1)
+
+    def step(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], Array]:
+        params, state = carry
+        value, gradient = jax.value_and_grad(objective)(params, key)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))
+    return params, values

@@ -1,0 +1,165 @@
+"""Supervised learners on images and a label of two classes: max-margin, logistic regression by gradient descent,
+least squares.
+
+All rules are sign(x . w), without bias. Symbols: x image samples, y labels in {-1, +1}, K Gram matrix x x^T, alpha dual
+variables, n samples, d input dimension.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from mmcl_theory import _checks
+
+# A ridge of this many machine epsilons of the Gram matrix's norm keeps every block that is factored positive definite;
+# the refinement sweeps then solve without it.
+_RIDGE = 4.0
+_SWEEPS = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaxMargin:
+    """Hard-margin solution and its certificate; with `dual` >= 0 and v = sum_i dual_i y_i x_i, w = v / min_i y_i x_i.v.
+
+    margin: the margin that w attains, min_i y_i x_i.w / |w| = 1 / |w|, a lower bound on the largest one.
+    gap: relative duality gap (primal - dual) / primal >= 0 of min |w|^2 / 2 s.t. y_i x_i.w >= 1, whose largest margin
+    thus lies in [margin, margin / sqrt(1 - gap)]; 0 is optimal, below 0 only by rounding.
+    separable: some w with y_i x_i.w > 0 for all i was found; if False, dual, margin and gap mean nothing.
+    """
+
+    dual: Array  # (n,)  w = sum_i dual_i y_i x_i, scaled to margin 1
+    margin: Array  # ()
+    gap: Array  # ()
+    separable: Array  # () bool
+
+
+def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iterations: int = 100) -> MaxMargin:
+    """argmin |w|^2 / 2 subject to y_i x_i.w >= 1 (hard margin, no bias), from the Gram matrix alone.
+
+    The dual, max over alpha >= 0 of sum alpha - 1/2 alpha^T Q alpha with Q = y y^T * K, is solved exactly by block
+    principal pivoting: solve on a guess of the support set, exchange every index with a wrong sign, one index at a time
+    where that stops making progress (which ends after finitely many steps). n^3/3 flops a step, usually 5 to 10 steps.
+
+    gram: x x^T, positive semi-definite.  y: entries in {-1, +1}.
+    Never raises on data, so it vmaps: see `MaxMargin.separable` and `gap`; `max_margin` raises. A margin below about
+    1e-3 (float32) or 1e-7 (float64) of the data's norm counts as not separable.
+    Source: THEORY 2; block principal pivoting as in Kim and Park 2011.  Check: tests/test_supervised.py.
+    """
+    n = gram.shape[0]
+    sign = y.astype(gram.dtype)
+    q = gram * sign[:, None] * sign[None, :]
+    ridge = _RIDGE * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(q)
+
+    def solve(support: Bool[Array, " n"]) -> Array:
+        inside = support.astype(gram.dtype)
+        block = q * inside[:, None] * inside[None, :] + jnp.diag(1 - inside)
+        factor = jax.scipy.linalg.cho_factor(block + ridge * jnp.eye(n, dtype=gram.dtype), lower=True)
+        alpha = jnp.zeros(n, gram.dtype)
+        for _ in range(1 + _SWEEPS):
+            alpha = alpha + jax.scipy.linalg.cho_solve(factor, inside - block @ alpha)
+        return inside * alpha
+
+    def wrong(support: Array, alpha: Array) -> Array:
+        return jnp.where(support, alpha < 0, q @ alpha < 1 - 100 * jnp.finfo(gram.dtype).eps)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        support, _, bad, fewest, patience, iteration = carry
+        progress = bad.sum() < fewest
+        patience = jnp.where(progress, 3, patience - 1)
+        fewest = jnp.minimum(fewest, bad.sum())
+        last_only = jnp.arange(n) == n - 1 - jnp.argmax(bad[::-1])
+        support = support ^ jnp.where(patience >= 0, bad, last_only)
+        alpha = solve(support)
+        return support, alpha, wrong(support, alpha), fewest, patience, iteration + 1
+
+    support = jnp.ones(n, bool)
+    alpha = solve(support)
+    start = (support, alpha, wrong(support, alpha), jnp.asarray(n + 1), jnp.asarray(3), jnp.asarray(1))
+    _, alpha, *_ = jax.lax.while_loop(lambda carry: carry[2].any() & (carry[5] < max_iterations), step, start)
+    alpha = jnp.maximum(alpha, 0)
+    outputs = q @ alpha
+    norm_squared = alpha @ outputs
+    least = outputs.min()
+    # alpha / least is primal feasible; the dual's best multiple of alpha is worth (sum alpha)^2 / (2 |v|^2).
+    primal, dual = norm_squared / least**2, alpha.sum() ** 2 / norm_squared
+    return MaxMargin(dual=alpha / least, margin=primal**-0.5, gap=1 - dual / primal, separable=least > 0.5)
+
+
+def max_margin(
+    x: Float[Array, "n d"], y: Int[Array, " n"], tolerance: float = 1e-3
+) -> tuple[Float[Array, " d"], MaxMargin]:
+    """w = argmin |w|^2 subject to y_i x_i.w >= 1 (unique), and its certificate.
+
+    x: (n, d).  y: entries in {-1, +1}, both present or not.  tolerance: largest relative duality gap accepted.
+    Raises: ValueError if the data is not linearly separable (through the origin), if y has other entries, or if the
+    gap stays above tolerance. Needs concrete arrays; inside jit or vmap use `max_margin_dual`.
+    Source: THEORY 2.  Check: tests/test_supervised.py (scikit-learn and X1).
+    """
+    if not bool((jnp.abs(y) == 1).all()):
+        raise ValueError("y must have entries in {-1, +1}.")
+    fit = max_margin_dual(x @ x.T, y)
+    if not bool(fit.separable):
+        raise ValueError(f"x must be linearly separable for a hard margin, got {x.shape[0]} samples that are not.")
+    if not float(fit.gap) <= tolerance:
+        raise ValueError(
+            f"tolerance must be at least the duality gap reached, {float(fit.gap):.1e}, got {tolerance:g}."
+        )
+    return (fit.dual * y) @ x, fit
+
+
+def logistic_dual(
+    gram: Float[Array, "n n"],
+    y: Int[Array, " n"],
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    normalized: bool = False,
+) -> tuple[Float[Array, " n"], Float[Array, " steps"]]:
+    """Gradient descent on the logistic loss L = (1/n) sum_i log(1 + exp(-y_i x_i.w)) from w = 0, in dual coordinates.
+
+    Returns a with w = sum_i a_i x_i after `steps` updates, and log L before each. The gradient of L in w is x^T g,
+    g_i = -y_i sigmoid(-y_i f_i) / n at the outputs f = K a, so an optimiser that is linear in the gradient (SGD, with
+    momentum, with a schedule) makes the same path on a, fed with g, as on w: n^2 a step instead of n d. Adaptive ones
+    (Adam) do not. On separable data the direction of w tends to the max-margin one, at rate 1/log(steps) (Soudry et al.
+    2018); normalized=True descends on log L instead (gradient g / L), at rate 1/steps or so (Nacson et al. 2019).
+
+    optimizer: linear in the gradient; a step size of order 1/max |x_i|^2 is stable on log L.  steps: >= 1, static.
+    Raises: ValueError for steps < 1.
+    Source: THEORY 2 (SL).  Check: tests/test_supervised.py.
+    """
+    _checks.integer("steps", steps, 1)
+    sign = y.astype(gram.dtype)
+    log_n = jnp.log(jnp.asarray(len(y), gram.dtype))
+
+    def step(carry: tuple[Array, optax.OptState], _: None) -> tuple[tuple[Array, optax.OptState], Array]:
+        a, state = carry
+        margin = sign * (gram @ a)
+        log_loss = jax.scipy.special.logsumexp(_log_softplus(-margin)) - log_n
+        # In logarithms: the loss underflows long before its direction has settled.
+        scale = log_loss if normalized else 0.0
+        gradient = -sign * jnp.exp(jax.nn.log_sigmoid(-margin) - log_n - scale)
+        updates, state = optimizer.update(gradient, state, a)
+        return (optax.apply_updates(a, updates), state), log_loss
+
+    start = jnp.zeros_like(sign)
+    (a, _), values = jax.lax.scan(step, (start, optimizer.init(start)), None, length=steps)
+    return a, values
+
+
+def _log_softplus(x: Array) -> Array:
+    """log log(1 + e^x), equal to x within rounding where e^x is below it."""
+    tail = x < jnp.log(jnp.finfo(x.dtype).eps)
+    return jnp.where(tail, x, jnp.log(jax.nn.softplus(jnp.where(tail, 0.0, x))))
+
+
+def least_squares(x: Float[Array, "n d"], targets: Float[Array, " n"]) -> Float[Array, " d"]:
+    """The w of least norm among the minimisers of |x w - targets|^2: x^+ targets; it interpolates when rank(x) = n.
+
+    Not the max-margin rule: on the conflicting group the two differ much.  Source: THEORY 2.
+    """
+    return jnp.linalg.pinv(x) @ targets
