@@ -1,0 +1,15 @@
+"""Predictions: the statements of the paper and beyond it as functions of the model. Nothing here trains or samples."""
+
+from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
+from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
+from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
+
+__all__ = [
+    "max_margin_rule",
+    "mmcl_accuracy",
+    "mmcl_mean_accuracy",
+    "mmcl_rule",
+    "sharing_threshold",
+    "supervised_accuracy",
+    "supervised_bound",
+]

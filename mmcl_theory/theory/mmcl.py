@@ -1,0 +1,145 @@
+"""What the linear MMCL loss learns, and how accurate its zero-shot rule is (T1, T2, T4, T5, T6, X2 untruncated, X3).
+
+Symbols: z latents, u caption code, C = Cov(z, u), lambda same-class weight, K classes, w the rule on the latents,
+(A, B) its core and spurious weight, p prompt, q = 2 p_spu - 1, m pairs of classes, s_I, s_T noise per coordinate.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
+
+
+def mmcl_accuracy(
+    model: Model,
+    caps: Captions | None = None,
+    obs: Observation | None = None,
+    n: Scalar | None = None,
+    embed_dim: int | None = None,
+    same_class_weight: Scalar | None = None,
+    prompts: str = "core",
+) -> GroupAccuracy:
+    """Zero-shot accuracy of the minimiser of the linear MMCL loss, by group.
+
+    Population (n = None): w = C_lambda p with C_lambda = S_W + (1 - lambda) K/(K-1) S_B, S_B and S_W the parts of
+    Cov(z, u) between and within classes, truncated to rank embed_dim; then the exact accuracy of the rule w in noise
+    s_I. With the ordinary loss (lambda = 1/K) and core prompts that is w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s) for
+    the intra-class model and (A, B) = (1 + (m-1) pi_core beta^2, q) for the inter-class model.
+    n samples, intra-class: the rule's ambient norm grows by its noise,
+        |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
+        U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
+    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n).
+
+    caps: default rich captions.  obs: None means no noise.  n: >= 2, real values allowed.  embed_dim: r >= 1, static;
+    None or r >= the number of latents does not truncate the population rule.  same_class_weight: lambda in [0, 1],
+    None for the ordinary loss.  prompts: "core" or "train_mean". Leaves of model, caps, obs, n and lambda broadcast.
+    Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: a truncated
+    embedding at finite n, or finite n in the inter-class model; a rank between 1 and the number of latents there.
+    Source: T1, T2, T4, T5, T6; X2 (untruncated), X3.  Check: tests/test_theory_mmcl.py.
+    """
+    weights, prompt_noise = _population_rule(model, caps or captions(), obs, embed_dim, same_class_weight, prompts)
+    norm = (weights**2).sum(-1)
+    if n is not None:
+        if isinstance(model, InterClass):
+            raise NotImplementedError("mmcl_accuracy has no theory for n samples of the inter-class model; use n=None.")
+        if embed_dim is not None and (obs is None or embed_dim < min(obs.dim_image, obs.dim_text)):
+            raise NotImplementedError("mmcl_accuracy has no theory for embed_dim with n samples; use one of them only.")
+        n = _checks.sample_size(n)
+        if obs is not None:
+            variance = obs.sd_image**2 * (obs.dim_image / n) * prompt_noise
+            norm, variance = jnp.broadcast_arrays(norm, variance)
+            norm = norm + variance
+    return linear_rule_accuracy(model, weights, norm, 0.0 if obs is None else obs.sd_image)
+
+
+def mmcl_rule(
+    model: Model,
+    caps: Captions | None = None,
+    embed_dim: int | None = None,
+    same_class_weight: Scalar | None = None,
+    prompts: str = "core",
+) -> Float[Array, "... 2"]:
+    """The population rule on the latents, core and spurious weight: C_lambda p of `mmcl_accuracy` with the prompt p
+    of class +1.
+
+    Intra-class: w with sign(z . w) the prediction.  Inter-class: m (A, B), the same for every pair.
+    Arguments, errors and sources as for `mmcl_accuracy`.
+    """
+    return _population_rule(model, caps or captions(), None, embed_dim, same_class_weight, prompts)[0]
+
+
+def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
+    """pi* = ((1 + alpha) / (1 - beta) - 1) / ((m - 1) beta^2), the caption detail above which feature sharing works
+    at p_spu = 1.
+
+    At p_spu = 1 and without noise the conflicting group is all right iff A (1 - beta) > B (1 + alpha), that is iff
+    pi_core > pi* (A = 1 + (m-1) pi_core beta^2, B = 1), and all wrong for pi_core < pi* but for ties and
+    draws in which no competitor has both signs right. Values above 1 mean that no captions suffice; inf where nothing
+    is shared (beta = 0 or m = 1). The model's p_spu is not used.
+    Source: T4, T6.  Check: tests/test_theory_mmcl.py.
+    """
+    shared = (model.num_pairs - 1) * model.beta**2
+    needed = (1 + model.alpha) / (1 - model.beta) - 1
+    return jnp.where(shared > 0, needed / jnp.where(shared > 0, shared, 1.0), jnp.inf)
+
+
+def _population_rule(
+    model: Model,
+    caps: Captions,
+    obs: Observation | None,
+    embed_dim: int | None,
+    same_class_weight: Scalar | None,
+    prompts: str,
+) -> tuple[Array, Array]:
+    """The rule w = C_lambda p, (..., 2), and p^T U_lambda p + s_T^2 |p|^2, the second moment of its text factor."""
+    mom = moments(model, caps)
+    if same_class_weight is None:
+        between = jnp.zeros((), mom.zu.dtype)
+    else:
+        classes = model.num_classes
+        weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]")
+        between = (1 - weight) * (classes / (classes - 1)) - 1
+    zu = _plus(mom.zu, between, mom.zu_between)
+    uu = _plus(mom.uu, (1 + between) ** 2 - 1, mom.uu_between)
+    prompt = _pair_prompt(model, prompts)
+    if embed_dim is not None:
+        zu = _truncate(zu, model, embed_dim)
+    column = prompt[..., :, None]
+    weights = (zu @ column)[..., 0] * (model.num_pairs if isinstance(model, InterClass) else 1)
+    text_variance = (column.mT @ uu @ column)[..., 0, 0]
+    if obs is not None:
+        noise = obs.sd_text**2 * (prompt**2).sum(-1)
+        text_variance, noise = jnp.broadcast_arrays(text_variance, noise)
+        text_variance = text_variance + noise
+    return weights, text_variance
+
+
+def _plus(total: Array, factor: Array, between: Array) -> Array:
+    """total + factor * between, factor (...) against matrices (..., 2, 2), batch ranks broadcast."""
+    shape = jnp.broadcast_shapes((*factor.shape, 1, 1), total.shape)
+    total, between = jnp.broadcast_to(total, shape), jnp.broadcast_to(between, shape)
+    return total + jnp.broadcast_to(factor[..., None, None], shape) * between
+
+
+def _pair_prompt(model: Model, kind: str) -> Float[Array, "... 2"]:
+    """Coordinates (core, spu) of the prompt of a class with sign +1 on its own pair."""
+    latent_moments = model.latent_moments()
+    _checks.choice("prompts", kind, PROMPTS)
+    return latent_moments.class_core if kind == "core" else latent_moments.class_mean
+
+
+def _truncate(zu: Array, model: Model, embed_dim: int) -> Array:
+    """SVD_r of the latent cross-covariance. All m pairs of the inter-class model share their singular values."""
+    _checks.integer("embed_dim", embed_dim, 1)
+    if embed_dim >= model.num_latents:
+        return zu
+    if isinstance(model, IntraClass) and embed_dim == 1:
+        u, s, vt = jnp.linalg.svd(zu)
+        return s[..., :1, None] * u[..., :, :1] * vt[..., :1, :]
+    raise NotImplementedError(
+        f"mmcl_accuracy has no theory for embed_dim {embed_dim} < {model.num_latents} in the inter-class model:"
+        " its singular values are degenerate."
+    )

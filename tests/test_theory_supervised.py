@@ -1,0 +1,230 @@
+"""The max-margin curve X1 against SciPy and against max-margin rules of sampled images; T3's bound; T4's limit."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.stats
+from scipy.stats import norm
+
+from mmcl_theory.data import captions, draw_dictionaries, intra_class, observation, sample_pairs
+from mmcl_theory.learners import max_margin_dual
+from mmcl_theory.theory import max_margin_rule, supervised_accuracy
+from mmcl_theory.zero_shot import linear_rule_accuracy
+from tests.statistics import rejects
+
+DIM = 2000
+# Each program runs for a second or so: at XLA's default level compiling takes twice as long.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+@jit
+def solve(model, obs, n):
+    """(v_c, v_s, sqrt(T)) and the accuracies (aligned, conflicting)."""
+    v, noise_norm = max_margin_rule(model, obs, n)
+    accuracy = supervised_accuracy(model, obs, n)
+    return jnp.concatenate([v, jnp.sqrt(noise_norm)[..., None]], -1), jnp.stack(
+        [accuracy.aligned, accuracy.conflicting], -1
+    )
+
+
+def predict(p, s_c, s_s, n, d, sigma, mu_c=1.0, mu_s=1.0):
+    model = intra_class(p, s_c, s_s, mu_c, mu_s)
+    return solve(model, observation(d, 2, sigma, 0.0), np.asarray(n, float) + 0 * np.asarray(p))
+
+
+# X1 against SciPy
+
+
+def hinge(m, s):
+    """H(m, s) of THEORY X1."""
+    return ((1 - m) ** 2 + s**2) * norm.cdf((1 - m) / s) + (1 - m) * s * norm.pdf((1 - m) / s)
+
+
+def slack(x, p, s_c, s_s, mu_c, mu_s, n, sigma):
+    """sqrt(T) - sqrt((n / sigma^2) sum_r P(r) H) at x = (v_c, v_s, sqrt(T)): concave in x, >= 0 where x is feasible."""
+    v_c, v_s, root = x
+    s = np.sqrt((v_c * s_c) ** 2 + (v_s * s_s) ** 2 + sigma**2 * (x @ x) / DIM)
+    loss = p * hinge(v_c * mu_c + v_s * mu_s, s) + (1 - p) * hinge(v_c * mu_c - v_s * mu_s, s)
+    return root - np.sqrt(n * loss) / sigma
+
+
+def scipy_rule(*parameters):
+    """The convex problem in three variables, each in units of its size at the start, from two feasible starts."""
+
+    def optimum(v):
+        start = np.array([*v, 1.0])
+        while slack(start, *parameters) < 0:
+            start[2] *= 1.5
+            assert start[2] < 1e6, "not separable"
+        size = np.array([1.0, 1.0, start[2]])
+        fit = scipy.optimize.minimize(
+            lambda y: (y * size) @ (y * size) / size[2] ** 2,
+            start / size,
+            method="SLSQP",
+            constraints={"type": "ineq", "fun": lambda y: slack(y * size, *parameters) / size[2]},
+            options={"maxiter": 1000, "ftol": 1e-15},
+        )
+        return fit.x * size
+
+    optima = [optimum(v) for v in ((0.5, 0.5), (1.0, 0.1))]
+    np.testing.assert_allclose(optima[0], optima[1], atol=1e-6 * np.linalg.norm(optima[0]))
+    return optima[0]
+
+
+def random_parameters(count):
+    rng = np.random.default_rng(0)
+    low = [0.5, 0.1, 0.0, 0.5, 0.3, np.log(100), 0.5]
+    high = [1.0, 1.5, 0.6, 1.5, 1.5, np.log(1800), 20.0]
+    x = rng.uniform(low, high, (count, 7))
+    x[:, 5] = np.exp(x[:, 5])
+    return x
+
+
+def test_hinge_is_its_integral():
+    for m, s in ((0.3, 0.7), (2.0, 0.5), (-1.0, 2.0)):
+        integral = scipy.integrate.quad(lambda z, m=m, s=s: (1 - z) ** 2 * norm.pdf(z, m, s), m - 20 * s, 1)[0]
+        np.testing.assert_allclose(hinge(m, s), integral, rtol=1e-7)
+
+
+def test_rule_is_the_optimum_that_scipy_finds():
+    x = random_parameters(30)
+    p, s_c, s_s, mu_c, mu_s, n, sigma = x.T
+    got, _ = predict(p, s_c, s_s, n, DIM, sigma, mu_c, mu_s)
+    for row, rule in zip(x, got, strict=True):
+        want = scipy_rule(*row)
+        assert np.abs(rule - want).max() <= 1e-6 * np.linalg.norm(want)
+        assert abs(slack(np.asarray(rule), *row)) <= 1e-12 * rule[2]
+
+
+def test_values_in_the_theory_text():
+    rule, _ = predict(0.95, 1.0, 0.1, 1000, 2000, 2.0)
+    np.testing.assert_allclose(rule[:2], [0.552, 0.934], atol=1e-3)
+    np.testing.assert_allclose(rule[2] ** 2, 40.2, atol=0.2)
+    _, accuracy = predict(0.9, 1.0, 0.2, 1000, 4000, 1.0)
+    np.testing.assert_allclose(accuracy[1], 0.447, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["p_spu", "sigma_core", "n"])
+def test_gradients_are_finite_differences(name):
+    point = {"p_spu": 0.9, "sigma_core": 0.8, "n": 700.0}
+
+    def conflicting(value):
+        x = jax.tree.map(jnp.asarray, point | {name: value})
+        model = dataclasses.replace(intra_class(0.9, 0.8, 0.3), p_spu=x["p_spu"], sigma_core=x["sigma_core"])
+        return supervised_accuracy(model, observation(DIM, 2, 8.0, 0.0), x["n"]).conflicting
+
+    gradient = jit(jax.grad(conflicting))
+    conflicting = jit(conflicting)
+    at = jnp.asarray(point[name])
+    h = 1e-4 * at
+    difference = (
+        8 * (conflicting(at + h) - conflicting(at - h)) - conflicting(at + 2 * h) + conflicting(at - 2 * h)
+    ) / (12 * h)
+    np.testing.assert_allclose(gradient(at), difference, rtol=1e-8)
+
+
+def test_leaves_broadcast_like_a_loop():
+    p, n, sigma = np.array([[0.7], [0.95]]), np.array([300.0, 900.0, 1500.0]), np.array([2.0, 5.0, 9.0])
+    model, obs = intra_class(p, 0.9, 0.2), observation(DIM, 2, sigma, 0.0)
+    rule, accuracy = solve(model, obs, n)
+    for i in range(2):
+        for j in range(3):
+            one_rule, one_accuracy = predict(p[i, 0], 0.9, 0.2, n[j], DIM, sigma[j])
+            np.testing.assert_allclose(rule[i, j], one_rule, rtol=1e-11)
+            np.testing.assert_allclose(accuracy[i, j], one_accuracy, rtol=1e-11)
+
+
+def test_symmetries():
+    rule, accuracy = predict(np.array([0.5, 0.9, 0.1]), 0.8, 0.3, 700, DIM, 8.0)
+    np.testing.assert_allclose(rule[0, 1], 0, atol=1e-12)
+    np.testing.assert_allclose(accuracy[0, 0], accuracy[0, 1], rtol=1e-12)
+    # Turning the spurious axis round swaps the groups.
+    np.testing.assert_allclose(rule[2], rule[1] * np.array([1, -1, 1]), rtol=1e-10)
+    np.testing.assert_allclose(accuracy[2], accuracy[1, ::-1], rtol=1e-10)
+
+
+def test_units_do_not_matter():
+    scale = np.array([1.0, 7.0])
+    rule, accuracy = predict(np.full(2, 0.9), 0.8 * scale, 0.3 * scale, 700, DIM, 8 * scale, scale, scale)
+    np.testing.assert_allclose(accuracy[1], accuracy[0], rtol=1e-11)
+    np.testing.assert_allclose(rule[1] * 7, rule[0], rtol=1e-11)
+
+
+def test_dimension_enters_through_noise_per_coordinate_and_n_over_d_only():
+    want = predict(0.9, 0.8, 0.3, 700, DIM, 8.0)[0]
+    np.testing.assert_allclose(predict(0.9, 0.8, 0.3, 175, DIM // 4, 4.0)[0], want, rtol=1e-12)
+
+
+def test_not_separable_is_nan():
+    """Pure noise: separable iff n < 2 d (Cover 1965). With a signal, n >> d.  sigma = 0: no noise part to scale."""
+    rule, accuracy = predict(0.9, 0.0, 0.0, np.array([1.9, 2.1]) * DIM, DIM, 8.0, mu_c=1e-9, mu_s=0.0)
+    assert jnp.isfinite(rule[0]).all() and jnp.isnan(rule[1]).all()
+    np.testing.assert_allclose(accuracy[0], 0.5, atol=1e-6)
+    for n, sigma in ((40 * DIM, 20.0), (500, 0.0)):
+        assert all(jnp.isnan(x).all() for x in predict(0.9, 1.0, 0.3, n, DIM, sigma))
+
+
+def test_missing_arguments_are_refused():
+    model, obs = intra_class(0.9, 1.0, 0.3), observation(DIM, 2)
+    for args in ((model,), (model, obs), (model, None, 100)):
+        with pytest.raises(ValueError, match="obs and n must be given for the intra-class model, got None"):
+            supervised_accuracy(*args)
+    with pytest.raises(ValueError, match=r"n must be >= 2, got 1\."):
+        supervised_accuracy(model, obs, 1)
+
+
+# X1 and T3 against max-margin rules of sampled images
+
+
+@functools.partial(jit, static_argnames=("n", "seeds"))
+def max_margin_accuracies(key, model, obs, *, n, seeds):
+    """(seeds, 2), exact accuracy of the max-margin rule of n sampled images."""
+
+    def one(key):
+        key_dictionaries, key_pairs = jax.random.split(key)
+        dictionaries = draw_dictionaries(key_dictionaries, model, obs)
+        pairs = sample_pairs(key_pairs, model, captions(), obs, n, dictionaries)
+        fit = max_margin_dual(pairs.image @ pairs.image.T, pairs.label)
+        w = (fit.dual * pairs.label) @ pairs.image
+        accuracy = linear_rule_accuracy(model, w @ dictionaries.image, w @ w, obs.sd_image)
+        solved = fit.separable & (fit.gap < 1e-3)
+        return jnp.where(solved, jnp.stack([accuracy.aligned, accuracy.conflicting]), jnp.nan)
+
+    return jax.lax.map(one, jax.random.split(key, seeds))
+
+
+@functools.cache
+def simulate(p, s_c, s_s, n, d, sigma, seeds):
+    """In float32, which moves accuracies by less than 1e-4 (gap of max_margin_dual below 1e-3)."""
+    model, obs = jax.tree.map(
+        lambda x: x.astype(jnp.float32), (intra_class(p, s_c, s_s), observation(d, 2, sigma, 0.0))
+    )
+    return np.asarray(max_margin_accuracies(jax.random.key(6), model, obs, n=n, seeds=seeds))
+
+
+def assert_in_band(samples, prediction, *, margin=0.02):
+    """Within 3 standard errors and the margin: a statement for finite n about a limit."""
+    error = np.abs(samples.mean(0) - prediction)
+    band = 3 * samples.std(0, ddof=1) / len(samples) ** 0.5 + margin
+    assert (error <= band).all(), f"z = {error} > {band}"
+
+
+@pytest.mark.parametrize(
+    "point",
+    [(0.95, 1.0, 0.1, 1000, 2000, 2.0), (0.9, 1.0, 0.2, 1000, 4000, 1.0)],
+    ids=str,
+)
+def test_max_margin_at_a_thousand_samples(point):
+    """Resolution: standard errors of .025 on the conflicting group, .003 on the aligned one."""
+    samples = simulate(*point, 8)
+    p, s_c, *rest = point
+    assert_in_band(samples, predict(*point)[1])
+    rejects(assert_in_band, samples, predict(*point)[1][::-1])
+    rejects(assert_in_band, samples, predict(p - 0.1, s_c, *rest)[1])
+    rejects(assert_in_band, samples, predict(p, s_c / 2, *rest)[1])
