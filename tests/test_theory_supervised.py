@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,17 @@ import scipy.optimize
 import scipy.stats
 from scipy.stats import norm
 
-from mmcl_theory.data import captions, draw_dictionaries, intra_class, observation, sample_pairs
+from mmcl_theory.data import (
+    captions,
+    class_labels,
+    draw_dictionaries,
+    inter_class,
+    intra_class,
+    observation,
+    sample_pairs,
+)
 from mmcl_theory.learners import max_margin_dual
-from mmcl_theory.theory import max_margin_rule, supervised_accuracy
+from mmcl_theory.theory import max_margin_rule, supervised_accuracy, supervised_bound
 from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import rejects
 
@@ -228,3 +237,122 @@ def test_max_margin_at_a_thousand_samples(point):
     rejects(assert_in_band, samples, predict(*point)[1][::-1])
     rejects(assert_in_band, samples, predict(p - 0.1, s_c, *rest)[1])
     rejects(assert_in_band, samples, predict(p, s_c / 2, *rest)[1])
+
+
+def test_gap_to_the_curve_shrinks_faster_than_one_over_root_n():
+    """At fixed n/d and n/sigma^2, as X1 wants; the aligned group, whose noise is the smaller (resolution 5e-4).
+
+    A gap of order 1/sqrt(n) would halve from n = 40 to n = 160; the limit with p_spu off by .03 would leave none of it.
+    Seen: n times the gap is -.36, -.30, -.25, -.22 at n = 60, 125, 250, 500.
+    """
+    gaps, variances = [], []
+    for n, seeds in ((40, 2000), (160, 1000)):
+        sigma = 2 * (n / 1000) ** 0.5
+        limit = np.asarray(predict(0.95, 1.0, 0.1, n, 2 * n, sigma)[1])
+        samples = simulate(0.95, 1.0, 0.1, n, 2 * n, sigma, seeds)
+        gaps.append(samples.mean(0)[0] - limit[0])
+        variances.append(samples.var(0, ddof=1)[0] / seeds)
+    np.testing.assert_array_less(np.sqrt(variances), 5e-4)
+    five_errors = 5 * np.sqrt(variances[0] + 4 * variances[1])
+    assert abs(gaps[0]) - 2 * abs(gaps[1]) > five_errors
+    wrong = np.asarray(predict(0.92, 1.0, 0.1, n, 2 * n, sigma)[1][0] - limit[0])
+    assert not abs(gaps[0] - wrong) - 2 * abs(gaps[1] - wrong) > five_errors
+
+
+def sagawa(majority, minority, dim):
+    """T3's regime as in Sagawa et al. 2020: (p, s_c, s_s, n, d, sigma)."""
+    n = majority + minority
+    return majority / n, 1.0, (16 * np.log(100 * majority)) ** -0.5, n, dim, majority**0.5 / 600
+
+
+def test_bound_holds_for_the_curve_in_its_regime():
+    p, s_c, s_s, n, d, sigma = sagawa(200_000, 100, 10**9)
+    model, obs = intra_class(p, s_c, s_s), observation(d, 2, sigma, 0.0)
+    conflicting = solve(model, obs, np.asarray(float(n)))[1][1]
+    assert conflicting <= supervised_bound().conflicting
+    assert supervised_bound().shifted == 2 / 3
+
+
+def assert_below(samples, bound):
+    """One-sided z-test of E[samples] <= bound at a false-alarm rate of 1e-6 with the evidence on the bound's side."""
+    z = (samples.mean() - bound) / (samples.std(ddof=1) / len(samples) ** 0.5)
+    assert z < -norm.isf(1e-6), f"z = {z:.1f}"
+
+
+def test_bound_holds_for_sampled_images():
+    """In float64: the noise, .017 of the signal's norm, leaves a margin too small for float32. Standard error .02."""
+
+    def conflicting(p):
+        _, s_c, s_s, n, d, sigma = sagawa(100, 5, 2000)
+        obs = observation(d, 2, sigma, 0.0)
+        return np.asarray(max_margin_accuracies(jax.random.key(3), intra_class(p, s_c, s_s), obs, n=n, seeds=200))[:, 1]
+
+    assert_below(conflicting(100 / 105), float(supervised_bound().conflicting))
+    rejects(assert_below, conflicting(0.7), float(supervised_bound().conflicting))
+
+
+# T4: the max-margin rule of the whole inter-class population
+
+
+def crammer_singer(m, alpha, beta):
+    """(2m, 2m) weights, by class, of least norm with w_y.x - w_y'.x >= 1 for every x of the population at p_spu = 1.
+
+    Hard margin by nonnegative least squares: with v = A^T a and a >= 0 the minimiser of |v|^2 + (1 - sum a)^2,
+    w = v / (1 - sum a) has A w >= 1, with equality where a > 0. Nothing is assumed of the solution's form.
+    """
+    rows = []
+    for number, label in enumerate(np.asarray(class_labels(2 * m))):
+        for signs in itertools.product((-1, 1), repeat=2 * m):
+            z = np.array(signs) * np.repeat([beta, alpha], m)
+            z[[abs(label) - 1, m + abs(label) - 1]] = np.sign(label)
+            for other in set(range(2 * m)) - {number}:
+                row = np.zeros((2 * m, 2 * m))
+                row[number], row[other] = z, -z
+                rows.append(row.ravel())
+    rows = np.unique(rows, axis=0)
+    system = np.vstack([rows.T, np.ones(len(rows))])
+    dual, _ = scipy.optimize.nnls(system, np.append(np.zeros(rows.shape[1]), 1.0))
+    w = rows.T @ dual / (1 - dual.sum())
+    assert (rows @ w >= 1 - 1e-9).all()
+    return w.reshape(2 * m, 2 * m)
+
+
+@pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (2, 0.6, 0.2), (3, 0.3, 0.5)])
+def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta):
+    w = crammer_singer(m, alpha, beta)
+    core, spu = 1 - beta, 1 - alpha
+    want = np.zeros((2 * m, 2 * m))
+    for number, label in enumerate(np.asarray(class_labels(2 * m))):
+        want[number, [abs(label) - 1, m + abs(label) - 1]] = np.sign(label) * np.array([core, spu])
+    # The weights of all classes may shift together: only differences decide.
+    w, want = w - w.mean(0), want - want.mean(0)
+    scale = np.vdot(w, want) / np.vdot(want, want)
+    np.testing.assert_allclose(w, scale * want, atol=1e-9)
+    swapped = np.roll(want, m, axis=1)
+    assert np.abs(w - np.vdot(w, swapped) / np.vdot(swapped, swapped) * swapped).max() > 0.05
+
+
+@pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (3, 0.55, 0.35), (3, 0.3, 0.5), (3, 0.8, 0.2)])
+def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta):
+    w = crammer_singer(m, alpha, beta)
+    correct, aligned = [], []
+    for number, label in enumerate(np.asarray(class_labels(2 * m))):
+        for signs in itertools.product((-1, 1), repeat=2 * m):
+            z = np.array(signs) * np.repeat([beta, alpha], m)
+            z[abs(label) - 1], z[m + abs(label) - 1] = np.sign(label), signs[m + abs(label) - 1]
+            correct.append((w @ z).argmax() == number)
+            aligned.append(z[m + abs(label) - 1] == np.sign(label))
+    correct, aligned = np.array(correct), np.array(aligned)
+    accuracy = supervised_accuracy(inter_class(m, 1.0, alpha, beta))
+    got = [correct[aligned].mean(), correct[~aligned].mean()]
+    np.testing.assert_allclose([accuracy.aligned, accuracy.conflicting], got, atol=1e-12)
+    # All wrong once a competitor has both signs right iff (1 - beta)^2 < 1 - alpha^2.
+    fails = (1 - beta) ** 2 < 1 - alpha**2
+    assert (accuracy.conflicting < 1) == fails
+    if fails and beta > alpha:  # the own score A - B is negative: never right
+        np.testing.assert_allclose(accuracy.conflicting, 0, atol=1e-12)
+
+
+def test_inter_class_has_no_limit_below_perfect_correlation():
+    accuracy = supervised_accuracy(inter_class(3, np.array([0.9, 1.0]), 0.3, 0.5))
+    assert jnp.isnan(accuracy.conflicting[0]) and jnp.isfinite(accuracy.conflicting[1])
