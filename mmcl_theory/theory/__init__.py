@@ -3,8 +3,10 @@
 from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
 from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
+from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule
 
 __all__ = [
+    "balanced_pi_spu",
     "max_margin_rule",
     "mmcl_accuracy",
     "mmcl_mean_accuracy",
@@ -12,4 +14,6 @@ __all__ = [
     "sharing_threshold",
     "supervised_accuracy",
     "supervised_bound",
+    "whitened_accuracy",
+    "whitened_rule",
 ]

@@ -104,7 +104,7 @@ def _population_rule(
         between = (1 - weight) * (classes / (classes - 1)) - 1
     zu = _plus(mom.zu, between, mom.zu_between)
     uu = _plus(mom.uu, (1 + between) ** 2 - 1, mom.uu_between)
-    prompt = _pair_prompt(model, prompts)
+    prompt = pair_prompt(model, prompts)
     if embed_dim is not None:
         zu = _truncate(zu, model, embed_dim)
     column = prompt[..., :, None]
@@ -124,7 +124,7 @@ def _plus(total: Array, factor: Array, between: Array) -> Array:
     return total + jnp.broadcast_to(factor[..., None, None], shape) * between
 
 
-def _pair_prompt(model: Model, kind: str) -> Float[Array, "... 2"]:
+def pair_prompt(model: Model, kind: str) -> Float[Array, "... 2"]:
     """Coordinates (core, spu) of the prompt of a class with sign +1 on its own pair."""
     latent_moments = model.latent_moments()
     _checks.choice("prompts", kind, PROMPTS)

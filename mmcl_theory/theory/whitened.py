@@ -1,0 +1,122 @@
+"""What a whitening loss learns: the family from the linear loss to InfoNCE's second order; captions that balance it.
+
+Symbols: z latents, u caption code, C = Cov(z, u), S_I = Cov(z) + s_I^2, S_T = Cov(u) + s_T^2 (2 x 2, on the latent
+coordinates), theta whitening, p prompt, w = (w_c, w_s) the rule, q = 2 p_spu - 1, k = q mu_c mu_s, v = mu_s^2 + s_s^2.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.data.latents import pair_matrix
+from mmcl_theory.theory.mmcl import pair_prompt
+from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+
+
+def whitened_accuracy(
+    model: Model,
+    caps: Captions | None = None,
+    obs: Observation | None = None,
+    theta: Scalar = 1.0,
+    prompts: str = "core",
+) -> GroupAccuracy:
+    """Zero-shot accuracy, by group, of the population rule w = S_I^-theta C S_T^-theta p, of any rank.
+
+    theta = 1 is what InfoNCE with many negatives minimises to second order, exactly for Gaussian latents; theta = 0 is
+    the linear loss (`mmcl_accuracy` with obs, n = None). The rule lies in the span of the dictionary, so |w_amb| = |w|.
+
+    caps: default rich captions.  obs: None means no noise.  theta: in [0, 1].  prompts: "core" or "train_mean".
+    Leaves of model, caps, obs and theta broadcast.
+    Raises: ValueError for theta or prompts out of range.
+    Source: X5.  Check: tests/test_theory_whitened.py.
+    """
+    weights = whitened_rule(model, caps, obs, theta, prompts)
+    return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
+
+
+def whitened_rule(
+    model: Model,
+    caps: Captions | None = None,
+    obs: Observation | None = None,
+    theta: Scalar = 1.0,
+    prompts: str = "core",
+) -> Float[Array, "... 2"]:
+    """w = S_I^-theta C S_T^-theta p on the latents, (core, spurious), for the prompt p of class +1.
+
+    Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates. Directions
+    in which a covariance vanishes (a detail that is never mentioned, without text noise) are left out: pseudo-inverses.
+    Arguments, errors and source as for `whitened_accuracy`.
+    """
+    theta = _checks.real("theta", theta, "in [0, 1]")
+    mom = moments(model, caps or captions())
+    zero = jnp.zeros(())
+    noise_image, noise_text = (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
+    batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, mom.zu.shape[:-2])
+    zz, zu, uu = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (mom.zz, mom.zu, mom.uu))
+    theta, noise_image, noise_text = (jnp.broadcast_to(x, batch) for x in (theta, noise_image, noise_text))
+    left, right = (_inverse_power(*x, theta) for x in ((zz, noise_image), (uu, noise_text)))
+    prompt = pair_prompt(model, prompts)
+    prompt = jnp.broadcast_to(prompt, jnp.broadcast_shapes(prompt.shape, (*batch, 2)))[..., :, None]
+    return (left @ (zu @ (right @ prompt)))[..., 0]
+
+
+def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None = None) -> Float[Array, "..."]:
+    """The pi_spu at which the whitened rule ignores the spurious feature, w_s = 0 (theta = 1, masking "named").
+
+    w_s is a positive multiple of q [D (pi_spu v + s_T^2) - pi_spu^2 (G v - k^2)], G = mu_c^2 + s_c^2 + s_I^2,
+    D = (1 - pi_core) s_c^2 + s_I^2, so that its only root pi_spu > 0 is
+        [D v + sqrt(D^2 v^2 + 4 (G v - k^2) D s_T^2)] / (2 (G v - k^2)).
+    Below it the rule follows the spurious feature as it is in training, above it the rule over-corrects: the aligned
+    group becomes the worse one. Values above 1 mean that no captions over-correct; 0, that all but silence do. The
+    balanced rule has the best accuracy on P* that any linear rule has, Phi(mu_c / sqrt(s_c^2 + s_I^2)) (acc_P* falls
+    strictly in |w_s / w_c|), whatever pi_core: among captions with pi_spu <= 1 the balanced ones are optimal.
+
+    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. NaN where G v = k^2 (q^2 = 1 and no
+    variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
+    Raises: ValueError for another masking.
+    Source: X10 (the root and the optimality are this project's).  Check: tests/test_theory_whitened.py.
+    """
+    gap, spread, product, noise_text = _balance(model, caps, obs)
+    root = gap * spread + jnp.sqrt((gap * spread) ** 2 + 4 * product * gap * noise_text)
+    defined = (product > 0) & (model.p_spu != 0.5) & (model.mu_spu > 0)
+    return jnp.where(defined, root / (2 * jnp.where(defined, product, 1.0)), jnp.nan)
+
+
+def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tuple[Array, Array, Array, Array]:
+    """D, v, G v - k^2 and s_T^2 of `balanced_pi_spu`."""
+    if caps.masking != "named":
+        raise ValueError(f'masking must be "named", got {caps.masking!r}.')
+    zero = jnp.zeros(())
+    noise_image, noise_text = (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
+    q = 2 * model.p_spu - 1
+    spread = model.mu_spu**2 + model.sigma_spu**2
+    total = model.mu_core**2 + model.sigma_core**2 + noise_image
+    gap = (1 - caps.pi_core) * model.sigma_core**2 + noise_image
+    return gap, spread, total * spread - (q * model.mu_core * model.mu_spu) ** 2, noise_text
+
+
+def _inverse_power(cov: Float[Array, "... 2 2"], variance: Array, power: Array) -> Float[Array, "... 2 2"]:
+    """(cov + variance)^-power of positive semi-definite 2 x 2 matrices, on their range.
+
+    f(A) = (f(l+) + f(l-))/2 + (f(l+) - f(l-))/(l+ - l-) (A - tr A/2), l+- the eigenvalues, f(l) = l^-power; smooth
+    where the eigenvalues coincide, where an eigendecomposition has no derivative.
+    """
+    a, b, d = cov[..., 0, 0] + variance, cov[..., 0, 1], cov[..., 1, 1] + variance
+    centre, half = (a + d) / 2, (a - d) / 2
+    radius_squared = half**2 + b**2
+    apart = radius_squared > jnp.finfo(cov.dtype).eps * centre**2
+    radius = jnp.where(apart, jnp.sqrt(jnp.where(apart, radius_squared, 1.0)), 0.0)
+    high = centre + radius
+    positive = high > 0
+    high = jnp.where(positive, high, 1.0)
+    low = (a * d - b**2) / high
+    kept = low > 16 * jnp.finfo(cov.dtype).eps * high
+    none = jnp.where(power == 0, 1.0, 0.0)
+    f_high = jnp.where(positive, high**-power, none)
+    f_low = jnp.where(positive & kept, jnp.where(kept, low, 1.0) ** -power, none)
+    derivative = -power * high ** (-power - 1)
+    slope = jnp.where(apart, (f_high - f_low) / jnp.where(apart, 2 * radius, 1.0), derivative)
+    level = (f_high + f_low) / 2
+    return pair_matrix(level + slope * half, slope * b, slope * b, level - slope * half)
