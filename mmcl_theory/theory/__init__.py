@@ -2,15 +2,19 @@
 
 from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
+from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
 from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
 from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule
 
 __all__ = [
+    "Outliers",
     "balanced_pi_spu",
+    "bulk_edge",
     "max_margin_rule",
     "mmcl_accuracy",
     "mmcl_mean_accuracy",
     "mmcl_rule",
+    "outliers",
     "sharing_threshold",
     "supervised_accuracy",
     "supervised_bound",

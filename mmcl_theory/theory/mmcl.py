@@ -1,4 +1,4 @@
-"""What the linear MMCL loss learns, and how accurate its zero-shot rule is (T1, T2, T4, T5, T6, X2 untruncated, X3).
+"""What the linear MMCL loss learns, and how accurate its zero-shot rule is (T1, T2, T4, T5, T6, X2, X3).
 
 Symbols: z latents, u caption code, C = Cov(z, u), lambda same-class weight, K classes, w the rule on the latents,
 (A, B) its core and spurious weight, p prompt, q = 2 p_spu - 1, m pairs of classes, s_I, s_T noise per coordinate.
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.theory.spiked import outliers
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 
@@ -31,28 +32,50 @@ def mmcl_accuracy(
     n samples, intra-class: the rule's ambient norm grows by its noise,
         |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
         U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
-    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n).
+    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n). Truncated to
+    embed_dim < min(d_I, d_T), w = sum_k s_k l_k (r_k . p) and |w_amb|^2 = sum_k s_k^2 (r_k . p)^2 over the singular
+    values of `outliers` among the embed_dim largest; NaN where the noise buries every one of them.
 
-    caps: default rich captions.  obs: None means no noise.  n: >= 2, real values allowed.  embed_dim: r >= 1, static;
-    None or r >= the number of latents does not truncate the population rule.  same_class_weight: lambda in [0, 1],
-    None for the ordinary loss.  prompts: "core" or "train_mean". Leaves of model, caps, obs, n and lambda broadcast.
-    Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: a truncated
-    embedding at finite n, or finite n in the inter-class model; a rank between 1 and the number of latents there.
-    Source: T1, T2, T4, T5, T6; X2 (untruncated), X3.  Check: tests/test_theory_mmcl.py.
+    caps: default rich captions. obs: None means no noise. n: >= 2, real values allowed. embed_dim: r >= 1, static;
+    None or, in the population, r >= the number of latents does not truncate. same_class_weight: lambda in [0, 1],
+    None for the ordinary loss. prompts: "core" or "train_mean". Leaves of model, caps, obs, n and lambda broadcast.
+    Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: finite n,
+    or a rank below the number of latents, in the inter-class model; a same-class weight with a truncated embedding at n.
+    Source: T1, T2, T4, T5, T6; X2, X3.  Check: tests/test_theory_mmcl.py, tests/test_theory_spiked.py.
     """
     weights, prompt_noise = _population_rule(model, caps or captions(), obs, embed_dim, same_class_weight, prompts)
     norm = (weights**2).sum(-1)
     if n is not None:
         if isinstance(model, InterClass):
             raise NotImplementedError("mmcl_accuracy has no theory for n samples of the inter-class model; use n=None.")
-        if embed_dim is not None and (obs is None or embed_dim < min(obs.dim_image, obs.dim_text)):
-            raise NotImplementedError("mmcl_accuracy has no theory for embed_dim with n samples; use one of them only.")
+        if embed_dim is not None and obs is not None and embed_dim < min(obs.dim_image, obs.dim_text):
+            if same_class_weight is not None:
+                raise NotImplementedError(
+                    "mmcl_accuracy has no theory for embed_dim with same_class_weight and n samples; use two of them."
+                )
+            return _truncated_accuracy(model, caps or captions(), obs, n, embed_dim, prompts)
         n = _checks.sample_size(n)
         if obs is not None:
             variance = obs.sd_image**2 * (obs.dim_image / n) * prompt_noise
             norm, variance = jnp.broadcast_arrays(norm, variance)
             norm = norm + variance
     return linear_rule_accuracy(model, weights, norm, 0.0 if obs is None else obs.sd_image)
+
+
+def _truncated_accuracy(
+    model: IntraClass, caps: Captions, obs: Observation, n: Scalar, embed_dim: int, prompts: str
+) -> GroupAccuracy:
+    """X2: the rule sum_k s_k l_k (r_k . p) over the outliers among the embed_dim largest singular values."""
+    found = outliers(model, caps, obs, n)
+    rank = min(embed_dim, found.value.shape[-1])
+    value, left, right = found.value[..., :rank], found.left[..., :rank, :], found.right[..., :rank, :]
+    exists = found.exists[..., :rank]
+    prompt = pair_prompt(model, prompts)
+    prompt = jnp.broadcast_to(prompt, (*left.shape[:-2], 2))[..., None, :]
+    strength = jnp.where(exists, value * (right * prompt).sum(-1), 0.0)
+    weights = (strength[..., None] * jnp.where(exists[..., None], left, 0.0)).sum(-2)
+    weights = jnp.where(exists.any(-1)[..., None], weights, jnp.nan)
+    return linear_rule_accuracy(model, weights, (strength**2).sum(-1), obs.sd_image)
 
 
 def mmcl_rule(
