@@ -1,0 +1,162 @@
+"""What a sweep is asked to do, checked. Imports neither JAX nor plotting, so that --help and refusals are quick."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from sims.flags import UsageError
+
+AXES = ("p_spu", "sigma_core", "sigma_spu", "pi_core", "same_class_weight")
+LEARNERS = ("mmcl", "mmcl_gradient", "info_nce", "supervised", "supervised_gradient")
+_COPIES = 4  # live copies of the sample in a run: pairs, noise, the learner's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What does not vary between the cells of a sweep: sizes, noise, training.
+
+    n samples; dim_image, dim_text input dimensions; sigma_image, sigma_text noise norms; mu_core, mu_spu feature means;
+    pi_spu chance that a caption names the spurious feature; embed_dim embedding size, None for no limit;
+    gradient_steps of the gradient-trained learners; batch_size, None for 128 or all n if fewer, and temperature of
+    InfoNCE.
+    """
+
+    n: int = 500
+    dim_image: int = 1000
+    dim_text: int = 20
+    sigma_image: float = 2.0
+    sigma_text: float = 1.0
+    mu_core: float = 1.0
+    mu_spu: float = 1.0
+    pi_spu: float = 1.0
+    embed_dim: int | None = None
+    gradient_steps: int = 300
+    batch_size: int | None = None
+    temperature: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        full = min(self.dim_image, self.dim_text)
+        return full if self.embed_dim is None else min(self.embed_dim, full)
+
+    @property
+    def batch(self) -> int:
+        return min(128, self.n) if self.batch_size is None else self.batch_size
+
+    def run_bytes(self, learner: str) -> int:
+        """Memory that one run takes, estimated: its sample, for supervised learners its Gram matrix, and working
+        copies."""
+        gram = self.n if learner.startswith("supervised") else 0
+        encoders = (self.dim_image + self.dim_text) * self.rank
+        return 4 * _COPIES * (self.n * (self.dim_image + self.dim_text + gram) + encoders)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A sweep: its axes, its setting, how many seeds of which learners.
+
+    The axes are tuples of numbers. seeds: independent runs a cell.  seed: root of all randomness.  learners: of
+    `LEARNERS`.
+    """
+
+    p_spu: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+    sigma_core: tuple[float, ...] = (1.0,)
+    sigma_spu: tuple[float, ...] = (0.1,)
+    pi_core: tuple[float, ...] = (1.0,)
+    same_class_weight: tuple[float, ...] = (0.5,)
+    setting: Setting = dataclasses.field(default_factory=Setting)
+    learners: tuple[str, ...] = LEARNERS
+    seeds: int = 20
+    seed: int = 0
+
+    @property
+    def axes(self) -> dict[str, tuple[float, ...]]:
+        """The swept axes by name, in the order of the stored variables."""
+        return {name: getattr(self, name) for name in AXES}
+
+    @property
+    def runs(self) -> int:
+        """Runs of each learner: cells times seeds."""
+        return math.prod(len(values) for values in self.axes.values()) * self.seeds
+
+    @property
+    def result_bytes(self) -> int:
+        """Memory that the accuracies of all runs take with their working copies, and the list of cells."""
+        return 8 * 2 * _COPIES * self.runs * len(self.learners) + 200 * self.runs // self.seeds
+
+    def flat(self) -> dict[str, Any]:
+        """All fields and the setting's, by flag name."""
+        fields = dataclasses.asdict(self)
+        return {**fields, **fields.pop("setting")}
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        setting = self.setting
+        for learner in self.learners:
+            if learner not in LEARNERS:
+                raise UsageError(f"--learners must be of {', '.join(LEARNERS)}, got {learner!r}.")
+        for name, values in {**self.axes, "learners": self.learners}.items():
+            if not values or len(set(values)) < len(values):
+                raise UsageError(f"--{name} must be one or more values that differ from each other, got {values}.")
+        for name, least in (("seeds", 1), ("seed", 0)):
+            _at_least(name, getattr(self, name), least)
+        for name, least in (("n", 2), ("gradient_steps", 1)):
+            _at_least(name, getattr(setting, name), least)
+        _at_most("seed", self.seed, 2**32 - 1)
+        _at_most("gradient_steps", setting.gradient_steps, 2**31 - 1)
+        if not setting.temperature > 0:
+            raise UsageError(f"--temperature must be > 0, got {setting.temperature:g}.")
+        self._check_model()
+        smaller = min(setting.dim_image, setting.dim_text)
+        for name, least, most, why in (
+            ("batch_size", 2, setting.n, " (--n)"),
+            ("embed_dim", 1, smaller, " (the smaller of --dim_image and --dim_text)"),
+        ):
+            value = getattr(setting, name)
+            if value is not None:
+                _at_least(name, value, least)
+                _at_most(name, value, most, why)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        setting = self.setting
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.result_bytes > memory:
+            raise UsageError(
+                f"--seeds={self.seeds} and the axes make {self.runs} runs of each learner, whose results need about"
+                f" {self.result_bytes / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}."
+            )
+        for learner in self.learners:
+            needed = setting.run_bytes(learner)
+            if needed > memory:
+                raise UsageError(
+                    f"--n={setting.n} --dim_image={setting.dim_image} --dim_text={setting.dim_text} need about"
+                    f" {needed / 2**30:.0f} GiB for a run of {learner}, this machine has {memory / 2**30:.0f}."
+                )
+
+    def _check_model(self) -> None:
+        """The library's constructors judge the parameters; their argument names are the flags' names."""
+        import mmcl_theory as mt
+
+        s = self.setting
+        try:
+            mt.intra_class(0.5, self.sigma_core, self.sigma_spu, s.mu_core, s.mu_spu)
+            mt.intra_class(self.p_spu, 1.0, 1.0)
+            mt.captions(self.pi_core, s.pi_spu)
+            mt.observation(s.dim_image, s.dim_text, s.sigma_image, s.sigma_text)
+            mt.theory.mmcl_accuracy(mt.intra_class(0.5, 1.0, 1.0), same_class_weight=np.asarray(self.same_class_weight))
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"--{name} must be >= {least}, got {value}.")
+
+
+def _at_most(name: str, value: int, most: int, why: str = "") -> None:
+    if value > most:
+        raise UsageError(f"--{name} must be <= {most}{why}, got {value}.")
