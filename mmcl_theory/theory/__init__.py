@@ -1,23 +1,33 @@
 """Predictions: the statements of the paper and beyond it as functions of the model. Nothing here trains or samples."""
 
+from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold
+from mmcl_theory.theory.dynamics import mode_strength, training_accuracy
 from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
+from mmcl_theory.theory.recovery import Recovery, recovery
 from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
 from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
 from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule
 
 __all__ = [
     "Outliers",
+    "Recovery",
+    "WeightOptimum",
     "balanced_pi_spu",
     "bulk_edge",
     "max_margin_rule",
     "mmcl_accuracy",
     "mmcl_mean_accuracy",
     "mmcl_rule",
+    "mode_strength",
+    "optimal_same_class_weight",
     "outliers",
+    "recovery",
     "sharing_threshold",
+    "strong_spurious_threshold",
     "supervised_accuracy",
     "supervised_bound",
+    "training_accuracy",
     "whitened_accuracy",
     "whitened_rule",
 ]

@@ -40,7 +40,8 @@ def mmcl_accuracy(
     None or, in the population, r >= the number of latents does not truncate. same_class_weight: lambda in [0, 1],
     None for the ordinary loss. prompts: "core" or "train_mean". Leaves of model, caps, obs, n and lambda broadcast.
     Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: finite n,
-    or a rank below the number of latents, in the inter-class model; a same-class weight with a truncated embedding at n.
+    or a rank below the number of latents, in the inter-class model; a same-class weight with a truncated embedding
+    at n.
     Source: T1, T2, T4, T5, T6; X2, X3.  Check: tests/test_theory_mmcl.py, tests/test_theory_spiked.py.
     """
     weights, prompt_noise = _population_rule(model, caps or captions(), obs, embed_dim, same_class_weight, prompts)
