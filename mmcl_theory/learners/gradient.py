@@ -33,7 +33,12 @@ class Encoders:
 
 
 def init_encoders(
-    key: Key[Array, ""], dim_image: int, dim_text: int, embed_dim: int, scale: Scalar, dtype: jnp.dtype = jnp.float32
+    key: Key[Array, ""],
+    dim_image: int,
+    dim_text: int,
+    embed_dim: int,
+    scale: Scalar,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Encoders:
     """Independent N(0, scale^2 / max(r, d)) entries in each encoder of shape (r, d), so that its singular values are
     about scale.

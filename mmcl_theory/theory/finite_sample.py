@@ -51,7 +51,7 @@ def _mean_accuracy(masking: str, perpendicular: int, *leaves: Array) -> tuple[Ar
     model = IntraClass(p_spu, sigma_core, sigma_spu, mu_core, mu_spu)
     shift = 1 - 2 * weight
     q = 2 * p_spu - 1
-    probability, base, mean, mention = _cases(masking, p_spu, mu_core, mu_spu, pi_core, pi_spu)
+    probability, base, mean, mention = mention_cases(masking, p_spu, mu_core, mu_spu, pi_core, pi_spu)
 
     # The core prompt mu_core e_core only sees the core coordinate of a caption.
     text_mean = mu_core * (base + mention * (mean - base))[:, 0]
@@ -84,7 +84,7 @@ def _mean_accuracy(masking: str, perpendicular: int, *leaves: Array) -> tuple[Ar
     return means[0], means[1]
 
 
-def _cases(
+def mention_cases(
     masking: str, p_spu: Array, mu_core: Array, mu_spu: Array, pi_core: Array, pi_spu: Array
 ) -> tuple[Array, Array, Array, Array]:
     """The 8 cases (attribute, core mentioned, spurious mentioned) at y = 1: probability, base, mean of z, mentions."""

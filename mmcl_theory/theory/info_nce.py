@@ -1,0 +1,201 @@
+"""What bilinear InfoNCE learns from the mixture of classes itself: its population optimum, computed, not approximated.
+
+Symbols: x = D_I^T x_I and t = D_T^T x_T images and captions on the latent coordinates, s(x, t) = x^T M t, N batch size,
+p prompt, w = M p the rule; a case (y, a, what is mentioned) makes (x, t) Gaussian.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from mmcl_theory import _checks, losses
+from mmcl_theory.data import Captions, IntraClass, Observation
+from mmcl_theory.theory.finite_sample import mention_cases
+from mmcl_theory.theory.mmcl import pair_prompt
+from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+
+_NEWTON_STEPS = 60
+_STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 1 / 32, 1 / 256)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class InfoNceOptimum:
+    """The minimiser M of the loss, and how far to trust it.
+
+    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss, in nats; at N = inf less
+    log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches drawn; 0 for N
+    = inf."""
+
+    score: Array  # (2, 2)
+    loss: Array  # ()
+    residual: Array  # ()
+    standard_error: Array  # (2, 2)
+
+    def accuracy(self, model: IntraClass, obs: Observation, prompts: str = "core") -> GroupAccuracy:
+        """Exact accuracy, by group, of the rule w = M p."""
+        weights = self.score @ pair_prompt(model, prompts)
+        return linear_rule_accuracy(model, weights, (weights**2).sum(-1), obs.sd_image)
+
+
+def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48) -> InfoNceOptimum:
+    """argmin over bilinear critics of the InfoNCE loss with infinitely many negatives, temperature 1:
+
+        L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t).
+
+    By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations are
+    closed (Gaussian mixtures), the outer ones Gauss-Hermite quadrature, the minimum Newton's. Unique unless a
+    coordinate of x or t is 0 almost surely. For Gaussian (x, t) it is `whitened_rule`'s theta = 1 (X5); a temperature
+    only scales M.
+    nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable. NaN
+    (residual inf) where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
+    Source: X10.  Check: tests/test_theory_info_nce.py.
+    """
+    _checks.integer("nodes", nodes, 2)
+    mixture = _mixture(model, caps, obs)
+    loss = functools.partial(_population_loss, jax.lax.stop_gradient(mixture), nodes)
+
+    def derivatives(m: Array) -> tuple[Array, Array, Array]:
+        return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
+
+    m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss))
+    good = jnp.abs(gradient).max() < jnp.sqrt(jnp.finfo(m.dtype).eps)
+    # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
+    live = functools.partial(_population_loss, mixture, nodes)
+    m = m - jnp.linalg.solve(hessian, jax.grad(live)(m))
+    residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
+    score = jnp.where(good, m, jnp.nan).reshape(2, 2)
+    return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
+
+
+def info_nce_batch_optimum(
+    key: Key[Array, ""], model: IntraClass, caps: Captions, obs: Observation, batch_size: int, batches: int
+) -> InfoNceOptimum:
+    """argmin over bilinear critics of the mean InfoNCE loss of N pairs, `losses.info_nce` at temperature 1.
+
+    Sample average over `batches` independent batches, convex in M, minimised by Newton. The standard error is the
+    sandwich H^-1 Cov(gradient of a batch) H^-1 / batches; the bias, of that order squared, is left.
+
+    batch_size: N >= 2.  batches: >= 2.  Both static. Cost O(batches N^2) a step.
+    Raises: ValueError for sizes out of range.
+    Source: X10.  Check: tests/test_theory_info_nce.py.
+    """
+    _checks.integer("batch_size", batch_size, 2)
+    _checks.integer("batches", batches, 2)
+    keys = jax.random.split(key, batches)
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        key_latents, key_captions, key_image, key_text = jax.random.split(key, 4)
+        latents = model.sample(key_latents, batch_size)
+        code = caps.sample(key_captions, model, latents)
+        noise = (jax.random.normal(k, code.shape, code.dtype) for k in (key_image, key_text))
+        return latents.z + obs.sd_image * next(noise), code + obs.sd_text * next(noise)
+
+    def batch_loss(m: Array, key: Array) -> Array:
+        x, t = draw(key)
+        return losses.info_nce(x @ m.reshape(2, 2), t)
+
+    def derivatives(m: Array) -> tuple[Array, Array, Array]:
+        def one(key: Array) -> tuple[Array, Array, Array]:
+            return batch_loss(m, key), jax.grad(batch_loss)(m, key), jax.hessian(batch_loss)(m, key)
+
+        return jax.tree.map(lambda x: x.mean(0), jax.lax.map(one, keys))
+
+    def loss(m: Array) -> Array:
+        return jax.lax.map(functools.partial(batch_loss, m), keys).mean()
+
+    m, value, gradient, hessian = _newton(derivatives, loss)
+    gradients = jax.lax.map(lambda k: jax.grad(batch_loss)(m, k), keys)
+    inverse = jnp.linalg.inv(hessian)
+    covariance = inverse @ jnp.cov(gradients.T) @ inverse / batches
+    error = jnp.sqrt(jnp.diagonal(covariance)).reshape(2, 2)
+    return InfoNceOptimum(m.reshape(2, 2), value, jnp.abs(gradient).max(), error)
+
+
+def _newton(
+    derivatives: Callable[[Array], tuple[Array, Array, Array]], loss: Callable[[Array], Array]
+) -> tuple[Array, Array, Array, Array]:
+    """Minimiser of a convex function of 4 numbers from 0, with its value, gradient and Hessian there."""
+
+    def step(state: tuple[Array, Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array, Array]:
+        m, _, gradient, hessian, _, iteration = state
+        move = -jnp.linalg.solve(hessian, gradient)
+        candidates = m[None, :] + jnp.asarray(_STEP_SIZES, m.dtype)[:, None] * move[None, :]
+        values = jax.lax.map(loss, candidates)
+        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+        best = jnp.argmin(values)
+        # Near the minimum differences of values are rounding: trust the full step.
+        near = jnp.abs(move).max() < 1e-3 * (1 + jnp.abs(m).max())
+        m_new = candidates[jnp.where(near, 0, best)]
+        moved = jnp.abs(m_new - m).max() / (1 + jnp.abs(m).max())
+        return m_new, *derivatives(m_new), moved, iteration + 1
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        return (state[4] > 32 * jnp.finfo(state[0].dtype).eps) & (state[5] < _NEWTON_STEPS)
+
+    start = jnp.zeros(4)
+    state = (start, *derivatives(start), jnp.asarray(1.0), jnp.asarray(0))
+    m, value, gradient, hessian, _, _ = jax.lax.while_loop(unfinished, step, state)
+    return m, value, gradient, hessian
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Mixture:
+    """The 8 cases of (x, t) given y = +1; y = -1 mirrors all means. Variances are diagonal."""
+
+    probability: Array  # (8,)
+    image_mean: Array  # (8, 2)
+    text_mean: Array  # (8, 2)
+    image_variance: Array  # (8, 2)
+    text_variance: Array  # (8, 2)
+    cross_moment: Array  # (2, 2)  E x t^T
+
+
+def _mixture(model: IntraClass, caps: Captions, obs: Observation) -> _Mixture:
+    probability, base, mean, mention = mention_cases(
+        caps.masking, model.p_spu, model.mu_core, model.mu_spu, caps.pi_core, caps.pi_spu
+    )
+    variance = jnp.stack([model.sigma_core, model.sigma_spu])[None, :] ** 2
+    text_mean = base + mention * (mean - base)
+    cross = jnp.einsum("k,ki,kj->ij", probability, mean, text_mean)
+    cross = cross + jnp.diag((probability[:, None] * mention * variance).sum(0))
+    return _Mixture(
+        probability=probability,
+        image_mean=mean,
+        text_mean=text_mean,
+        image_variance=jnp.broadcast_to(variance + obs.sd_image**2, mean.shape),
+        text_variance=mention * variance + obs.sd_text**2,
+        cross_moment=cross,
+    )
+
+
+def _population_loss(mixture: _Mixture, nodes: int, m: Float[Array, "4"]) -> Float[Array, ""]:
+    score = m.reshape(2, 2)
+    image = (mixture.image_mean, mixture.image_variance)
+    text = (mixture.text_mean, mixture.text_variance)
+    log_probability = jnp.where(
+        mixture.probability > 0, jnp.log(jnp.where(mixture.probability > 0, mixture.probability, 1.0)), -jnp.inf
+    )
+
+    def side(outer: tuple[Array, Array], inner: tuple[Array, Array], score: Array) -> Array:
+        """E_outer log E_inner exp(outer^T score inner)."""
+        points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+        weights = weights / weights.sum()
+        grid = jnp.stack(jnp.meshgrid(*2 * [jnp.asarray(points)], indexing="ij"), -1).reshape(-1, 2)
+        at = outer[0][:, None, :] + jnp.sqrt(outer[1])[:, None, :] * grid[None]  # (8, nodes^2, 2)
+        slope = at @ score
+        quadratic = 0.5 * slope**2 @ inner[1].T
+        linear = slope @ inner[0].T
+        exponent = jnp.concatenate([quadratic + linear, quadratic - linear], -1)  # both signs of y'
+        prior = jnp.concatenate(2 * [log_probability]) - jnp.log(2.0)
+        inside = jax.nn.logsumexp(exponent + prior[None, None, :], axis=-1)
+        return mixture.probability @ (inside @ jnp.asarray(np.outer(weights, weights).ravel()))
+
+    both = side(image, text, score) + side(text, image, score.T)
+    return both / 2 - jnp.vdot(score, mixture.cross_moment)

@@ -1,0 +1,139 @@
+"""The population optimum of bilinear InfoNCE (X10) against batches in ambient space, limits, trained encoders."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmcl_theory import losses
+from mmcl_theory.data import captions, draw_dictionaries, intra_class, sample_pairs
+from mmcl_theory.theory import info_nce_batch_optimum, info_nce_optimum, whitened_rule
+from tests.statistics import assert_mean_close, rejects
+from tests.test_theory_mmcl import groups, jit, noise
+
+optimum = jit(info_nce_optimum, static_argnames=("nodes",))
+batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
+MODEL, CAPS, OBS = intra_class(0.95, 0.8, 0.3), captions(0.7, 0.6), noise(6, 5, 0.5, 0.6)
+
+
+@functools.partial(jit, static_argnames=("n", "batches"))
+def ambient_gradients(key, model, caps, obs, score, *, n, batches):
+    """(batches, d_i, d_t): gradient of the loss in W at D_I M D_T^T, a fresh batch of n pairs each."""
+    key_dictionaries, key_batches = jax.random.split(key)
+    d = draw_dictionaries(key_dictionaries, model, obs)
+    w = d.image @ score @ d.text.T
+
+    def one(key):
+        pairs = sample_pairs(key, model, caps, obs, n, d)
+        return jax.grad(lambda w: losses.info_nce(pairs.image @ w, pairs.text))(w)
+
+    return jax.lax.map(one, jax.random.split(key_batches, batches))
+
+
+def check_stationary(score, n, batches, resolution):
+    gradients = ambient_gradients(jax.random.key(3), MODEL, CAPS, OBS, score, n=n, batches=batches)
+    assert_mean_close(gradients, 0.0, resolution=resolution)
+
+
+def test_batch_optimum_is_stationary_in_the_ambient_space():
+    """All 6 x 5 entries of the gradient of batches of 32. Four times the batches make M, whose error adds 1/4."""
+    found = batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, batch_size=32, batches=4000)
+    assert found.residual < 1e-10
+    check = functools.partial(check_stationary, n=32, batches=1000, resolution=7e-3)
+    check(found.score)
+    rejects(check, found.score.T)
+    rejects(check, optimum(MODEL, CAPS, OBS).score)  # infinitely many negatives
+    rejects(check, optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score)
+
+
+def test_batches_tend_to_the_population_as_one_over_n():
+    """M_N = M + b/N + O(1/N^2): (4 M_128 - M_32)/3 has no 1/N left. In standard errors of the batches drawn."""
+    want = optimum(MODEL, CAPS, OBS).score
+    few = batch_optimum(jax.random.key(1), MODEL, CAPS, OBS, batch_size=32, batches=2000)
+    many = batch_optimum(jax.random.key(2), MODEL, CAPS, OBS, batch_size=128, batches=400)
+    combined = (4 * many.score - few.score) / 3
+    error = np.hypot(4 * many.standard_error, few.standard_error) / 3
+    assert error.max() < 0.03
+    z = np.abs(combined - want) / error
+    assert z.max() < 5
+    assert (np.abs(few.score - want) / few.standard_error).max() > 5
+    wrong = optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score
+    assert (np.abs(combined - wrong) / error).max() > 5
+
+
+def test_standard_error_is_the_spread_over_batches():
+    keys = jax.random.split(jax.random.key(4), 100)
+    found = jit(jax.vmap(lambda key: info_nce_batch_optimum(key, MODEL, CAPS, OBS, 16, 32)))(keys)
+    # The relative error of a standard deviation of 100 draws is .07.
+    np.testing.assert_allclose(found.score.std(0, ddof=1) / found.standard_error.mean(0), 1, atol=0.35)
+
+
+def test_trained_encoders_of_the_caption_table():
+    """Aligned, conflicting of encoders trained by Adam, batch 1024, 8,000 steps, one run: THEORY X10, two digits."""
+    model, obs = intra_class(0.99, 1.0, 0.1), noise(2, 2, 0.3, 0.3)
+    trained = {(1, 1): (0.613, 0.944), (1, 0.5): (0.786, 0.869), (1, 0): (0.876, 0.775), (0.5, 0.5): (0.909, 0.714)}
+    trained |= {(0, 0): (0.999, 0.006), (0, 1): (0.986, 0.329)}
+    for (pi_core, pi_spu), want in trained.items():
+        caps = captions(float(pi_core), float(pi_spu))
+        found = optimum(model, caps, obs)
+        assert found.residual < 1e-12
+        np.testing.assert_allclose(groups(found.accuracy(model, obs)), want, atol=5e-3)
+        # The Gaussian formula is off by ten times that, except for label-only captions.
+        gaussian = whitened_rule(model, caps, obs)
+        if (pi_core, pi_spu) != (0, 0):
+            exact = found.score @ jnp.array([1.0, 0.0])
+            assert abs(gaussian[1] / gaussian[0] - exact[1] / exact[0]) > 0.03
+
+
+def test_much_noise_leaves_the_whitened_rule():
+    """Scores are then small and the second order is all; what is left falls as 1/s^8.
+
+    In whitened units M is 1/s^2 and fourth cumulants are 1/s^4; they enter the gradient with M^3, against M.
+    """
+    gaps = []
+    for s in (4.0, 8.0, 16.0):
+        obs = noise(2, 2, s, s)
+        w, want = (optimum(MODEL, CAPS, obs).score @ jnp.array([1.0, 0.0])), whitened_rule(MODEL, CAPS, obs)
+        gaps.append(float(w[1] / w[0] - want[1] / want[0]))
+    gaps = np.abs(gaps)
+    assert gaps[-1] < 5e-3
+    np.testing.assert_allclose(gaps[:-1] / gaps[1:], 2**8, rtol=0.3)
+
+
+def test_without_correlation_the_spurious_weight_vanishes_and_groups_swap():
+    model = intra_class(np.array([0.5, 0.9, 0.1]), 0.8, 0.3)
+    found = [optimum(jax.tree.map(lambda x, i=i: x if x.ndim == 0 else x[i], model), CAPS, OBS).score for i in range(3)]
+    np.testing.assert_allclose(found[0] - np.diag(np.diagonal(found[0])), 0, atol=1e-12)
+    np.testing.assert_allclose(found[1] * np.array([[1, -1], [-1, 1]]), found[2], atol=1e-12)
+
+
+def test_quadrature_has_converged():
+    for caps in (CAPS, captions(0.0, 0.0), captions(1.0, 1.0)):
+        few, many = (optimum(MODEL, caps, OBS, nodes=nodes).score for nodes in (36, 60))
+        np.testing.assert_allclose(few, many, atol=1e-9)
+
+
+def test_derivatives_are_those_of_differences():
+    def conflicting(pi):
+        found = info_nce_optimum(MODEL, captions(0.7, pi), OBS, nodes=32)
+        return found.accuracy(MODEL, OBS).conflicting
+
+    value, gradient, h = jit(conflicting), jit(jax.grad(conflicting)), 1e-3
+    central = (8 * (value(0.6 + h) - value(0.6 - h)) - value(0.6 + 2 * h) + value(0.6 - 2 * h)) / (12 * h)
+    np.testing.assert_allclose(gradient(jnp.asarray(0.6)), central, rtol=1e-7)
+
+
+def test_no_minimum_is_reported():
+    found = optimum(intra_class(1.0, 0.0, 0.0), captions(), noise(2, 2, 0.0, 0.0))
+    assert jnp.isnan(found.score).all() and found.residual == jnp.inf
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 2, got 1"):
+        info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 1, 10)
+    with pytest.raises(ValueError, match="batches must be an integer >= 2, got 1"):
+        info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 8, 1)
+    with pytest.raises(ValueError, match="nodes must be an integer >= 2, got 1"):
+        info_nce_optimum(MODEL, CAPS, OBS, 1)
