@@ -1,5 +1,6 @@
 """Predictions: the statements of the paper and beyond it as functions of the model. Nothing here trains or samples."""
 
+from mmcl_theory.theory.budget import CaptionBudget, optimal_captions
 from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold
 from mmcl_theory.theory.dynamics import mode_strength, training_accuracy
 from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
@@ -11,6 +12,7 @@ from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, 
 from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule
 
 __all__ = [
+    "CaptionBudget",
     "InfoNceOptimum",
     "Outliers",
     "Recovery",
@@ -24,6 +26,7 @@ __all__ = [
     "mmcl_mean_accuracy",
     "mmcl_rule",
     "mode_strength",
+    "optimal_captions",
     "optimal_same_class_weight",
     "outliers",
     "recovery",
