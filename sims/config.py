@@ -90,7 +90,8 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """All fields and the setting's, by flag name."""
         fields = dataclasses.asdict(self)
-        return {**fields, **fields.pop("setting")}
+        setting = fields.pop("setting")
+        return {**fields, **setting}
 
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
@@ -109,7 +110,9 @@ class Config:
         _at_most("gradient_steps", setting.gradient_steps, 2**31 - 1)
         if not setting.temperature > 0:
             raise UsageError(f"--temperature must be > 0, got {setting.temperature:g}.")
-        self._check_model()
+        for weight in self.same_class_weight:
+            if not 0 <= weight <= 1:
+                raise UsageError(f"--same_class_weight must be in [0, 1], got {weight:g}.")
         smaller = min(setting.dim_image, setting.dim_text)
         for name, least, most, why in (
             ("batch_size", 2, setting.n, " (--n)"),
@@ -120,6 +123,7 @@ class Config:
                 _at_least(name, value, least)
                 _at_most(name, value, most, why)
         self._check_memory()
+        self._check_model()
 
     def _check_memory(self) -> None:
         setting = self.setting
@@ -142,12 +146,13 @@ class Config:
         import mmcl_theory as mt
 
         s = self.setting
+        axes = {name: np.asarray(values) for name, values in self.axes.items()}
         try:
-            mt.intra_class(0.5, self.sigma_core, self.sigma_spu, s.mu_core, s.mu_spu)
-            mt.intra_class(self.p_spu, 1.0, 1.0)
-            mt.captions(self.pi_core, s.pi_spu)
+            mt.intra_class(0.5, axes["sigma_core"], 1.0, s.mu_core, s.mu_spu)
+            mt.intra_class(axes["p_spu"], 1.0, 1.0)
+            mt.intra_class(0.5, 1.0, axes["sigma_spu"])
+            mt.captions(axes["pi_core"], s.pi_spu)
             mt.observation(s.dim_image, s.dim_text, s.sigma_image, s.sigma_text)
-            mt.theory.mmcl_accuracy(mt.intra_class(0.5, 1.0, 1.0), same_class_weight=np.asarray(self.same_class_weight))
         except ValueError as error:
             raise UsageError(f"--{error}") from None
 

@@ -99,7 +99,7 @@ class Partial:
         self.done = np.arange(max(chunks)) >= np.asarray(chunks)[:, None]  # chunks a learner does not have are done
         if self.path.is_file():
             try:
-                with np.load(self.path) as saved:
+                with open(self.path, "rb") as file, np.load(file) as saved:
                     values, done = saved["values"], saved["done"]
             except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise UsageError(f"{self.path} is damaged ({error}); remove it to measure anew.") from None

@@ -106,8 +106,9 @@ def _predict(config: Config, axes: dict[str, Any]) -> np.ndarray:
     shape = tuple(len(v) for v in axes.values())
     with jax.enable_x64(True):
         cell = grid.cell_arrays(grid.cells(axes))
-        compiled = [jax.jit(functools.partial(measure.predict, config.setting, name)) for name in config.learners]
-        values = [np.asarray(predict(cell)) for predict in compiled]
+        families = [name.removesuffix("_gradient") for name in config.learners]  # each has one prediction
+        by_family = {f: jax.jit(functools.partial(measure.predict, config.setting, f))(cell) for f in set(families)}
+        values = [np.asarray(by_family[f]) for f in families]
     return np.stack(values).reshape(len(values), *shape, len(measure.GROUPS))
 
 

@@ -24,6 +24,7 @@ DEFAULT_OUT = "runs/sweep_spurious"
 
 def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
     """`sims.sweep.run` under the name of this experiment."""
+    config.check()
     from sims import sweep  # JAX, xarray and matplotlib load only once the arguments are good
 
     return sweep.run(config, out)

@@ -1,0 +1,235 @@
+"""The command `python -m sims.sweep_spurious` as a user types it: help, refusals, exit codes."""
+
+import contextlib
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from sims import grid, store, sweep_spurious
+from sims.config import AXES, LEARNERS, Config
+from sims.flags import run_main
+
+ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
+ALL_FLAGS = set(Config().flat()) | {"out"}
+
+
+@contextlib.contextmanager
+def own_flags():
+    """Forget the flags that are defined inside, so that they may be defined again."""
+    before = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+
+@pytest.fixture
+def command(capsys):
+    """(arguments) -> (exit code, stdout, stderr) of the command, in this process."""
+
+    def call(*args):
+        with own_flags(), pytest.raises(SystemExit) as caught:
+            run_main(sweep_spurious.__doc__, sweep_spurious._define_flags, sweep_spurious._main, ["command", *args])
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    def fail(*_):
+        raise AssertionError("these arguments were accepted")
+
+    monkeypatch.setattr(grid, "run_chunks", fail)
+
+
+def assert_refused(result, *mentioned):
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    for words in mentioned:
+        assert words in err
+
+
+def process(*args):
+    command = [sys.executable, "-m", "sims.sweep_spurious", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob("*"))}
+
+
+LIST, FINITE = "needs numbers such as 0.5,0.9", "0 or 1e-06 to 1e+06 in size"
+BAD = [
+    *(("--p_spu=1.2", "in [0, 1]"), ("--p_spu=0.5,-0.1", "in [0, 1]"), ("--pi_core=-0.1", "in [0, 1]")),
+    *(("--sigma_core=-1", ">= 0"), ("--sigma_spu=-1", ">= 0"), ("--same_class_weight=2", "in [0, 1]")),
+    *((f"--{axis}={value}", FINITE) for axis in AXES for value in ("nan", "inf")),
+    *((f"--{axis}=", LIST) for axis in AXES),
+    *((f"--{axis}=0.5,", LIST) for axis in AXES),
+    *((f"--{axis}=0.5,0.50", "differ from each other") for axis in AXES),
+    *(("--p_spu=0:1", "start:stop:count"), ("--p_spu=0:1:0", "from 1 to 100000")),
+    *((f"--{name}=nan", FINITE) for name in ("sigma_image", "sigma_text", "mu_core", "mu_spu")),
+    *((f"--{name}=nan", FINITE) for name in ("pi_spu", "temperature")),
+    *(("--sigma_image=-1", ">= 0"), ("--sigma_text=-1", ">= 0"), ("--mu_core=0", "> 0"), ("--mu_spu=-1", ">= 0")),
+    *(("--pi_spu=1.5", "in [0, 1]"), ("--temperature=0", "> 0"), ("--sigma_image=1e39", FINITE)),
+    *((f"--{name}=2.5", "whole number") for name in ("n", "dim_image", "dim_text", "seeds", "seed", "gradient_steps")),
+    *((f"--{name}=x", "whole number") for name in ("batch_size", "embed_dim")),
+    *(("--n=1", ">= 2"), ("--dim_image=1", ">= 2"), ("--dim_text=1", ">= 2"), ("--gradient_steps=0", ">= 1")),
+    *(("--embed_dim=0", ">= 1"), ("--embed_dim=21", "<= 20"), ("--batch_size=1", ">= 2")),
+    *(("--seeds=0", ">= 1"), ("--seed=-1", ">= 0"), ("--seed=4294967296", "<= 4294967295")),
+    ("--batch_size=501", "<= 500"),
+    *((f"--{name}=1000000000000", "this machine has") for name in ("n", "dim_image", "dim_text", "seeds")),
+    *(("--learners=svm", ", ".join(LEARNERS)), ("--learners=", ", ".join(LEARNERS))),
+    ("--learners=mmcl,mmcl", "differ from each other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("argument, allowed", BAD, ids=[argument for argument, _ in BAD])
+def test_a_bad_value_is_refused_in_one_line_and_nothing_is_written(
+    command, nothing_measured, tmp_path, argument, allowed
+):
+    out = tmp_path / "out"
+    flag, value = argument.split("=")
+    shown = value.removeprefix("0.5,") if allowed.startswith("in [") else value
+    assert_refused(command(f"--out={out}", argument), flag, shown, allowed)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, mentioned",
+    [
+        (["--sigma=1"], "'sigma'"),
+        (["--p_spuu=1"], "p_spuu"),
+        (["--nop_spu"], "nop_spu"),
+        (["0.5"], "unexpected argument '0.5'"),
+        (["--", "0.5"], "unexpected argument '0.5'"),
+        (["--p_spu"], "Missing value for flag --p_spu"),
+        (["--out="], "needs the name of a folder"),
+        (["--flagfile=/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_bad_command_is_refused_in_one_line(command, nothing_measured, tmp_path, arguments, mentioned):
+    assert_refused(command(f"--out={tmp_path / 'out'}", *arguments), mentioned, "--help")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_cannot_be_used_is_refused(command, nothing_measured, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    store.prepare(tmp_path / "other", Config(seeds=3).flat())
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    before = contents(tmp_path)
+    for name, reason in {
+        "file": "not the folder of a sweep; give a new or empty folder",
+        "foreign": "not the folder of a sweep; give a new or empty folder",
+        "file/below": "Not a directory",
+        "other": "holds a different run (differs in seeds)",
+        "damaged": "config.json is damaged",
+        "x" * 300: "File name too long",
+    }.items():
+        assert_refused(command(f"--out={tmp_path / name}"), f"--out={tmp_path / name} ", reason)
+    assert contents(tmp_path) == before
+    assert_refused(command("--out=/proc/nowhere"), "--out=/proc/nowhere ", "give a folder that can be written")
+
+
+def test_a_damaged_partial_result_is_refused(command, nothing_measured, tmp_path):
+    store.prepare(tmp_path, Config().flat())
+    (tmp_path / "partial.npz").write_bytes(b"PK not a zip file")
+    assert_refused(command(f"--out={tmp_path}"), "partial.npz is damaged", "remove it to measure anew")
+
+
+def test_an_interrupt_exits_with_130_and_one_line(command, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "run_chunks", interrupt)
+    code, out, err = command(f"--out={tmp_path / 'out'}")
+    assert (code, out) == (130, "")
+    assert re.fullmatch(r"error: interrupted; the same command goes on [^\n]+\n", err)
+
+
+def test_refusals_of_the_process(tmp_path):
+    """What the parametrised tests see inside this process, seen from outside for a few."""
+    (tmp_path / "file").write_text("mine")
+    store.prepare(tmp_path / "other", Config(seeds=3).flat())
+    before = contents(tmp_path)
+    new = f"--out={tmp_path / 'new'}"
+    assert_refused(process(new, "--p_spu=0.5,1.2"), "--p_spu must be in [0, 1], got 1.2")
+    assert_refused(process(new, "--n=1000000000"), "--n=1000000000", "GiB")
+    assert_refused(process(new, "--learners=svm"), "--learners", "'svm'", ", ".join(LEARNERS))
+    assert_refused(process(new, "--p_spu"), "--p_spu")
+    assert_refused(process(f"--out={tmp_path / 'file' / 'below'}"), "Not a directory")
+    assert_refused(process(f"--out={tmp_path / 'other'}"), "differs in seeds")
+    assert contents(tmp_path) == before
+
+
+def test_help_lists_every_flag():
+    code, out, err = process("--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(sweep_spurious.__doc__.strip())
+    assert {*re.findall(r"^  --(?:\[no\])?(\w+):", out, re.MULTILINE)} == ALL_FLAGS | {"help"}
+
+
+def test_every_flag_says_its_unit_and_range():
+    with own_flags():
+        sweep_spurious._define_flags()
+        texts = {name: flags.FLAGS[name].help for name in ALL_FLAGS}
+    for name in ALL_FLAGS - {"out", "learners"}:
+        assert re.search(r"(>=|>) \d|in \[\d", texts[name]), f"--{name} has no range: {texts[name]}"
+    for name in ("sigma_core", "sigma_spu", "mu_core", "mu_spu"):
+        assert "in latent units" in texts[name]
+    for name in ("p_spu", "pi_core", "pi_spu"):
+        assert re.search("probability|chance", texts[name])
+    for name in AXES:
+        assert "number list" in texts[name]
+    assert all(learner in texts["learners"] for learner in LEARNERS)
+
+
+def test_flags_reach_the_config(command, monkeypatch, tmp_path):
+    seen = []
+
+    def record(config, out):
+        seen.extend([config, out])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_spurious, "run", record)
+    given = {
+        **{"p_spu": (0.5, 0.75, 1.0), "sigma_core": (2.0,), "sigma_spu": (0.2, 0.3), "pi_core": (0.0, 1.0)},
+        **{"same_class_weight": (0.25,), "n": 30, "dim_image": 9, "dim_text": 7, "sigma_image": 0.5},
+        **{"sigma_text": 0.25, "mu_core": 2.0, "mu_spu": 3.0, "pi_spu": 0.5, "embed_dim": 2, "gradient_steps": 4},
+        **{"batch_size": 8, "temperature": 0.5, "learners": ("info_nce", "mmcl"), "seeds": 3, "seed": 5},
+    }
+    assert set(given) == set(Config().flat())
+    typed = {**given, "p_spu": "0.5:1:3"}
+    texts = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in typed.items()]
+    command(f"--out={tmp_path}", *texts)
+    assert seen[0].flat() == given
+    assert seen[1] == tmp_path
+
+
+def test_importing_experiments_defines_no_flags():
+    before = set(flags.FLAGS)
+    for name in ("first_experiment", "second_experiment"):
+        spec = importlib.util.spec_from_file_location(name, sweep_spurious.__file__)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert set(flags.FLAGS) == before
+
+
+def test_importing_the_command_loads_nothing_heavy():
+    heavy = "{'jax', 'flax', 'scipy', 'matplotlib', 'xarray', 'zarr', 'mmcl_theory'}"
+    code = f"import sys, sims.sweep_spurious; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"

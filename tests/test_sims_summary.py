@@ -1,0 +1,150 @@
+"""Means, standard errors and verdicts, on datasets whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sims import summary
+from sims.config import AXES
+
+GROUPS = ["aligned", "conflicting"]
+
+
+def dataset(predicted, measured, learners=("mmcl",), **axes):
+    """predicted (learner, cells..., group), measured (learner, seed, cells..., group), cells over the given axes."""
+    values = {name: axes.get(name, [0.5]) for name in AXES}
+    shape = tuple(len(v) for v in values.values())
+    seeds = np.shape(measured)[1]
+    return xr.Dataset(
+        {
+            "accuracy_predicted": (("learner", *AXES, "group"), np.reshape(predicted, (len(learners), *shape, 2))),
+            "accuracy_measured": (
+                ("learner", "seed", *AXES, "group"),
+                np.reshape(measured, (len(learners), seeds, *shape, 2)),
+            ),
+        },
+        coords={"learner": list(learners), "seed": np.arange(seeds), **values, "group": GROUPS},
+    )
+
+
+def with_error(mean, error):
+    """Two values with this mean and this standard error of the mean."""
+    return np.array([mean - error, mean + error])
+
+
+def verdicts(data):
+    return [row["verdict"] for row in summary.rows(data)]
+
+
+def judge(learner, gap, error=0.01, predicted=(0.9, 0.6)):
+    """Verdict on a measurement off the prediction by `gap`, (2,) by group, with this standard error in both groups."""
+    predicted = np.asarray(predicted)
+    measured = np.stack([with_error(p + g, error) for p, g in zip(predicted, gap, strict=True)], -1)
+    return verdicts(dataset(predicted, measured[None], [learner]))[0]
+
+
+LIMITS = [("mmcl", 5, 1e-5), ("mmcl_gradient", 5, 1e-5), ("supervised", 3, 0.02), ("supervised_gradient", 3, 0.02)]
+
+
+@pytest.mark.parametrize("learner, errors, bias", LIMITS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_verdict_allows_its_standard_errors_and_bias_and_no_more(learner, errors, bias, sign):
+    inside, outside = sign * ((errors - 0.01) * 0.01 + bias), sign * ((errors + 0.01) * 0.01 + bias)
+    assert judge(learner, (0, 0)) == "agrees"
+    assert judge(learner, (inside, -inside)) == "agrees"
+    assert judge(learner, (outside, 0)) == "differs"
+    assert judge(learner, (0, outside)) == "differs"
+    assert judge(learner, (outside, outside)) == "differs"
+
+
+def test_a_gap_hidden_in_the_groups_is_not_hidden_in_the_verdict():
+    assert judge("mmcl", (0.2, -0.2)) == "differs"  # the shifted accuracy is exactly right
+
+
+def test_swapped_groups_differ():
+    measured = np.stack([with_error(0.9, 0.01), with_error(0.6, 0.01)], -1)[None]
+    assert verdicts(dataset([0.9, 0.6], measured)) == ["agrees"]
+    assert verdicts(dataset([0.6, 0.9], measured)) == ["differs"]
+
+
+def test_what_cannot_be_judged_says_why():
+    nan = math.nan
+    good = np.array([[[0.9, 0.6], [0.8, 0.7]]])
+    assert verdicts(dataset([nan, nan], good)) == ["no prediction"]
+    assert verdicts(dataset([0.9, nan], good)) == ["no prediction"]
+    assert verdicts(dataset([0.9, 0.6], good[:, :1])) == ["one seed: no standard error"]
+    one_failed = np.array([[[0.9, 0.6], [nan, nan], [0.8, 0.7]]])
+    assert verdicts(dataset([0.9, 0.6], one_failed, ["supervised"])) == ["not separable in 1 runs"]
+    assert verdicts(dataset([0.9, 0.6], one_failed * nan, ["supervised"])) == ["not separable in 3 runs"]
+    assert verdicts(dataset([nan, nan], one_failed, ["supervised"])) == ["not separable in 1 runs"]
+
+
+def test_seed_statistics_leave_out_the_seeds_without_a_value():
+    nan = math.nan
+    columns = {"all": [0.1, 0.4, 0.7], "two": [0.1, nan, 0.5], "one": [nan, 0.3, nan], "none": [nan, nan, nan]}
+    measured = xr.DataArray(np.transpose(list(columns.values())), dims=("seed", "cell"), coords={"cell": list(columns)})
+    mean, error = summary.seed_statistics(measured)
+    np.testing.assert_allclose(mean, [0.4, 0.3, 0.3, nan], atol=1e-15)
+    np.testing.assert_allclose(error, [0.3 / 3**0.5, 0.2, nan, nan], atol=1e-15)  # sd 0.3 of 3; sd 0.4/sqrt(2) of 2
+    mean, error = summary.seed_statistics(measured.isel(seed=[0]))
+    np.testing.assert_allclose(mean, [0.1, 0.1, nan, nan], atol=1e-15)
+    assert np.isnan(error).all()
+
+
+def test_the_shifted_accuracy_is_the_groups_mean_run_by_run():
+    accuracy = xr.DataArray([[0.9, 0.5], [math.nan, 0.5]], dims=("seed", "group"), coords={"group": GROUPS})
+    shifted = summary.with_shifted(accuracy)
+    assert list(shifted.group.values) == [*GROUPS, "shifted"]
+    np.testing.assert_allclose(shifted.sel(group="shifted"), [0.7, math.nan], atol=1e-15)
+    xr.testing.assert_equal(shifted.sel(group=GROUPS), accuracy)
+
+
+def test_the_error_of_the_shifted_accuracy_knows_that_the_groups_move_together():
+    opposite = np.array([[[0.9, 0.5], [0.8, 0.6]]])  # their mean does not vary
+    (row,) = summary.rows(dataset([0.85, 0.55], opposite))
+    assert row["shifted_se"] == pytest.approx(0, abs=1e-15)
+    assert row["aligned_se"] == row["conflicting_se"] == pytest.approx(0.05)
+
+
+def test_rows_put_every_value_at_its_cell_and_learner():
+    learners, p_spu, pi_core = ["supervised", "mmcl"], [0.9, 0.5], [0.0, 1.0]
+    predicted = np.arange(16.0).reshape(2, 2, 2, 2) / 100
+    measured = predicted[:, None] + np.array([-0.01, 0.01]).reshape(1, 2, 1, 1, 1)
+    data = dataset(predicted, measured, learners, p_spu=p_spu, pi_core=pi_core)
+    data = data.transpose("group", "pi_core", ...)  # a store may hold the axes in another order
+    table = summary.rows(data)
+    order = [(r["p_spu"], r["pi_core"], r["learner"]) for r in table]
+    assert order == [(p, c, l) for p in (0.5, 0.9) for c in (0.0, 1.0) for l in learners]
+    for row in table:
+        at = learners.index(row["learner"]), p_spu.index(row["p_spu"]), pi_core.index(row["pi_core"])
+        for g, group in enumerate(GROUPS):
+            assert row[f"{group}_predicted"] == predicted[(*at, g)]
+            assert row[f"{group}_measured"] == pytest.approx(predicted[(*at, g)], abs=1e-15)
+            assert row[f"{group}_se"] == pytest.approx(0.01, abs=1e-15)
+        assert row["shifted_predicted"] == pytest.approx(predicted[at].mean(), abs=1e-15)
+
+
+def test_the_text_has_a_line_for_each_cell_and_learner():
+    learners, p_spu = ["mmcl", "info_nce", "supervised"], [0.5, 0.7, 0.9]
+    predicted = np.full((3, 3, 2), 0.8)
+    predicted[1] = math.nan
+    measured = np.stack([predicted - 0.01, predicted + 0.01], 1)
+    measured[1] = 0.75
+    measured[0, :, 2] += 0.3
+    lines = summary.text(summary.rows(dataset(predicted, measured, learners, p_spu=p_spu))).splitlines()
+    assert lines[0] == "sigma_core = 0.5, sigma_spu = 0.5, pi_core = 0.5, same_class_weight = 0.5"
+    assert lines[1].split()[:2] == ["p_spu", "learner"]
+    assert [line.split()[:2] for line in lines[2:-1]] == [[f"{p:g}", l] for p in p_spu for l in learners]
+    assert [line.split()[-1] for line in lines[2:-1]] == ["agrees", "prediction", "agrees"] * 2 + [
+        *("differs", "prediction", "agrees")
+    ]
+    assert "0.8000  0.8000 +- 0.0100" in lines[2]
+    assert lines[-1] == "5 of 6 judged cells agree with their prediction."
+
+
+def test_the_text_without_standard_errors_shows_none():
+    text = summary.text(summary.rows(dataset([0.9, 0.6], [[[0.9, 0.6]]])))
+    assert "+-" not in text and "nan" not in text
+    assert text.endswith("0 of 0 judged cells agree with their prediction.")
