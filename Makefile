@@ -12,7 +12,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test lint types lock clean FORCE
+.PHONY: help sweep test slow lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -23,8 +23,11 @@ help: ## list the targets and variables
 sweep: $(VENV)/core ## run the default experiment; results and figure go to runs/sweep_spurious
 	$(PY) -m sims.sweep_spurious --out runs/sweep_spurious $(SWEEP_FLAGS)
 
-test: lint types ## all that CI checks: lint, types, tests
-	$(PY) -m pytest -n $(WORKERS) $(PYTEST_FLAGS)
+test: lint types ## lint, types, tests
+	$(PY) -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_FLAGS)
+
+slow: $(VENV)/test ## checks of what goes beyond the paper, and the longest ones
+	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_FLAGS)
 
 lint: $(VENV)/test ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -11,6 +11,8 @@ from mmcl_theory.theory import balanced_pi_spu, mmcl_accuracy, optimal_captions,
 from mmcl_theory.theory.budget import _kkt_residual
 from tests.test_theory_mmcl import noise
 
+pytestmark = pytest.mark.slow
+
 MODEL, OBS = intra_class(0.95, 1.0, 0.2), noise(40, 40, 0.3, 0.3)
 
 

@@ -12,6 +12,8 @@ from mmcl_theory.theory import mmcl_accuracy, optimal_same_class_weight, strong_
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import jit, learnt_rules, noise
 
+pytestmark = pytest.mark.slow
+
 accuracy = jit(mmcl_accuracy)
 optimum = jit(optimal_same_class_weight)
 

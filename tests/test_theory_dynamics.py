@@ -15,6 +15,8 @@ from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, noise
 
+pytestmark = pytest.mark.slow
+
 MODEL, CAPS = intra_class(0.95, 1.0, 0.3), captions(0.7, 0.9)
 RHO, INITIAL = 0.8, 1e-3
 strength = jit(mode_strength)

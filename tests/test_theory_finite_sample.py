@@ -36,6 +36,7 @@ def simulate(name):
     return np.asarray(learnt_rules(jax.random.key(11), model, caps, OBS, weight, n=N, runs=RUNS)["weighted"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mean_over_samples(name):
     model, caps, weight = CASES[name]
@@ -49,11 +50,11 @@ def test_gap_to_the_limit_is_one_over_n():
     """n (mean - limit) tends to a constant at fixed d_I / n, and its distance from it halves as n doubles."""
     model, caps, _ = CASES["mixed"]
     scaled = []
-    for n in (2**k for k in range(8, 13)):
+    for n in (256, 512, 1024):
         args = (model, caps, noise(n // 2, 2, 1.0, 1.0), float(n))
         scaled.append(n * (groups(mean_accuracy(*args)) - groups(limit_accuracy(*args))))
-    steps = np.diff(np.asarray(scaled), axis=0)
-    np.testing.assert_allclose(steps[:-1] / steps[1:], 2, rtol=0.05)
+    first, second = np.diff(np.asarray(scaled), axis=0)
+    np.testing.assert_allclose(first / second, 2, rtol=0.05)
     assert (np.abs(scaled[-1]) > 0.05).all()
 
 

@@ -15,6 +15,8 @@ from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, noise
 
+pytestmark = pytest.mark.slow
+
 law = jit(outliers)
 accuracy = jit(mmcl_accuracy, static_argnames=("embed_dim", "prompts"))
 MODEL = intra_class(0.9, 0.8, 0.6)

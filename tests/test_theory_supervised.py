@@ -43,8 +43,13 @@ def solve(model, obs, n):
 
 
 def predict(p, s_c, s_s, n, d, sigma, mu_c=1.0, mu_s=1.0):
-    model = intra_class(p, s_c, s_s, mu_c, mu_s)
-    return solve(model, observation(d, 2, sigma, 0.0), np.asarray(n, float) + 0 * np.asarray(p))
+    """`solve` point by point, which compiles once for all tests."""
+    points = np.broadcast_arrays(p, s_c, s_s, n, sigma, mu_c, mu_s)
+    solved = [
+        solve(intra_class(*x[:3], *x[5:]), observation(d, 2, x[4], 0.0), np.asarray(x[3]))
+        for x in zip(*(np.asarray(x, float).ravel().tolist() for x in points), strict=True)
+    ]
+    return tuple(jnp.stack(x).reshape(*points[0].shape, -1) for x in zip(*solved, strict=True))
 
 
 # X1 against SciPy
@@ -119,7 +124,7 @@ def test_values_in_the_theory_text():
     np.testing.assert_allclose(accuracy[1], 0.447, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["p_spu", "sigma_core", "n"])
+@pytest.mark.parametrize("name", ["p_spu", "n"])
 def test_gradients_are_finite_differences(name):
     point = {"p_spu": 0.9, "sigma_core": 0.8, "n": 700.0}
 
@@ -239,6 +244,7 @@ def test_max_margin_at_a_thousand_samples(point):
     rejects(assert_in_band, samples, predict(p, s_c / 2, *rest)[1])
 
 
+@pytest.mark.slow
 def test_gap_to_the_curve_shrinks_faster_than_one_over_root_n():
     """At fixed n/d and n/sigma^2, as X1 wants; the aligned group, whose noise is the smaller (resolution 5e-4).
 

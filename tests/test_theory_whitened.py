@@ -89,6 +89,7 @@ def learnt(key, model, caps, obs, theta, *, n, runs):
     return jax.lax.map(run, jax.random.split(key, runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theta", [0.5, 1.0])
 def test_rules_learnt_from_samples_tend_to_it(theta):
     """The ratio of weights at n = 4000, d = 6 and 5: a bias of O(1/n), below the resolution of .002."""

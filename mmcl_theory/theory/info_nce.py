@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
 from mmcl_theory.data import Captions, IntraClass, Observation
@@ -20,7 +20,6 @@ from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
 _NEWTON_STEPS = 60
-_STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 1 / 32, 1 / 256)
 
 
 @jax.tree_util.register_dataclass
@@ -100,14 +99,15 @@ def info_nce_batch_optimum(
         x, t = draw(key)
         return losses.info_nce(x @ m.reshape(2, 2), t)
 
-    def derivatives(m: Array) -> tuple[Array, Array, Array]:
-        def one(key: Array) -> tuple[Array, Array, Array]:
-            return batch_loss(m, key), jax.grad(batch_loss)(m, key), jax.hessian(batch_loss)(m, key)
+    def mean(f: Callable[[Array], PyTree]) -> PyTree:
+        return jax.tree.map(lambda x: x.mean(0), jax.lax.map(f, keys))
 
-        return jax.tree.map(lambda x: x.mean(0), jax.lax.map(one, keys))
+    def derivatives(m: Array) -> tuple[Array, Array, Array]:
+        value, gradient = mean(lambda key: jax.value_and_grad(batch_loss)(m, key))
+        return value, gradient, mean(lambda key: jax.hessian(batch_loss)(m, key))
 
     def loss(m: Array) -> Array:
-        return jax.lax.map(functools.partial(batch_loss, m), keys).mean()
+        return mean(lambda key: batch_loss(m, key))
 
     m, value, gradient, hessian = _newton(derivatives, loss)
     gradients = jax.lax.map(lambda k: jax.grad(batch_loss)(m, k), keys)
@@ -122,16 +122,16 @@ def _newton(
 ) -> tuple[Array, Array, Array, Array]:
     """Minimiser of a convex function of 4 numbers from 0, with its value, gradient and Hessian there."""
 
-    def step(state: tuple[Array, Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array, Array]:
-        m, _, gradient, hessian, _, iteration = state
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        m, value, gradient, hessian, _, iteration = state
         move = -jnp.linalg.solve(hessian, gradient)
-        candidates = m[None, :] + jnp.asarray(_STEP_SIZES, m.dtype)[:, None] * move[None, :]
-        values = jax.lax.map(loss, candidates)
-        values = jnp.where(jnp.isfinite(values), values, jnp.inf)
-        best = jnp.argmin(values)
-        # Near the minimum differences of values are rounding: trust the full step.
-        near = jnp.abs(move).max() < 1e-3 * (1 + jnp.abs(m).max())
-        m_new = candidates[jnp.where(near, 0, best)]
+        rounding = 8 * jnp.finfo(m.dtype).eps * jnp.abs(value)
+
+        def too_long(size: Array) -> Array:
+            return ~(loss(m + size * move) <= value + rounding) & (size > 1e-6)
+
+        size = jax.lax.while_loop(too_long, lambda size: size / 2, jnp.ones_like(value))
+        m_new = m + size * move
         moved = jnp.abs(m_new - m).max() / (1 + jnp.abs(m).max())
         return m_new, *derivatives(m_new), moved, iteration + 1
 
