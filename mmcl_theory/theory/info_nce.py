@@ -139,7 +139,7 @@ def _newton(
         return (state[4] > 32 * jnp.finfo(state[0].dtype).eps) & (state[5] < _NEWTON_STEPS)
 
     start = jnp.zeros(4)
-    state = (start, *derivatives(start), jnp.asarray(1.0), jnp.asarray(0))
+    state: tuple[Array, ...] = (start, *derivatives(start), jnp.asarray(1.0), jnp.asarray(0))
     m, value, gradient, hessian, _, _ = jax.lax.while_loop(unfinished, step, state)
     return m, value, gradient, hessian
 
