@@ -16,6 +16,8 @@ from mmcl_theory.theory import mmcl_accuracy, mmcl_mean_accuracy
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, learnt_rules, noise
 
+pytestmark = pytest.mark.slow
+
 mean_accuracy = jit(mmcl_mean_accuracy)
 limit_accuracy = jit(mmcl_accuracy)
 N = 64
@@ -36,7 +38,6 @@ def simulate(name):
     return np.asarray(learnt_rules(jax.random.key(11), model, caps, OBS, weight, n=N, runs=RUNS)["weighted"][0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mean_over_samples(name):
     model, caps, weight = CASES[name]

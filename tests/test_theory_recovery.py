@@ -8,6 +8,8 @@ import scipy.linalg
 
 from mmcl_theory.theory import recovery
 
+pytestmark = pytest.mark.slow
+
 jitted = jax.jit(recovery)
 
 

@@ -16,6 +16,8 @@ from mmcl_theory.zero_shot import latent_prompts
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, noise
 
+pytestmark = pytest.mark.slow
+
 rule = jit(whitened_rule, static_argnames=("prompts",))
 accuracy = jit(whitened_accuracy, static_argnames=("prompts",))
 balanced = jit(balanced_pi_spu)
@@ -89,7 +91,6 @@ def learnt(key, model, caps, obs, theta, *, n, runs):
     return jax.lax.map(run, jax.random.split(key, runs))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("theta", [0.5, 1.0])
 def test_rules_learnt_from_samples_tend_to_it(theta):
     """The ratio of weights at n = 4000, d = 6 and 5: a bias of O(1/n), below the resolution of .002."""
