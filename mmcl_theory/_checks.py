@@ -22,19 +22,26 @@ def real(name: str, value: Scalar, allowed: str) -> Array:
     """`value` as a floating array; ValueError "<name> must be <allowed>, got <value>." if a concrete entry is not."""
     if not isinstance(value, jax.core.Tracer):
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError
             x = np.asarray(value, dtype=np.float64)
+            # In JAX's precision, where 1e300 may be inf and 1e-60 may be 0.
+            with np.errstate(over="ignore", under="ignore"):
+                computed = x.astype(jax.dtypes.canonicalize_dtype(float))
         except (TypeError, ValueError):
             raise ValueError(f"{name} must be {allowed}, got {value!r}.") from None
-        bad = ~_ALLOWED[allowed](x)
+        bad = ~_ALLOWED[allowed](computed)
         if bad.any():
             raise ValueError(f"{name} must be {allowed}, got {float(x[bad].flat[0]):g}.")
+        if not x.size:
+            raise ValueError(f"{name} must be {allowed}, got an empty array.")
     return jnp.asarray(value, dtype=float)
 
 
 def sample_size(n: Scalar) -> Array:
     """`n` as an array; ValueError unless every concrete entry is >= 2. Real values are allowed (limits are in n/d)."""
     array = real("n", n, "finite and > 0")
-    if not isinstance(n, jax.core.Tracer) and (np.asarray(n) < 2).any():
+    if not isinstance(n, jax.core.Tracer) and (np.asarray(n, np.float64) < 2).any():
         raise ValueError(f"n must be >= 2, got {np.min(np.asarray(n)):g}.")
     return array
 

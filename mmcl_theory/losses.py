@@ -62,7 +62,7 @@ def product_penalty(w_image: Float[Array, "r d_i"], w_text: Float[Array, "r d_t"
     """
     if w_image.ndim != 2 or w_text.ndim != 2 or w_image.shape[0] != w_text.shape[0]:
         raise ValueError(f"w_image and w_text must be (r, d_i) and (r, d_t), got {w_image.shape} and {w_text.shape}.")
-    _check("rho", rho, ">= 0", lambda v: v >= 0)
+    _check("rho", rho, "finite and >= 0", lambda v: v >= 0 and math.isfinite(v))
     return rho / 2 * jnp.sum((w_image @ w_image.T) * (w_text @ w_text.T))
 
 
@@ -89,7 +89,7 @@ def info_nce(
     Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
     Source: section 2 (van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020).
     """
-    _check("temperature", temperature, "> 0", lambda v: v > 0)
+    _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     image, text = _embeddings("info_nce", image, text, labels, same_class_weight, normalize)
     n = len(image)
     logits = image @ text.T / temperature
@@ -116,7 +116,7 @@ def siglip(
     Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
     Source: section 2 (Zhai et al. 2023, arXiv 2303.15343).
     """
-    _check("scale", scale, "> 0", lambda v: v > 0)
+    _check("scale", scale, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     _check("bias", bias, "finite", math.isfinite)
     image, text = _embeddings("siglip", image, text, labels, same_class_weight, normalize)
     logits = scale * (image @ text.T) + bias
@@ -157,7 +157,7 @@ def sup_con(
     Raises: ValueError for other shapes or n < 2, temperature outside its range.
     Source: section 2 (Khosla et al. 2020, arXiv 2004.11362).
     """
-    _check("temperature", temperature, "> 0", lambda v: v > 0)
+    _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     z, _ = _embeddings("sup_con", embedding, embedding, normalize=normalize)
     _check_labels(labels, len(z))
     other = ~jnp.eye(len(z), dtype=bool)
@@ -260,6 +260,10 @@ def _check(name: str, value: Scalar, allowed: str, is_valid: Callable[[float], b
     """Raise ValueError unless `value` is a scalar and, where concrete, valid."""
     if jnp.ndim(value) != 0:
         raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}.")
-    # float, because a comparison of two constants by jnp is traced under jit.
-    if not isinstance(value, jax.core.Tracer) and not is_valid(float(value)):
+    # NumPy, because a comparison of two constants by jnp is traced under jit; in the precision of the computation.
+    if isinstance(value, jax.core.Tracer):
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        computed = float(np.asarray(value, jax.dtypes.canonicalize_dtype(float)))
+    if not is_valid(computed):
         raise ValueError(f"{name} must be {allowed}, got {value}.")

@@ -82,7 +82,7 @@ def linear_rule_accuracy(
     The integral is Gauss-Legendre over the smooth part. Without noise both are step functions, ties counting 1/2 each.
 
     weights: (..., 2).  norm_squared: (...), |w|^2 >= |weights|^2.  sd_image: s_I >= 0.
-    Returns accuracies of shape (...).  Source: THEORY 3.
+    Returns accuracies of shape (...), NaN where an argument is.  Source: THEORY 3.
     """
     a, b, norm, sd = jnp.broadcast_arrays(weights[..., 0], weights[..., 1], norm_squared, jnp.asarray(sd_image))
     noise = sd**2 * norm
@@ -94,10 +94,10 @@ def linear_rule_accuracy(
 def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise: Array) -> Array:
     mean = w_core * model.mu_core + w_spu * model.mu_spu
     variance = (w_core * model.sigma_core) ** 2 + (w_spu * model.sigma_spu) ** 2 + noise
-    positive = variance > 0
+    noiseless = variance == 0  # a NaN variance is not, and stays NaN
     # The inner where keeps the derivative of the branch not taken finite.
-    z = mean / jnp.sqrt(jnp.where(positive, variance, 1.0))
-    return jnp.where(positive, ndtr(z), _step(mean))
+    z = mean / jnp.sqrt(jnp.where(noiseless, 1.0, variance))
+    return jnp.where(noiseless, _step(mean), ndtr(z))
 
 
 def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array) -> Array:
@@ -109,8 +109,8 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array
     """Accuracy of the group whose own score has mean a + b; all arguments scalars."""
     own = a + b
     foreign = jnp.stack([a * beta + b * alpha, a * beta - b * alpha])
-    noisy = variance > 0
-    t = jnp.sqrt(jnp.where(noisy, variance, 1.0))
+    noiseless = variance == 0
+    t = jnp.sqrt(jnp.where(noiseless, 1.0, variance))
     nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
     low = jnp.clip(-own / t, -_TAIL, _TAIL)
     half = (_TAIL - low) / 2
@@ -120,7 +120,7 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array
     density = jnp.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
     integral = half * (jnp.asarray(node_weights, a.dtype) * density * jnp.clip(beaten, 0.0, 1.0) ** (m - 1)).sum()
     exact = _step(own) * _step(own - jnp.abs(foreign)).mean() ** (m - 1)
-    return jnp.where(noisy, integral, exact)
+    return jnp.where(noiseless, exact, integral)
 
 
 def _step(x: Array) -> Array:

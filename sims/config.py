@@ -106,7 +106,12 @@ class Config:
             _at_least(name, getattr(self, name), least)
         for name, least in (("n", 2), ("gradient_steps", 1)):
             _at_least(name, getattr(setting, name), least)
+        for name in ("dim_image", "dim_text"):
+            _at_least(name, getattr(setting, name), 2)
         _at_most("seed", self.seed, 2**32 - 1)
+        _at_most("seeds", self.seeds, 10**12)
+        for name in ("n", "dim_image", "dim_text"):
+            _at_most(name, getattr(setting, name), 10**12)
         _at_most("gradient_steps", setting.gradient_steps, 2**31 - 1)
         if not setting.temperature > 0:
             raise UsageError(f"--temperature must be > 0, got {setting.temperature:g}.")

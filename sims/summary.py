@@ -29,7 +29,7 @@ def seed_statistics(measured: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
 def verdict(learner: str, predicted: np.ndarray, mean: np.ndarray, error: np.ndarray, failed: int) -> str:
     """Judge all group accuracies of a cell together."""
     if failed:
-        return f"not separable in {failed} runs"
+        return f"{'not separable' if learner == 'supervised' else 'diverged'} in {failed} runs"
     if np.isnan(predicted).any():
         return "no prediction"
     if np.isnan(error).any():

@@ -397,3 +397,10 @@ def test_single_precision_agrees_with_double():
     tol = 10 * eps * np.linalg.cond(s_i) * np.linalg.cond(s_t) * r[0] / (r[1] - r[2])
     assert tol < 0.1
     assert_close(white, whitened_optimum(*(jnp.asarray(x) for x in (c, s_i, s_t)), 1.0, 2), tol)
+
+
+def test_class_numbers_out_of_range_are_refused():
+    x = jnp.ones((4, 2))
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match=rf"class_number must be in 0\.\.1, got {number}"):
+            cross_covariance(x, x, jnp.array([0, 1, 1, number]), 0.5)

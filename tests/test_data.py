@@ -110,7 +110,7 @@ def test_constructors_refuse_wrong_entries_of_arrays_and_unknown_maskings():
         captions(masking="drop")
 
 
-@pytest.mark.parametrize("value", [None, [0.5, 1.5], {}, 1j])
+@pytest.mark.parametrize("value", [None, [0.5, 1.5], {}, 1j, "0.5", []])
 def test_constructors_refuse_what_is_no_number(monkeypatch, value):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"^p_spu must be in \[0, 1\], got "):

@@ -408,7 +408,7 @@ def test_constants_inside_jit_are_checked_and_used():
     np.testing.assert_allclose(value, evaluate("info_nce", inputs, labels)[0], rtol=1e-12)
     logits, labels, negative = jnp.zeros((N, C)), jnp.array(LABELS), jnp.array(-1.0)
     np.testing.assert_allclose(jax.jit(lambda: losses.cross_entropy(logits, labels))(), np.log(C), rtol=1e-12)
-    with pytest.raises(ValueError, match="temperature must be > 0"):
+    with pytest.raises(ValueError, match="temperature must be finite and > 0"):
         jax.jit(lambda x: losses.info_nce(x, x, temperature=negative))(logits)
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
         jax.jit(lambda x: losses.cross_entropy(x, labels))(logits[:, :2])
@@ -455,14 +455,14 @@ def test_wrong_input_of_pairwise_losses_is_refused(name):
     refused("same_class_weight must be a scalar, got shape (4,).", loss, X, X, labels=K, same_class_weight=K / 1)
 
 
-@pytest.mark.parametrize("bad", [-1.0, 0.0, float("nan"), np.float32(-1.5)])
+@pytest.mark.parametrize("bad", [-1.0, 0.0, float("nan"), float("inf"), np.float32(-1.5)])
 @pytest.mark.usefixtures("no_hooks")
 def test_wrong_hyperparameters_are_refused(bad):
-    refused(f"temperature must be > 0, got {bad}.", losses.info_nce, X, X, temperature=bad)
-    refused(f"temperature must be > 0, got {bad}.", losses.sup_con, X, K, temperature=bad)
-    refused(f"scale must be > 0, got {bad}.", losses.siglip, X, X, scale=bad)
+    refused(f"temperature must be finite and > 0, got {bad}.", losses.info_nce, X, X, temperature=bad)
+    refused(f"temperature must be finite and > 0, got {bad}.", losses.sup_con, X, K, temperature=bad)
+    refused(f"scale must be finite and > 0, got {bad}.", losses.siglip, X, X, scale=bad)
     refused("bias must be finite, got inf.", losses.siglip, X, X, bias=float("inf"))
-    refused("rho must be >= 0, got -2.0.", losses.product_penalty, X, X, -2.0)
+    refused("rho must be finite and >= 0, got -2.0.", losses.product_penalty, X, X, -2.0)
 
 
 @pytest.mark.usefixtures("no_hooks")

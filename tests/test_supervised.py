@@ -451,3 +451,10 @@ def test_least_squares_is_not_max_margin():
     orthogonal, y = np.diag([1.0, 2.0, 3.0]), np.array([1, -1, 1])
     rule, _ = fit_rule(orthogonal, y)
     np.testing.assert_allclose(rule, least_squares(jnp.asarray(orthogonal), jnp.asarray(y, float)), rtol=1e-12)
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="y must have entries"):
+        logistic_dual(jnp.eye(3), jnp.array([0, 1, 1]), optimizer=optax.sgd(0.1), steps=1)
+    with pytest.raises(ValueError, match="x must be finite"):
+        max_margin(jnp.array([[jnp.nan, 1.0], [1.0, 1.0]]), jnp.array([1, -1]))

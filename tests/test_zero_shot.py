@@ -282,3 +282,11 @@ def test_gradients_are_finite_and_those_of_differences(name, sd):
             up, down = (accuracy(*args[:k], args[k] + s * step, *args[k + 1 :], model) for s in (1, -1))
             got = grads[k][0] if k == 0 else grads[k]
             np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=1e-6)
+
+
+@over_models
+def test_undefined_rules_have_undefined_accuracy(name):
+    for weights, norm in (((np.nan, 1.0), 2.0), ((1.0, 1.0), np.nan), ((1.0, 1.0), np.inf)):
+        got = numbers(exact(MODELS[name](), weights, norm, 0.5))
+        assert np.isnan(got).all() or np.isinf(norm)
+        assert not (got == 1).any()

@@ -6,6 +6,7 @@ d_i and d_t input dimensions, n samples, K classes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mmcl_theory import _checks
@@ -29,14 +30,21 @@ def cross_covariance(
     sample has no Cov_y). Cost O(n d_i d_t).
 
     class_number: 0..num_classes-1 (`class_index`); needed with same_class_weight, lambda in [0, 1].
-    Raises: ValueError for n < 2, a weight out of range or without classes.
+    Raises: ValueError for n < 2, unequal n, a weight out of range or without classes, class numbers out of range.
     Source: T1, X3.
     """
     n = _checks.integer("n", image.shape[0], 2)
+    if text.shape[0] != n:
+        raise ValueError(f"image and text must have the same number of samples, got {n} and {text.shape[0]}.")
     if same_class_weight is None:
         return (image - image.mean(0, keepdims=True)).T @ text / (n - 1)
     if class_number is None:
         raise ValueError("class_number must be given with same_class_weight, got None.")
+    if not isinstance(class_number, jax.core.Tracer):
+        number = np.asarray(class_number)  # NumPy, because jnp would trace it under jit
+        outside = number[(number < 0) | (number >= num_classes)]
+        if outside.size:
+            raise ValueError(f"class_number must be in 0..{num_classes - 1}, got {outside[0]}.")
     weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]").astype(image.dtype)
     member = jax.nn.one_hot(class_number, num_classes, dtype=image.dtype)  # (n, K)
     size = member.sum(0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -159,12 +160,14 @@ def max_margin(
     """w = argmin |w|^2 subject to y_i x_i.w >= 1 (unique), and its certificate.
 
     x: (n, d).  y: entries in {-1, +1}, both present or not.  tolerance: largest relative duality gap accepted.
-    Raises: ValueError if the data is not linearly separable (through the origin), if y has other entries, or if the
-    gap stays above tolerance. Needs concrete arrays; inside jit or vmap use `max_margin_dual`.
+    Raises: ValueError if the data is not finite or not linearly separable (through the origin), if y has another
+    length or other entries, or if the gap stays above tolerance. Needs concrete arrays; inside jit or vmap use
+    `max_margin_dual`.
     Source: THEORY 2.  Check: tests/test_supervised.py (scikit-learn and X1).
     """
-    if not bool((jnp.abs(y) == 1).all()):
-        raise ValueError("y must have entries in {-1, +1}.")
+    _check_labels(y, x.shape[0])
+    if not bool(jnp.isfinite(x).all()):
+        raise ValueError("x must be finite.")
     fit = max_margin_dual(x @ x.T, y)
     if not bool(fit.separable):
         raise ValueError(f"x must be linearly separable for a hard margin, got {x.shape[0]} samples that are not.")
@@ -173,6 +176,13 @@ def max_margin(
             f"tolerance must be at least the duality gap reached, {float(fit.gap):.1e}, got {tolerance:g}."
         )
     return (fit.dual * y) @ x, fit
+
+
+def _check_labels(y: Array, n: int) -> None:
+    if y.shape != (n,) or n < 1:
+        raise ValueError(f"y must have shape (n,), n >= 1 the number of samples, {n}, got {y.shape}.")
+    if not isinstance(y, jax.core.Tracer) and not (np.abs(np.asarray(y)) == 1).all():
+        raise ValueError("y must have entries in {-1, +1}.")
 
 
 def logistic_dual(
@@ -192,10 +202,11 @@ def logistic_dual(
     2018); normalized=True descends on log L instead (gradient g / L), at rate 1/steps or so (Nacson et al. 2019).
 
     optimizer: linear in the gradient; a step size of order 1/max |x_i|^2 is stable on log L.  steps: >= 1, static.
-    Raises: ValueError for steps < 1.
+    Raises: ValueError for steps < 1, or labels of another number or with other entries (where concrete).
     Source: THEORY 2 (SL).  Check: tests/test_supervised.py.
     """
     _checks.integer("steps", steps, 1)
+    _check_labels(y, gram.shape[0])
     sign = y.astype(gram.dtype)
     log_n = jnp.log(jnp.asarray(len(y), gram.dtype))
 

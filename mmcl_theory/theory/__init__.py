@@ -1,4 +1,4 @@
-"""Predictions: the statements of the paper and beyond it as functions of the model. Nothing here trains or samples."""
+"""Predictions: the statements of the paper and beyond it as functions of the model. Nothing here uses the learners."""
 
 from mmcl_theory.theory.budget import CaptionBudget, optimal_captions
 from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold

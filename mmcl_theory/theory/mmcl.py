@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
-from mmcl_theory.theory.spiked import outliers
+from mmcl_theory.theory.spiked import MAX_OUTLIERS, outliers
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 
@@ -34,7 +34,9 @@ def mmcl_accuracy(
         U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
     with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n). Truncated to
     embed_dim < min(d_I, d_T), w = sum_k s_k l_k (r_k . p) and |w_amb|^2 = sum_k s_k^2 (r_k . p)^2 over the singular
-    values of `outliers` among the embed_dim largest; NaN where the noise buries every one of them.
+    values of `outliers` among the embed_dim largest, which is the limit at fixed embed_dim <= 4 (the bulk's vectors
+    that a larger embedding keeps are not in it); NaN where the noise buries every one of them, or one modality has
+    none.
 
     caps: default rich captions. obs: None means no noise. n: >= 2, real values allowed. embed_dim: r >= 1, static;
     None or, in the population, r >= the number of latents does not truncate. same_class_weight: lambda in [0, 1],
@@ -53,6 +55,10 @@ def mmcl_accuracy(
             if same_class_weight is not None:
                 raise NotImplementedError(
                     "mmcl_accuracy has no theory for embed_dim with same_class_weight and n samples; use two of them."
+                )
+            if embed_dim > MAX_OUTLIERS:
+                raise NotImplementedError(
+                    f"mmcl_accuracy has no theory for embed_dim > {MAX_OUTLIERS} below the dimensions with n samples."
                 )
             return _truncated_accuracy(model, caps or captions(), obs, n, embed_dim, prompts)
         n = _checks.sample_size(n)
@@ -89,7 +95,7 @@ def mmcl_rule(
     """The population rule on the latents, core and spurious weight: C_lambda p of `mmcl_accuracy` with the prompt p
     of class +1.
 
-    Intra-class: w with sign(z . w) the prediction.  Inter-class: m (A, B), the same for every pair.
+    Intra-class: w with sign(z . w) the prediction.  Inter-class: (A, B), the same for every pair.
     Arguments, errors and sources as for `mmcl_accuracy`.
     """
     return _population_rule(model, caps or captions(), None, embed_dim, same_class_weight, prompts)[0]

@@ -16,6 +16,7 @@ from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, IntraClass, Observation, moments
 
 _BISECTIONS = 60
+MAX_OUTLIERS = 4
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,7 @@ class Outliers:
     the two dictionaries, (core, spurious); their common sign is arbitrary. Where `exists` is False the rest is NaN.
     """
 
-    value: Array  # (..., 4)
+    value: Array  # (..., 4), MAX_OUTLIERS
     left: Array  # (..., 4, 2)
     right: Array  # (..., 4, 2)
     exists: Array  # (..., 4) bool
