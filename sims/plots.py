@@ -39,7 +39,7 @@ def accuracy_against_p_spu(
     only.
 
     predicted: (learner, p_spu, group), a fine grid of p_spu.  mean, error: (learner, p_spu, group), the measured cells
-    and their standard errors, drawn as 95% intervals. A learner without a prediction gets a dotted guide through its
+    and their standard errors, drawn as 1.96 standard errors. A learner without a prediction gets a dotted guide through its
     points.
     """
     learners = list(mean.learner.values)
