@@ -38,9 +38,9 @@ def accuracy_against_p_spu(
     """Accuracy against p_spu: the groups `thick` as theory line and measured points, the groups `thin` as thin lines
     only.
 
-    predicted: (learner, p_spu, group), a fine grid of p_spu.  mean, error: (learner, p_spu, group), the measured cells
-    and their standard errors, drawn as 1.96 standard errors. A learner without a prediction gets a dotted guide through its
-    points.
+    predicted: (learner, p_spu, group), a fine grid of p_spu. mean, error: (learner, p_spu, group), the measured cells
+    and their standard errors, drawn as 1.96 standard errors. A learner without a prediction gets a dotted guide
+    through its points.
     """
     learners = list(mean.learner.values)
     for i, learner in enumerate(learners):
