@@ -22,7 +22,7 @@ def real(name: str, value: Scalar, allowed: str) -> Array:
     """`value` as a floating array; ValueError "<name> must be <allowed>, got <value>." if a concrete entry is not."""
     if not isinstance(value, jax.core.Tracer):
         try:
-            if isinstance(value, str | bytes):
+            if np.asarray(value).dtype.kind in "SU":  # NumPy would read "0.5" as a number
                 raise TypeError
             x = np.asarray(value, dtype=np.float64)
             # In JAX's precision, where 1e300 may be inf and 1e-60 may be 0.
