@@ -18,9 +18,11 @@ def arrays(learners=("mmcl", "info_nce", "supervised"), without=("info_nce",)):
     group = np.array([0.3, 0.1])
     predicted = 0.9 - FINE[:, None] * group - number / 100
     mean = 0.91 - np.array(P)[:, None] * group - number / 100
-    make = lambda values, p: xr.DataArray(  # noqa: E731
-        values, dims=("learner", "p_spu", "group"), coords={"learner": list(learners), "p_spu": p, "group": GROUPS}
-    )
+
+    def make(values, p):
+        coords = {"learner": list(learners), "p_spu": p, "group": GROUPS}
+        return xr.DataArray(values, dims=("learner", "p_spu", "group"), coords=coords)
+
     predicted = make(predicted, FINE)
     return predicted.where(~predicted.learner.isin(list(without))), make(mean, P), make(0.01 + 0 * mean, P)
 

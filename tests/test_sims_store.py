@@ -95,7 +95,7 @@ def damaged_partials(folder):
     whole = (folder / "partial.npz").read_bytes()
     np.savez(folder / "lacking.npz", values=sound.values)
     lacking = (folder / "lacking.npz").read_bytes()
-    np.save(folder / "other.npy", np.array([{}], object), allow_pickle=True)
+    np.save(folder / "other.npy", np.array([{}], object))
     other = (folder / "other.npy").read_bytes()
     middle = len(whole) // 2
     flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]

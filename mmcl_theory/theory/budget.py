@@ -34,8 +34,8 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
 
     value: differentiable JAX function of pi (k,), such as
     `lambda pi: mmcl_accuracy(model, captions(*pi), obs, n).shifted`; captions enter it only through Cov(z, u) and the
-    prompt.  cost: (k,), > 0.  budget: >= 0.  starts: points from which SLSQP climbs, >= 1: the corners that the budget
-    allows for one detail, an even split, then random ones; the best result is kept. Not unique where value is flat.
+    prompt.  cost: (k,), > 0.  budget: >= 0.  starts: points from which SLSQP climbs, >= 1: an even split, most of it on
+    one detail, then random ones; the best result is kept. Not unique where value is flat.
     Raises: ValueError for values out of range.
     Source: X8.  Check: tests/test_theory_budget.py.
     """
@@ -54,7 +54,7 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
         return pi * min(1.0, limit / max(float(costs @ pi), 1e-300))
 
     random = np.random.default_rng(0).uniform(size=(starts, k))
-    first = np.vstack([np.full(k, 0.5), 0.1 + 0.9 * np.eye(k), random])[: max(starts, 1)]
+    first = np.vstack([np.full(k, 0.5), 0.1 + 0.9 * np.eye(k), random])[:starts]
     constraint = {"type": "ineq", "fun": lambda pi: limit - costs @ pi, "jac": lambda pi: -costs}
     options = {"maxiter": 500, "ftol": 1e-15}
     fits = [

@@ -51,8 +51,7 @@ def whitened_rule(
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
     mom = moments(model, caps or captions())
-    zero = jnp.zeros(())
-    noise_image, noise_text = (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
+    noise_image, noise_text = _noise_variances(obs)
     batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, mom.zu.shape[:-2])
     zz, zu, uu = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (mom.zz, mom.zu, mom.uu))
     theta, noise_image, noise_text = (jnp.broadcast_to(x, batch) for x in (theta, noise_image, noise_text))
@@ -88,13 +87,18 @@ def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tupl
     """D, v, G v - k^2 and s_T^2 of `balanced_pi_spu`."""
     if caps.masking != "named":
         raise ValueError(f'masking must be "named", got {caps.masking!r}.')
-    zero = jnp.zeros(())
-    noise_image, noise_text = (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
+    noise_image, noise_text = _noise_variances(obs)
     q = 2 * model.p_spu - 1
     spread = model.mu_spu**2 + model.sigma_spu**2
     total = model.mu_core**2 + model.sigma_core**2 + noise_image
     gap = (1 - caps.pi_core) * model.sigma_core**2 + noise_image
     return gap, spread, total * spread - (q * model.mu_core * model.mu_spu) ** 2, noise_text
+
+
+def _noise_variances(obs: Observation | None) -> tuple[Array, Array]:
+    """s_I^2 and s_T^2; 0 without an observation."""
+    zero = jnp.zeros(())
+    return (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
 
 
 def _inverse_power(cov: Float[Array, "... 2 2"], variance: Array, power: Array) -> Float[Array, "... 2 2"]:
