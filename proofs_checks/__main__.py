@@ -1,0 +1,48 @@
+"""Judge every statement of the theory: prediction against measurement, and wrong theories that must be rejected.
+
+Prints a row a check: label, claim, predicted, measured +- standard error, z and its limit, verdict, how many of its
+wrong theories it rejected, seconds. "refuted as stated" marks a claim of the theory text that a check contradicts, with
+what holds instead in the claim's line. Exit code 1 if any row fails or misses a wrong theory.
+
+    python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from sims.flags import UsageError, define, names, path, run_main
+
+LABELS = (*(f"T{i}" for i in range(1, 7)), *(f"X{i}" for i in range(1, 11)))
+EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; full also doubles sample sizes where a limit is judged
+
+
+def _define_flags() -> None:
+    define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
+    flags.DEFINE_string("profile", "quick", "quick: under 3 minutes on 2 cores; full: under 30, smaller errors")
+    define("json", None, "file to write the rows to", path)
+
+
+def _main() -> None:
+    values = flags.FLAGS.flag_values_dict()
+    for label in values["only"]:
+        if label not in LABELS:
+            raise UsageError(f"--only must be of {', '.join(LABELS)}, got {label!r}.")
+    if values["profile"] not in EFFORT:
+        raise UsageError(f"--profile must be quick or full, got {values['profile']!r}.")
+    target = values["json"] and pathlib.Path(values["json"])
+    if target and not target.resolve().parent.is_dir():
+        raise UsageError(f"--json={target}: there is no folder {target.resolve().parent}.")
+    from proofs_checks import run  # JAX and SymPy load only once the arguments are good
+
+    rows = run.ledger(values["only"], EFFORT[values["profile"]], show=True)
+    if target:
+        run.write_json(target, rows, values["profile"])
+    bad = [row for row in rows if not row.good]
+    print(run.summary(rows))
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

@@ -1,0 +1,85 @@
+"""Rules learnt from sampled pairs in the ambient space, and their exact accuracies; parameters drawn in one place.
+
+Nothing here uses `mmcl_theory.theory`: this is the measuring side of the ledger.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mmcl_theory as mt
+from mmcl_theory import learners, zero_shot
+
+# A check runs for a second or so: compiling at XLA's default level would take longer than that.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def noise(d_i: int, d_t: int, s_i: float, s_t: float):
+    """The observation with standard deviations s_i, s_t per coordinate."""
+    return mt.observation(d_i, d_t, s_i * d_i**0.5, s_t * d_t**0.5)
+
+
+def groups(accuracy) -> np.ndarray:
+    """(..., 2): aligned, conflicting."""
+    return np.stack([np.asarray(accuracy.aligned), np.asarray(accuracy.conflicting)], -1)
+
+
+def linear(pairs, prompt, weight):
+    """Minimiser of the linear loss with a same-class weight, times the prompt."""
+    number = mt.class_index(pairs.label)
+    return learners.cross_covariance(pairs.image, pairs.text @ prompt[:, None], number, weight)[:, 0]
+
+
+def truncated(rank: int):
+    """Minimiser of the ordinary linear loss at a rank, times the prompt."""
+
+    def rule(pairs, prompt, weight):
+        return learners.linear_optimum(learners.cross_covariance(pairs.image, pairs.text), 1.0, rank) @ prompt
+
+    return rule
+
+
+def whitened(pairs, prompt, theta):
+    """Minimiser of the whitened family from sample covariances, times the prompt."""
+    image, text = pairs.image, pairs.text
+    covariances = [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
+    return learners.whitened_optimum(*covariances, theta) @ prompt
+
+
+@functools.partial(jit, static_argnames=("rule", "n", "runs"))
+def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
+    """Latent parts (runs, 2) and squared norms (runs,) of rules learnt from n pairs each, core prompt of class +1."""
+
+    def run(key):
+        key_dictionaries, key_pairs = jax.random.split(key)
+        d = mt.draw_dictionaries(key_dictionaries, model, obs)
+        w = rule(mt.sample_pairs(key_pairs, model, caps, obs, n, d), d.text @ zero_shot.latent_prompts(model)[1], knob)
+        return w @ d.image, w @ w
+
+    return jax.lax.map(run, jax.random.split(key, runs), batch_size=4)
+
+
+def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear, n: int, runs: int) -> np.ndarray:
+    """(runs, 2): exact accuracy, aligned and conflicting, of each learnt rule."""
+    w, norm = rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob, float), rule=rule, n=n, runs=runs)
+    return groups(zero_shot.linear_rule_accuracy(model, w, norm, obs.sd_image))
+
+
+@functools.partial(jit, static_argnames=("n", "seeds"))
+def max_margin(key, model, obs, *, n: int, seeds: int):
+    """(seeds, 2): exact accuracies of the max-margin rule of n sampled images; NaN where its certificate fails."""
+
+    def one(key):
+        key_dictionaries, key_pairs = jax.random.split(key)
+        d = mt.draw_dictionaries(key_dictionaries, model, obs)
+        pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, n, d)
+        fit = learners.max_margin_dual(pairs.image @ pairs.image.T, pairs.label)
+        w = (fit.dual * pairs.label) @ pairs.image
+        accuracy = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
+        solved = fit.separable & (fit.gap < 1e-3)
+        return jnp.where(solved, jnp.stack([accuracy.aligned, accuracy.conflicting]), jnp.nan)
+
+    return jax.lax.map(one, jax.random.split(key, seeds))

@@ -1,0 +1,172 @@
+"""How a claim is judged: a prediction against a measurement, and wrong predictions that the same comparison must reject.
+
+A comparison maps a prediction to a `Gap`. `judge` applies one comparison to the right prediction and to every wrong
+one; `refute` to a claim as THEORY.md states it and to what holds instead.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mpmath
+import numpy as np
+import scipy.stats
+import sympy
+
+FALSE_ALARM = 1e-6  # of a comparison of means, over all its entries together
+HOLDS, FAILS, REFUTED = "holds", "fails", "refuted as stated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """The entry that disagrees most: prediction, measurement, its standard error (None if exact), and z <= limit."""
+
+    predicted: float
+    measured: float
+    se: float | None
+    z: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        return self.z <= self.limit  # False for NaN
+
+
+Comparison = Callable[[Any], Gap]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the ledger. `rejected` and `missed`: the wrong theories that the comparison did and did not reject.
+
+    A row is `good` if its verdict is not "fails", at least one wrong theory was tried, and every one was rejected.
+    """
+
+    claim: str
+    gap: Gap
+    verdict: str
+    rejected: tuple[str, ...]
+    missed: tuple[str, ...]
+    label: str = ""
+    seconds: float = math.nan
+
+    @property
+    def good(self) -> bool:
+        return self.verdict != FAILS and bool(self.rejected) and not self.missed
+
+
+def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any]) -> Row:
+    """The claim holds iff its prediction passes; `wrong` names predictions that must not."""
+    gap = compare(right)
+    rejected = tuple(name for name, prediction in wrong.items() if not compare(prediction).holds)
+    missed = tuple(name for name in wrong if name not in rejected)
+    return Row(claim, gap, HOLDS if gap.holds else FAILS, rejected, missed)
+
+
+def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
+    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
+    refuted = not compare(stated).holds and compare(right).holds
+    return Row(claim, compare(stated), REFUTED if refuted else FAILS, ("as stated",), ())
+
+
+def mean(samples: Any, bias: float = 0.0) -> Comparison:
+    """E[samples] = prediction, by entry: |mean - prediction| / se, at FALSE_ALARM over all entries (Bonferroni).
+
+    samples: (runs, ...).  bias: error of the prediction that is allowed, such as that of a limit; it is taken off the
+    difference.
+    """
+    x = np.asarray(samples, np.float64)
+    x = x.reshape(len(x), -1)
+    if not np.isfinite(x).all():
+        raise ValueError("samples must be finite.")
+    average, se = x.mean(0), x.std(0, ddof=1) / len(x) ** 0.5
+    limit = float(scipy.stats.norm.isf(FALSE_ALARM / (2 * x.shape[1])))
+
+    def compare(prediction: Any) -> Gap:
+        expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
+        z = np.maximum(np.abs(average - expected) - bias, 0) / np.maximum(se, 1e-13)
+        i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
+        return Gap(float(expected[i]), float(average[i]), float(se[i]), float(z[i]), limit)
+
+    return compare
+
+
+def close(measured: Any, tolerance: float) -> Comparison:
+    """|measured - prediction| <= tolerance (1 + |measured|) in every entry; z in units of that."""
+    x = np.asarray(measured, np.float64).reshape(-1)
+
+    def compare(prediction: Any) -> Gap:
+        expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), x.shape)
+        z = np.abs(x - expected) / (tolerance * (1 + np.abs(x)))
+        i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
+        return Gap(float(expected[i]), float(x[i]), None, float(z[i]), 1.0)
+
+    return compare
+
+
+def below(samples: Any) -> Comparison:
+    """E[samples] <= prediction, one-sided: fails only if the mean lies significantly above, at FALSE_ALARM."""
+    x = np.asarray(samples, np.float64).reshape(-1)
+    average, se = float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5)
+
+    def compare(prediction: Any) -> Gap:
+        z = (average - float(prediction)) / se
+        return Gap(float(prediction), average, se, z, float(scipy.stats.norm.isf(FALSE_ALARM)))
+
+    return compare
+
+
+def algebra(derived: Any) -> Comparison:
+    """derived = prediction as SymPy expressions or matrices, for all values of the symbols; counts entries that differ.
+
+    An entry agrees if the difference simplifies to 0.
+    """
+    left = sympy.Matrix([derived]) if not isinstance(derived, sympy.MatrixBase) else derived
+
+    def compare(prediction: Any) -> Gap:
+        right = sympy.Matrix([prediction]) if not isinstance(prediction, sympy.MatrixBase) else prediction
+        different = sum(not _vanishes(entry) for entry in left - right)
+        return Gap(0.0, float(different), None, float(different), 0.0)
+
+    return compare
+
+
+def _vanishes(entry: sympy.Expr) -> bool:
+    expanded = sympy.expand(entry)
+    return expanded == 0 or sympy.simplify(sympy.together(expanded)) == 0
+
+
+def contained(interval: Any) -> Comparison:
+    """The prediction, a decimal as text, is the rigorous interval rounded to its digits; z in half units of the last.
+
+    interval: an mpmath interval known to hold the true value.
+    """
+    low, high = mpmath.mpf(interval.a), mpmath.mpf(interval.b)
+
+    def compare(prediction: str) -> Gap:
+        unit = mpmath.mpf(10) ** -len(prediction.split(".")[1])
+        stated = mpmath.mpf(prediction)
+        z = max(abs(low - stated), abs(high - stated)) / (unit / 2)
+        return Gap(float(stated), float((low + high) / 2), float(high - low), float(z), 1.0)
+
+    return compare
+
+
+def rate(sizes: Any, gaps: Any, errors: Any = None) -> Comparison:
+    """gap ~ size^prediction: exponent by weighted least squares on log |gap|, within 4 standard errors + .1.
+
+    errors: standard errors of the gaps; None if they are exact. The .1 is for the next order, which is not in the fit.
+    """
+    x, y = np.log(np.asarray(sizes, float)), np.log(np.abs(np.asarray(gaps, float)))
+    relative = np.full(len(x), 1e-9) if errors is None else np.abs(np.asarray(errors) / np.asarray(gaps))
+    weight = relative**-2.0
+    center = (weight * x).sum() / weight.sum()
+    spread = (weight * (x - center) ** 2).sum()
+    exponent, se = float((weight * (x - center) * y).sum() / spread), float(spread**-0.5)
+
+    def compare(prediction: float) -> Gap:
+        z = max(abs(exponent - prediction) - 0.1, 0.0) / se
+        return Gap(prediction, exponent, se, z, 4.0)
+
+    return compare

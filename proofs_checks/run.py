@@ -1,0 +1,92 @@
+"""Run the checks of the named statements and show their rows."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+import jax
+from tqdm import tqdm
+
+from proofs_checks.ledger import FAILS, REFUTED, Gap, Row
+
+COLUMNS = (
+    f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'z':>7} {'limit':>6}  verdict, rejected"
+)
+
+
+def module(label: str):
+    """The module of a statement."""
+    return importlib.import_module(f"proofs_checks.{label.lower()}")
+
+
+def ledger(labels: Sequence[str], effort: int, show: bool = False) -> list[Row]:
+    """A row for every check of the statements, in float64; a check that raises is a row that fails.
+
+    effort: factor on the number of runs, >= 1.  show: print each row as it comes, progress on stderr.
+    """
+    rows: list[Row] = []
+    with jax.enable_x64(True):
+        checks = [(label, check) for label in labels for check in module(label).CHECKS]
+        if show:
+            print(COLUMNS)
+        with tqdm(checks, unit="check", disable=None if show else True) as bar:
+            for label, check in bar:
+                bar.set_description(f"{label} {check.__name__}")
+                start = time.perf_counter()
+                try:
+                    row = check(effort)
+                except Exception as error:
+                    if show:
+                        tqdm.write(traceback.format_exc(), file=sys.stderr)
+                    nan = float("nan")
+                    reason = " ".join(f"{check.__name__}: {type(error).__name__}: {error}".split())
+                    row = Row(reason, Gap(nan, nan, None, nan, nan), FAILS, (), ())
+                row = dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
+                rows.append(row)
+                if show:
+                    tqdm.write(text(row))
+                    sys.stdout.flush()
+    return rows
+
+
+def text(row: Row) -> str:
+    """A row as one line."""
+    gap = row.gap
+    se = "exact" if gap.se is None else f"{gap.se:.1e}"
+    missed = f", MISSED {', '.join(row.missed)}" if row.missed else ""
+    verdict = f"{row.verdict}, {len(row.rejected)}/{len(row.rejected) + len(row.missed)}{missed}, {row.seconds:.1f} s"
+    return (
+        f"{row.label:4} {row.claim:104} {gap.predicted:11.6g} {gap.measured:11.6g} {se:>8} {gap.z:7.2g} {gap.limit:6.2g}"
+        f"  {verdict}"
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Counts of verdicts."""
+    bad = [row for row in rows if not row.good]
+    refuted = sum(row.verdict == REFUTED for row in rows)
+    wrong = sum(len(row.rejected) for row in rows)
+    seconds = sum(row.seconds for row in rows)
+    lines = [
+        f"{len(rows) - len(bad)} of {len(rows)} rows are good ({refuted} refuted as stated); {wrong} wrong theories"
+        f" rejected, {sum(len(row.missed) for row in rows)} missed; {seconds:.0f} s."
+    ]
+    return "\n".join([*lines, *(f"BAD {text(row)}" for row in bad)])
+
+
+def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
+    """Write the rows, whole or not at all."""
+    statements = {label: module(label).STATEMENT for label in dict.fromkeys(row.label for row in rows)}
+    content = {
+        "profile": profile,
+        "statements": statements,
+        "rows": [dataclasses.asdict(row) | {"good": row.good} for row in rows],
+    }
+    beside = target.with_name(f".{target.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(target)

@@ -1,0 +1,89 @@
+"""T5: rich captions, intra-class."""
+
+import numpy as np
+import sympy
+from scipy.stats import norm
+
+import mmcl_theory as mt
+from mmcl_theory import theory
+from proofs_checks import ambient, ledger, symbolic
+from proofs_checks.symbolic import m_c, m_s, pi, pi_s, q, s_c
+
+STATEMENT = "Caption detail: w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s); acc_P* grows with pi_core, whatever pi_spu"
+
+
+def rule_from_the_definition(effort):
+    derived = [symbolic.intra_class(masking)["zu"][:, 0] for masking in ("named", "mean")]
+    right = sympy.Matrix([m_c**2 + pi * s_c**2, q * m_c * m_s])
+    both = sympy.Matrix.vstack(right, right)
+    return ledger.judge(
+        "the core column of Cov(z,u) is (mu_c^2 + pi_core s_c^2, q mu_c mu_s), whatever pi_spu and s_spu",
+        ledger.algebra(sympy.Matrix.vstack(*derived)),
+        both,
+        {"pi ignored": both.subs(pi, 1), "pi_s enters": both * pi_s, "pi^2": both.subs(pi, pi**2)},
+    )
+
+
+def accuracy_grows(effort):
+    """d acc_P*/d pi_core has the sign of w_s^2 w_c: written with b = w_s/w_c, acc_P* falls in b^2."""
+    x, r, u = sympy.symbols("x r u", positive=True)  # r = w_s/w_c, u^2 = variance per w_c^2 without the r part
+    m, s = sympy.symbols("m s", positive=True)
+
+    def density(z):
+        return sympy.exp(-(z**2) / 2)
+
+    spread = sympy.sqrt(u**2 + r**2 * s**2)
+    up, down = (x + r * m) / spread, (x - r * m) / spread
+    slope = density(up) * sympy.diff(up, r) + density(down) * sympy.diff(down, r)
+    printed = (
+        density(down) * ((-m * u**2 - x * r * s**2) + (m * u**2 - x * r * s**2) * sympy.exp(-2 * x * r * m / spread**2))
+    ) / spread**3
+    # Both brackets: -(m u^2 + x r s^2) and at most |m u^2 - x r s^2|, damped by the exponential: negative for all r > 0.
+    return ledger.judge(
+        "d acc_P*/d(w_s/w_c) = phi(.)[-(m u^2 + x r s^2) + (m u^2 - x r s^2) e^(-2xrm/D^2)]/D^3, negative",
+        ledger.algebra(sympy.simplify(slope / printed)),
+        sympy.Integer(1),
+        {"sign": sympy.Integer(-1), "no exponential": sympy.exp(-2 * x * r * m / spread**2)},
+    )
+
+
+def learnt_rules(effort):
+    """Three values of pi_core, and pi_spu = 0 and 1, from the ambient space."""
+    model, obs, n = mt.intra_class(0.95, 1.0, 0.1), ambient.noise(30, 20, 0.2, 0.2), 400
+    policies = [(0.0, 0.3), (0.5, 0.0), (0.5, 1.0), (1.0, 0.3)]
+    runs = 200 * effort
+    samples = [ambient.accuracies(5, model, mt.captions(*pi), obs, n=n, runs=runs) for pi in policies]
+
+    def prediction(p=0.95, policies=policies):
+        model = mt.intra_class(p, 1.0, 0.1)
+        return [ambient.groups(theory.mmcl_mean_accuracy(model, mt.captions(*pi), obs, n)) for pi in policies]
+
+    return ledger.judge(
+        "accuracy of learnt rules at pi_core = 0, .5, 1 and pi_spu = 0, .3, 1 (400 pairs)",
+        ledger.mean(np.stack(samples, 1)),
+        prediction(),
+        {
+            "p off by .03": prediction(p=0.92),
+            "pi ignored": prediction(policies=[(1.0, 0.3)] * 4),
+            "pi off by .1": prediction(policies=[(0.1, 0.3), (0.6, 0.0), (0.6, 1.0), (0.9, 0.3)]),
+            "groups swapped": np.array(prediction())[:, ::-1],
+        },
+    )
+
+
+def label_only_captions_are_chance(effort):
+    p = np.array([0.9, 0.99, 1.0])
+    found = theory.mmcl_accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
+
+    def prediction(q):
+        return norm.cdf((1 - q) / np.sqrt(0.7**2 + q**2 * 0.2**2))
+
+    return ledger.judge(
+        "label-only captions: conflicting accuracy Phi((1-q)/sqrt(s_c^2 + q^2 s_s^2)), 1/2 at p = 1",
+        ledger.close(found, 1e-12),
+        prediction(2 * p - 1),
+        {"p for q": prediction(p), "always 1/2": [0.5] * 3},
+    )
+
+
+CHECKS = (rule_from_the_definition, accuracy_grows, learnt_rules, label_only_captions_are_chance)

@@ -1,0 +1,101 @@
+"""T6: rich captions, inter-class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy
+
+import mmcl_theory as mt
+from mmcl_theory import learners, theory
+from proofs_checks import ambient, ledger, symbolic
+from proofs_checks.symbolic import al, be, pi
+
+STATEMENT = "Sharing needs captions that name details of other classes: pi* = ((1+alpha)/(1-beta) - 1)/((m-1) beta^2)"
+
+
+def threshold_from_the_moments(effort):
+    """At p = 1 the conflicting lead A - B - (A beta + B alpha) vanishes at pi*; A and B from summed draws, m = 2, 3."""
+    leads, right, wrong = [], [], []
+    for m in (2, 3):
+        zu = symbolic.inter_class(m)["zu"].subs(symbolic.p, 1) * m
+        a, b = zu[0, 0], zu[m, 0]
+        leads.append(sympy.solve(a - b - (a * be + b * al), pi)[0])
+        right.append(((1 + al) / (1 - be) - 1) / ((m - 1) * be**2))
+        wrong.append([((1 + al) / (1 - be) - 1) / (m * be**2), ((1 + al) / (1 - be)) / ((m - 1) * be**2)])
+    return ledger.judge(
+        "the caption detail at which the lead of the conflicting group vanishes, m = 2, 3, is pi*",
+        ledger.algebra(sympy.Matrix(leads)),
+        sympy.Matrix(right),
+        {"m for m - 1": sympy.Matrix([w[0] for w in wrong]), "- 1 dropped": sympy.Matrix([w[1] for w in wrong])},
+    )
+
+
+def accuracy_on_both_sides(effort):
+    model = mt.inter_class(40, 1.0, 0.2, 0.3)
+    pi_star = theory.sharing_threshold(model)
+    caps = mt.captions(jnp.stack([pi_star - 1e-9, pi_star + 1e-9]))
+    conflicting = theory.mmcl_accuracy(model, caps).conflicting
+    return ledger.judge(
+        "conflicting accuracy just below and above pi*, m = 40: 2^-39 and 1",
+        ledger.close(conflicting, 1e-12),
+        [2.0**-39, 1.0],
+        {"no threshold": [1.0, 1.0], "below: chance": [0.5, 1.0]},
+    )
+
+
+def label_only_captions_share_nothing(effort):
+    model = mt.inter_class(30, 1.0, 0.2, 0.3)
+    found = theory.mmcl_accuracy(model, mt.captions(pi_core=0.0)).shifted
+    return ledger.judge(
+        "pi_core = 0, p = 1: acc_P* = 1/2 (up to draws without a competitor, 2^-29)",
+        ledger.close(found, 1e-8),
+        0.5,
+        {"sharing": 1.0, "one class in 60": 1 / 60},
+    )
+
+
+def sampled_images(effort):
+    """Rules learnt from ambient pairs, accuracy counted on ambient test images, below and above pi*."""
+    m, n, runs = 20, 4000, 8 * effort
+    model, obs = mt.inter_class(m, 1.0, 0.1, 0.4), ambient.noise(60, 50, 0.25, 0.1)
+
+    @ambient.jit
+    def accuracy(key, pi):
+        def run(key):
+            key_d, key_train, key_test = jax.random.split(key, 3)
+            d = mt.draw_dictionaries(key_d, model, obs)
+            pairs = mt.sample_pairs(key_train, model, mt.captions(pi, 1.0), obs, n, d)
+            test = mt.sample_pairs(key_test, mt.shifted(model), mt.captions(), obs, n, d)
+            c = learners.cross_covariance(pairs.image, pairs.text)
+            prompts = mt.zero_shot.latent_prompts(model) @ d.text.T
+            scores = test.image @ (c @ prompts.T)
+            aligned = mt.is_aligned(test.label, test.attribute)
+            found = mt.zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
+            return jnp.stack([found.aligned, found.conflicting])
+
+        return jax.lax.map(run, jax.random.split(key, runs))
+
+    pis = (0.1, 0.8)
+    samples = np.stack([np.asarray(accuracy(jax.random.key(6), pi)) for pi in pis], 1)
+
+    def prediction(pis=pis, model=model):
+        return [ambient.groups(theory.mmcl_accuracy(model, mt.captions(pi, 1.0), obs)) for pi in pis]
+
+    return ledger.judge(
+        f"40 classes learnt from 4000 pairs at pi_core .1, .8 (pi* {float(theory.sharing_threshold(model)):.2f})",
+        ledger.mean(samples, bias=0.03),
+        prediction(),
+        {
+            "pi ignored": prediction(pis=(1.0, 1.0)),
+            "nothing shared": prediction(pis=(0.0, 0.0)),
+            "beta = .3": prediction(model=mt.inter_class(m, 1.0, 0.1, 0.3)),
+        },
+    )
+
+
+CHECKS = (
+    threshold_from_the_moments,
+    accuracy_on_both_sides,
+    label_only_captions_share_nothing,
+    sampled_images,
+)
