@@ -1,4 +1,4 @@
-"""How a claim is judged: a prediction against a measurement, and wrong predictions that the same comparison must reject.
+"""How a claim is judged: a prediction against a measurement, and wrong predictions that the comparison must reject.
 
 A comparison maps a prediction to a `Gap`. `judge` applies one comparison to the right prediction and to every wrong
 one; `refute` to a claim as THEORY.md states it and to what holds instead.
@@ -64,9 +64,12 @@ def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any])
     return Row(claim, gap, HOLDS if gap.holds else FAILS, rejected, missed)
 
 
-def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
-    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
-    refuted = not compare(stated).holds and compare(right).holds
+def refute(claim: str, compare: Comparison, stated: Any, right: Any = None) -> Row:
+    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement.
+
+    right: None where nothing is known to hold instead.
+    """
+    refuted = not compare(stated).holds and (right is None or compare(right).holds)
     return Row(claim, compare(stated), REFUTED if refuted else FAILS, ("as stated",), ())
 
 

@@ -60,10 +60,8 @@ def text(row: Row) -> str:
     se = "exact" if gap.se is None else f"{gap.se:.1e}"
     missed = f", MISSED {', '.join(row.missed)}" if row.missed else ""
     verdict = f"{row.verdict}, {len(row.rejected)}/{len(row.rejected) + len(row.missed)}{missed}, {row.seconds:.1f} s"
-    return (
-        f"{row.label:4} {row.claim:104} {gap.predicted:11.6g} {gap.measured:11.6g} {se:>8} {gap.z:7.2g} {gap.limit:6.2g}"
-        f"  {verdict}"
-    )
+    values = f"{gap.predicted:11.6g} {gap.measured:11.6g} {se:>8} {gap.z:7.2g} {gap.limit:6.2g}"
+    return f"{row.label:4} {row.claim:104} {values}  {verdict}"
 
 
 def summary(rows: Sequence[Row]) -> str:

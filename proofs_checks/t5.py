@@ -38,7 +38,7 @@ def accuracy_grows(effort):
     printed = (
         density(down) * ((-m * u**2 - x * r * s**2) + (m * u**2 - x * r * s**2) * sympy.exp(-2 * x * r * m / spread**2))
     ) / spread**3
-    # Both brackets: -(m u^2 + x r s^2) and at most |m u^2 - x r s^2|, damped by the exponential: negative for all r > 0.
+    # Negative for all r > 0, the exponential being below 1: at most -2 x r s^2, or both terms are negative.
     return ledger.judge(
         "d acc_P*/d(w_s/w_c) = phi(.)[-(m u^2 + x r s^2) + (m u^2 - x r s^2) e^(-2xrm/D^2)]/D^3, negative",
         ledger.algebra(sympy.simplify(slope / printed)),

@@ -1,0 +1,233 @@
+"""X5: what InfoNCE does, against the linear loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import sympy
+
+import mmcl_theory as mt
+from mmcl_theory import learners, losses, theory
+from proofs_checks import ambient, ledger, symbolic
+from proofs_checks.symbolic import m_c, m_s, q, s_s
+
+STATEMENT = (
+    "InfoNCE with many negatives whitens: W* = S_I^-1 C S_T^-1, exactly for Gaussian data; it starts as the linear loss"
+)
+
+
+def rich_captions_without_noise(effort):
+    """Cov(z)^-1 Cov(z,u) Cov(u)^-1 e_core with u = z: proportional to (mu_s^2 + s_s^2, -q mu_c mu_s)."""
+    moments = symbolic.intra_class()
+    zz = moments["zz"]
+    w = zz.adjugate() * sympy.Matrix([1, 0])  # = det Cov(z) Cov(z)^-1 Cov(z) Cov(z)^-1 e_core
+    return ledger.judge(
+        "rich captions, no noise: whitened rule ~ (mu_s^2 + s_s^2, -q mu_c mu_s), over-correcting",
+        ledger.algebra(w),
+        sympy.Matrix([m_s**2 + s_s**2, -q * m_c * m_s]),
+        {
+            "sign of w_s": sympy.Matrix([m_s**2 + s_s**2, q * m_c * m_s]),
+            "core variance for spurious": sympy.Matrix([m_c**2, -q * m_c * m_s]),
+        },
+    )
+
+
+def gaussian_loss(effort):
+    """log E_t exp(x W t) = x W S_T W x / 2 for Gaussian t: the population loss is the quadratic, and W* its zero."""
+    w, c = (sympy.Matrix(2, 2, sympy.symbols(f"{name}:4")) for name in "wc")
+    s_i, s_t = (sympy.Matrix([[a, b], [b, d]]) for a, b, d in (sympy.symbols("i:3"), sympy.symbols("t:3")))
+    both_sides = ((w * s_t * w.T * s_i).trace() + (w.T * s_i * w * s_t).trace()) / 4
+    loss = -sum(a * b for a, b in zip(w, c, strict=True)) + both_sides
+    gradient = sympy.Matrix(2, 2, [sympy.diff(loss, x) for x in w])
+
+    def at(star):
+        return gradient.subs(dict(zip(w, star, strict=True)), simultaneous=True)
+
+    star = s_i.inv() * c * s_t.inv()
+    derived = sympy.Matrix.hstack(gradient, at(star))
+    right = sympy.Matrix.hstack(s_i * w * s_t - c, sympy.zeros(2, 2))
+    return ledger.judge(
+        "Gaussian data: gradient of InfoNCE's population loss = S_I W S_T - C, zero at S_I^-1 C S_T^-1",
+        ledger.algebra(derived),
+        right,
+        {
+            "one side only": sympy.Matrix.hstack(s_i * w * s_t / 2 - c, sympy.zeros(2, 2)),
+            "the linear loss's": sympy.Matrix.hstack(w - c, sympy.zeros(2, 2)),
+        },
+    )
+
+
+def start_of_training(effort):
+    """d/d eps of InfoNCE at scores eps s_ij, symbolic, 3 pairs: (n-1)/n of the linear loss."""
+    n = 3
+    eps = sympy.Symbol("epsilon")
+    s = sympy.Matrix(n, n, sympy.symbols(f"s:{n * n}"))
+
+    def side(m):
+        return sum(sympy.log(sum(sympy.exp(eps * m[i, j]) for j in range(n))) - eps * m[i, i] for i in range(n)) / n
+
+    derived = sympy.diff((side(s) + side(s.T)) / 2, eps).subs(eps, 0)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    linear = sum(s[i, j] - s[i, i] + s[j, i] - s[i, i] for i, j in pairs) / sympy.Integer(2 * n * (n - 1))
+    share = sympy.Rational(n - 1, n)
+    return ledger.judge(
+        "small scores: InfoNCE of 3 pairs changes as (n-1)/n times the linear loss",
+        ledger.algebra(derived),
+        linear * share,
+        {"(n-1)/n dropped": linear, "one side only": linear * share / 2},
+    )
+
+
+def start_of_training_of_the_code(effort):
+    """Gradients of `losses.info_nce` and `losses.linear_mmcl` in W_I and W_T at encoders of size 1e-4."""
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(20, 6)), rng.normal(size=(20, 5))
+    tau = 0.4
+    start = learners.init_encoders(jax.random.key(0), 6, 5, 3, 1e-4, dtype=jnp.float64)
+
+    def gradient(loss):
+        return jax.tree.leaves(jax.grad(lambda e: loss(image @ e.image.T, text @ e.text.T))(start))
+
+    found = gradient(functools.partial(losses.info_nce, temperature=tau))
+    linear = [g * 19 / 20 for g in gradient(losses.linear_mmcl)]
+    measured = np.concatenate([np.ravel(g) for g in found]) * 1e4
+    right = np.concatenate([np.ravel(g) for g in linear]) * 1e4
+    return ledger.judge(
+        "gradient in both encoders at small initialisation: InfoNCE = (n-1)/(n tau) times the linear loss",
+        ledger.close(measured, 1e-5),
+        right / tau,
+        {"tau dropped": right, "(n-1)/n dropped": right * 20 / 19 / tau, "sign": -right / tau},
+    )
+
+
+def gaussian_pairs(key, moments, sd_image, sd_text, n):
+    """n Gaussian pairs with the model's second moments and noise on both, on the latent coordinates."""
+    joint = jnp.block(
+        [[moments.zz + sd_image**2 * jnp.eye(2), moments.zu], [moments.zu.T, moments.uu + sd_text**2 * jnp.eye(2)]]
+    )
+    draws = jax.random.normal(key, (n, 4)) @ jnp.linalg.cholesky(joint).T
+    return draws[:, :2], draws[:, 2:]
+
+
+@functools.partial(ambient.jit, static_argnames=("batch", "steps", "seeds"))
+def trained(key, moments, *, batch: int, steps: int, seeds: int):
+    """(seeds,): w_s/w_c of critics trained by Adam on InfoNCE with fresh Gaussian batches, later half averaged."""
+
+    def one(key):
+        optimizer = optax.adam(0.02)
+
+        def step(carry, key):
+            m, state = carry
+            x, t = gaussian_pairs(key, moments, 1.0, 1.0, batch)
+            updates, state = optimizer.update(jax.grad(lambda m: losses.info_nce(x @ m, t))(m), state)
+            m = optax.apply_updates(m, updates)
+            return (m, state), m
+
+        start = 0.01 * jnp.eye(2)
+        path = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))[1]
+        average = path[steps // 2 :].mean(0)
+        return average[1, 0] / average[0, 0]
+
+    return jax.lax.map(one, jax.random.split(key, seeds))
+
+
+def trained_on_gaussian_pairs(effort):
+    """The bias of a batch of N falls as 1/N: 2 r(128) - r(64) has none of that order left."""
+    moments = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions())
+    keys = jax.random.split(jax.random.key(0))
+    small, large = (
+        trained(key, moments, batch=batch, steps=1000, seeds=12 * effort)
+        for key, batch in zip(keys, (64, 128), strict=True)
+    )
+    obs = ambient.noise(2, 2, 1.0, 1.0)
+
+    def prediction(theta=1.0, p=0.95):
+        w = theory.whitened_rule(mt.intra_class(p, 1.0, 0.3), None, obs, theta)
+        return w[1] / w[0]
+
+    return ledger.judge(
+        "w_s/w_c of critics trained by InfoNCE on Gaussian pairs, batches 64 and 128 extrapolated, up to .005",
+        ledger.mean(2 * large - small, bias=5e-3),
+        prediction(),
+        {"linear loss": prediction(theta=0.0), "theta = .8": prediction(theta=0.8), "p = .8": prediction(p=0.8)},
+    )
+
+
+def values_of_the_text(effort):
+    obs = ambient.noise(2, 2, 1.0, 1.0)
+    model = mt.intra_class(0.95, 1.0, 0.3)
+    found = theory.whitened_accuracy(model, None, obs, np.array([1.0, 0.0])).shifted
+    mixture = theory.whitened_rule(mt.intra_class(0.99, 1.0, 0.1))
+    linear = theory.mmcl_rule(mt.intra_class(0.99, 1.0, 0.1))
+    return ledger.judge(
+        "acc_P* .7599 (whitened), .7393 (linear); linear rule (2, .98); whitened w_s/w_c = -q/(1+s_s^2)",
+        ledger.close([*found, *linear, mixture[1] / mixture[0]], 5e-5),
+        [0.7599, 0.7393, 2.0, 0.98, -0.98 / 1.01],
+        {"thetas swapped": [0.7393, 0.7599, 2.0, 0.98, -0.98 / 1.01], "sign": [0.7599, 0.7393, 2.0, 0.98, 0.98 / 1.01]},
+    )
+
+
+def label_only_is_least_squares(effort):
+    """Without details named, text is +-y: the whitened rule is least squares on labels, from ambient samples."""
+    model, obs, n = mt.intra_class(0.9, 0.8, 0.3), ambient.noise(6, 5, 0.3, 0.05), 4000
+
+    @ambient.jit
+    def fits(key):
+        def run(key):
+            key_d, key_pairs = jax.random.split(key)
+            d = mt.draw_dictionaries(key_d, model, obs)
+            pairs = mt.sample_pairs(key_pairs, model, mt.captions(0.0, 0.0), obs, n, d)
+            w = d.image.T @ learners.least_squares(pairs.image, pairs.label)
+            return w[1] / w[0]
+
+        return jax.lax.map(run, jax.random.split(key, 60 * effort))
+
+    def prediction(caps=None, p=0.9):
+        w = theory.whitened_rule(mt.intra_class(p, 0.8, 0.3), caps or mt.captions(0.0, 0.0), obs)
+        return w[1] / w[0]
+
+    return ledger.judge(
+        "w_s/w_c of least squares on the labels of 4000 images = whitened rule of label-only captions, up to .002",
+        ledger.mean(fits(jax.random.key(0)), bias=2e-3),
+        prediction(),
+        {"rich captions": prediction(mt.captions()), "p off by .03": prediction(p=0.87)},
+    )
+
+
+def learnt_rules(effort):
+    """The whitened family from sample covariances in the ambient space."""
+    model, caps, obs, n = mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.3, 0.8), ambient.noise(6, 5, 0.5, 0.4), 4000
+    samples = []
+    for theta in (0.5, 1.0):
+        knob = jnp.asarray(theta)
+        w, _ = ambient.rules(jax.random.key(9), model, caps, obs, knob, rule=ambient.whitened, n=n, runs=60 * effort)
+        samples.append(w[:, 1] / w[:, 0])
+
+    def prediction(thetas=(0.5, 1.0), pi_spu=0.8, p=0.95):
+        w = theory.whitened_rule(mt.intra_class(p, 1.0, 0.3), mt.captions(0.3, pi_spu), obs, np.array(thetas))
+        return w[:, 1] / w[:, 0]
+
+    return ledger.judge(
+        "w_s/w_c learnt at theta = 1/2 and 1 from 4000 ambient pairs, up to .002",
+        ledger.mean(np.stack(samples, -1), bias=2e-3),
+        prediction(),
+        {
+            "theta off by .2": prediction((0.3, 0.8)),
+            "pi_spu ignored": prediction(pi_spu=1.0),
+            "p off by .03": prediction(p=0.92),
+        },
+    )
+
+
+CHECKS = (
+    rich_captions_without_noise,
+    gaussian_loss,
+    start_of_training,
+    start_of_training_of_the_code,
+    trained_on_gaussian_pairs,
+    values_of_the_text,
+    label_only_is_least_squares,
+    learnt_rules,
+)

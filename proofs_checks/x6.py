@@ -1,0 +1,147 @@
+"""X6: the order in which modes are learnt."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import sympy
+
+import mmcl_theory as mt
+from mmcl_theory import learners, theory, zero_shot
+from proofs_checks import ambient, ledger
+
+STATEMENT = (
+    "Gradient flow from small aligned encoders: om(t) = (s/rho)/(1 + ((s/rho)/om_0 - 1) e^(-2st)), strong modes first"
+)
+
+RHO, INITIAL = 0.8, 1e-3
+
+
+def solves_its_equation(effort):
+    t, s, rho, start = sympy.symbols("t s rho omega_0", positive=True)
+    om = (s / rho) / (1 + ((s / rho) / start - 1) * sympy.exp(-2 * s * t))
+    derived = sympy.Matrix([sympy.diff(om, t), om.subs(t, 0)])
+
+    def prediction(rate):
+        return sympy.Matrix([rate * om * (s - rho * om), start])
+
+    return ledger.judge(
+        "om' = 2 om (s - rho om), om(0) = om_0",
+        ledger.algebra(derived),
+        prediction(2),
+        {"rate 1": prediction(1), "rate 4": prediction(4)},
+    )
+
+
+def flow_of_the_product(effort):
+    """W_I' = W_T C^T - rho W_T W_T^T W_I and so on: for balanced scalars, the product moves at 2 om (s - rho om)."""
+    a, s, rho = sympy.symbols("a s rho", positive=True)
+    left, right = sympy.symbols("b c", positive=True)
+    loss = -left * right * s + rho / 2 * (left * right) ** 2
+    speed = -(sympy.diff(loss, left) * right + sympy.diff(loss, right) * left)
+    derived = speed.subs({left: a, right: a})
+    om = a**2
+    return ledger.judge(
+        "one balanced mode: d(b c)/dt = 2 om (s - rho om) from the gradients of the loss",
+        ledger.algebra(derived),
+        2 * om * (s - rho * om),
+        {"one encoder only": om * (s - rho * om), "rho dropped": 2 * om * s},
+    )
+
+
+def aligned_encoders(c):
+    """Balanced encoders along the singular vectors of C, every mode of strength INITIAL."""
+    u, _, vt = jnp.linalg.svd(c, full_matrices=False)
+    return learners.Encoders(INITIAL**0.5 * u.T, INITIAL**0.5 * vt)
+
+
+def descent(effort):
+    """Both modes of the model's C after t = 1, 2, 4 of gradient descent at rate 2e-4; its error is of that order."""
+    c = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9)).zu
+    u, s, vt = jnp.linalg.svd(c)
+    rate, times = 2e-4, (1.0, 2.0, 4.0)
+
+    def strengths(time):
+        optimizer = optax.sgd(rate)
+        steps = round(time / rate)
+        w = learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optimizer, steps=steps)[0].product
+        return jnp.diagonal(u.T @ w @ vt.T)
+
+    def prediction(rho=RHO, initial=INITIAL, modes=s):
+        return [theory.mode_strength(t, modes, rho, initial) for t in times]
+
+    return ledger.judge(
+        "strength of both modes at t = 1, 2, 4 of gradient descent",
+        ledger.close([strengths(t) for t in times], 2e-3),
+        prediction(),
+        {
+            "rho off by 3%": prediction(rho=1.03 * RHO),
+            "om_0 off by 10%": prediction(initial=1.1 * INITIAL),
+            "modes swapped": prediction(modes=s[::-1]),
+        },
+    )
+
+
+def error_of_the_rate(effort):
+    """Descent against flow: the error is proportional to the learning rate."""
+    c = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9)).zu
+    u, s, vt = jnp.linalg.svd(c)
+    rates = (4e-3, 2e-3, 1e-3)
+    errors = []
+    for rate in rates:
+        optimizer = optax.sgd(rate)
+        w = learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optimizer, steps=round(2 / rate))[0]
+        errors.append(float((u.T @ w.product @ vt.T)[0, 0] - theory.mode_strength(2.0, s[0], RHO, INITIAL)))
+    return ledger.judge(
+        "descent minus flow at t = 2 shrinks as the learning rate (exponent)",
+        ledger.rate(rates, errors, 0.01 * np.abs(errors)),
+        1.0,
+        {"rate^2": 2.0, "rate^(1/2)": 0.5},
+    )
+
+
+def ambient_runs(effort):
+    """Accuracy in the middle of training on the loss of 4000 sampled pairs, ambient encoders."""
+    model, caps, obs = mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9), ambient.noise(12, 8, 0.1, 0.1)
+    times, rate, n = (1.5, 4.0), 5e-3, 4000
+
+    @ambient.jit
+    def train(key):
+        def run(key):
+            key_d, key_pairs = jax.random.split(key)
+            d = mt.draw_dictionaries(key_d, model, obs)
+            pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
+            inner = aligned_encoders(mt.moments(model, caps).zu)
+            encoders = learners.Encoders(inner.image @ d.image.T, inner.text @ d.text.T)
+            c = learners.cross_covariance(pairs.image, pairs.text)
+            found, done = [], 0
+            for time in times:
+                steps = round(time / rate) - done
+                encoders = learners.train_linear_mmcl(encoders, c, rho=RHO, optimizer=optax.sgd(rate), steps=steps)[0]
+                done += steps
+                w = encoders.product @ d.text[:, 0]
+                group = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
+                found.append(jnp.stack([group.aligned, group.conflicting]))
+            return jnp.stack(found)
+
+        return jax.lax.map(run, jax.random.split(key, 60 * effort))
+
+    def prediction(times=times, p=0.95, initial=INITIAL):
+        model = mt.intra_class(p, 1.0, 0.3)
+        arguments = {"time": np.array(times), "rho": RHO, "initial": initial}
+        return ambient.groups(theory.training_accuracy(model, caps, obs, **arguments))
+
+    return ledger.judge(
+        "accuracy after t = 1.5 and 4 of training on 4000 ambient pairs, up to .002",
+        ledger.mean(train(jax.random.key(2)), bias=2e-3),
+        prediction(),
+        {
+            "at the end": prediction((50.0, 50.0)),
+            "times swapped": prediction(times[::-1]),
+            "p off by .03": prediction(p=0.92),
+            "groups swapped": prediction()[:, ::-1],
+        },
+    )
+
+
+CHECKS = (solves_its_equation, flow_of_the_product, descent, error_of_the_rate, ambient_runs)
