@@ -9,6 +9,8 @@ from proofs_checks import ambient, ledger
 
 STATEMENT = "Max-margin SL in d >> n dimensions, p -> 1, s_s = O(1/sqrt(log n)): conflicting accuracy <= 1/3"
 
+accuracy = ambient.jit(theory.supervised_accuracy)
+
 
 def regime(majority: int, minority: int, dim: int):
     """Model, observation and n of T3's regime (Sagawa et al. 2020)."""
@@ -38,7 +40,8 @@ def curve_in_the_limit(effort):
 
     def compare(minority_of):
         shares = [(10**k, minority_of(10**k)) for k in (4, 5, 6)]
-        curve = [float(theory.supervised_accuracy(*regime(*s, 10**4 * s[0])).conflicting) for s in shares]
+        settings = [regime(*s, 10**4 * s[0]) for s in shares]
+        curve = [float(accuracy(model, obs, float(n)).conflicting) for model, obs, n in settings]
         return ledger.Gap(1 / 3, max(curve), None, max(curve) - 1 / 3, 0.0)
 
     return ledger.judge(

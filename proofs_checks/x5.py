@@ -138,20 +138,20 @@ def trained_on_gaussian_pairs(effort):
     moments = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions())
     keys = jax.random.split(jax.random.key(0))
     small, large = (
-        trained(key, moments, batch=batch, steps=1000, seeds=12 * effort)
+        trained(key, moments, batch=batch, steps=1000, seeds=20 * effort)
         for key, batch in zip(keys, (64, 128), strict=True)
     )
     obs = ambient.noise(2, 2, 1.0, 1.0)
 
-    def prediction(theta=1.0, p=0.95):
-        w = theory.whitened_rule(mt.intra_class(p, 1.0, 0.3), None, obs, theta)
+    def prediction(theta=1.0, obs=obs):
+        w = theory.whitened_rule(mt.intra_class(0.95, 1.0, 0.3), None, obs, theta)
         return w[1] / w[0]
 
     return ledger.judge(
         "w_s/w_c of critics trained by InfoNCE on Gaussian pairs, batches 64 and 128 extrapolated, up to .005",
         ledger.mean(2 * large - small, bias=5e-3),
         prediction(),
-        {"linear loss": prediction(theta=0.0), "theta = .8": prediction(theta=0.8), "p = .8": prediction(p=0.8)},
+        {"linear loss": prediction(theta=0.0), "theta = .8": prediction(theta=0.8), "no noise": prediction(obs=None)},
     )
 
 

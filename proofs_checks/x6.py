@@ -103,7 +103,7 @@ def error_of_the_rate(effort):
 def ambient_runs(effort):
     """Accuracy in the middle of training on the loss of 4000 sampled pairs, ambient encoders."""
     model, caps, obs = mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9), ambient.noise(12, 8, 0.1, 0.1)
-    times, rate, n = (1.5, 4.0), 5e-3, 4000
+    times, rate, n = (4.0, 7.0), 5e-3, 4000
 
     @ambient.jit
     def train(key):
@@ -132,7 +132,7 @@ def ambient_runs(effort):
         return ambient.groups(theory.training_accuracy(model, caps, obs, **arguments))
 
     return ledger.judge(
-        "accuracy after t = 1.5 and 4 of training on 4000 ambient pairs, up to .002",
+        "accuracy after t = 4 and 7 of training on 4000 ambient pairs, up to .002",
         ledger.mean(train(jax.random.key(2)), bias=2e-3),
         prediction(),
         {
