@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?=
 SWEEP_FLAGS ?=
+LEDGER_FLAGS ?=
 PYTEST_FLAGS ?=
 WORKERS ?= 2
 
@@ -12,13 +13,13 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test slow lint types lock clean FORCE
+.PHONY: help sweep test slow ledger lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
-	@echo 'Variables: PYTHON=python3.12 (any >= 3.11)  SWEEP_FLAGS="--seeds=8"  WORKERS=2 (pytest processes; 0: none)  PYTEST_FLAGS="-k name"'
+	@echo 'Variables: PYTHON=python3.12 (any >= 3.11)  SWEEP_FLAGS="--seeds=8"  LEDGER_FLAGS="--only=T2"  WORKERS=2 (pytest processes; 0: none)  PYTEST_FLAGS="-k name"'
 
 sweep: $(VENV)/core ## run the default experiment; results and figure go to runs/sweep_spurious
 	$(PY) -m sims.sweep_spurious --out runs/sweep_spurious $(SWEEP_FLAGS)
@@ -28,6 +29,9 @@ test: lint types ## lint, types, tests
 
 slow: $(VENV)/test ## checks of what goes beyond the paper, and the longest ones
 	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_FLAGS)
+
+ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
+	$(PY) -m proofs_checks $(LEDGER_FLAGS)
 
 lint: $(VENV)/test ## ruff: rules and format
 	$(PY) -m ruff check .

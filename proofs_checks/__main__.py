@@ -5,6 +5,9 @@ wrong theories it rejected, seconds. "refuted as stated" marks a claim of the th
 what holds instead in the claim's line. Exit code 1 if any row fails or misses a wrong theory.
 
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
+
+With --mutants=K the checks themselves are tested: K wrong versions of every theory function are injected, one at a
+time, and the ledger or a test must notice. Exit code 1 unless 95% are killed and every survivor is explained.
 """
 
 import pathlib
@@ -12,7 +15,7 @@ import sys
 
 from absl import flags
 
-from sims.flags import UsageError, define, names, path, run_main
+from sims.flags import UsageError, define, integer, names, path, run_main
 
 LABELS = (*(f"T{i}" for i in range(1, 7)), *(f"X{i}" for i in range(1, 11)))
 EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; full also doubles sample sizes where a limit is judged
@@ -21,7 +24,9 @@ EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; full also doub
 def _define_flags() -> None:
     define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
     flags.DEFINE_string("profile", "quick", "quick: under 3 minutes on 2 cores; full: under 30, smaller errors")
-    define("json", None, "file to write the rows to", path)
+    define("json", None, "file to write the rows (or mutants) to", path)
+    define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
+    define("workers", 2, "processes for --mutants, >= 1", integer)
 
 
 def _main() -> None:
@@ -34,9 +39,15 @@ def _main() -> None:
     target = values["json"] and pathlib.Path(values["json"])
     if target and not target.resolve().parent.is_dir():
         raise UsageError(f"--json={target}: there is no folder {target.resolve().parent}.")
+    if values["mutants"] < 0 or values["workers"] < 1:
+        raise UsageError("--mutants must be >= 0 and --workers >= 1.")
+    if values["mutants"]:
+        from proofs_checks import mutants
+
+        sys.exit(0 if mutants.report(values["mutants"], values["workers"], target) else 1)
     from proofs_checks import run  # JAX and SymPy load only once the arguments are good
 
-    rows = run.ledger(values["only"], EFFORT[values["profile"]], show=True)
+    rows = run.ledger(values["only"], EFFORT[values["profile"]])
     if target:
         run.write_json(target, rows, values["profile"])
     bad = [row for row in rows if not row.good]

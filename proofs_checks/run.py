@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from tqdm import tqdm
@@ -24,33 +24,36 @@ def module(label: str):
     return importlib.import_module(f"proofs_checks.{label.lower()}")
 
 
-def ledger(labels: Sequence[str], effort: int, show: bool = False) -> list[Row]:
-    """A row for every check of the statements, in float64; a check that raises is a row that fails.
+def judged(labels: Sequence[str], effort: int) -> Iterator[Row]:
+    """A row for every check of the statements, in float64, as it comes; a check that raises is a row that fails.
 
-    effort: factor on the number of runs, >= 1.  show: print each row as it comes, progress on stderr.
+    effort: factor on the number of runs, >= 1.
     """
-    rows: list[Row] = []
-    with jax.enable_x64(True):
-        checks = [(label, check) for label in labels for check in module(label).CHECKS]
-        if show:
-            print(COLUMNS)
-        with tqdm(checks, unit="check", disable=None if show else True) as bar:
-            for label, check in bar:
-                bar.set_description(f"{label} {check.__name__}")
-                start = time.perf_counter()
+    for label in labels:
+        for check in module(label).CHECKS:
+            start = time.perf_counter()
+            with jax.enable_x64(True):
                 try:
                     row = check(effort)
                 except Exception as error:
-                    if show:
-                        tqdm.write(traceback.format_exc(), file=sys.stderr)
+                    tqdm.write(traceback.format_exc(), file=sys.stderr)
                     nan = float("nan")
                     reason = " ".join(f"{check.__name__}: {type(error).__name__}: {error}".split())
                     row = Row(reason, Gap(nan, nan, None, nan, nan), FAILS, (), ())
-                row = dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
-                rows.append(row)
-                if show:
-                    tqdm.write(text(row))
-                    sys.stdout.flush()
+            yield dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
+
+
+def ledger(labels: Sequence[str], effort: int) -> list[Row]:
+    """`judged`, each row printed as it comes, progress on stderr."""
+    rows = []
+    print(COLUMNS)
+    total = sum(len(module(label).CHECKS) for label in labels)
+    with tqdm(judged(labels, effort), total=total, unit="check", disable=None) as bar:
+        for row in bar:
+            bar.set_description(row.label)
+            rows.append(row)
+            tqdm.write(text(row))
+            sys.stdout.flush()
     return rows
 
 

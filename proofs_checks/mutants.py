@@ -1,0 +1,285 @@
+"""Mutation check: wrong versions of every theory function, each of which the ledger or a test must notice.
+
+A mutant changes one expression of `mmcl_theory/theory/*.py`: a sign flipped, a factor, divisor or exponent dropped, a
+constant raised by one, a comparison turned round, arguments or the two entries of a vector swapped, p for q = 2 p - 1,
+n - 1 for n. Expressions about rounding (`finfo`, `eps`), errors and defaults are left alone: they state no theory. Each
+mutant runs in a process of its own: the rows of the ledger that use its module, then that module's tests, up to the
+first that fails. One that nothing notices survives, and `EXPLAINED` says why, or it is a hole in the checks.
+"""
+
+import ast
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TIMEOUT = 600
+WATCHERS = {  # module of mmcl_theory.theory: the statements that use it; its tests are tests/test_theory_<module>.py
+    "mmcl": ("T2", "T5", "T6", "T4", "X3", "X2"),
+    "finite_sample": ("T2", "T5"),
+    "supervised": ("X1", "T4", "T3"),
+    "spiked": ("X2",),
+    "design": ("X4", "X3"),
+    "dynamics": ("X6",),
+    "recovery": ("X7",),
+    "budget": ("X8",),
+    "whitened": ("X10", "X5"),
+    "info_nce": ("X10",),
+}
+EXPLAINED: dict[tuple[str, str], str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One change: in `function` of `module`, the expression `before` of line `line` becomes `after`."""
+
+    module: str
+    function: str
+    line: int
+    before: str
+    after: str
+    source: str = dataclasses.field(repr=False)
+
+    @property
+    def change(self) -> str:
+        return f"{self.before} -> {self.after}"
+
+
+def _raised(value: float) -> ast.Constant:
+    return ast.Constant(value + 1)
+
+
+def _variants(node: ast.AST) -> Iterator[ast.expr]:
+    """What may stand in place of the expression `node`."""
+    if isinstance(node, ast.BinOp):
+        left, op, right = node.left, node.op, node.right
+        if isinstance(op, ast.Sub) and ast.unparse(left).startswith("2 * ") and ast.unparse(right) == "1":
+            yield left.right  # p for q
+        if isinstance(op, ast.Add):
+            yield ast.BinOp(left, ast.Sub(), right)
+        elif isinstance(op, ast.Sub):
+            yield ast.BinOp(left, ast.Add(), right)
+        elif isinstance(op, ast.Mult):
+            yield from (left, right)
+        elif isinstance(op, ast.Div | ast.Pow):
+            yield left
+        for side in ("left", "right"):
+            operand = getattr(node, side)
+            if isinstance(operand, ast.Constant) and isinstance(operand.value, int | float):
+                yield ast.BinOp(**{"left": left, "op": op, "right": right, side: _raised(operand.value)})
+            if isinstance(operand, ast.Name) and operand.id in ("n", "n_array"):
+                less = ast.BinOp(operand, ast.Sub(), ast.Constant(1))
+                yield ast.BinOp(**{"left": left, "op": op, "right": right, side: less})
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant):
+        yield node.operand
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
+        turned = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.Gt, ast.GtE: ast.Lt}.get(type(node.ops[0]))
+        if turned:
+            yield ast.Compare(node.left, [turned()], node.comparators)
+    elif isinstance(node, ast.List) and len(node.elts) == 2 and ast.unparse(node.elts[0]) != ast.unparse(node.elts[1]):
+        yield ast.List(node.elts[::-1], node.ctx)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 2:
+        for i in range(len(node.args) - 1):
+            args = [*node.args[:i], node.args[i + 1], node.args[i], *node.args[i + 2 :]]
+            if not any(isinstance(a, ast.Starred) for a in args):
+                yield ast.Call(node.func, args, node.keywords)
+
+
+def _expressions(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Expressions that state theory: no docstring, errors, defaults, subscripts' indices, annotations, rounding."""
+    stack: list[ast.AST] = list(reversed(function.body))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Raise | ast.JoinedStr):
+            continue
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            text = ast.unparse(node)
+            if "finfo" in text or "eps" in text or "_checks" in text:
+                continue
+        if isinstance(node, ast.If) and any(isinstance(x, ast.Raise) for x in node.body):
+            continue
+        if isinstance(node, ast.FunctionDef):
+            stack += reversed(node.body)
+            continue
+        if isinstance(node, ast.Subscript):
+            stack.append(node.value)
+            continue
+        if isinstance(node, ast.AnnAssign):
+            stack.append(node.value)
+            continue
+        if isinstance(node, ast.expr):
+            yield node
+        stack += reversed(list(ast.iter_child_nodes(node)))
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a theory module, in the order of its text."""
+    text = (ROOT / "mmcl_theory" / "theory" / f"{module}.py").read_text()
+    tree = ast.parse(text)
+    found = []
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef) or not any(function in n.body for n in _containers(tree)):
+            continue
+        for node in _expressions(function):
+            for variant in _variants(node):
+                before = ast.unparse(node)
+                changed = _replaced(text, node, f"({ast.unparse(ast.fix_missing_locations(variant))})")
+                after = ast.unparse(variant)
+                found.append(Mutant(module, function.name, node.lineno, before, after, changed))
+    return found
+
+
+def _containers(tree: ast.Module) -> list[ast.Module | ast.ClassDef]:
+    return [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
+
+
+def _replaced(text: str, node: ast.AST, new: str) -> str:
+    """The text with the expression replaced; columns of ast count bytes."""
+    lines = text.encode().splitlines(keepends=True)
+    start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
+    stop = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset
+    raw = text.encode()
+    return (raw[:start] + new.encode() + raw[stop:]).decode()
+
+
+def sample(per_function: int, seed: int = 0) -> list[Mutant]:
+    """At most so many mutants of each function of each module, chosen at random from `seed`."""
+    chosen = []
+    for module in WATCHERS:
+        by_function: dict[str, list[Mutant]] = {}
+        for mutant in mutants(module):
+            by_function.setdefault(mutant.function, []).append(mutant)
+        for name, group in by_function.items():
+            picked = random.Random(f"{seed} {module} {name}").sample(group, min(per_function, len(group)))
+            chosen += sorted(picked, key=lambda m: m.line)
+    return chosen
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a module from other source than its file's, and never from a cached compilation."""
+
+    def __init__(self, name: str, path: str, source: str):
+        super().__init__(name, path)
+        self.changed = source
+
+    def get_code(self, fullname: str):
+        return compile(self.changed, self.path, "exec")
+
+
+def _inject(module: str, source: str) -> None:
+    """Make `import mmcl_theory.theory.<module>` load `source`."""
+    name = f"mmcl_theory.theory.{module}"
+    path = str(ROOT / "mmcl_theory" / "theory" / f"{module}.py")
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname, *_):
+            if fullname == name:
+                return importlib.util.spec_from_file_location(name, path, loader=_Loader(name, path, source))
+            return None
+
+    sys.meta_path.insert(0, Finder())
+
+
+def watch(module: str, source: str) -> str | None:
+    """What first notices the source in place of the module: a row of the ledger or a test; None if nothing does."""
+    _inject(module, source)
+    from proofs_checks import run
+
+    try:
+        for row in run.judged(WATCHERS[module], 1):
+            if not row.good:
+                return f"{row.label}: {row.claim}"
+    except Exception as error:  # the module cannot even be imported
+        return f"{type(error).__name__}: {error}"
+    import pytest
+
+    report = io.StringIO()
+    tests = str(ROOT / "tests" / f"test_theory_{module}.py")
+    with contextlib.redirect_stdout(report):
+        # Without the project's options: its shape checker hooks imports, which have happened by now.
+        code = pytest.main(["-x", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "--rootdir", str(ROOT), tests])
+    if code == 0:
+        return None
+    failed = [line for line in report.getvalue().splitlines() if line.startswith("FAILED")]
+    return failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else f"pytest exit {int(code)}"
+
+
+def _watched(mutant: Mutant, cache: str) -> str | None:
+    """`watch` in a process of its own; a mutant that does not come back is noticed too."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    }
+    command = [sys.executable, "-m", "proofs_checks.mutants", mutant.module]
+    try:
+        done = subprocess.run(
+            command, input=mutant.source, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TIMEOUT} s"
+    if done.returncode > 0:
+        raise RuntimeError(f"{mutant.module}: {mutant.change}: {done.stderr[-2000:]}")
+    if done.returncode:
+        return f"the process died of signal {-done.returncode}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool:
+    """Inject, watch, print kills and survivors; True if at least 95% are killed and every survivor is explained.
+
+    target: JSON file for all mutants and what noticed each, or None.
+    """
+    chosen = sample(per_function)
+    records: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as cache, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        whole = [Mutant(m, "", 0, "", "", (ROOT / "mmcl_theory/theory" / f"{m}.py").read_text()) for m in WATCHERS]
+        for mutant, noticed in zip(whole, pool.map(lambda m: _watched(m, cache), whole), strict=True):
+            if noticed is not None:
+                print(f"the unchanged module {mutant.module} is noticed by {noticed}: mend that first.")
+                return False
+        jobs = {pool.submit(_watched, mutant, cache): mutant for mutant in chosen}
+        with tqdm(concurrent.futures.as_completed(jobs), total=len(jobs), unit="mutant") as bar:
+            for job in bar:
+                mutant, noticed = jobs[job], job.result()
+                fields = {k: v for k, v in dataclasses.asdict(mutant).items() if k != "source"}
+                records.append(fields | {"noticed": noticed})
+                if noticed is None:
+                    where = f"{mutant.module}.{mutant.function}:{mutant.line}"
+                    tqdm.write(f"survives: {where}  {mutant.change}")
+    if target:
+        target.write_text(json.dumps(records, indent=1) + "\n")
+    survivors = [r for r in records if r["noticed"] is None]
+    for module in WATCHERS:
+        here = [r for r in records if r["module"] == module]
+        alive = sum(r["noticed"] is None for r in here)
+        print(f"{module:14} {len(here):4} mutants {len(here) - alive:4} killed {alive:3} survive")
+    unexplained = 0
+    for r in survivors:
+        change = f"{r['before']} -> {r['after']}"
+        reason = EXPLAINED.get((str(r["function"]), change))
+        unexplained += reason is None
+        print(f"{r['module']}.{r['function']}:{r['line']}  {change}\n    {reason or 'UNEXPLAINED'}")
+    killed = len(records) - len(survivors)
+    share = killed / len(records)
+    print(f"{killed} of {len(records)} mutants killed ({100 * share:.1f}%), {unexplained} survivors unexplained.")
+    return share >= 0.95 and not unexplained
+
+
+if __name__ == "__main__":
+    print(json.dumps(watch(sys.argv[1], sys.stdin.read())))

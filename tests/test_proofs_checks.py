@@ -1,0 +1,150 @@
+"""The ledger: comparisons accept what is true and reject what is not, rows are good only so, the command's exits."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import mpmath
+import numpy as np
+import pytest
+import sympy
+
+from proofs_checks import __main__ as command
+from proofs_checks import ledger, run, symbolic, t2
+
+RNG = np.random.default_rng(0)
+
+
+def test_mean_judges_by_standard_errors():
+    samples = RNG.normal([0.3, -1.0], [0.1, 2.0], (4000, 2))
+    compare = ledger.mean(samples)
+    assert compare([0.3, -1.0]).holds
+    assert not compare([0.31, -1.0]).holds and not compare([0.3, -0.7]).holds
+    gap = compare([0.31, -1.0])
+    assert gap.predicted == 0.31 and abs(gap.measured - 0.3) < 0.01 and abs(gap.se - 0.1 / 4000**0.5) < 1e-4
+    assert ledger.mean(samples, bias=0.02)([0.31, -1.0]).holds
+
+
+def test_mean_counts_its_entries_and_refuses_nan():
+    one, many = (ledger.mean(RNG.normal(size=(50, k)))(np.zeros(k)).limit for k in (1, 1000))
+    assert abs(one - 4.89) < 0.01 and many > one + 1
+    assert not ledger.mean(RNG.normal(size=(50, 2)))([0.0, np.nan]).holds
+    with pytest.raises(ValueError, match="finite"):
+        ledger.mean([[0.0], [np.nan]])
+
+
+def test_mean_has_the_stated_false_alarm_rate():
+    """At z > 3, of 20,000 true claims: the share that Student's t with 199 degrees of freedom gives, within 5 se."""
+    z = np.array([ledger.mean(x[:, None])(0.0).z for x in RNG.normal(size=(20_000, 200))])
+    assert abs((z > 3).mean() - 0.00304) < 5 * (0.003 / 20_000) ** 0.5
+
+
+def test_close_is_relative_to_what_was_measured():
+    assert ledger.close([1.0, 2.0], 1e-6)([1.0 + 1e-7, 2.0]).holds
+    assert not ledger.close([1.0, 2.0], 1e-6)([1.0, 2.00001]).holds
+    assert not ledger.close([1.0, np.nan], 1e-6)([1.0, 1.0]).holds
+
+
+def test_below_is_one_sided():
+    compare = ledger.below(RNG.normal(0.3, 0.1, 1000))
+    assert compare(1 / 3).holds and compare(0.3).holds and not compare(0.2).holds
+
+
+def test_algebra_counts_entries_that_differ():
+    x, y = sympy.symbols("x y")
+    compare = ledger.algebra(sympy.Matrix([(x + y) ** 2, sympy.sin(x) ** 2 + sympy.cos(x) ** 2]))
+    assert compare(sympy.Matrix([x**2 + 2 * x * y + y**2, 1])).holds
+    assert compare(sympy.Matrix([x**2 + x * y + y**2, 2])).z == 2
+
+
+def test_contained_rounds_to_the_digits_stated():
+    interval = mpmath.iv.mpf(["0.81232763", "0.812327631"])
+    compare = ledger.contained(interval)
+    assert compare("0.8123276").holds and compare("0.8123").holds
+    assert not compare("0.8123277").holds and not compare("0.81235").holds
+
+
+def test_interval_of_the_normal_cdf_contains_it():
+    for x in ("0.1", "0.5", "1.5", "2"):
+        interval = t2.cdf_interval(x)
+        with mpmath.workdps(40):
+            assert mpmath.mpf(interval.a) <= mpmath.ncdf(mpmath.mpf(x)) <= mpmath.mpf(interval.b)
+        assert interval.delta < 1e-25
+
+
+def test_rate_is_the_exponent_of_a_power():
+    n = np.array([50, 100, 200, 400])
+    gaps = 3 / n * (1 + RNG.normal(0, 0.02, 4))
+    compare = ledger.rate(n, gaps, 0.02 * gaps)
+    assert compare(-1.0).holds and not compare(-0.5).holds and not compare(-2.0).holds
+
+
+def test_a_row_is_good_only_if_every_wrong_theory_is_rejected():
+    compare = ledger.close(1.0, 0.01)
+    assert ledger.judge("", compare, 1.0, {"2": 2.0}).good
+    missed = ledger.judge("", compare, 1.0, {"2": 2.0, "1": 1.0})
+    assert missed.verdict == ledger.HOLDS and missed.missed == ("1",) and not missed.good
+    assert not ledger.judge("", compare, 1.0, {}).good
+    assert not ledger.judge("", compare, 2.0, {"3": 3.0}).good
+
+
+def test_refuted_needs_the_statement_to_fail_and_the_right_one_to_hold():
+    compare = ledger.close(1.0, 0.01)
+    assert ledger.refute("", compare, 2.0, 1.0).verdict == ledger.REFUTED
+    assert ledger.refute("", compare, 2.0).good
+    for stated, right in ((1.0, 1.0), (2.0, 3.0)):
+        assert not ledger.refute("", compare, stated, right).good
+
+
+def test_symbolic_moments_are_those_of_drawn_latents():
+    """The sums over draws against SymPy-free enumeration at one point: two pairs, masking "named"."""
+    import mmcl_theory as mt
+    from mmcl_theory.data import all_pairs
+
+    values = {symbolic.p: 0.8, symbolic.pi: 0.6, symbolic.pi_s: 0.3, symbolic.al: 0.2, symbolic.be: 0.5}
+    found = np.array(symbolic.inter_class(2)["zu"].subs(values), float)
+    want = all_pairs(mt.moments(mt.inter_class(2, 0.8, 0.2, 0.5), mt.captions(0.6, 0.3)).zu, 2)
+    np.testing.assert_allclose(found, want, atol=1e-12)
+
+
+def test_every_statement_has_a_module_and_a_line():
+    for label in command.LABELS:
+        module = run.module(label)
+        assert module.CHECKS and 10 < len(module.STATEMENT) <= 115
+
+
+def test_a_check_that_raises_is_a_row_that_fails(monkeypatch):
+    def broken(effort):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(t2, "CHECKS", (broken,))
+    (row,) = run.judged(["T2"], 1)
+    assert not row.good and row.label == "T2" and "broken: RuntimeError: no luck" in row.claim
+    assert "BAD" in run.summary([row])
+
+
+def test_quick_rows_hold_and_are_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(t2, "CHECKS", (t2.number_in_digits, t2.number_as_stated))
+    rows = run.ledger(["T2"], 1)
+    assert [row.verdict for row in rows] == ["holds", "refuted as stated"] and all(row.good for row in rows)
+    assert "refuted as stated" in capsys.readouterr().out
+    run.write_json(tmp_path / "l.json", rows, "quick")
+    content = json.loads((tmp_path / "l.json").read_text())
+    assert content["rows"][0]["gap"]["predicted"] == 0.81232763 and content["rows"][0]["good"]
+    assert list(content["statements"]) == ["T2"] and jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--only=T9", "--only must be of T1"),
+        ("--profile=slow", "--profile must be quick or full"),
+        ("--json=/no/such/place/x.json", "there is no folder"),
+        ("--nonsense", "Unknown command line flag"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_exit_2(flag, message):
+    done = subprocess.run([sys.executable, "-m", "proofs_checks", flag], capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert message in done.stderr and done.stderr.count("\n") == 1
