@@ -87,14 +87,16 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 class Partial:
-    """Measured accuracies as they come, in partial.npz.
+    """Measured accuracies as they come, in partial.npz or another NAME.npz.
 
     values: (learner, cell * seeds + run, group), NaN where missing.  done: (learner, chunk), chunks as `sims.grid`
     makes them.
     """
 
-    def __init__(self, out: pathlib.Path, learners: int, runs: int, groups: int, chunks: list[int]):
-        self.path = out / "partial.npz"
+    def __init__(
+        self, out: pathlib.Path, learners: int, runs: int, groups: int, chunks: list[int], name: str = "partial.npz"
+    ):
+        self.path = out / name
         self.values = np.full((learners, runs, groups), np.nan)
         self.done = np.arange(max(chunks)) >= np.asarray(chunks)[:, None]  # chunks a learner does not have are done
         if self.path.is_file():
@@ -122,14 +124,17 @@ def write_results(out: pathlib.Path, dataset: xr.Dataset) -> None:
     os.replace(beside, out / "results.zarr")
 
 
-def read_results(out: pathlib.Path) -> xr.Dataset | None:
-    """The finished results in memory, or None. Raises: UsageError if they cannot be read."""
+SWEEP_VARIABLES = ("accuracy_predicted", "accuracy_measured", "accuracy_curve")
+
+
+def read_results(out: pathlib.Path, names: tuple[str, ...] = SWEEP_VARIABLES) -> xr.Dataset | None:
+    """The finished results, the variables `names`, in memory, or None. Raises: UsageError if they cannot be read."""
     path = out / "results.zarr"
     if not path.exists():
         return None
     try:
         dataset = xr.open_zarr(path, consolidated=False)
-        return dataset[["accuracy_predicted", "accuracy_measured", "accuracy_curve"]].load()
+        return dataset[list(names)].load()
     except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is damaged ({reason}); remove it to measure anew.") from None
