@@ -17,7 +17,6 @@ from tqdm import tqdm
 from sims import diagrams, plots, results, store
 from sims.phase_config import INTEGERS, ROW_SIZES, Config, Resolved
 
-_TOGETHER = 8  # runs of a row that are in memory at a time
 VARIABLES = ("predicted", "value", "boundary", "cell_predicted", "measured", "cell_value", "measured_value", "z")
 
 
@@ -169,7 +168,8 @@ def measure_cells(
                         compiled = _row(config, panel.measure, at_y)
                     keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, i), j), per_row)
                     at_x = jnp.repeat(jnp.asarray(x_cell, float), config.seeds)
-                    values = _in_pieces(compiled, keys, at_x, jnp.asarray(at_y, float))
+                    runs = zip(keys, at_x, strict=True)
+                    values = np.array([compiled(key, x, jnp.asarray(at_y, float)) for key, x in runs], np.float64)
                     partial.values[i, j * per_row : (j + 1) * per_row] = values
                     partial.done[i, j] = True
                     partial.save()
@@ -179,23 +179,13 @@ def measure_cells(
 
 
 def _row(config: Resolved, measure: Callable[[jax.Array, Any], jax.Array], y: float) -> Callable[..., jax.Array]:
-    """Compiled (keys, x of each run, y) -> outcomes of the runs of a row."""
+    """Compiled (key, x, y) -> outcomes of a run of the row at y.
+
+    Not mapped over runs: jaxlib's batched LAPACK waits on XLA's thread pool from within it, so that two batched
+    factorisations which may run at once, such as those of both modalities' covariances, can wait for ever on two cores.
+    """
     sized = config.y.name in ROW_SIZES
-
-    def one(key: jax.Array, at_x: jax.Array, at_y: jax.Array) -> jax.Array:
-        return measure(key, point(config, at_x, int(y) if sized else at_y))
-
-    return jax.jit(jax.vmap(one, (0, 0, None)))
-
-
-def _in_pieces(compiled: Callable[..., jax.Array], keys: jax.Array, at_x: jax.Array, at_y: jax.Array) -> np.ndarray:
-    """The runs of a row, a few at a time and all pieces of one size, the last filled up with its last run."""
-    runs = len(keys)
-    pieces = []
-    for start in range(0, runs, _TOGETHER):
-        which = np.minimum(np.arange(start, start + _TOGETHER), runs - 1)
-        pieces.append(np.asarray(compiled(keys[which], at_x[which], at_y), np.float64))
-    return np.concatenate(pieces)[:runs]
+    return jax.jit(lambda key, at_x, at_y: measure(key, point(config, at_x, int(y) if sized else at_y)))
 
 
 def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -276,7 +266,8 @@ def draw(config: Resolved, dataset: xr.Dataset) -> Figure:
             plots.name_sides(ax, here, list(panel.boundaries), panel.sides)
         plots.name_plane(ax, config.x.name, config.y.name, (config.x.log, config.y.log))
         ax.set_title(panel.title, fontsize=10)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=1)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=1)
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.05, pad=0.02)

@@ -308,7 +308,7 @@ class Resolved:
             raise UsageError(f"--x and --y must make at most {10 * MAX_POINTS} points, got {self.x} and {self.y}.")
         wide = p["n"] * (p.get("dim_image", 2) + p.get("dim_text", 2))
         gram = p["n"] ** 2 if "supervised" in self.panels and self.diagram == "robustness" else 0
-        needed = 4 * 4 * 8 * (wide + gram)
+        needed = 4 * 4 * (wide + gram)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if self.cells and needed > memory:
             raise UsageError(
