@@ -1,0 +1,187 @@
+"""Train both losses from one small start, record the exact accuracy along the way, and put theory beside it."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import xarray as xr
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import mmcl_theory as mt
+from mmcl_theory import learners, losses, theory
+from sims import measure, plots, results, store
+from sims.dynamics import Config
+
+LOSSES = ("mmcl_gradient", "info_nce")
+END_POINTS = ("mmcl", "info_nce", "whitened")
+VARIABLES = ("accuracy_predicted", "accuracy_measured", "end_points", "z")
+# Left out by X6 are steps of finite length: to first order in the rate, tests/test_theory_dynamics.py.
+LEFT_OUT = 0.003
+_BLOCK = 4  # steps between two changes of the rate
+
+
+def run(config: Config, out: pathlib.Path) -> xr.Dataset:
+    """`sims.dynamics.run`, whose config is checked."""
+    dataset = results.run_once(out, config.flat(), lambda: make(config), VARIABLES)
+    store.write_csv(out / "summary.csv", rows(dataset))
+    figure = draw(dataset)
+    results.save_figure(figure, out, "dynamics", dpi=100)
+    plt.close(figure)
+    return dataset
+
+
+def schedule(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Learning rates of blocks of steps, the time after each, and the blocks after which to record."""
+    rates, time = [], 0.0
+    while time < config.end:
+        rates.append(min(max(config.rate, config.rate * time), config.largest_rate))
+        time += _BLOCK * rates[-1]
+    times = np.cumsum(_BLOCK * np.array(rates))
+    wanted = np.geomspace(config.end / 1000, config.end, config.points)
+    return np.array(rates), times, np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
+
+
+def make(config: Config) -> xr.Dataset:
+    """Accuracies of theory and of both losses at the recorded times, and the end points."""
+    rates, times, recorded = schedule(config)
+    at = times[recorded]
+    measured = np.stack([_measure(config, loss, rates)[:, recorded] for loss in LOSSES])
+    predicted, ends = _predict(config, at)
+    nothing = np.full_like(predicted, np.nan)
+    z = results.z_scores(np.stack([predicted, nothing]), np.moveaxis(measured, 1, -1), LEFT_OUT)
+    return xr.Dataset(
+        {
+            "accuracy_predicted": (("time", "group"), predicted),
+            "accuracy_measured": (("loss", "seed", "time", "group"), measured),
+            "end_points": (("end_point", "group"), ends),
+            "z": (("loss", "time", "group"), z),
+        },
+        coords={
+            "time": at,
+            "group": results.names(measure.GROUPS),
+            "loss": results.names(LOSSES),
+            "end_point": results.names(END_POINTS),
+            "seed": np.arange(config.seeds),
+        },
+    )
+
+
+def _parts(config: Config) -> tuple[mt.data.IntraClass, mt.data.Captions, mt.data.Observation]:
+    model = mt.intra_class(config.p_spu, config.sigma_core, config.sigma_spu, config.mu_core, config.mu_spu)
+    norms = (config.noise * config.dim_image**0.5, config.noise * config.dim_text**0.5)
+    obs = mt.observation(config.dim_image, config.dim_text, *norms)
+    return model, mt.captions(config.pi_core, config.pi_spu), obs
+
+
+def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(time, group) of the linear loss, (end point, group), in float64."""
+    with jax.enable_x64(True):
+        model, caps, obs = _parts(config)
+        along = theory.training_accuracy(model, caps, obs, time=jnp.asarray(at), initial=config.initial)
+        info_nce = jax.jit(theory.info_nce_optimum)(model, caps, obs).accuracy(model, obs)
+        ends = [theory.mmcl_accuracy(model, caps, obs), info_nce, theory.whitened_accuracy(model, caps, obs)]
+        groups = [jnp.stack([a.aligned, a.conflicting], -1) for a in (along, *ends)]
+        return np.asarray(groups[0]), np.stack([np.asarray(g) for g in groups[1:]])
+
+
+def _measure(config: Config, loss: str, rates: np.ndarray) -> np.ndarray:
+    """(seed, block, group): the exact accuracy after each block of steps. Both losses see the same samples."""
+    model, caps, obs = _parts(config)
+    negatives = (config.batch_size - 1) / config.batch_size / config.temperature
+
+    def one(key: jax.Array) -> jax.Array:
+        key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
+        dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
+        pairs = mt.sample_pairs(key_pairs, model, caps, obs, config.n, dictionaries)
+        prompt = dictionaries.text @ mt.zero_shot.latent_prompts(model)[1]
+        cross_cov = learners.cross_covariance(pairs.image, pairs.text)
+
+        def block(encoders: learners.Encoders, step: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            key, rate = step
+            if loss == "mmcl_gradient":
+                encoders, _ = learners.train_linear_mmcl(encoders, cross_cov, optimizer=optax.sgd(rate), steps=_BLOCK)
+            else:
+                encoders, _ = learners.train_encoders(
+                    key,
+                    encoders,
+                    pairs.image,
+                    pairs.text,
+                    pairs.label,
+                    lambda image, text, _: losses.info_nce(image, text, temperature=config.temperature),
+                    optimizer=optax.sgd(rate / negatives),
+                    steps=_BLOCK,
+                    batch_size=config.batch_size,
+                )
+            rule = encoders.product @ prompt
+            found = mt.zero_shot.linear_rule_accuracy(model, rule @ dictionaries.image, rule @ rule, obs.sd_image)
+            return encoders, jnp.stack([found.aligned, found.conflicting])
+
+        start = aligned_start(model, caps, dictionaries, config.initial)
+        keys = jax.random.split(key_batches, len(rates))
+        return jax.lax.scan(block, start, (keys, jnp.asarray(rates, float)))[1]
+
+    compiled = jax.jit(one)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    return np.stack([compiled(key) for key in tqdm(keys, unit="run", disable=None, desc=loss)]).astype(np.float64)
+
+
+def aligned_start(
+    model: mt.data.IntraClass, caps: mt.data.Captions, dictionaries: mt.data.Dictionaries, initial: float
+) -> learners.Encoders:
+    """Balanced encoders along the singular vectors of the population's C, every mode of strength `initial`."""
+    u, _, vt = jnp.linalg.svd(mt.moments(model, caps).zu)
+    return learners.Encoders(initial**0.5 * u.T @ dictionaries.image.T, initial**0.5 * vt @ dictionaries.text.T)
+
+
+def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """One row a loss and recorded time."""
+    measured = dataset.accuracy_measured
+    mean, error = measured.mean("seed").values, measured.std("seed", ddof=1).values / measured.sizes["seed"] ** 0.5
+    table = []
+    for i, loss in enumerate(dataset.loss.values):
+        for j, time in enumerate(dataset.time.values):
+            row: dict[str, Any] = {"loss": loss, "time": time}
+            for k, group in enumerate(dataset.group.values):
+                predicted = dataset.accuracy_predicted.values[j, k] if loss == "mmcl_gradient" else np.nan
+                row |= {f"{group}_predicted": predicted, f"{group}_measured": mean[i, j, k]}
+                row |= {f"{group}_se": error[i, j, k], f"{group}_z": dataset.z.values[i, j, k]}
+            table.append(row)
+    return table
+
+
+def text(dataset: xr.Dataset) -> str:
+    """End points, and how well theory meets the linear loss."""
+    last = dataset.accuracy_measured.mean("seed").isel(time=-1)
+    lines = ["end point             aligned  conflicting"]
+    for name, label in (
+        ("mmcl", "linear loss, predicted"),
+        ("info_nce", "InfoNCE, predicted"),
+        ("whitened", "whitened"),
+    ):
+        lines.append(f"{label:22s}{'  '.join(f'{v:.4f}' for v in dataset.end_points.sel(end_point=name).values)}")
+    for loss, label in (("mmcl_gradient", "linear loss, trained"), ("info_nce", "InfoNCE, trained")):
+        lines.append(f"{label:22s}{'  '.join(f'{v:.4f}' for v in last.sel(loss=loss).values)}")
+    linear = dataset.sel(loss="mmcl_gradient")
+    difference = np.abs(linear.accuracy_measured.mean("seed") - dataset.accuracy_predicted).max().item()
+    lines.append(
+        f"linear loss along time: largest |z| beyond {LEFT_OUT:g} {linear.z.max().item():.1f}, largest difference"
+        f" {difference:.4f}"
+    )
+    return "\n".join(lines)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """A panel for each group."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    for ax, group in zip(axes, dataset.group.values, strict=True):
+        plots.accuracy_against_time(ax, dataset.sel(group=group))
+        ax.set_title(plots.PANELS[str(group)], fontsize=10)
+    axes[0].set_ylabel("zero-shot accuracy (share correct)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure
