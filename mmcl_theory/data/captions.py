@@ -7,7 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
@@ -40,13 +40,15 @@ class Captions:
         n, l = latents.z.shape
         pi = jnp.repeat(jnp.stack([self.pi_core, self.pi_spu]), l // 2, total_repeat_length=l)
         mentioned = jax.random.uniform(key, (n, l), latents.z.dtype) < pi[None, :]
-        if self.masking == "named":
-            base = model.class_means(latents.label)
-        elif self.masking == "mean":
-            base = model.attribute_means(latents.label, latents.attribute)
-        else:
-            base = jnp.zeros_like(latents.z)
+        base = self.base(model, latents.label, latents.attribute)
         return jnp.where(mentioned, latents.z, base)
+
+    def base(self, model: Model, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
+        """b, what stands for an unmentioned detail, for samples with these labels and attributes."""
+        if self.masking == "named":
+            return model.class_means(label)
+        means = model.attribute_means(label, attribute)
+        return means if self.masking == "mean" else jnp.zeros_like(means)
 
 
 def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named") -> Captions:

@@ -2,18 +2,34 @@
 
 from mmcl_theory.learners.closed_form import cross_covariance, linear_optimum, truncate, whitened_optimum
 from mmcl_theory.learners.gradient import Encoders, init_encoders, train_encoders, train_linear_mmcl
+from mmcl_theory.learners.in_law import (
+    Rules,
+    dual_rule,
+    sample_gram,
+    sample_rule_latent,
+    sample_rule_statistics,
+    sample_rules,
+    sample_scores,
+)
 from mmcl_theory.learners.supervised import MaxMargin, least_squares, logistic_dual, max_margin, max_margin_dual
 
 __all__ = [
     "Encoders",
     "MaxMargin",
+    "Rules",
     "cross_covariance",
+    "dual_rule",
     "init_encoders",
     "least_squares",
     "linear_optimum",
     "logistic_dual",
     "max_margin",
     "max_margin_dual",
+    "sample_gram",
+    "sample_rule_latent",
+    "sample_rule_statistics",
+    "sample_rules",
+    "sample_scores",
     "train_encoders",
     "train_linear_mmcl",
     "truncate",

@@ -45,19 +45,33 @@ def cross_covariance(
         outside = number[(number < 0) | (number >= num_classes)]
         if outside.size:
             raise ValueError(f"class_number must be in 0..{num_classes - 1}, got {outside[0]}.")
-    weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]").astype(image.dtype)
     member = jax.nn.one_hot(class_number, num_classes, dtype=image.dtype)  # (n, K)
-    size = member.sum(0)
+    slope, between = contrast_weights(member.sum(0), same_class_weight)
     image_sum, text_sum = member.T @ image, member.T @ text  # (K, d)
+    return image.T @ ((member @ slope)[:, None] * text) + image_sum.T @ between @ text_sum
+
+
+def contrast_weights(
+    size: Float[Array, " c"], same_class_weight: Scalar | None
+) -> tuple[Float[Array, " c"], Float[Array, "c c"]]:
+    """(slope, between) of `cross_covariance`: with X_y, T_y the sums over class y, of `size` n_y,
+
+        C_hat = sum_i slope_{y_i} x_i t_i^T + sum_{y, y'} between_{y y'} X_y T_y'^T.
+
+    size: whole numbers >= 0, of any magnitude.  same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+    Raises: ValueError for a weight out of range.  Source: T1, X3.
+    """
+    n = size.sum()
+    if same_class_weight is None:
+        slope = 1 / (n - 1)
+        return jnp.full_like(size, slope), jnp.full((len(size), len(size)), -slope / n)
+    weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]").astype(size.dtype)
     others = n - size
-    within = jnp.where(size > 1, weight * size / jnp.maximum(size - 1, 1), 0.0)
-    across = jnp.where(others > 0, (1 - weight) / jnp.maximum(others, 1), 0.0)
-    # Every term is image^T G text or image_sum^T G text_sum with G diagonal or K x K.
-    per_sample = member @ (within + across * others)
-    between = -jnp.diag(within / jnp.maximum(size, 1))
+    within = jnp.where(size > 1, weight * size / jnp.maximum(size - 1, 1), 0.0) / n
+    across = jnp.where(others > 0, (1 - weight) / jnp.maximum(others, 1), 0.0) / n
     symmetric = (across[:, None] + across[None, :]) / 2
-    between = between - symmetric * (1 - jnp.eye(num_classes, dtype=image.dtype))
-    return (image.T @ (per_sample[:, None] * text) + image_sum.T @ between @ text_sum) / n
+    between = -jnp.diag(within / jnp.maximum(size, 1)) - symmetric * (1 - jnp.eye(len(size), dtype=size.dtype))
+    return within + across * others, between
 
 
 def linear_optimum(
