@@ -32,36 +32,49 @@ class Gap:
     def holds(self) -> bool:
         return self.z <= self.limit  # False for NaN
 
+    @property
+    def excess(self) -> float:
+        """z over its limit; without a limit (algebra) 0 or infinity."""
+        if self.limit == 0:
+            return 0.0 if self.holds else math.inf
+        return self.z / self.limit
+
 
 Comparison = Callable[[Any], Gap]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the ledger. `rejected` and `missed`: the wrong theories that the comparison did and did not reject.
+    """A line of the ledger.
 
+    wrong: each wrong theory and its z over the comparison's limit; above 1 (or NaN) it was rejected.
     A row is `good` if its verdict is not "fails", at least one wrong theory was tried, and every one was rejected.
     """
 
     claim: str
     gap: Gap
     verdict: str
-    rejected: tuple[str, ...]
-    missed: tuple[str, ...]
+    wrong: tuple[tuple[str, float], ...]
     label: str = ""
     seconds: float = math.nan
 
     @property
+    def rejected(self) -> list[str]:
+        return [name for name, excess in self.wrong if not excess <= 1]
+
+    @property
+    def missed(self) -> list[str]:
+        return [name for name, excess in self.wrong if excess <= 1]
+
+    @property
     def good(self) -> bool:
-        return self.verdict != FAILS and bool(self.rejected) and not self.missed
+        return self.verdict != FAILS and bool(self.wrong) and not self.missed
 
 
 def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any]) -> Row:
     """The claim holds iff its prediction passes; `wrong` names predictions that must not."""
     gap = compare(right)
-    rejected = tuple(name for name, prediction in wrong.items() if not compare(prediction).holds)
-    missed = tuple(name for name in wrong if name not in rejected)
-    return Row(claim, gap, HOLDS if gap.holds else FAILS, rejected, missed)
+    return Row(claim, gap, HOLDS if gap.holds else FAILS, tuple((name, compare(w).excess) for name, w in wrong.items()))
 
 
 def refute(claim: str, compare: Comparison, stated: Any, right: Any = None) -> Row:
@@ -69,8 +82,9 @@ def refute(claim: str, compare: Comparison, stated: Any, right: Any = None) -> R
 
     right: None where nothing is known to hold instead.
     """
-    refuted = not compare(stated).holds and (right is None or compare(right).holds)
-    return Row(claim, compare(stated), REFUTED if refuted else FAILS, ("as stated",), ())
+    gap = compare(stated)
+    refuted = not gap.holds and (right is None or compare(right).holds)
+    return Row(claim, gap, REFUTED if refuted else FAILS, (("as stated", gap.excess),))
 
 
 def mean(samples: Any, bias: float = 0.0) -> Comparison:

@@ -39,7 +39,7 @@ def judged(labels: Sequence[str], effort: int) -> Iterator[Row]:
                     tqdm.write(traceback.format_exc(), file=sys.stderr)
                     nan = float("nan")
                     reason = " ".join(f"{check.__name__}: {type(error).__name__}: {error}".split())
-                    row = Row(reason, Gap(nan, nan, None, nan, nan), FAILS, (), ())
+                    row = Row(reason, Gap(nan, nan, None, nan, nan), FAILS, ())
             yield dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
 
 
@@ -86,7 +86,7 @@ def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
     content = {
         "profile": profile,
         "statements": statements,
-        "rows": [dataclasses.asdict(row) | {"good": row.good} for row in rows],
+        "rows": [dataclasses.asdict(row) | {"good": row.good, "missed": row.missed} for row in rows],
     }
     beside = target.with_name(f".{target.name}.new")
     beside.write_text(json.dumps(content, indent=1) + "\n")

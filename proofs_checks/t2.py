@@ -1,4 +1,12 @@
-"""T2: intra-class contrasting, the linear MMCL loss with rich captions."""
+"""T2: intra-class contrasting, the linear MMCL loss with rich captions.
+
+Contrasting examples of one class against each other makes the loss see the variance of the core feature, not only its
+mean: the rule is (mu_c^2 + s_c^2, q mu_c mu_s). The more the core feature varies, the less the spurious one weighs. At
+s_c = 1, s_s = 0, p = 1 the shifted accuracy is .8123276.
+
+Fails where: the spurious feature is strong (X4); captions name only the class (T5); the loss is not the linear one, as
+CLIP's is not (X5, X10); samples are few against the noise (X2).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +21,7 @@ from proofs_checks import ambient, ledger, symbolic
 from proofs_checks.symbolic import m_c, m_s, p, pi, pi_s, q, s_c, s_s
 
 STATEMENT = "MMCL learns w = (mu_c^2 + s_c^2, q mu_c mu_s): core features of high variance outweigh the spurious one"
+PICTURE = "sweep_spurious.png"
 
 
 def moments_from_the_definition(effort):

@@ -1,4 +1,13 @@
-"""T4: inter-class feature sharing."""
+"""T4: inter-class feature sharing.
+
+A detail that is typical of one class occurs, weakly, in the images of the others. Captions that name it there teach its
+direction: the rule's core weight is A = 1 + (m-1) pi_core beta^2 against B = q for the spurious one, so enough classes
+outweigh any spurious correlation. Max-margin supervised learning weighs its own pair of features alone, in the ratio
+(1-beta) : (1-alpha), whatever m.
+
+Fails where: beta = 0 (nothing is shared); captions do not name the details of other classes (T6); beta is near 1 (then
+the own detail does not stand out). The supervised limit is noiseless, at p_spu = 1.
+"""
 
 import itertools
 
@@ -16,6 +25,7 @@ from proofs_checks.symbolic import al, be, p, pi, pi_s, q
 STATEMENT = (
     "A detail annotated in one class teaches the others: A = 1 + (m-1) pi beta^2 against B = q; SL does not share"
 )
+PICTURE = "phase_diagram_sharing.png"
 
 
 def moments_from_the_definition(effort):

@@ -1,4 +1,12 @@
-"""T5: rich captions, intra-class."""
+"""T5: rich captions, intra-class.
+
+Only core detail that captions name enters the cross-covariance with its variance: w = (mu_c^2 + pi_core s_c^2,
+q mu_c mu_s). The shifted accuracy grows with pi_core, and naming the spurious feature changes nothing. Label-only
+captions (pi_core = 0) leave the conflicting group at chance as p_spu -> 1, as supervised learning does.
+
+Fails where: the loss whitens: then pi_spu decides (X10); the prompt is not the core prompt; masking is "zero", where
+unmentioned classes weaken the rule without turning it.
+"""
 
 import numpy as np
 import sympy
@@ -10,6 +18,7 @@ from proofs_checks import ambient, ledger, symbolic
 from proofs_checks.symbolic import m_c, m_s, pi, pi_s, q, s_c
 
 STATEMENT = "Caption detail: w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s); acc_P* grows with pi_core, whatever pi_spu"
+PICTURE = "sweep_captions.png"
 
 
 def rule_from_the_definition(effort):

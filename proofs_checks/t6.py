@@ -1,4 +1,11 @@
-"""T6: rich captions, inter-class."""
+"""T6: rich captions, inter-class.
+
+Sharing works only if captions name details of other classes often enough: at p_spu = 1 the conflicting group turns from
+all wrong to all right at pi* = ((1+alpha)/(1-beta) - 1) / ((m-1) beta^2). With label-only captions half of the shifted
+images are right.
+
+Fails where: pi* > 1 (no captions suffice: few classes or weak details); noise or p_spu < 1 makes the step a slope.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +18,7 @@ from proofs_checks import ambient, ledger, symbolic
 from proofs_checks.symbolic import al, be, pi
 
 STATEMENT = "Sharing needs captions that name details of other classes: pi* = ((1+alpha)/(1-beta) - 1)/((m-1) beta^2)"
+PICTURE = "sweep_captions.png"
 
 
 def threshold_from_the_moments(effort):

@@ -1,4 +1,13 @@
-"""X10: captions under a whitening loss; the population optimum of bilinear InfoNCE."""
+"""X10: captions under a whitening loss; the population optimum of bilinear InfoNCE.
+
+Under the loss CLIP is trained with, which details a caption names decides. Never naming the spurious feature leaves the
+shortcut of the labels; always naming it over-corrects; between lies a balanced policy in closed form, the best
+that any linear rule can do on the shifted distribution. For the mixture of classes itself the optimum of InfoNCE is
+computed by quadrature, and trained encoders meet it.
+
+Fails where: pi_core = 1 without image noise (the balance is then pi_spu = 0); the balance exceeds 1 (no captions
+over-correct); normalised embeddings and deep encoders are not covered.
+"""
 
 import functools
 
@@ -15,6 +24,7 @@ from proofs_checks import ambient, ledger, symbolic
 from proofs_checks.symbolic import m_c, m_s, pi, pi_s, q, s_c, s_s
 
 STATEMENT = "Under the whitened loss pi_spu decides: never named, the shortcut is learnt; always named, over-corrected"
+PICTURE = "phase_diagram_caption_policy.png"
 
 optimum = ambient.jit(theory.info_nce_optimum, static_argnames=("nodes",))
 accuracy = ambient.jit(theory.whitened_accuracy)

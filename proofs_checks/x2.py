@@ -1,4 +1,13 @@
-"""X2: finite samples, and embeddings smaller than the inputs."""
+"""X2: finite samples, and embeddings smaller than the inputs.
+
+With n, d_I, d_T in proportion, the rule learnt from samples is the population's plus noise outside the signal, of
+squared norm s_I^2 (d_I/n) (E u_core^2 + s_T^2). An embedding of rank r keeps the singular values of the sample
+cross-covariance that stand out of its bulk; a determinant gives them, and their overlaps with the signal.
+
+Fails where: r grows with n. THEORY.md states the outliers' sum for every r; at (600, 300, 240) and r = 20 the bulk's
+vectors add .007 to the shifted accuracy, so that only r <= 4 is predicted. Corrections are of order 1/n
+(`mmcl_mean_accuracy` has them for the full embedding).
+"""
 
 import functools
 

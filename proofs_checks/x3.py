@@ -1,4 +1,11 @@
-"""X3: how much intra-class contrasting."""
+"""X3: how much intra-class contrasting.
+
+Giving an anchor's negatives of its own class the total weight lambda changes the cross-covariance to S_W + (1-lambda)
+K/(K-1) S_B: more intra-class contrasting weakens the class means, and with them the spurious one. In the population
+lambda = 1 is best; in n samples the signal shrinks while the noise does not, and the best lambda is smaller.
+
+Fails where: pi_core s_c = 0 (nothing is left at lambda = 1); at very small n, where the 1/n terms count.
+"""
 
 import itertools
 
@@ -15,6 +22,7 @@ from proofs_checks import ambient, ledger
 STATEMENT = (
     "Same-class weight lambda: C_lambda = S_W + (1-lambda) K/(K-1) S_B; at finite n the best lambda may be interior"
 )
+PICTURE = "phase_diagram_same_class_weight.png"
 
 accuracy = ambient.jit(theory.mmcl_accuracy)
 optimum = ambient.jit(theory.optimal_same_class_weight)

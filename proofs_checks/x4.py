@@ -1,4 +1,9 @@
-"""X4: a spurious feature too strong for intra-class contrasting."""
+"""X4: a spurious feature too strong for intra-class contrasting.
+
+Most of the conflicting group is wrong as soon as q mu_s^2 > mu_c^2 + pi_core s_c^2 / (2 (1-lambda)).
+
+Fails where: the loss whitens: the scale of a feature then matters much less (X5).
+"""
 
 import numpy as np
 import sympy
@@ -9,6 +14,7 @@ from proofs_checks import ambient, ledger, symbolic
 from proofs_checks.symbolic import lam, m_c, m_s, pi, q, s_c
 
 STATEMENT = "Conflicting accuracy < 1/2 iff q mu_s^2 > mu_c^2 + s_c^2 (lambda = 1/2, rich captions)"
+PICTURE = "phase_diagram_robustness.png"
 
 
 def threshold_from_the_moments(effort):

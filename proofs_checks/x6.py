@@ -1,4 +1,11 @@
-"""X6: the order in which modes are learnt."""
+"""X6: the order in which modes are learnt.
+
+From small balanced encoders along the singular vectors, each mode of the linear loss grows by its own logistic curve:
+the strong ones first, so that accuracy changes in steps.
+
+Fails where: encoders start at random (modes then first align); the learning rate is large (an error proportional to
+it); the loss is InfoNCE, which parts from this once scores are of order one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +20,7 @@ from proofs_checks import ambient, ledger
 STATEMENT = (
     "Gradient flow from small aligned encoders: om(t) = (s/rho)/(1 + ((s/rho)/om_0 - 1) e^(-2st)), strong modes first"
 )
+PICTURE = "dynamics.png"
 
 RHO, INITIAL = 0.8, 1e-3
 

@@ -1,4 +1,11 @@
-"""X7: when alignment, prediction and the linear contrastive loss recover the signal."""
+"""X7: when alignment, prediction and the linear contrastive loss recover the signal.
+
+Each method ranks coordinates by a score: CCA by k^2/sqrt((k^2+gx)(k^2+gy)), prediction of y from x by
+k^2/sqrt(k^2+gx), the linear contrastive loss by k^2 alone, nuisances by the same with eta, hx, hy. It recovers the
+signal where the least signal score beats the largest nuisance score.
+
+Fails where: scores tie; samples are few (the criteria are the population's).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +17,7 @@ from mmcl_theory import theory
 from proofs_checks import ambient, ledger
 
 STATEMENT = "CCA, prediction and linear MMCL rank coordinates by k^2/sqrt((k^2+gx)(k^2+gy)), k^2/sqrt(k^2+gx), k^2"
+PICTURE = "phase_diagram_align_predict.png"
 
 METHODS = ("align", "predict", "contrast")
 

@@ -1,4 +1,11 @@
-"""X8: where to spend a caption budget."""
+"""X8: where to spend a caption budget.
+
+The shifted accuracy is differentiable in every mention probability, so the best captions under a cost are found by
+constrained ascent from several starts, with the residual of the KKT conditions as the certificate. The linear loss
+spends all on the core detail; a whitened loss also on naming the spurious feature, up to the balance of X10.
+
+Fails where: accuracy is flat in pi (many optima), or the optimum is a local one; the certificate is of first order.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +18,7 @@ from proofs_checks import ambient, ledger
 STATEMENT = (
     "acc_P* is differentiable in every pi_j: the best captions within sum cost_j pi_j <= b satisfy the KKT conditions"
 )
+PICTURE = "sweep_captions.png"
 
 
 def values():

@@ -84,7 +84,7 @@ def test_a_row_is_good_only_if_every_wrong_theory_is_rejected():
     compare = ledger.close(1.0, 0.01)
     assert ledger.judge("", compare, 1.0, {"2": 2.0}).good
     missed = ledger.judge("", compare, 1.0, {"2": 2.0, "1": 1.0})
-    assert missed.verdict == ledger.HOLDS and missed.missed == ("1",) and not missed.good
+    assert missed.verdict == ledger.HOLDS and missed.missed == ["1"] and not missed.good
     assert not ledger.judge("", compare, 1.0, {}).good
     assert not ledger.judge("", compare, 2.0, {"3": 3.0}).good
 

@@ -1,0 +1,159 @@
+"""A page a statement, from the docstrings of its module and of the functions it checks, and the ledger's JSON.
+
+    python -m proofs_checks --json=ledger.json && python -m proofs_checks.pages --json=ledger.json --out=docs/statements
+
+Writes T1.md .. X10.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
+far the wrong theories are, in units of what the check allows.
+"""
+
+import importlib
+import inspect
+import json
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from sims.flags import UsageError, define, path, run_main
+
+Row = Mapping[str, Any]
+_LOW, _HIGH = 1e-3, 1e4  # of ledger.png's axis; what lies beyond is drawn on its edge
+
+
+def functions(label: str) -> list[tuple[str, str]]:
+    """(name, docstring) of the public functions whose docstring names the statement's module under `Check:`."""
+    needle = f"proofs_checks/{label.lower()}.py"
+    found = []
+    for package in ("theory", "learners", "zero_shot", "data"):
+        module = importlib.import_module(f"mmcl_theory.{package}")
+        names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
+        for name in names:
+            doc = inspect.getdoc(getattr(module, name)) or ""
+            if needle in doc.partition("Check:")[2]:
+                found.append((f"{package}.{name}", doc))
+    return found
+
+
+def page(label: str, rows: Sequence[Row], profile: str) -> str:
+    """Markdown of one statement."""
+    module = importlib.import_module(f"proofs_checks.{label.lower()}")
+    title, _, body = inspect.getdoc(module).partition("\n\n")
+    lines = [f"# {title.rstrip('.')}", "", f"**{module.STATEMENT}.**", "", body, ""]
+    if picture := getattr(module, "PICTURE", None):
+        lines += [f"![{picture}](../{picture})", ""]
+    if found := functions(label):
+        lines += ["## Functions", ""]
+        for name, doc in found:
+            lines += [f"`mmcl_theory.{name}`", "", textwrap.indent(doc, "    "), ""]
+    lines += ["## How it was checked", ""]
+    lines += [
+        f"`python -m proofs_checks --only={label} --profile={profile}`; in brackets what the check must reject.",
+        "",
+    ]
+    lines += ["| claim | predicted | measured | z (limit) | verdict |", "|---|---|---|---|---|"]
+    lines += [_table_row(row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _table_row(row: Row) -> str:
+    gap = row["gap"]
+    measured = f"{gap['measured']:.6g}"
+    if gap["se"] is not None:
+        measured += f" +- {gap['se']:.1g}"
+    wrong = "; ".join(name for name, _ in row["wrong"])
+    verdict = row["verdict"] + (f" (missed: {', '.join(row['missed'])})" if row["missed"] else "")
+    claim = f"{row['claim']} [{wrong}]".replace("|", "\\|")
+    return f"| {claim} | {gap['predicted']:.6g} | {measured} | {gap['z']:.2g} ({gap['limit']:.2g}) | {verdict} |"
+
+
+def index(content: Mapping[str, Any]) -> str:
+    """Markdown of the list of statements."""
+    rows = content["rows"]
+    good = sum(row["good"] for row in rows)
+    wrong = sum(len(row["wrong"]) for row in rows)
+    lines = [
+        "# The statements, and how each was checked",
+        "",
+        f"{good} of {len(rows)} checks are good; they reject {wrong} wrong theories (profile {content['profile']}).",
+        "",
+        "| | statement | checks |",
+        "|---|---|---|",
+    ]
+    for label, statement in content["statements"].items():
+        here = [row for row in rows if row["label"] == label]
+        refuted = sum(row["verdict"] == "refuted as stated" for row in here)
+        note = f", {refuted} refuted as stated" if refuted else ""
+        bad = sum(not row["good"] for row in here)
+        note += f", {bad} bad" if bad else ""
+        text = statement.replace("|", "\\|")
+        lines.append(f"| [{label}]({label}.md) | {text} | {len(here)}{note} |")
+    lines += ["", "![Every check: prediction and wrong theories, in units of what is allowed](ledger.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
+    """Each row's z over its limit (dot), and those of its wrong theories (crosses), on a log axis."""
+    import matplotlib.pyplot as plt
+
+    def place(excess: float | None) -> float:
+        return _HIGH if excess is None or math.isnan(excess) else min(max(excess, _LOW), _HIGH)
+
+    figure, ax = plt.subplots(figsize=(9, 0.16 * len(rows) + 1.2), layout="constrained")
+    ax.axvspan(_LOW / 2, 1, color="0.92", zorder=0)
+    for i, row in enumerate(rows):
+        gap, refuted = row["gap"], row["verdict"] == "refuted as stated"
+        wrong = [place(excess) for _, excess in row["wrong"]]
+        ax.plot(wrong, [i] * len(wrong), "x", color="tab:orange", markersize=4)
+        if not refuted:
+            limit = gap["limit"]
+            excess = gap["z"] / limit if limit else (0.0 if gap["z"] <= 0 else math.inf)
+            ax.plot(place(excess), i, "o", color="tab:blue", markersize=4)
+    ax.set(xscale="log", xlim=(_LOW / 2, _HIGH * 2), ylim=(len(rows), -1))
+    labels = [row["label"] for row in rows]
+    first = [i for i, label in enumerate(labels) if i == 0 or labels[i - 1] != label]
+    ax.set_yticks(first, [labels[i] for i in first])
+    for i in first[1:]:
+        ax.axhline(i - 0.5, color="0.8", linewidth=0.5)
+    ax.set_xlabel("|measured - predicted| in units of what the check allows (grey: it passes)")
+    handles = [
+        ax.plot([], [], "o", color="tab:blue", markersize=4, label="the prediction")[0],
+        ax.plot([], [], "x", color="tab:orange", markersize=4, label="a wrong theory, or a claim refuted as stated")[0],
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def write(content: Mapping[str, Any], out: pathlib.Path) -> None:
+    """All pages, the index and the figure into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for label in content["statements"]:
+        here = [row for row in content["rows"] if row["label"] == label]
+        (out / f"{label}.md").write_text(page(label, here, content["profile"]))
+    (out / "README.md").write_text(index(content))
+    draw(content["rows"], out / "ledger.png")
+
+
+def _define_flags() -> None:
+    define("json", "ledger.json", "file that `python -m proofs_checks --json` wrote", path)
+    define("out", "docs/statements", "folder for the pages", path)
+
+
+def _main() -> None:
+    source = pathlib.Path(flags.FLAGS.json)
+    try:
+        content = json.loads(source.read_text())
+        missing = {"profile", "statements", "rows"} - content.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"--json={source} cannot be read as a ledger: {error}.") from None
+    if missing:
+        raise UsageError(f"--json={source} is not a ledger: it has no {', '.join(sorted(missing))}.")
+    write(content, pathlib.Path(flags.FLAGS.out))
+    print(f"{len(content['statements'])} pages in {flags.FLAGS.out}")
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)
