@@ -45,16 +45,16 @@ class Config:
     pi_core: float = 1.0
     pi_spu: float = 1.0
     noise: float = 0.3
-    n: int = 2000
+    n: int = 4000
     dim_image: int = 8
     dim_text: int = 6
     batch_size: int = 256
     temperature: float = 1.0
     initial: float = 1e-3
-    end: float = 60.0
+    end: float = 30.0
     points: int = 50
     rate: float = 4e-3
-    largest_rate: float = 0.05
+    largest_rate: float = 0.03
     seeds: int = 8
     seed: int = 0
 

@@ -252,11 +252,13 @@ def accuracy_against_pi_core(ax: Axes, data: xr.Dataset) -> Axes:
             core, data.best_value.item(), "*", ms=14, color="#F0E442", mec="black", zorder=9, label="best in budget"
         )
         note = rf"$\pi$ = ({core:.2f}, {spu:.2f})"
-        ax.annotate(note, (core, data.best_value.item()), (0, 10), textcoords="offset points", ha="center", fontsize=8)
+        side = "right" if core > 0.6 else "left" if core < 0.4 else "center"
+        at = (core, data.best_value.item())
+        ax.annotate(note, at, (0, 9), textcoords="offset points", ha=side, fontsize=8, zorder=9)
     if np.isfinite(data.sharing_threshold.item()):
         ax.axvline(data.sharing_threshold.item(), color="black", ls=":", lw=1.2, label=r"$\pi^*$ (T6)")
     ax.set_xlabel(r"$\pi_{\mathrm{core}}$ (probability)")
     ax.set_xlim(-0.04, 1.04)
-    ax.set_ylim(-0.03, 1.08)
+    ax.set_ylim(-0.03, 1.13)
     ax.grid(alpha=0.25, lw=0.6)
     return ax

@@ -1,0 +1,207 @@
+"""Accuracy over what captions name: predicted, measured, and the best captions within a budget."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from mmcl_theory import theory
+from sims import diagrams, measure, phase, plots, results, store
+from sims.diagrams import Panel, Params
+from sims.phase_config import Axis, Resolved
+from sims.sweep_captions import Config
+
+LOSSES = ("linear", "whitened")
+FINE_POINTS = 101
+VARIABLES = ("accuracy_predicted", "accuracy_measured", "accuracy_curve", "z", "best", "best_value", "kkt_residual")
+VARIABLES += ("sharing_threshold",)
+# The inter-class prediction is the limit of many samples; measured differences fall as 1/n.
+_LEFT_OUT = {"intra_class": 1e-3, "inter_class": 0.02}
+
+
+def run(config: Config, out: pathlib.Path) -> xr.Dataset:
+    """`sims.sweep_captions.run`, whose config is checked."""
+    dataset = results.run_once(out, config.flat(), lambda: make(config, out), VARIABLES)
+    store.write_csv(out / "summary.csv", rows(dataset))
+    figure = draw(dataset)
+    results.save_figure(figure, out, "sweep_captions", dpi=80)
+    plt.close(figure)
+    (out / "partial.npz").unlink(missing_ok=True)
+    return dataset
+
+
+def _panels(model: str) -> tuple[Panel, ...]:
+    """The linear loss and the whitened rule on one data model."""
+    if model == "intra_class":
+        linear, whitened = diagrams.robustness().panels[0], diagrams.caption_policy().panels[0]
+        return Panel("linear", "", linear.predict, linear.measure, linear.predict_cell), whitened
+
+    def prediction(theta: float) -> Callable[[Params], jax.Array]:
+        def predict(p: Params) -> jax.Array:
+            found = theory.whitened_accuracy(
+                diagrams.classes_of(p), diagrams.captions_of(p), diagrams.observation_of(p), theta
+            )
+            return diagrams.groups(found)
+
+        return predict
+
+    def measurement(theta: float) -> Callable[[jax.Array, Params], jax.Array]:
+        return lambda key, p: diagrams.measure_inter_class(
+            key, diagrams.classes_of(p), diagrams.captions_of(p), diagrams.observation_of(p), int(p["n"]), theta
+        )
+
+    trials = diagrams.TEST_SIZE // 2
+    return tuple(
+        Panel(name, "", prediction(theta), measurement(theta), trials=trials)
+        for name, theta in zip(LOSSES, (0.0, 1.0), strict=True)
+    )
+
+
+def make(config: Config, out: pathlib.Path) -> xr.Dataset:
+    """Everything that is stored, models along the first axis."""
+    core, spu, fine = np.array(config.pi_core), np.array(config.pi_spu), np.linspace(0, 1, FINE_POINTS)
+    parts: dict[str, list[Any]] = {name: [] for name in VARIABLES}
+    for i, model in enumerate(config.model):
+        panels = _panels(model)
+        plane = Resolved(
+            diagram=model,
+            x=Axis("pi_core", 0, 1, 2),
+            y=Axis("pi_spu", 0, 1, 2),
+            value="shifted",
+            panels=LOSSES,
+            cells=0,
+            seeds=config.seeds,
+            seed=config.seed + i,
+            parameters=config.of(model),
+        )
+        predicted = np.stack([phase.mapped(plane, p.predict_cell or p.predict, core, spu) for p in panels])
+        parts["accuracy_predicted"].append(predicted)
+        parts["accuracy_curve"].append(np.stack([phase.mapped(plane, p.predict, fine, spu) for p in panels]))
+        best = [_best(config, plane, panel) for panel in panels]
+        parts["best"].append([found.pi for found in best])
+        parts["best_value"].append([found.value for found in best])
+        parts["kkt_residual"].append([found.kkt_residual for found in best])
+        parts["sharing_threshold"].append(_threshold(model, plane.parameters))
+        measured = phase.measure_cells(plane, diagrams.Diagram(panels), core, spu, out, f"partial_{model}.npz")
+        parts["accuracy_measured"].append(measured)
+        trials = np.array([panel.trials or np.inf for panel in panels])[:, None, None, None]
+        parts["z"].append(results.z_scores(predicted, np.moveaxis(measured, 1, -1), _LEFT_OUT[model], trials))
+    for model in config.model:
+        (out / f"partial_{model}.npz").unlink(missing_ok=True)
+    cell = ("pi_spu", "pi_core", "group")
+    dims = {
+        "accuracy_predicted": ("model", "loss", *cell),
+        "accuracy_measured": ("model", "loss", "seed", *cell),
+        "accuracy_curve": ("model", "loss", "pi_spu", "pi_core_fine", "group"),
+        "z": ("model", "loss", *cell),
+        "best": ("model", "loss", "detail"),
+        "best_value": ("model", "loss"),
+        "kkt_residual": ("model", "loss"),
+        "sharing_threshold": ("model",),
+    }
+    return xr.Dataset(
+        {name: (dims[name], np.array(values, float)) for name, values in parts.items()},
+        coords={
+            "model": results.names(config.model),
+            "loss": results.names(LOSSES),
+            "group": results.names(measure.GROUPS),
+            "detail": results.names(("pi_core", "pi_spu")),
+            "seed": np.arange(config.seeds),
+            **{"pi_core": core, "pi_spu": spu, "pi_core_fine": fine},
+        },
+    )
+
+
+def _best(config: Config, plane: Resolved, panel: Panel) -> theory.CaptionBudget:
+    """X8: the captions of best predicted accuracy on P* within the budget."""
+    with jax.enable_x64(True):
+        return theory.optimal_captions(
+            lambda pi: panel.predict(phase.point(plane, pi[0], pi[1])).mean(),
+            np.array([config.cost_core, config.cost_spu]),
+            config.budget,
+        )
+
+
+def _threshold(model: str, parameters: dict[str, float]) -> float:
+    """T6's pi*; NaN where there is none to draw."""
+    if model == "intra_class":
+        return np.nan
+    with jax.enable_x64(True):
+        found = float(theory.sharing_threshold(diagrams.classes_of(parameters)))
+    return found if found <= 1 and parameters["p_spu"] == 1 else np.nan
+
+
+def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """One row a model, loss and cell."""
+    mean = dataset.accuracy_measured.mean("seed")
+    error = dataset.accuracy_measured.std("seed", ddof=1) / dataset.sizes["seed"] ** 0.5
+    table = []
+    axes = ("model", "loss", "pi_spu", "pi_core")
+    for index in np.ndindex(*(dataset.sizes[a] for a in axes)):
+        at = dict(zip(axes, index, strict=True))
+        row: dict[str, Any] = {a: dataset[a].values[i] for a, i in at.items()}
+        for group in dataset.group.values:
+            parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
+            row |= {f"{group}_{k}": v.isel(at).sel(group=group).item() for k, v in parts.items()}
+        table.append(row)
+    return table
+
+
+def text(dataset: xr.Dataset) -> str:
+    """For each model and loss: how well theory meets the cells, and the best captions within the budget."""
+    lines = []
+    for model in dataset.model.values:
+        for loss in dataset.loss.values:
+            here = dataset.sel(model=model, loss=loss)
+            difference = np.abs(here.accuracy_measured.mean("seed") - here.accuracy_predicted).max().item()
+            core, spu = here.best.values
+            lines.append(
+                f"{model}, {loss}: largest |z| beyond {_LEFT_OUT[str(model)]:g} {here.z.max().item():.1f}, largest"
+                f" difference {difference:.4f}; best captions within the budget pi_core {core:.3f}, pi_spu {spu:.3f},"
+                f" accuracy on P* {here.best_value.item():.4f}, KKT residual {here.kkt_residual.item():.1e}"
+            )
+    return "\n".join(lines)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """A row for each model: accuracy on P* and in both groups, the linear loss and then the whitened rule."""
+    shown = [(loss, value) for loss in dataset.loss.values for value in ("shifted", "aligned", "conflicting")]
+    models = dataset.model.values
+    size = (17, 3.7 * len(models) + 0.6)
+    figure, axes = plt.subplots(len(models), 6, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for row, model in zip(axes, models, strict=True):
+        for ax, (loss, value) in zip(row, shown, strict=True):
+            plots.accuracy_against_pi_core(ax, _of_value(dataset.sel(model=model, loss=loss), value))
+            name = {"linear": "linear loss", "whitened": "whitened rule"}[str(loss)]
+            ax.set_title(f"{str(model).replace('_', '-')}, {name}\n{plots.VALUE_NAMES[value]}", fontsize=9)
+        row[0].set_ylabel("zero-shot accuracy (share correct)")
+    entries = {}
+    for ax in axes.flat:
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    return figure
+
+
+def _of_value(data: xr.Dataset, value: str) -> xr.Dataset:
+    """curve, mean, error of one number, and the best captions where that number is what they maximise."""
+
+    def pick(x: xr.DataArray) -> xr.DataArray:
+        return x.mean("group") if value == "shifted" else x.sel(group=value)
+
+    measured = pick(data.accuracy_measured)
+    best = data.best_value.item() if value == "shifted" else np.nan
+    return xr.Dataset(
+        {
+            "curve": pick(data.accuracy_curve),
+            "mean": measured.mean("seed"),
+            "error": measured.std("seed", ddof=1) / measured.sizes["seed"] ** 0.5,
+            "best": data.best,
+            "best_value": best,
+            "sharing_threshold": data.sharing_threshold if data.loss == "linear" else np.nan,
+        }
+    )

@@ -1,0 +1,153 @@
+"""What captions name decides: accuracy over pi_core x pi_spu under the linear loss and under the whitened rule.
+
+Both data models (T5 intra-class, T6 inter-class), the linear loss beside the whitened rule, to which InfoNCE tends
+(X10), each predicted by theory and measured on samples in ambient space; and for each the best captions within a budget
+cost_core pi_core + cost_spu pi_spu <= budget (X8), with the residual of its optimality conditions.
+
+    python -m sims.sweep_captions --out runs/captions --pi_core=0:1:9 --pi_spu=0,0.5,1 --budget=1 --cost_spu=0.5
+"""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from sims.flags import UsageError, define, integer, names, number, numbers, path, run_main
+from sims.phase_config import INTEGERS, PARAMETERS, check_parameter
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_SIZES = {"noise": 0.3, "pi_core": 1.0, "pi_spu": 1.0}
+PARAMETERS_OF: dict[str, dict[str, float]] = {
+    "intra_class": {
+        "p_spu": 0.99,
+        "sigma_core": 1.0,
+        "sigma_spu": 0.1,
+        "mu_core": 1.0,
+        "mu_spu": 1.0,
+        "same_class_weight": 0.5,
+        "n": 10_000,
+        "dim_image": 4,
+        "dim_text": 4,
+        **_SIZES,
+    },
+    "inter_class": {
+        "p_spu": 1.0,
+        "alpha": 0.2,
+        "beta": 0.5,
+        "num_pairs": 10,
+        "n": 30_000,
+        "dim_image": 22,
+        "dim_text": 22,
+        **_SIZES,
+        "noise": 0.05,
+    },
+}
+_FIXED = ("pi_core", "pi_spu", "same_class_weight")
+_FLAGS = [name for name in PARAMETERS if any(name in p for p in PARAMETERS_OF.values()) and name not in _FIXED]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Two axes, one or both data models, how cells are measured, and the budget.
+
+    parameters: those that differ from each model's own, as (name, value) pairs; one that a model lacks is not its.
+    """
+
+    model: tuple[str, ...] = ("intra_class", "inter_class")
+    pi_core: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    pi_spu: tuple[float, ...] = (0.0, 0.5, 1.0)
+    budget: float = 1.0
+    cost_core: float = 1.0
+    cost_spu: float = 1.0
+    seeds: int = 10
+    seed: int = 0
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def of(self, model: str) -> dict[str, float]:
+        """All parameters of a data model."""
+        own = PARAMETERS_OF[model]
+        return {**own, **{name: value for name, value in self.parameters if name in own}}
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        for model in self.model:
+            if model not in PARAMETERS_OF:
+                raise UsageError(f"--model must be of {', '.join(PARAMETERS_OF)}, got {model!r}.")
+        for name in ("pi_core", "pi_spu"):
+            for value in getattr(self, name):
+                check_parameter(name, value)
+        if len(self.pi_core) < 2:
+            raise UsageError(f"--pi_core must be two or more values, got {self.pi_core}.")
+        for name, least, most in (("seeds", 2, 10_000), ("seed", 0, 2**32 - 1)):
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
+        for name in ("cost_core", "cost_spu"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name} must be > 0, got {getattr(self, name):g}.")
+        if not self.budget >= 0:
+            raise UsageError(f"--budget must be >= 0, got {self.budget:g}.")
+        for name, value in self.parameters:
+            if not any(name in PARAMETERS_OF[model] for model in self.model):
+                raise UsageError(f"--{name} is no parameter of {', '.join(self.model)}.")
+            check_parameter(name, value)
+        for model in self.model:
+            p = self.of(model)
+            latents = 2 * p.get("num_pairs", 1)
+            for name in ("dim_image", "dim_text"):
+                if p[name] < latents:
+                    raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {p[name]:g}.")
+            if p["n"] * (p["dim_image"] + p["dim_text"]) > 2e8:
+                raise UsageError(f"--n times the dimensions must be at most 2e8, got --n={p['n']:g}.")
+
+    def flat(self) -> dict[str, Any]:
+        """By flag name."""
+        fields = {**dataclasses.asdict(self), "parameters": {model: self.of(model) for model in self.model}}
+        return {"command": "sweep_captions", **fields}
+
+
+def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
+    """Predict, measure, find the best captions, and write results, table and figure into `out`; returns the dataset.
+
+    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
+    """
+    config.check()
+    from sims import caption_grid  # JAX, xarray and matplotlib load only once the arguments are good
+
+    return caption_grid.run(config, out)
+
+
+def _define_flags() -> None:
+    config = Config()
+    define("model", config.model, f"data models, of {', '.join(PARAMETERS_OF)}", names)
+    for name in ("pi_core", "pi_spu"):
+        define(name, getattr(config, name), f"axis (number list): {PARAMETERS[name][1]}, in [0, 1]", numbers)
+    define("budget", config.budget, "cost_core pi_core + cost_spu pi_spu is at most this, >= 0", number)
+    define("cost_core", config.cost_core, "cost of always naming the core detail, > 0", number)
+    define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
+    define("seeds", config.seeds, "independent runs of each cell, loss and model, >= 2", integer)
+    define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
+    for name in _FLAGS:
+        own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
+        text = f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}. Defaults: {own}"
+        define(name, None, text, integer if name in INTEGERS else number)
+    define("out", "runs/sweep_captions", "folder for results and figure; another run's is refused", path)
+
+
+def _main() -> None:
+    values = flags.FLAGS.flag_values_dict()
+    given = tuple((name, float(values[name])) for name in _FLAGS if values[name] is not None)
+    fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
+    config = Config(**{name: values[name] for name in fields}, parameters=given)
+    out = pathlib.Path(values["out"])
+    dataset = run(config, out)
+    from sims import caption_grid
+
+    print(caption_grid.text(dataset))
+    print(f"\nFigure: {out / 'sweep_captions.png'}\nTable: {out / 'summary.csv'}")
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)
