@@ -132,7 +132,7 @@ DIAGRAMS = {
         Axis("n", 30, 3000, 81, log=True),
         "shifted",
         ("mmcl",),
-        64,
+        32,
         {
             **_INTRA,
             **_CAPTIONS,
@@ -159,7 +159,7 @@ DIAGRAMS = {
         Axis("pi_core", 0.0, 1.0, 101),
         "gap",
         ("whitened", "info_nce"),
-        8,
+        6,
         {
             **_INTRA,
             **_CAPTIONS,
@@ -170,7 +170,7 @@ DIAGRAMS = {
             "dim_image": 4,
             "dim_text": 4,
             "batch_size": 128,
-            "steps": 500,
+            "steps": 400,
         },
         cells=3,
     ),
