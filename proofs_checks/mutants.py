@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TIMEOUT = 600
+TIMEOUT = 1800
 WATCHERS = {  # module of mmcl_theory.theory: the statements that use it; its tests are tests/test_theory_<module>.py
     "mmcl": ("T2", "T5", "T6", "T4", "X3", "X2"),
     "finite_sample": ("T2", "T5"),

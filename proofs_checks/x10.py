@@ -151,11 +151,11 @@ def batch_optimum_is_stationary(effort):
     """All 30 entries of the ambient gradient at the optimum for batches of 16."""
     model, caps, obs = setting()
     found = ambient.jit(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))(
-        jax.random.key(0), model, caps, obs, batch_size=16, batches=8000 * effort
+        jax.random.key(0), model, caps, obs, batch_size=16, batches=5000 * effort
     )
 
     def compare(score):
-        samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=4000 * effort)
+        samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=3000 * effort)
         return ledger.mean(samples)(np.zeros(30))
 
     return ledger.judge(
@@ -196,7 +196,7 @@ def trained_encoders(effort):
 
         return jax.lax.map(one, jax.random.split(key, seeds))
 
-    small, large = (train(jax.random.key(n), batch=n, seeds=12 * effort) for n in (64, 128))
+    small, large = (train(jax.random.key(n), batch=n, seeds=8 * effort) for n in (64, 128))
 
     def prediction(score):
         return score[1, 0] / score[0, 0]
