@@ -115,7 +115,7 @@ DIAGRAMS = {
         Axis("sigma_core", 0.1, 3.0, 101),
         "shifted",
         ("mmcl", "supervised"),
-        12,
+        10,
         {
             **_INTRA,
             **_CAPTIONS,
@@ -126,6 +126,7 @@ DIAGRAMS = {
             "dim_image": 100,
             "dim_text": 10,
         },
+        cells=4,
     ),
     "same_class_weight": Defaults(
         Axis("same_class_weight", 0.0, 1.0, 101),
