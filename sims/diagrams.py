@@ -18,6 +18,7 @@ from sims import measure
 from sims.config import Setting
 
 Params = Mapping[str, Any]  # of one point: scalars, whole numbers where shapes depend on them
+Boundary = Callable[[Params, jax.Array], jax.Array]  # (point, its predicted outcomes) -> field
 _ROUNDING = 1e-5  # what float32 measurement may differ by, as in sims.summary
 TEST_SIZE = 4000
 _THETAS = 65
@@ -30,10 +31,10 @@ class Panel:
 
     predict: point -> outcomes, drawn.  predict_cell: what the measured mean must meet where it is not `predict`, such
     as a term in 1/n more.  measure: (key, point) -> outcomes of one run, NaN where it has none.  boundaries: label ->
-    field of the point, drawn where it is 0.  left_out: size of what the prediction leaves out.  trials: independent
-    draws behind one measured outcome, if it is a share.  coarse: predict on this many points an axis and interpolate.
-    sides: names of the regions where the first boundary's field is below and above 0.  contours: whether the colours
-    get numbered lines.  regimes: names of whole-number outcomes 0, 1, ...
+    field of the point and of what `predict` gives there, drawn where it is 0.  left_out: size of what the prediction
+    leaves out.  trials: independent draws behind one measured outcome, if it is a share.  coarse: predict on this many
+    points an axis and interpolate.  sides: names of the regions where the first boundary's field is below and above 0.
+    contours: whether the colours get numbered lines.  regimes: names of whole-number outcomes 0, 1, ...
     """
 
     name: str
@@ -41,7 +42,7 @@ class Panel:
     predict: Callable[[Params], jax.Array]
     measure: Callable[[jax.Array, Params], jax.Array] | None = None
     predict_cell: Callable[[Params], jax.Array] | None = None
-    boundaries: Mapping[str, Callable[[Params], jax.Array]] = dataclasses.field(default_factory=dict)
+    boundaries: Mapping[str, Boundary] = dataclasses.field(default_factory=dict)
     left_out: float = _ROUNDING
     trials: int | None = None
     coarse: int | None = None
@@ -92,7 +93,7 @@ def robustness() -> Diagram:
         obs, weight = observation_of(p), p["same_class_weight"]
         return groups(mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight))
 
-    def too_strong(p: Params) -> jax.Array:
+    def too_strong(p: Params, outcomes: jax.Array) -> jax.Array:
         threshold = mt.theory.strong_spurious_threshold(model_of(p), captions_of(p), p["same_class_weight"])
         return jnp.where(jnp.isfinite(threshold), p["mu_spu"] - threshold, -1.0)
 
@@ -113,8 +114,8 @@ def robustness() -> Diagram:
         max_margin,
         lambda key, p: measure.measure(*of_sweep(p, "supervised", key)),
         boundaries={
-            "conflicting group: half right": lambda p: max_margin(p)[1] - 0.5,
-            "separable below this line (X1)": lambda p: jnp.where(jnp.isnan(max_margin(p)[0]), -1.0, 1.0),
+            "conflicting group: half right": lambda _, found: found[1] - 0.5,
+            "separable below this line (X1)": lambda _, found: jnp.where(jnp.isnan(found[0]), -1.0, 1.0),
         },
         left_out=0.02,
     )
@@ -155,7 +156,7 @@ def same_class_weight() -> Diagram:
         obs, weight = observation_of(p), p["same_class_weight"]
         return groups(mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight))
 
-    def beyond_best(p: Params) -> jax.Array:
+    def beyond_best(p: Params, outcomes: jax.Array) -> jax.Array:
         best = mt.theory.optimal_same_class_weight(model_of(p), captions_of(p), observation_of(p), p["n"])
         return p["same_class_weight"] - best.same_class_weight
 
@@ -165,7 +166,7 @@ def same_class_weight() -> Diagram:
         linear,
         lambda key, p: measure.measure(*of_sweep(p, "mmcl", key)),
         lambda p: sweep_prediction(p, "mmcl"),
-        {"best weight for acc. on P* (X3)": beyond_best, "ordinary loss": lambda p: p["same_class_weight"] - 0.5},
+        {"best weight for acc. on P* (X3)": beyond_best, "ordinary loss": lambda p, _: p["same_class_weight"] - 0.5},
     )
     return Diagram((panel,))
 
@@ -221,8 +222,8 @@ def whitening() -> Diagram:
         lambda p: groups(whitened_accuracy(p, p["theta"])),
         measure_whitened,
         boundaries={
-            r"best $\theta$ for acc. on P*": lambda p: p["theta"] - best_theta(p),
-            r"$\theta = 0$ and $\theta = 1$ equal on P*": lambda p: (
+            r"best $\theta$ for acc. on P*": lambda p, _: p["theta"] - best_theta(p),
+            r"$\theta = 0$ and $\theta = 1$ equal on P*": lambda p, _: (
                 whitened_accuracy(p, 1.0).shifted - whitened_accuracy(p, 0.0).shifted
             ),
         },
@@ -255,7 +256,7 @@ def _measure_info_nce(key: jax.Array, p: Params) -> jax.Array:
 def caption_policy() -> Diagram:
     """X10: which details captions name, under the whitened rule and under InfoNCE on the mixture itself."""
 
-    def balanced(p: Params) -> jax.Array:
+    def balanced(p: Params, outcomes: jax.Array) -> jax.Array:
         return p["pi_spu"] - mt.theory.balanced_pi_spu(model_of(p), captions_of(p), observation_of(p))
 
     def info_nce(p: Params) -> jax.Array:
@@ -277,7 +278,7 @@ def caption_policy() -> Diagram:
         info_nce,
         _measure_info_nce,
         boundaries={
-            "balanced captions": lambda p: -jnp.subtract(*info_nce(p)),
+            "balanced captions": lambda _, found: found[1] - found[0],
             "balanced captions of the whitened rule": balanced,
         },
         left_out=0.01,
@@ -298,8 +299,8 @@ def align_predict() -> Diagram:
         variance = p["nuisance_variance"]
         return mt.theory.recovery(p["signal"], p["noise_x"], p["noise_y"], shared, variance, variance)
 
-    def boundary(method: str) -> Callable[[Params], jax.Array]:
-        return lambda p: jnp.minimum(getattr(criteria(p), method), 2.0) - 1
+    def boundary(method: str) -> Boundary:
+        return lambda p, _: jnp.minimum(getattr(criteria(p), method), 2.0) - 1
 
     boundaries = {label: boundary(method) for method, label in _METHODS.items()}
     regimes = Panel(
@@ -377,10 +378,10 @@ def sharing() -> Diagram:
     def linear(p: Params) -> jax.Array:
         return groups(mt.theory.mmcl_accuracy(classes_of(p), captions_of(p), observation_of(p)))
 
-    def threshold(p: Params) -> jax.Array:
+    def threshold(p: Params, outcomes: jax.Array) -> jax.Array:
         return jnp.maximum(p["pi_core"] - mt.theory.sharing_threshold(classes_of(p)), -2.0)
 
-    def supervised_threshold(p: Params) -> jax.Array:
+    def supervised_threshold(p: Params, outcomes: jax.Array) -> jax.Array:
         return (1 - p["beta"]) ** 2 - (1 - p["alpha"] ** 2)
 
     mmcl = Panel(

@@ -119,10 +119,16 @@ def _plane(
         coarse_x, coarse_y = (values[_knots(len(values), panel.coarse)] for values in (x, y))
         return _interpolate(mapped(config, f, coarse_x, coarse_y), coarse_x, coarse_y, x, y)
 
-    predicted = over_plane(panel.predict)
+    def predict_all(p: dict[str, Any]) -> jax.Array:
+        outcomes = panel.predict(p)
+        fields = [jnp.asarray(field(p, outcomes), float) for field in panel.boundaries.values()]
+        return jnp.concatenate([jnp.asarray(outcomes, float), jnp.array(fields)])
+
+    found = over_plane(predict_all)
+    predicted, values = np.split(found, [found.shape[-1] - len(panel.boundaries)], axis=-1)
     fields = np.full((len(boundaries), len(y), len(x)), np.nan)
-    for label, field in panel.boundaries.items():
-        fields[boundaries.index(label)] = over_plane(lambda p, field=field: jnp.atleast_1d(field(p)))[..., 0]
+    for label, value in zip(panel.boundaries, np.moveaxis(values, -1, 0), strict=True):
+        fields[boundaries.index(label)] = value
     if not len(x_cell) or panel.measure is None:
         return predicted, fields, np.full((len(y_cell), len(x_cell), predicted.shape[-1]), np.nan)
     return predicted, fields, mapped(config, panel.predict_cell or panel.predict, x_cell, y_cell)

@@ -250,6 +250,8 @@ class Config:
             if name not in default.parameters:
                 known = ", ".join(default.parameters)
                 raise UsageError(f"--{name} is no parameter of {self.diagram}; it has {known}.")
+            if name in (x.name, y.name):
+                raise UsageError(f"--{name} is an axis of the diagram; give --{name} a value or an axis, not both.")
         parameters = {**default.parameters, **given}
         for flag, ax, sizes in (("x", x, ()), ("y", y, ROW_SIZES)):
             usable = [p for p in default.parameters if p not in INTEGERS or p in sizes]
