@@ -144,7 +144,8 @@ def phase_plane(
         ax.scatter(columns[known], rows[known], c=measured[known], cmap="cividis", vmin=low, vmax=high, **look)
         ax.scatter([], [], c="0.5", label="measured, mean over seeds (same colours)", **(look | {"edgecolors": "0.2"}))
         if not known.all():
-            ax.scatter(columns[~known], rows[~known], marker="x", s=60, c="0.4", label="no answer in some runs")
+            cross = {"marker": "X", "s": 70, "c": "white", "edgecolors": "black", "linewidths": 1, "zorder": 5}
+            ax.scatter(columns[~known], rows[~known], label="no answer in some runs", **cross)
     if np.isnan(value).any():
         ax.set_facecolor("0.92")
     return image
