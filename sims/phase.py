@@ -30,7 +30,7 @@ def run(config: Config, out: pathlib.Path) -> xr.Dataset:
     if dataset.sizes["y_cell"]:
         store.write_csv(out / "summary.csv", rows(dataset))
     figure = draw(resolved, dataset)
-    results.save_figure(figure, out, f"phase_diagram_{resolved.diagram}", dpi=100 if len(figure.axes) <= 3 else 80)
+    results.save_figure(figure, out, f"phase_diagram_{resolved.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
     plt.close(figure)
     (out / "partial.npz").unlink(missing_ok=True)
     return dataset
