@@ -187,3 +187,22 @@ def rate(sizes: Any, gaps: Any, errors: Any = None) -> Comparison:
         return Gap(prediction, exponent, se, z, 4.0)
 
     return compare
+
+
+def same_law(samples: Any) -> Comparison:
+    """The prediction, other samples, has the law of `samples` in every coordinate: Kolmogorov-Smirnov, at FALSE_ALARM.
+
+    samples: (runs, k).  z is the statistic times sqrt(n m / (n + m)), its limit the Kolmogorov quantile (Bonferroni;
+    that of many runs, and conservative for atoms). Shown are the means of the worst coordinate.
+    """
+    x = np.asarray(samples, np.float64)
+    limit = float(scipy.stats.kstwobign.isf(FALSE_ALARM / x.shape[1]))
+
+    def compare(prediction: Any) -> Gap:
+        y = np.asarray(prediction, np.float64)
+        scale = (len(x) * len(y) / (len(x) + len(y))) ** 0.5
+        z = [scale * scipy.stats.ks_2samp(a, b, method="asymp").statistic for a, b in zip(x.T, y.T, strict=True)]
+        i = int(np.argmax(z))
+        return Gap(float(y[:, i].mean()), float(x[:, i].mean()), None, float(z[i]), limit)
+
+    return compare

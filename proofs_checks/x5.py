@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.optimize
 import sympy
 
 import mmcl_theory as mt
@@ -231,6 +232,35 @@ def learnt_rules(effort):
     )
 
 
+def crossover(effort):
+    """Rich captions: the printed quadratic's root, and equal accuracy of both rules there by SciPy's root finder."""
+    model = mt.intra_class(0.95, 1.0, 0.3)
+
+    def difference(s):
+        obs = ambient.noise(2, 2, s, s)
+        both = theory.whitened_accuracy(model, None, obs, np.array([0.0, 1.0])).shifted
+        return float(both[1] - both[0])
+
+    found = scipy.optimize.brentq(difference, 0.3, 3.0, xtol=1e-13)
+    a, d, b = 2.0, 1.09, 0.9
+    det = a * d - b**2
+    root = ((-det + (det**2 + 2 * a * (a - d) * det) ** 0.5) / (2 * a)) ** 0.5
+
+    def code(p=0.95, s_c=1.0):
+        return float(theory.whitening_crossovers(mt.intra_class(p, s_c, 0.3))[0])
+
+    return ledger.judge(
+        f"noise at which whitening and the linear loss tie (s_c = 1): {found:.3f}; 2 a v^2 + 2 D v = (a - d) D, v = s^2",
+        ledger.close([found, found], 1e-9),
+        [root, code()],
+        {
+            "near 1, as THEORY has it": [1.0, 1.0],
+            "p off by .03": [root, code(p=0.92)],
+            "s_c off": [root, code(s_c=1.1)],
+        },
+    )
+
+
 CHECKS = (
     rich_captions_without_noise,
     gaussian_loss,
@@ -240,4 +270,5 @@ CHECKS = (
     values_of_the_text,
     label_only_is_least_squares,
     learnt_rules,
+    crossover,
 )
