@@ -250,7 +250,7 @@ def crossover(effort):
         return float(theory.whitening_crossovers(mt.intra_class(p, s_c, 0.3))[0])
 
     return ledger.judge(
-        f"noise at which whitening and the linear loss tie (s_c = 1): {found:.3f}; 2 a v^2 + 2 D v = (a - d) D, v = s^2",
+        f"noise at which whitening and the linear loss tie: {found:.3f} at s_c = 1; 2 a v^2 + 2 D v = (a-d) D, v = s^2",
         ledger.close([found, found], 1e-9),
         [root, code()],
         {
@@ -258,6 +258,19 @@ def crossover(effort):
             "p off by .03": [root, code(p=0.92)],
             "s_c off": [root, code(s_c=1.1)],
         },
+    )
+
+
+def crossover_near_one(effort):
+    """THEORY: near s_I = s_T = 1 at s_c = 1. Over p in [.55, 1] and s_s in [.05, .5] it lies within .06 of .56."""
+    p, s_s = (x.ravel() for x in np.meshgrid(np.linspace(0.55, 1, 10), np.linspace(0.05, 0.5, 10)))
+    found = np.asarray(theory.whitening_crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
+    middle = (found.max() + found.min()) / 2
+    return ledger.refute(
+        "'crossover near s_I = s_T = 1 at s_c = 1': it is at .56 +- .06 for all p in [.55, 1], s_s in [.05, .5]",
+        ledger.close(found, 0.06 / (1 + middle)),
+        1.0,
+        0.56,
     )
 
 
@@ -271,4 +284,5 @@ CHECKS = (
     label_only_is_least_squares,
     learnt_rules,
     crossover,
+    crossover_near_one,
 )
