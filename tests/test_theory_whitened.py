@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 from scipy.stats import norm
 
 from mmcl_theory.data import captions, draw_dictionaries, inter_class, intra_class, moments, observation, sample_pairs
 from mmcl_theory.learners import cross_covariance, whitened_optimum
-from mmcl_theory.theory import balanced_pi_spu, mmcl_accuracy, mmcl_rule, whitened_accuracy, whitened_rule
+from mmcl_theory.theory import (
+    balanced_pi_spu,
+    mmcl_accuracy,
+    mmcl_rule,
+    whitened_accuracy,
+    whitened_rule,
+    whitening_crossovers,
+)
 from mmcl_theory.zero_shot import latent_prompts
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, noise
@@ -107,6 +115,90 @@ def test_rules_learnt_from_samples_tend_to_it(theta):
         rejects(check, predicted(theta=theta - 0.2))
         rejects(check, predicted(pi=(pi[0], 0.5)))
         rejects(check, predicted(model=intra_class(0.92, 1.0, 0.3)))
+
+
+# Which end of the dial is better
+
+
+crossovers = jit(whitening_crossovers, static_argnames=("prompts",))
+
+
+def gain(model, caps, prompts="core"):
+    """acc_P* of theta = 1 less that of theta = 0 as a function of s, by NumPy from the moments."""
+    mom = moments(model, caps)
+    zz, zu, uu = (np.asarray(x) for x in (mom.zz, mom.zu, mom.uu))
+    prompt = np.asarray(latent_prompts(model, prompts)[1])
+    sd, mu = (np.array(x, float) for x in ((model.sigma_core, model.sigma_spu), (model.mu_core, model.mu_spu)))
+
+    def shifted(w, s):
+        scale = np.sqrt((w * sd) @ (w * sd) + s**2 * w @ w)
+        return norm.cdf(np.array([w @ mu, w @ (mu * [1, -1])]) / scale).mean()
+
+    def at(s):
+        left, right = (np.linalg.inv(x + s**2 * np.eye(2)) for x in (zz, uu))
+        return shifted(left @ zu @ right @ prompt, s) - shifted(zu @ prompt, s)
+
+    return at
+
+
+@pytest.mark.parametrize("prompts", ["core", "train_mean"])
+@pytest.mark.parametrize("masking", ["named", "mean", "zero"])
+def test_crossovers_are_the_roots_that_a_search_finds(masking, prompts):
+    """Sign changes on a grid of s, then Brent's method; 12 models each."""
+    grid = np.geomspace(0.02, 30, 400)
+    found = 0
+    for p, s_c, s_s, mu_s in ((0.99, 1.0, 0.1, 1.0), (0.9, 0.5, 0.3, 0.7), (0.2, 0.3, 0.2, 1.5)):
+        for pi_core, pi_spu in ((1.0, 1.0), (0.5, 0.5), (0.8, 0.1), (0.2, 0.9)):
+            model, caps = intra_class(p, s_c, s_s, 1.1, mu_s), captions(pi_core, pi_spu, masking)
+            at = gain(model, caps, prompts)
+            sign = np.sign([at(s) for s in grid])
+            search = [scipy.optimize.brentq(at, grid[j], grid[j + 1]) for j in np.flatnonzero(sign[1:] != sign[:-1])]
+            roots = np.asarray(crossovers(model, caps, prompts=prompts))
+            np.testing.assert_allclose(roots[(roots > grid[0]) & (roots < grid[-1])], search, rtol=1e-6)
+            found += len(search)
+    assert found > 0
+
+
+def test_crossover_of_rich_captions():
+    s_c, s_s = np.array([1.0, 1.0, 0.5]), np.array([0.1, 0.3, 0.3])
+    p = np.array([0.99, 0.95, 0.9])
+    q, a, d = 2 * p - 1, 1 + s_c**2, 1 + s_s**2
+    det = a * d - q**2
+    v = (-det + np.sqrt(det**2 + 2 * a * (a - d) * det)) / (2 * a)
+    got = crossovers(intra_class(p, s_c, s_s))
+    np.testing.assert_allclose(got[:, 0], np.sqrt(v), rtol=1e-12)
+    np.testing.assert_allclose(got[0, 0], 0.5583, atol=5e-5)  # at s_c = 1; not near 1, where whitening is at its best
+    assert jnp.isnan(got[:, 1:]).all()
+    for i in range(3):
+        model, s = intra_class(p[i], s_c[i], s_s[i]), float(got[i, 0])
+        at = gain(model, captions())
+        assert at(0.9 * s) < 0 < at(1.1 * s)
+        wrong = float(crossovers(intra_class(p[i] - 0.03, s_c[i], s_s[i]))[0])
+        assert abs(at(wrong)) > 1e-4 > 1e-12 > abs(at(s))
+        balanced_noise = det[i] ** 0.25
+        w = rule(model, captions(), noise(2, 2, balanced_noise, balanced_noise))
+        np.testing.assert_allclose(w[1] / w[0], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [intra_class(0.9, 0.3, 0.1, 1.0, 1.2), intra_class(0.5, 1.0, 0.1)])
+def test_no_crossover(model):
+    """a <= d: whitening is always better; q = 0: both ends are the same."""
+    assert jnp.isnan(crossovers(model)).all()
+
+
+def test_rules_learnt_from_samples_cross_there():
+    """Weights' ratio of both losses learnt at the crossover, n = 4000: opposite, to the resolution of .003."""
+    model = intra_class(0.95, 1.0, 0.3)
+    s = float(crossovers(model)[0])
+    obs = noise(6, 5, s, s)
+    ends = [
+        learnt(jax.random.key(k), model, captions(), obs, theta, n=4000, runs=400) for k, theta in ((1, 0.0), (2, 1.0))
+    ]
+    check = functools.partial(assert_mean_close, (ends[0] + ends[1])[:, None], resolution=3e-3)
+    check(np.zeros(1))
+    obs = noise(6, 5, 1.0, 1.0)
+    off = learnt(jax.random.key(3), model, captions(), obs, 1.0, n=4000, runs=400)
+    rejects(assert_mean_close, (ends[0] + off)[:, None], np.zeros(1), resolution=3e-3)
 
 
 # Balanced captions

@@ -9,7 +9,7 @@ from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
 from mmcl_theory.theory.recovery import Recovery, recovery
 from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
 from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
-from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule
+from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule, whitening_crossovers
 
 __all__ = [
     "CaptionBudget",
@@ -37,4 +37,5 @@ __all__ = [
     "training_accuracy",
     "whitened_accuracy",
     "whitened_rule",
+    "whitening_crossovers",
 ]

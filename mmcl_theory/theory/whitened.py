@@ -83,6 +83,54 @@ def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None =
     return jnp.where(defined, root / (2 * jnp.where(defined, product, 1.0)), jnp.nan)
 
 
+def whitening_crossovers(
+    model: IntraClass, caps: Captions | None = None, prompts: str = "core"
+) -> Float[Array, "... 3"]:
+    """The noises s = s_I = s_T > 0 at which whitening (theta = 1) and the linear loss (theta = 0) have equal acc_P*.
+
+    acc_P* falls strictly in |w_s / w_c|, and theta = 0 has w_0 = C p at every s, so they tie where w(s) is parallel to
+    w_0 or to its mirror image. With v = s^2 and adj the adjugate, w(s) is a positive multiple of
+        v^2 C p + v (adj(Cov z) C + C adj(Cov u)) p + adj(Cov z) C adj(Cov u) p:
+    a linear equation in v for the one and a quadratic for the other. Between consecutive roots one end of the dial is
+    the better one throughout.
+    Rich captions, core prompt, a = mu_c^2 + s_c^2, d = mu_s^2 + s_s^2, b = q mu_c mu_s, D = a d - b^2: one root, of
+    2 a v^2 + 2 D v - (a - d) D = 0, if a > d (below it the linear loss is better, above it whitening), none otherwise
+    (whitening is better). The whitened rule is balanced, and the best that there is, at v^2 = D.
+
+    caps: default rich captions.  prompts: "core" or "train_mean".  Leaves broadcast.
+    Returns the roots in ascending order, in units of z, then NaN for those that do not exist: all three where the rules
+    coincide at every s (q = 0 or mu_spu = 0).
+    Raises: ValueError for other prompts.
+    Source: X5 (the roots are this project's).  Check: proofs_checks/x5.py.
+    """
+    mom = moments(model, caps or captions())
+    prompt = pair_prompt(model, prompts)
+    prompt = jnp.broadcast_to(prompt, jnp.broadcast_shapes(prompt.shape, mom.zu.shape[:-1]))[..., :, None]
+    left, right = _adjugate(mom.zz), _adjugate(mom.uu)
+    linear, first, last = (
+        x[..., 0] for x in (mom.zu @ prompt, (left @ mom.zu + mom.zu @ right) @ prompt, left @ mom.zu @ right @ prompt)
+    )
+    core, spu = linear[..., 0], linear[..., 1]
+    (b, c), (b_same, c_same) = ([x[..., 1] * core + sign * x[..., 0] * spu for x in (first, last)] for sign in (1, -1))
+    a = 2 * core * spu
+    root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))
+    half = -(b + jnp.where(b < 0, -root, root)) / 2  # the root without cancellation is half / a, the other c / half
+    v = jnp.stack([_ratio(half, a), _ratio(c, half), _ratio(-c_same, b_same)], -1)
+    real = jnp.stack([b**2 >= 4 * a * c] * 2 + [jnp.ones_like(b, bool)], -1)
+    at_root = linear[..., None, 0] * v**2 + first[..., None, 0] * v + last[..., None, 0]
+    exists = real & (v > 0) & (spu != 0)[..., None] & (at_root * core[..., None] > 0)
+    return jnp.sort(jnp.where(exists, jnp.sqrt(jnp.where(exists, v, 1.0)), jnp.nan), -1)
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b, 0 where b = 0."""
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1.0), 0.0)
+
+
+def _adjugate(matrix: Float[Array, "... 2 2"]) -> Float[Array, "... 2 2"]:
+    return pair_matrix(matrix[..., 1, 1], -matrix[..., 0, 1], -matrix[..., 1, 0], matrix[..., 0, 0])
+
+
 def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tuple[Array, Array, Array, Array]:
     """D, v, G v - k^2 and s_T^2 of `balanced_pi_spu`."""
     if caps.masking != "named":
