@@ -21,6 +21,7 @@ from mmcl_theory.data import (
     inter_class,
     intra_class,
     is_aligned,
+    moments,
     observation,
     sample_pairs,
     shifted,
@@ -391,3 +392,44 @@ def test_inter_class_learnt_rules_tend_to_the_population(pi):
     rejects(check, inter_prediction(0.95, pi)[::-1])
     rejects(check, inter_prediction(0.95, 1.0 if pi < 1 else 0.0))
     rejects(assert_mean_close, few, inter_prediction(0.95, pi), resolution=5e-3)
+
+
+@functools.partial(jit, static_argnames=("n", "runs"))
+def weighted_inter_class_rules(key, model, caps, obs, weight, *, n, runs):
+    """(runs, m, 2m): D_I^T C_hat p_k of the class +k, ordered core_k, spu_k, then the other coordinates."""
+
+    def run(key):
+        key_dictionaries, key_pairs = jax.random.split(key)
+        d = draw_dictionaries(key_dictionaries, model, obs)
+        pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
+        c = cross_covariance(pairs.image, pairs.text, class_index(pairs.label), weight, model.num_classes)
+        rules = (d.image.T @ c @ d.text @ latent_prompts(model)[1::2].T).T.reshape(-1, 2, model.num_pairs)
+        own_first = jax.vmap(lambda k, x: jnp.roll(x, -k, axis=1))(jnp.arange(model.num_pairs), rules)
+        return own_first.mT.reshape(model.num_pairs, -1)
+
+    return jax.lax.map(run, jax.random.split(key, runs))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_same_class_weight_with_many_classes(weight):
+    """X3 with K = 2m = 6: C_hat is unbiased but for classes of fewer than two samples (n = 120: once in 10^7 runs)."""
+    model, caps, m = inter_class(3, 0.9, 0.3, 0.4), captions(0.5, 0.7), 3
+    learnt_weights = weighted_inter_class_rules(
+        jax.random.key(11), model, caps, noise(9, 8, 0.2, 0.2), weight, n=120, runs=600
+    )
+
+    def expected(model=model, caps=caps, factor=None):
+        own = np.asarray(rule(model, caps, same_class_weight=weight)) / m
+        if factor is not None:
+            mom = moments(model, caps)
+            own = np.asarray(mom.zu - mom.zu_between + factor * mom.zu_between)[:, 0]
+        return np.tile(np.concatenate([own, np.zeros(2 * m - 2)]), (m, 1))
+
+    check = functools.partial(assert_mean_close, learnt_weights, resolution=3e-3)
+    check(expected())
+    rejects(check, expected(caps=captions(1.0, 0.7)))
+    if weight < 1:
+        check(expected(factor=(1 - weight) * 6 / 5))
+        rejects(check, expected(factor=1 - weight))
+        rejects(check, expected(factor=(1 - weight) * 2))
+        rejects(check, expected(model=inter_class(3, 0.85, 0.3, 0.4)))
