@@ -82,7 +82,8 @@ def linear_rule_accuracy(
     The integral is Gauss-Legendre over the smooth part. Without noise both are step functions, ties counting 1/2 each.
 
     weights: (..., 2).  norm_squared: (...), |w|^2 >= |weights|^2.  sd_image: s_I >= 0.
-    Returns accuracies of shape (...), NaN where an argument is.  Source: THEORY 3.
+    Returns accuracies of shape (...), NaN where an argument is.
+    Source: THEORY 3.  Check: proofs_checks/t2.py, proofs_checks/t4.py.
     """
     a, b, norm, sd = jnp.broadcast_arrays(weights[..., 0], weights[..., 1], norm_squared, jnp.asarray(sd_image))
     noise = sd**2 * norm

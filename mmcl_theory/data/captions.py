@@ -87,7 +87,7 @@ def moments(model: Model, caps: Captions) -> Moments:
     With u = b + M (z - b):  Cov(z, u) = E[z b^T] (1 - Pi) + E[z z^T] Pi,  and off the diagonal
     Cov(u) = (1-Pi) E[b b^T] (1-Pi) + (1-Pi) E[b z^T] Pi + Pi E[z b^T] (1-Pi) + Pi E[z z^T] Pi; on it M^2 = M leaves
     (1-Pi) E[b^2] + Pi E[z^2].
-    Source: THEORY 1.5.  Check: tests/test_data.py.
+    Source: THEORY 1.5.  Check: proofs_checks/t2.py.
     """
     lat = model.latent_moments()
     zb, bb, b_mean = _base_moments(lat, caps.masking)

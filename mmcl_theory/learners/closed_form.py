@@ -82,7 +82,7 @@ def linear_optimum(
     rho: > 0.  rank: 1..min(d_i, d_t), static; None for no limit. Unique iff the singular values at rank and rank + 1
     differ.
     Raises: ValueError for rho <= 0 or a rank out of range.
-    Source: T1 (Nakada et al. 2023).  Check: tests/test_closed_form.py.
+    Source: T1 (Nakada et al. 2023).  Check: proofs_checks/t1.py.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
     return truncate(cross_cov, rank) / rho
@@ -102,7 +102,7 @@ def whitened_optimum(
     vanishes on their null spaces.
 
     theta: in [0, 1].  Raises: ValueError for theta or rank out of range.
-    Source: X5.  Check: tests/test_closed_form.py.
+    Source: X5.  Check: proofs_checks/x5.py.
     """
     theta = _checks.real("theta", theta, "in [0, 1]").astype(cross_cov.dtype)
     left, right = _inverse_power(cov_image, theta / 2), _inverse_power(cov_text, theta / 2)

@@ -37,7 +37,7 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
     prompt.  cost: (k,), > 0.  budget: >= 0.  starts: points from which SLSQP climbs, >= 1: an even split, most of it on
     one detail, then random ones; the best result is kept. Not unique where value is flat.
     Raises: ValueError for values out of range.
-    Source: X8.  Check: tests/test_theory_budget.py.
+    Source: X8.  Check: proofs_checks/x8.py.
     """
     costs = np.atleast_1d(np.asarray(_checks.real("cost", cost, "finite and > 0"), np.float64))
     limit = float(_checks.real("budget", budget, "finite and >= 0"))

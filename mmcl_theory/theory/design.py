@@ -28,7 +28,7 @@ def strong_spurious_threshold(
 
     same_class_weight: lambda in [0, 1]; 1/2 is the ordinary loss.  Leaves broadcast.
     Raises: ValueError for a weight out of range or another masking.
-    Source: X4, X3.  Check: tests/test_theory_design.py.
+    Source: X4, X3.  Check: proofs_checks/x4.py.
     """
     caps = caps or captions()
     if caps.masking != "named":
@@ -60,7 +60,7 @@ def optimal_same_class_weight(
     then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0.
 
     Leaves must be scalars: `vmap` for more.  Raises: ValueError for n < 2.
-    Source: X3.  Check: tests/test_theory_design.py.
+    Source: X3.  Check: proofs_checks/x3.py.
     """
 
     def value(weight: Array) -> Array:

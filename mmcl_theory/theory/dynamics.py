@@ -25,7 +25,7 @@ def mode_strength(
 
     time: t >= 0.  singular_value: s >= 0.  rho, initial: > 0.  They broadcast.
     Raises: ValueError for values out of range.
-    Source: X6 (as in Saxe et al. 2014, arXiv 1312.6120).  Check: tests/test_theory_dynamics.py.
+    Source: X6 (as in Saxe et al. 2014, arXiv 1312.6120).  Check: proofs_checks/x6.py.
     """
     t = _checks.real("time", time, "finite and >= 0")
     s = _checks.real("singular_value", singular_value, "finite and >= 0")
@@ -54,7 +54,7 @@ def training_accuracy(
 
     Leaves of model, caps, obs, and time, rho, initial broadcast.
     Raises: ValueError for values out of range.
-    Source: X6.  Check: tests/test_theory_dynamics.py.
+    Source: X6.  Check: proofs_checks/x6.py.
     """
     zu = moments(model, caps or captions()).zu
     prompt = pair_prompt(model, prompts)

@@ -33,7 +33,7 @@ def mmcl_mean_accuracy(
     n: >= 2; an expansion in 1/n, to be trusted where the correction is small.  same_class_weight: lambda in [0, 1];
     None (the ordinary loss) is 1/2, which has the same law to this order.  Leaves of all arguments broadcast.
     Raises: ValueError for values out of range.
-    Source: this project (delta method on T2, X2, X3).  Check: tests/test_theory_finite_sample.py.
+    Source: this project (delta method on T2, X2, X3).  Check: proofs_checks/t2.py, proofs_checks/x2.py.
     """
     weight = _checks.real("same_class_weight", 0.5 if same_class_weight is None else same_class_weight, "in [0, 1]")
     leaves = (

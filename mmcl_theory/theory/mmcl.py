@@ -44,7 +44,8 @@ def mmcl_accuracy(
     Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: finite n,
     or a rank below the number of latents, in the inter-class model; a same-class weight with a truncated embedding
     at n.
-    Source: T1, T2, T4, T5, T6; X2, X3.  Check: tests/test_theory_mmcl.py, tests/test_theory_spiked.py.
+    Source: T1, T2, T4, T5, T6; X2, X3.
+    Check: proofs_checks/t2.py, proofs_checks/t4.py, proofs_checks/t5.py, proofs_checks/x2.py, proofs_checks/x3.py.
     """
     weights, prompt_noise = _population_rule(model, caps or captions(), obs, embed_dim, same_class_weight, prompts)
     norm = (weights**2).sum(-1)
@@ -109,7 +110,7 @@ def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
     pi_core > pi* (A = 1 + (m-1) pi_core beta^2, B = 1), and all wrong for pi_core < pi* but for ties and
     draws in which no competitor has both signs right. Values above 1 mean that no captions suffice; inf where nothing
     is shared (beta = 0 or m = 1). The model's p_spu is not used.
-    Source: T4, T6.  Check: tests/test_theory_mmcl.py.
+    Source: T4, T6.  Check: proofs_checks/t6.py.
     """
     shared = (model.num_pairs - 1) * model.beta**2
     needed = (1 + model.alpha) / (1 - model.beta) - 1

@@ -40,7 +40,7 @@ def recovery(signal: Scalar, gx: Scalar, gy: Scalar, eta: Scalar, hx: Scalar, hy
     broadcast.
     Raises: ValueError for k or hx, hy not > 0, gx, gy or eta < 0, or eta > sqrt(hx hy).
     Source: X7 (Kamai et al. 2026, arXiv 2606.11190; the contrastive criterion is this project's).
-    Check: tests/test_theory_recovery.py.
+    Check: proofs_checks/x7.py.
     """
     k, h_x, h_y = (_checks.real(n, v, "finite and > 0") for n, v in (("signal", signal), ("hx", hx), ("hy", hy)))
     g_x, g_y, e = (_checks.real(n, v, "finite and >= 0") for n, v in (("gx", gx), ("gy", gy), ("eta", eta)))

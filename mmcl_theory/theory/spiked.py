@@ -39,7 +39,7 @@ def bulk_edge(aspect_image: Scalar, aspect_text: Scalar) -> Float[Array, "..."]:
 
     sqrt(lambda(t_edge)), t_edge the positive root of 2 t^3 + (1 + a_I + a_T) t^2 - a_I a_T = 0.
     aspect_image, aspect_text: a_I = d_I/n, a_T = d_T/n, > 0; they broadcast.
-    Raises: ValueError for values out of range.  Source: X2.  Check: tests/test_theory_spiked.py.
+    Raises: ValueError for values out of range.  Source: X2.  Check: proofs_checks/x2.py.
     """
     a_i, a_t = (
         _checks.real(name, a, "finite and > 0")
@@ -60,7 +60,7 @@ def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> 
     n: >= 2, real values allowed.  Leaves of model, caps, obs and n broadcast; differentiable. All NaN without noise in
     both modalities.
     Raises: ValueError for n < 2.
-    Source: X2.  Check: tests/test_theory_spiked.py.
+    Source: X2.  Check: proofs_checks/x2.py.
     """
     mom = moments(model, caps)
     n_array = _checks.sample_size(n)

@@ -32,7 +32,7 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
     Inter-class: the noiseless limit d_I >> n -> inf at p_spu = 1, where class (c, k) scores c (u core_k + v spu_k) with
     u : v = (1 - beta) : (1 - alpha); obs and n are not used. NaN for p_spu < 1, which that limit does not cover.
     Raises: ValueError if the intra-class model comes without obs or n, or n < 2.
-    Source: X1; T4.  Check: tests/test_theory_supervised.py.
+    Source: X1; T4.  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
     if isinstance(model, InterClass):
         weights = jnp.stack(jnp.broadcast_arrays(1 - model.beta, 1 - model.alpha), -1)
@@ -48,7 +48,7 @@ def supervised_bound() -> GroupAccuracy:
     """The paper's bound on SL: conflicting <= 1/3, so shifted <= 2/3, for d >> n, p_spu -> 1, sigma_spu =
     O(1/sqrt(log n)).
 
-    Source: T3 (restating Sagawa et al. 2020, arXiv 2005.04345).  Check: tests/test_theory_supervised.py.
+    Source: T3 (restating Sagawa et al. 2020, arXiv 2005.04345).  Check: proofs_checks/t3.py.
     """
     return GroupAccuracy(jnp.asarray(1.0), jnp.asarray(1 / 3))
 
@@ -69,7 +69,7 @@ def max_margin_rule(
     n: >= 2.  Leaves of model and obs, and n, broadcast. NaN where no kappa > 0 exists (almost surely not separable),
     and where there is no noise (sigma = 0).
     Raises: ValueError for n < 2.
-    Source: X1 (convex Gaussian min-max theorem).  Check: tests/test_theory_supervised.py.
+    Source: X1 (convex Gaussian min-max theorem).  Check: proofs_checks/x1.py.
     """
     n_array = _checks.sample_size(n)
     variance = obs.sigma_image**2

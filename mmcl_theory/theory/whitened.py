@@ -30,7 +30,7 @@ def whitened_accuracy(
     caps: default rich captions.  obs: None means no noise.  theta: in [0, 1].  prompts: "core" or "train_mean".
     Leaves of model, caps, obs and theta broadcast.
     Raises: ValueError for theta or prompts out of range.
-    Source: X5.  Check: tests/test_theory_whitened.py.
+    Source: X5.  Check: proofs_checks/x5.py.
     """
     weights = whitened_rule(model, caps, obs, theta, prompts)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
@@ -75,7 +75,7 @@ def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None =
     caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. NaN where G v = k^2 (q^2 = 1 and no
     variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
     Raises: ValueError for another masking.
-    Source: X10 (the root and the optimality are this project's).  Check: tests/test_theory_whitened.py.
+    Source: X10 (the root and the optimality are this project's).  Check: proofs_checks/x10.py.
     """
     gap, spread, product, noise_text = _balance(model, caps, obs)
     root = gap * spread + jnp.sqrt((gap * spread) ** 2 + 4 * product * gap * noise_text)
