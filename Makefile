@@ -13,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test slow ledger lint types lock clean FORCE
+.PHONY: help sweep figures test slow ledger lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -23,6 +23,17 @@ help: ## list the targets and variables
 
 sweep: $(VENV)/core ## run the default experiment; results and figure go to runs/sweep_spurious
 	$(PY) -m sims.sweep_spurious --out runs/sweep_spurious $(SWEEP_FLAGS)
+
+DIAGRAMS := robustness same_class_weight whitening caption_policy align_predict sharing
+
+figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
+	for name in sweep_spurious dynamics sweep_captions; do \
+		$(PY) -m sims.$$name --out runs/$$name && cp runs/$$name/$$name.png docs/ || exit 1; \
+	done
+	for name in $(DIAGRAMS); do \
+		$(PY) -m sims.phase_diagram --diagram=$$name --out runs/phase_$$name && \
+		cp runs/phase_$$name/phase_diagram_$$name.png docs/ || exit 1; \
+	done
 
 test: lint types ## lint, types, tests
 	$(PY) -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_FLAGS)
