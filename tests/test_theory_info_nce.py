@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from mmcl_theory import losses
 from mmcl_theory.data import captions, draw_dictionaries, intra_class, sample_pairs
-from mmcl_theory.theory import info_nce_batch_optimum, info_nce_optimum, whitened_rule
+from mmcl_theory.theory import (
+    balanced_pi_spu,
+    info_nce_balanced_captions,
+    info_nce_batch_optimum,
+    info_nce_optimum,
+    whitened_rule,
+)
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
+balanced = jit(info_nce_balanced_captions, static_argnames=("nodes",))
 optimum = jit(info_nce_optimum, static_argnames=("nodes",))
 batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 MODEL, CAPS, OBS = intra_class(0.95, 0.8, 0.3), captions(0.7, 0.6), noise(6, 5, 0.5, 0.6)
@@ -139,3 +147,78 @@ def test_wrong_sizes_are_refused():
         info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 8, 1)
     with pytest.raises(ValueError, match="nodes must be an integer >= 2, got 1"):
         info_nce_optimum(MODEL, CAPS, OBS, 1)
+
+
+# Balanced captions
+
+
+BALANCE = intra_class(0.99, 1.0, 0.1)
+NOISES = (0.1, 0.3, 0.5, 0.7, 1.0)
+# pi_spu in balance at these s = s_I = s_T, exact and by the whitened formula; NaN where none in [0, 1] is.
+TABLE = {
+    0.5: ((0.6187, 0.7230, 0.8809, np.nan, np.nan), (0.4912, 0.5955, 0.7643, 0.9662, 1.2927)),
+    1.0: ((0.1897, 0.3131, 0.5035, 0.7278, np.nan), (0.0155, 0.1322, 0.3347, 0.5832, 0.9807)),
+}
+
+
+@pytest.mark.parametrize("pi_core", TABLE)
+def test_balance_moves_up_with_noise_and_lies_above_the_whitened_formula(pi_core):
+    """By .12 to .18, the more so the richer the captions: the mixture over-corrects less than Gaussian latents do."""
+    exact, whitened = TABLE[pi_core]
+    found = [balanced(BALANCE, captions(pi_core), noise(2, 2, s, s), nodes=32) for s in NOISES]
+    np.testing.assert_allclose([x.pi_spu for x in found], exact, atol=6e-5)
+    formula = [balanced_pi_spu(BALANCE, captions(pi_core), noise(2, 2, s, s)) for s in NOISES]
+    np.testing.assert_allclose(formula, whitened, atol=6e-5)
+    for x, s in zip(found, NOISES, strict=True):
+        np.testing.assert_allclose(x.bound, norm.cdf(1 / np.hypot(1, s)), rtol=1e-12)
+        if np.isnan(x.pi_spu):
+            assert (x.end_ratios > 0).all() and jnp.isnan(x.shifted) and jnp.isnan(x.ratio)
+        else:
+            assert x.end_ratios[0] > 0 > x.end_ratios[1] and abs(x.ratio) < 1e-12
+            np.testing.assert_allclose(x.shifted, x.bound, rtol=1e-12)
+
+
+def test_balanced_captions_are_a_joint_optimum():
+    """No policy of a grid of both probabilities beats the bound, which every balanced one attains."""
+    obs = noise(2, 2, 0.3, 0.3)
+    bound = float(balanced(BALANCE, captions(0.5), obs, nodes=32).bound)
+
+    @jit
+    @jax.vmap
+    def policy(pi_core, pi_spu):
+        found = info_nce_optimum(BALANCE, captions(pi_core, pi_spu), obs, nodes=32)
+        w = found.score[:, 0]
+        return found.accuracy(BALANCE, obs).shifted, w[1] / w[0]
+
+    grid = np.linspace(0, 1, 11)
+    pi = np.stack(np.meshgrid([0.3, 0.5, 0.8, 1.0], grid, indexing="ij"), -1).reshape(-1, 2)
+    shifted, ratios = (x.reshape(4, 11) for x in policy(*pi.T))
+    assert (shifted < bound).all() and (np.diff(ratios, axis=1) < 0).all()
+    order = np.argsort(np.abs(ratios), axis=1)
+    assert (np.diff(np.take_along_axis(np.asarray(shifted), order, 1), axis=1) < 0).all()
+
+
+def test_balanced_captions_balance_batches():
+    """The spurious weight of (4 M_128 - M_32)/3, whose 1/N has gone, in standard errors of the batches drawn."""
+    obs = noise(2, 2, 0.5, 0.5)
+    caps = captions(0.8)
+    root = balanced(MODEL, caps, obs, nodes=32).pi_spu
+    formula = balanced_pi_spu(MODEL, caps, obs)
+    assert 0.05 < formula < root < 0.95
+
+    def z(pi_spu):
+        few, many = (
+            batch_optimum(jax.random.key(k), MODEL, captions(0.8, pi_spu), obs, batch_size=size, batches=count)
+            for k, size, count in ((5, 32, 4000), (6, 128, 1000))
+        )
+        error = np.hypot(4 * many.standard_error, few.standard_error) / 3
+        return float(np.abs((4 * many.score - few.score) / 3 / error)[1, 0])
+
+    assert z(root) < 5
+    assert z(formula) > 5
+
+
+def test_without_correlation_every_policy_is_balanced():
+    found = balanced(intra_class(0.5, 0.8, 0.3), captions(0.5), OBS, nodes=32)
+    np.testing.assert_allclose(found.end_ratios, 0, atol=1e-12)
+    assert jnp.isnan(found.pi_spu)

@@ -4,7 +4,13 @@ from mmcl_theory.theory.budget import CaptionBudget, optimal_captions
 from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold
 from mmcl_theory.theory.dynamics import mode_strength, training_accuracy
 from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
-from mmcl_theory.theory.info_nce import InfoNceOptimum, info_nce_batch_optimum, info_nce_optimum
+from mmcl_theory.theory.info_nce import (
+    BalancedCaptions,
+    InfoNceOptimum,
+    info_nce_balanced_captions,
+    info_nce_batch_optimum,
+    info_nce_optimum,
+)
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
 from mmcl_theory.theory.recovery import Recovery, recovery
 from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
@@ -12,6 +18,7 @@ from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, 
 from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule, whitening_crossovers
 
 __all__ = [
+    "BalancedCaptions",
     "CaptionBudget",
     "InfoNceOptimum",
     "Outliers",
@@ -19,6 +26,7 @@ __all__ = [
     "WeightOptimum",
     "balanced_pi_spu",
     "bulk_edge",
+    "info_nce_balanced_captions",
     "info_nce_batch_optimum",
     "info_nce_optimum",
     "max_margin_rule",

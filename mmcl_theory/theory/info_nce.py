@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
@@ -20,6 +21,8 @@ from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
 _NEWTON_STEPS = 60
+_ROOT_STEPS = 60
+_ROOT_TOLERANCE = 1e-12
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +118,79 @@ def info_nce_batch_optimum(
     covariance = inverse @ jnp.cov(gradients.T) @ inverse / batches
     error = jnp.sqrt(jnp.diagonal(covariance)).reshape(2, 2)
     return InfoNceOptimum(m.reshape(2, 2), value, jnp.abs(gradient).max(), error)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class BalancedCaptions:
+    """The pi_spu at which InfoNCE ignores the spurious feature, and the certificate that it is the best policy.
+
+    pi_spu: the root of w_spu / w_core in [0, 1].  ratio: w_spu / w_core left there.  shifted: acc_P* there.
+    bound: the largest acc_P* of any linear rule whatever, Phi(mu_c / sqrt(s_c^2 + s_I^2)); shifted = bound certifies.
+    end_ratios: w_spu / w_core at pi_spu = 0 and 1. Without a change of sign between them there is no root, and pi_spu,
+    ratio and shifted are NaN.
+    """
+
+    pi_spu: Array  # ()
+    ratio: Array  # ()
+    shifted: Array  # ()
+    bound: Array  # ()
+    end_ratios: Array  # (2,)
+
+
+def info_nce_balanced_captions(
+    model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48
+) -> BalancedCaptions:
+    """The pi_spu at which the rule of `info_nce_optimum` (core prompt) has w_spu = 0: `balanced_pi_spu`, exactly.
+
+    Found by regula falsi (Illinois). It is the best pi_spu, and every pair (pi_core, balanced pi_spu) is a joint
+    optimum: with k = w_spu / w_core, any linear rule with w_core > 0 has
+        acc_P* = E_r Phi((mu_c + r k mu_s) / sqrt(s_c^2 + k^2 s_s^2 + s_I^2 |w_amb|^2 / w_core^2)),  r = +-1 fair,
+    which falls in |k| and in |w_amb|, so that none exceeds `bound`; k = 0 attains it, as the rule lies in the span of
+    the dictionary. Both end ratios above 0: even captions that always name the feature leave a shortcut (much noise,
+    poor captions). Both 0: p_spu = 1/2 or mu_spu = 0, every policy is balanced.
+
+    caps: its pi_spu is not used.  nodes: as for `info_nce_optimum`.  Leaves must be scalars: `vmap` for more. For
+    differentiation in reverse mode use the implicit function theorem on `info_nce_optimum`; this has a while loop.
+    Source: X10 (the exact root is this project's).  Check: proofs_checks/x10.py.
+    """
+
+    def optimum(pi_spu: Array) -> tuple[Array, Array]:
+        found = info_nce_optimum(model, dataclasses.replace(caps, pi_spu=pi_spu), obs, nodes)
+        weights = found.score @ pair_prompt(model, "core")
+        return weights[1] / weights[0], found.accuracy(model, obs).shifted
+
+    ends = jnp.stack([jnp.zeros_like(model.p_spu), jnp.ones_like(model.p_spu)])
+    end_ratios, _ = jax.vmap(optimum)(ends)
+    # NaN compares as False: no root. Rounding alone does not make one.
+    crosses = (end_ratios[0] * end_ratios[1] < 0) & (jnp.abs(end_ratios).max() > _ROOT_TOLERANCE)
+
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, f, side, _, _, _, iteration = state
+        guess = (x[0] * f[1] - x[1] * f[0]) / (f[1] - f[0])
+        value, shifted = optimum(guess)
+        kept = (value * f[0] < 0).astype(int)  # the end that the guess replaces
+        stale = 1 - kept
+        # Illinois: an end that stays twice counts half, or it would stay for ever.
+        f = f.at[stale].multiply(jnp.where(kept == side, 0.5, 1.0))
+        return x.at[kept].set(guess), f.at[kept].set(value), kept, guess, value, shifted, iteration + 1
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        return crosses & (jnp.abs(state[4]) > _ROOT_TOLERANCE) & (state[6] < _ROOT_STEPS)
+
+    nan = jnp.full_like(model.p_spu, jnp.nan)
+    start: tuple[Array, ...] = (
+        ends,
+        end_ratios,
+        jnp.asarray(-1),
+        nan,
+        jnp.full_like(nan, jnp.inf),
+        nan,
+        jnp.asarray(0),
+    )
+    *_, pi_spu, ratio, shifted, _ = jax.lax.while_loop(unfinished, step, start)
+    bound = ndtr(model.mu_core / jnp.hypot(model.sigma_core, obs.sd_image))
+    return BalancedCaptions(pi_spu, jnp.where(crosses, ratio, jnp.nan), shifted, bound, end_ratios)
 
 
 def _newton(
