@@ -217,6 +217,32 @@ def trained_encoders(effort):
     )
 
 
+def exact_balance(effort):
+    """Batches drawn afresh, their optimum by Newton, the 1/N bias extrapolated away."""
+    model, obs, core = mt.intra_class(0.95, 0.8, 0.3), ambient.noise(2, 2, 0.5, 0.5), 0.8
+    batch_optimum = ambient.jit(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
+    exact = ambient.jit(theory.info_nce_balanced_captions, static_argnames=("nodes",))
+
+    def compare(pi_spu):
+        caps = mt.captions(core, jnp.asarray(pi_spu, float))
+        few, many = (
+            batch_optimum(jax.random.key(k), model, caps, obs, batch_size=size, batches=count * effort)
+            for k, size, count in ((5, 32, 2000), (6, 128, 500))
+        )
+        weight = (4 * many.score - few.score)[1, 0] / 3
+        error = float(np.hypot(4 * many.standard_error, few.standard_error)[1, 0] / 3)
+        return ledger.Gap(0.0, float(weight), error, abs(float(weight)) / error, 5.0)
+
+    root = float(exact(model, mt.captions(core), obs, nodes=32).pi_spu)
+    formula = float(balanced(model, mt.captions(core), obs))
+    return ledger.judge(
+        f"w_s of InfoNCE optima of batches 32 and 128, extrapolated, at the exact balance pi_spu = {root:.3f}",
+        compare,
+        root,
+        {f"the whitened formula's {formula:.3f}": formula, "rich captions": 1.0},
+    )
+
+
 def approach_to_the_whitened_rule(effort):
     """With modality noise s the gap of the exact optimum to the whitened rule falls as s^-8."""
     model, caps, _ = setting()
@@ -241,5 +267,6 @@ CHECKS = (
     trained_table,
     batch_optimum_is_stationary,
     trained_encoders,
+    exact_balance,
     approach_to_the_whitened_rule,
 )

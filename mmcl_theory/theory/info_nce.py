@@ -56,7 +56,7 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     only scales M.
     nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable. NaN
     (residual inf) where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
-    Source: X10.  Check: tests/test_theory_info_nce.py.
+    Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("nodes", nodes, 2)
     mixture = _mixture(model, caps, obs)
@@ -85,7 +85,7 @@ def info_nce_batch_optimum(
 
     batch_size: N >= 2.  batches: >= 2.  Both static. Cost O(batches N^2) a step.
     Raises: ValueError for sizes out of range.
-    Source: X10.  Check: tests/test_theory_info_nce.py.
+    Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("batch_size", batch_size, 2)
     _checks.integer("batches", batches, 2)
