@@ -227,16 +227,16 @@ def exact_balance(effort):
         caps = mt.captions(core, jnp.asarray(pi_spu, float))
         few, many = (
             batch_optimum(jax.random.key(k), model, caps, obs, batch_size=size, batches=count * effort)
-            for k, size, count in ((5, 32, 2000), (6, 128, 500))
+            for k, size, count in ((5, 24, 2000), (6, 72, 600))
         )
-        weight = (4 * many.score - few.score)[1, 0] / 3
-        error = float(np.hypot(4 * many.standard_error, few.standard_error)[1, 0] / 3)
+        weight = (3 * many.score - few.score)[1, 0] / 2
+        error = float(np.hypot(3 * many.standard_error, few.standard_error)[1, 0] / 2)
         return ledger.Gap(0.0, float(weight), error, abs(float(weight)) / error, 5.0)
 
     root = float(exact(model, mt.captions(core), obs, nodes=32).pi_spu)
     formula = float(balanced(model, mt.captions(core), obs))
     return ledger.judge(
-        f"w_s of InfoNCE optima of batches 32 and 128, extrapolated, at the exact balance pi_spu = {root:.3f}",
+        f"w_s of InfoNCE optima of batches 24 and 72, extrapolated, at the exact balance pi_spu = {root:.3f}",
         compare,
         root,
         {f"the whitened formula's {formula:.3f}": formula, "rich captions": 1.0},
