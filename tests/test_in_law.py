@@ -229,6 +229,7 @@ def test_single_precision_has_the_same_law(n):
 COUNTS = [(3, 0.5), (1e3, 0.02), (1e4, 0.5), (1e6, 0.97), (1e9, 0.5), (1e9, 1e-8)]
 
 
+@slow
 @pytest.mark.parametrize("x64", [True, False])
 def test_counts_and_scatters_of_any_size(x64):
     """Kolmogorov-Smirnov, 20,000 draws each, against SciPy; float32 rounds the largest counts to 64."""
@@ -254,6 +255,7 @@ def test_counts_and_scatters_of_any_size(x64):
         assert scipy.stats.kstest(scipy.stats.chi2(k).cdf(x), "uniform").pvalue > limit
 
 
+@slow
 @pytest.mark.parametrize("x64", [True, False])
 def test_certain_and_empty_counts(x64):
     with jax.enable_x64(x64):

@@ -33,6 +33,7 @@ def finished(tmp_path_factory):
         return out, sweep_captions.run(TINY, out)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_files(finished):
     out, data = finished
     files = ["config.json", "results.zarr", "summary.csv", "sweep_captions.pdf", "sweep_captions.png"]
@@ -42,6 +43,7 @@ def test_the_folder_holds_the_files(finished):
     assert len((out / "summary.csv").read_text().splitlines()) == 1 + 16
 
 
+@pytest.mark.slow
 def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
     data = finished[1].sel(model="intra_class")
     assert data.z.max() < 6
@@ -51,12 +53,14 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
         assert results.z_scores(wrong, samples, 0.01).max() > 6
 
 
+@pytest.mark.slow
 def test_pi_spu_matters_under_the_whitened_rule_only(finished):
     change = finished[1].accuracy_predicted.sel(model="intra_class", pi_core=1.0).diff("pi_spu")
     assert np.abs(change.sel(loss="linear")).max() < 1e-3
     assert np.abs(change.sel(loss="whitened")).max() > 0.05
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_and_certified(finished):
     _, data = finished
     assert (data.best.sum("detail") <= TINY.budget + 1e-9).all()
@@ -66,12 +70,14 @@ def test_the_budget_is_kept_and_certified(finished):
     assert "best captions within the budget" in caption_grid.text(data)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_every_panel(finished):
     figure = caption_grid.draw(finished[1])
     assert len(figure.axes) == 12 and all("core" in ax.get_xlabel() for ax in figure.axes)
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_and_nothing_changes(finished):
     out, _ = finished
     before = contents(out)

@@ -34,6 +34,7 @@ def finished(tmp_path_factory):
         return out, dynamics.run(TINY, out)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_files(finished):
     out, data = finished
     files = ["config.json", "dynamics.pdf", "dynamics.png", "results.zarr", "summary.csv"]
@@ -42,6 +43,7 @@ def test_the_folder_holds_the_files(finished):
     assert np.isfinite(data.accuracy_measured).all() and data.z.sel(loss="info_nce").isnull().all()
 
 
+@pytest.mark.slow
 def test_theory_meets_the_linear_loss_and_no_other(finished):
     """The rate is 2.5 times the default's, so that what finite steps leave out is too."""
     _, data = finished
@@ -52,12 +54,14 @@ def test_theory_meets_the_linear_loss_and_no_other(finished):
     assert results.z_scores(data.accuracy_predicted.values[::-1], samples[0], left_out).max() > 6
 
 
+@pytest.mark.slow
 def test_info_nce_starts_as_the_linear_loss_and_parts_from_it(finished):
     mean = finished[1].accuracy_measured.mean("seed").diff("loss").squeeze()
     assert np.abs(mean.isel(time=slice(0, 4))).max() < 0.01
     assert np.abs(mean.isel(time=-1)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_small_scores_give_info_nce_the_gradient_of_the_linear_loss():
     """dL/dW = -(N-1)/(N tau) C_hat at W = 0."""
     with jax.enable_x64(True):
@@ -76,6 +80,7 @@ def test_recorded_times_are_sums_of_rates():
     assert times[-1] >= TINY.end and (np.diff(recorded) > 0).all() and rates.max() <= TINY.largest_rate
 
 
+@pytest.mark.slow
 def test_another_run_is_refused_and_nothing_changes(finished, capsys):
     out, _ = finished
     before = contents(out)

@@ -114,7 +114,9 @@ def test_the_figure_names_its_axes(finished):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("name", DIAGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "caption_policy" else n for n in DIAGRAMS]
+)
 def test_every_diagram_predicts_its_plane(name, tmp_path):
     default = DIAGRAMS[name]
     coarse = {k: dataclasses.replace(getattr(default, k), count=4) for k in ("x", "y")}
@@ -154,6 +156,7 @@ def test_recovery_chance_tends_to_the_criteria():
                 np.testing.assert_allclose(diagrams.recovery_chance(method, p), chance, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_best_theta_is_the_best_of_a_grid():
     p = {**DIAGRAMS["whitening"].parameters, "dim_image": 4, "dim_text": 4}
     with jax.enable_x64(True):
