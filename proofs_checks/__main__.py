@@ -1,8 +1,9 @@
 """Judge every statement of the theory: prediction against measurement, and wrong theories that must be rejected.
 
-Prints a row a check: label, claim, predicted, measured +- standard error, z and its limit, verdict, how many of its
-wrong theories it rejected, seconds. "refuted as stated" marks a claim of the theory text that a check contradicts, with
-what holds instead in the claim's line. Exit code 1 if any row fails or misses a wrong theory.
+Prints a row a check: label, claim, predicted, measured +- standard error, the error that the prediction is allowed (as
+that of a limit), z and its limit, verdict, how many of its wrong theories it rejected, seconds. "refuted as stated"
+marks a claim of the theory text that a check contradicts, with what holds instead in the claim's line. Exit code 1 if
+any row fails or misses a wrong theory.
 
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
 
@@ -10,6 +11,7 @@ With --mutants=K the checks themselves are tested: K wrong versions of every the
 time, and the ledger or a test must notice. Exit code 1 unless 95% are killed and every survivor is explained.
 """
 
+import os
 import pathlib
 import sys
 
@@ -18,7 +20,7 @@ from absl import flags
 from sims.flags import UsageError, define, integer, names, path, run_main
 
 LABELS = (*(f"T{i}" for i in range(1, 7)), *(f"X{i}" for i in range(1, 11)))
-EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; full also doubles sample sizes where a limit is judged
+EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits are judged at larger n too
 
 
 def _define_flags() -> None:
@@ -37,8 +39,12 @@ def _main() -> None:
     if values["profile"] not in EFFORT:
         raise UsageError(f"--profile must be quick or full, got {values['profile']!r}.")
     target = values["json"] and pathlib.Path(values["json"])
-    if target and not target.resolve().parent.is_dir():
-        raise UsageError(f"--json={target}: there is no folder {target.resolve().parent}.")
+    if target:
+        folder = target.resolve().parent
+        if not folder.is_dir():
+            raise UsageError(f"--json={target}: there is no folder {folder}.")
+        if target.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"--json={target} cannot be written.")
     if values["mutants"] < 0 or values["workers"] < 1:
         raise UsageError("--mutants must be >= 0 and --workers >= 1.")
     if values["mutants"]:

@@ -20,13 +20,17 @@ HOLDS, FAILS, REFUTED = "holds", "fails", "refuted as stated"
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """The entry that disagrees most: prediction, measurement, its standard error (None if exact), and z <= limit."""
+    """The entry that disagrees most: prediction, measurement, its standard error (None if exact), and z <= limit.
+
+    allowed: error of the prediction, such as that of a limit, that was taken off the difference before z.
+    """
 
     predicted: float
     measured: float
     se: float | None
     z: float
     limit: float
+    allowed: float = 0.0
 
     @property
     def holds(self) -> bool:
@@ -34,8 +38,8 @@ class Gap:
 
     @property
     def excess(self) -> float:
-        """z over its limit; without a limit (algebra) 0 or infinity."""
-        if self.limit == 0:
+        """z over its limit; without a limit (algebra) 0 or infinity; NaN if z is."""
+        if self.limit == 0 and not math.isnan(self.z):
             return 0.0 if self.holds else math.inf
         return self.z / self.limit
 
@@ -47,7 +51,7 @@ Comparison = Callable[[Any], Gap]
 class Row:
     """A line of the ledger.
 
-    wrong: each wrong theory and its z over the comparison's limit; above 1 (or NaN) it was rejected.
+    wrong: each wrong theory and its z over the comparison's limit; above 1 it was rejected, and NaN rejects nothing.
     A row is `good` if its verdict is not "fails", at least one wrong theory was tried, and every one was rejected.
     """
 
@@ -60,11 +64,11 @@ class Row:
 
     @property
     def rejected(self) -> list[str]:
-        return [name for name, excess in self.wrong if not excess <= 1]
+        return [name for name, excess in self.wrong if excess > 1]
 
     @property
     def missed(self) -> list[str]:
-        return [name for name, excess in self.wrong if excess <= 1]
+        return [name for name, excess in self.wrong if not excess > 1]
 
     @property
     def good(self) -> bool:
@@ -77,18 +81,15 @@ def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any])
     return Row(claim, gap, HOLDS if gap.holds else FAILS, tuple((name, compare(w).excess) for name, w in wrong.items()))
 
 
-def refute(claim: str, compare: Comparison, stated: Any, right: Any = None) -> Row:
-    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement.
-
-    right: None where nothing is known to hold instead.
-    """
+def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
+    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
     gap = compare(stated)
-    refuted = not gap.holds and (right is None or compare(right).holds)
+    refuted = gap.excess > 1 and compare(right).holds
     return Row(claim, gap, REFUTED if refuted else FAILS, (("as stated", gap.excess),))
 
 
 def mean(samples: Any, bias: float = 0.0) -> Comparison:
-    """E[samples] = prediction, by entry: |mean - prediction| / se, at FALSE_ALARM over all entries (Bonferroni).
+    """E[samples] = prediction, by entry: |mean - prediction| / se, at FALSE_ALARM over all entries (t, Bonferroni).
 
     samples: (runs, ...).  bias: error of the prediction that is allowed, such as that of a limit; it is taken off the
     difference.
@@ -98,13 +99,13 @@ def mean(samples: Any, bias: float = 0.0) -> Comparison:
     if not np.isfinite(x).all():
         raise ValueError("samples must be finite.")
     average, se = x.mean(0), x.std(0, ddof=1) / len(x) ** 0.5
-    limit = float(scipy.stats.norm.isf(FALSE_ALARM / (2 * x.shape[1])))
+    limit = float(scipy.stats.t.isf(FALSE_ALARM / (2 * x.shape[1]), len(x) - 1))
 
     def compare(prediction: Any) -> Gap:
         expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
         z = np.maximum(np.abs(average - expected) - bias, 0) / np.maximum(se, 1e-13)
         i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
-        return Gap(float(expected[i]), float(average[i]), float(se[i]), float(z[i]), limit)
+        return Gap(float(expected[i]), float(average[i]), float(se[i]), float(z[i]), limit, bias)
 
     return compare
 
@@ -129,7 +130,7 @@ def below(samples: Any) -> Comparison:
 
     def compare(prediction: Any) -> Gap:
         z = (average - float(prediction)) / se
-        return Gap(float(prediction), average, se, z, float(scipy.stats.norm.isf(FALSE_ALARM)))
+        return Gap(float(prediction), average, se, z, float(scipy.stats.t.isf(FALSE_ALARM, len(x) - 1)))
 
     return compare
 
@@ -173,18 +174,21 @@ def contained(interval: Any) -> Comparison:
 def rate(sizes: Any, gaps: Any, errors: Any = None) -> Comparison:
     """gap ~ size^prediction: exponent by weighted least squares on log |gap|, within 4 standard errors + .1.
 
-    errors: standard errors of the gaps; None if they are exact. The .1 is for the next order, which is not in the fit.
+    errors: standard errors of the gaps, which are independent; None if they are exact: then within .3. What is allowed
+    is for the next order, which is not in the fit.
     """
     x, y = np.log(np.asarray(sizes, float)), np.log(np.abs(np.asarray(gaps, float)))
-    relative = np.full(len(x), 1e-9) if errors is None else np.abs(np.asarray(errors) / np.asarray(gaps))
+    relative = np.ones(len(x)) if errors is None else np.abs(np.asarray(errors) / np.asarray(gaps))
     weight = relative**-2.0
     center = (weight * x).sum() / weight.sum()
     spread = (weight * (x - center) ** 2).sum()
     exponent, se = float((weight * (x - center) * y).sum() / spread), float(spread**-0.5)
 
     def compare(prediction: float) -> Gap:
+        if errors is None:
+            return Gap(prediction, exponent, None, abs(exponent - prediction) / 0.3, 1.0)
         z = max(abs(exponent - prediction) - 0.1, 0.0) / se
-        return Gap(prediction, exponent, se, z, 4.0)
+        return Gap(prediction, exponent, se, z, 4.0, 0.1)
 
     return compare
 

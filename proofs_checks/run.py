@@ -3,11 +3,13 @@
 import dataclasses
 import importlib
 import json
+import math
 import pathlib
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -15,7 +17,8 @@ from tqdm import tqdm
 from proofs_checks.ledger import FAILS, REFUTED, Gap, Row
 
 COLUMNS = (
-    f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'z':>7} {'limit':>6}  verdict, rejected"
+    f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'allowed':>8} {'z':>7} {'limit':>6}"
+    "  verdict, rejected"
 )
 
 
@@ -63,7 +66,8 @@ def text(row: Row) -> str:
     se = "exact" if gap.se is None else f"{gap.se:.1e}"
     missed = f", MISSED {', '.join(row.missed)}" if row.missed else ""
     verdict = f"{row.verdict}, {len(row.rejected)}/{len(row.rejected) + len(row.missed)}{missed}, {row.seconds:.1f} s"
-    values = f"{gap.predicted:11.6g} {gap.measured:11.6g} {se:>8} {gap.z:7.2g} {gap.limit:6.2g}"
+    allowed = f"{gap.allowed:.2g}" if gap.allowed else ""
+    values = f"{gap.predicted:11.6g} {gap.measured:11.6g} {se:>8} {allowed:>8} {gap.z:7.2g} {gap.limit:6.2g}"
     return f"{row.label:4} {row.claim:104} {values}  {verdict}"
 
 
@@ -86,8 +90,17 @@ def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
     content = {
         "profile": profile,
         "statements": statements,
-        "rows": [dataclasses.asdict(row) | {"good": row.good, "missed": row.missed} for row in rows],
+        "rows": [_finite(dataclasses.asdict(row)) | {"good": row.good, "missed": row.missed} for row in rows],
     }
     beside = target.with_name(f".{target.name}.new")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     beside.replace(target)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: an infinite or undefined z."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

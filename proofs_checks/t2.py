@@ -124,16 +124,7 @@ def number_in_digits(effort):
         "acc_P* at s_c=1, s_s=0, p=1 by interval arithmetic: .8123276300",
         ledger.contained(number()),
         "0.8123276300",
-        {"last digit off": "0.8123276301", ".81233 + 1e-5": "0.81234", ".81235": "0.81235"},
-    )
-
-
-def number_as_stated(effort):
-    return ledger.refute(
-        "the plan states .81235 for that number; it is .81233 (T2's own four digits, .8123, are right)",
-        ledger.contained(number()),
-        "0.81235",
-        "0.81233",
+        {"last digit off": "0.8123276301", ".81233 + 1e-5": "0.81234", "0.81235": "0.81235"},
     )
 
 
@@ -211,7 +202,7 @@ def gap_of_the_population_formula(effort):
     limit = ambient.groups(theory.mmcl_accuracy(model, None, obs))
     gaps, errors = [], []
     for n in sizes:
-        runs = ambient.accuracies(2, model, mt.captions(), obs, n=n, runs=1000 * effort)[:, 0]
+        runs = ambient.accuracies(n, model, mt.captions(), obs, n=n, runs=1000 * effort)[:, 0]
         gaps.append(runs.mean() - limit[0])
         errors.append(runs.std() / len(runs) ** 0.5)
     return ledger.judge(
@@ -228,7 +219,6 @@ CHECKS = (
     exponents_of_the_printed_formula,
     printed_formula,
     number_in_digits,
-    number_as_stated,
     number_of_the_code,
     master_formula,
     learnt_rules,

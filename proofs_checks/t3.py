@@ -53,7 +53,7 @@ def curve_in_the_limit(effort):
         return ledger.Gap(1 / 3, max(curve), None, max(curve) - 1 / 3, 0.0)
 
     return ledger.judge(
-        "X1's curve (10^4..10^6 + 100 images, d = 10^4 n) is not above 1/3",
+        "X1's curve (10^4..10^6 + 100 images, d = 10^4 times the majority) is not above 1/3",
         compare,
         lambda majority: 100,
         {"minority of 3/10": lambda majority: 3 * majority // 7},

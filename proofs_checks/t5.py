@@ -8,6 +8,8 @@ Fails where: the loss whitens: then pi_spu decides (X10); the prompt is not the 
 unmentioned classes weaken the rule without turning it.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy
 from scipy.stats import norm
@@ -56,6 +58,27 @@ def accuracy_grows(effort):
     )
 
 
+def slope_in_caption_detail(effort):
+    """The smallest derivative of acc_P* in pi_core over random models; it must be positive."""
+    points = symbolic.random_points(500)
+    p, core, spu, mu_c, mu_s, sc, ss = (np.asarray(c) for c in points.T)
+    p = np.maximum(p, 0.55)
+
+    def shifted(p, core):
+        return theory.mmcl_accuracy(mt.intra_class(p, sc, ss, mu_c, mu_s), mt.captions(core, spu)).shifted.sum()
+
+    def compare(argument):
+        least = float(np.min(jax.grad(shifted, argument)(jnp.asarray(p), jnp.asarray(core))))
+        return ledger.Gap(0.0, least, None, -least, 0.0)
+
+    return ledger.judge(
+        "least d acc_P*/d pi_core over 500 random models is not below 0",
+        compare,
+        1,
+        {"d acc_P*/d p_spu for it": 0},
+    )
+
+
 def learnt_rules(effort):
     """Three values of pi_core, and pi_spu = 0 and 1, from the ambient space."""
     model, obs, n = mt.intra_class(0.95, 1.0, 0.1), ambient.noise(30, 20, 0.2, 0.2), 400
@@ -95,4 +118,10 @@ def label_only_captions_are_chance(effort):
     )
 
 
-CHECKS = (rule_from_the_definition, accuracy_grows, learnt_rules, label_only_captions_are_chance)
+CHECKS = (
+    rule_from_the_definition,
+    accuracy_grows,
+    slope_in_caption_detail,
+    learnt_rules,
+    label_only_captions_are_chance,
+)

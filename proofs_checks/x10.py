@@ -115,14 +115,14 @@ def whitened_table(effort):
 
 
 def trained_table(effort):
-    """THEORY's encoders (one run each: Adam, batch 1024, 8,000 steps) against the population optimum, to .005."""
+    """Copied from THEORY: encoders of one run each (Adam, batch 1024, 8,000 steps), no standard error; to .008."""
     model, obs = mt.intra_class(0.99, 1.0, 0.1), ambient.noise(2, 2, 0.3, 0.3)
     trained = np.array([[0.613, 0.944], [0.786, 0.869], [0.876, 0.775], [0.909, 0.714], [0.999, 0.006], [0.986, 0.329]])
     found = [optimum(model, mt.captions(*pi), obs) for pi in POLICIES]
     core, spu = np.array(POLICIES).T
     gaussian = ambient.groups(accuracy(model, mt.captions(core, spu), obs))
     return ledger.judge(
-        "trained (aligned, conflicting) of six policies, one run each: population optimum of InfoNCE, to .004",
+        "THEORY's trained (aligned, conflicting) of six policies, one run each: population optimum, to .004 (1 + acc)",
         ledger.close(trained, 4e-3),
         np.array([ambient.groups(f.accuracy(model, obs)) for f in found]),
         {"the Gaussian formula": gaussian, "groups swapped": trained[:, ::-1]},
@@ -151,11 +151,11 @@ def batch_optimum_is_stationary(effort):
     """All 30 entries of the ambient gradient at the optimum for batches of 16."""
     model, caps, obs = setting()
     found = ambient.jit(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))(
-        jax.random.key(0), model, caps, obs, batch_size=16, batches=5000 * effort
+        jax.random.key(0), model, caps, obs, batch_size=16, batches=6000 * effort
     )
 
     def compare(score):
-        samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=3000 * effort)
+        samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=1500 * effort)
         return ledger.mean(samples)(np.zeros(30))
 
     return ledger.judge(
@@ -253,7 +253,7 @@ def approach_to_the_whitened_rule(effort):
         gaps.append(float(score[1, 0] / score[0, 0] - w[1] / w[0]))
     return ledger.judge(
         "w_s/w_c: exact optimum minus whitened rule falls as s^-8 in the modality noise (exponent)",
-        ledger.rate(sizes, gaps, 1e-3 * np.abs(gaps)),
+        ledger.rate(sizes, gaps),
         -8.0,
         {"s^-2": -2.0, "s^-4": -4.0},
     )

@@ -4,9 +4,9 @@ With n, d_I, d_T in proportion, the rule learnt from samples is the population's
 squared norm s_I^2 (d_I/n) (E u_core^2 + s_T^2). An embedding of rank r keeps the singular values of the sample
 cross-covariance that stand out of its bulk; a determinant gives them, and their overlaps with the signal.
 
-Fails where: r grows with n. THEORY.md states the outliers' sum for every r; at (600, 300, 240) and r = 20 the bulk's
-vectors add .007 to the shifted accuracy, so that only r <= 4 is predicted. Corrections are of order 1/n
-(`mmcl_mean_accuracy` has them for the full embedding).
+Fails where: n is not large against r. The limit is at fixed r; at (600, 300, 240) and r = 20 the bulk's vectors still
+add .006 to the shifted accuracy, and the gap falls slowly with n, so that only r <= 4 is predicted. Corrections are of
+order 1/n (`mmcl_mean_accuracy` has them for the full embedding), larger for an outlier near the edge.
 """
 
 import functools
@@ -42,7 +42,7 @@ def edge_is_where_the_value_turns(effort):
 
 
 def edge_of_noise(effort):
-    """Largest singular value of X^T Y / n of pure noise; its bias is below 1% at this n."""
+    """Largest singular value of X^T Y / n of pure noise; its bias of order n^-2/3 is below .017 at this n."""
     n = 500 if effort == 1 else 1500
 
     @ambient.jit
@@ -55,7 +55,7 @@ def edge_of_noise(effort):
         return jax.lax.map(run, jax.random.split(key, 20))
 
     return ledger.judge(
-        f"largest singular value of noise, n = {n}, d_I/n = .5, d_T/n = .2, within 1%",
+        f"largest singular value of noise, n = {n}, d_I/n = .5, d_T/n = .2",
         ledger.mean(largest(jax.random.key(0)), bias=0.017),
         theory.bulk_edge(0.5, 0.2),
         {"sqrt(a_I) + sqrt(a_T)": 0.5**0.5 + 0.2**0.5, "a_T doubled": theory.bulk_edge(0.5, 0.4)},
@@ -125,14 +125,6 @@ def truncated_runs(key, model, caps, obs, *, ranks, n, runs):
     return jax.lax.map(run, jax.random.split(key, runs))
 
 
-@functools.cache
-def example(effort):
-    """THEORY's example, at ranks 1, 2 and 20."""
-    model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(300, 240, 1.0, 1.0)
-    arguments = {"ranks": (1, 2, 20), "n": 600, "runs": 60 * effort}
-    return jax.tree.map(np.asarray, truncated_runs(jax.random.key(3), model, mt.captions(), obs, **arguments))
-
-
 def outlier_values(effort):
     """Two outliers well above the edge; one near it, as in THEORY's example, has a larger error at this n."""
     n, caps, obs = 400, mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
@@ -146,7 +138,7 @@ def outlier_values(effort):
         return np.concatenate([np.asarray(found.value[:2]) / 10, np.asarray(products)])
 
     return ledger.judge(
-        "two largest singular values (/10) and their core overlaps l_c r_c at n = 400, up to .005",
+        "two largest singular values (/10) and their core overlaps l_c r_c at n = 400",
         ledger.mean(np.concatenate([value / 10, overlap], -1), bias=5e-3),
         prediction(),
         {"p off by .1": prediction(p=0.8), "n doubled": prediction(n=800.0)},
@@ -154,20 +146,23 @@ def outlier_values(effort):
 
 
 def truncated_accuracy(effort):
-    samples = example(effort)[0][:, :2]
-    obs = ambient.noise(300, 240, 1.0, 1.0)
+    n, caps, obs = 400, mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
+    arguments = {"ranks": (1, 2), "n": n, "runs": 100 * effort}
+    samples = truncated_runs(jax.random.key(3), mt.intra_class(0.9, 0.8, 0.6), caps, obs, **arguments)[0]
 
-    def prediction(ranks=(1, 2), n=600.0, p=0.95):
-        model = mt.intra_class(p, 1.0, 0.3)
-        return [ambient.groups(accuracy(model, None, obs, n, embed_dim=r)) for r in ranks]
+    def prediction(ranks=(1, 2), n=float(n), p=0.9):
+        model = mt.intra_class(p, 0.8, 0.6)
+        return [ambient.groups(accuracy(model, caps, obs, n, embed_dim=r)) for r in ranks]
 
     return ledger.judge(
-        "accuracy of rank-1 and rank-2 embeddings there, up to .008 (an outlier near the edge)",
-        ledger.mean(samples, bias=8e-3),
+        "accuracy of rank-1 and rank-2 embeddings there",
+        ledger.mean(samples, bias=2e-3),
         prediction(),
         {
-            "n doubled": prediction(n=1200.0),
-            "p off by .1": prediction(p=0.85),
+            "ranks swapped": prediction((2, 1)),
+            "rank 2 for both": prediction((2, 2)),
+            "n dropped": prediction(n=1e5),
+            "p off by .05": prediction(p=0.85),
         },
     )
 
@@ -184,18 +179,6 @@ def values_of_the_text(effort):
     )
 
 
-def every_rank(effort):
-    """THEORY: rank-r rule = the outliers among the r largest. At r = 20 the bulk's vectors count as well."""
-    samples = example(effort)[0][:, 2].mean(-1)
-    model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(300, 240, 1.0, 1.0)
-    outliers = float(accuracy(model, None, obs, 600.0, embed_dim=2).shifted)
-    return ledger.refute(
-        "'rank-r rule = sum over outliers' at every r: at r = 20 the bulk adds .006 (holds at r <= outliers)",
-        ledger.mean(samples, bias=2e-3),
-        outliers,
-    )
-
-
 CHECKS = (
     edge_is_where_the_value_turns,
     edge_of_noise,
@@ -204,5 +187,4 @@ CHECKS = (
     outlier_values,
     truncated_accuracy,
     values_of_the_text,
-    every_rank,
 )

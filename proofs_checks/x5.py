@@ -46,27 +46,38 @@ def rich_captions_without_noise(effort):
 
 
 def gaussian_loss(effort):
-    """log E_t exp(x W t) = x W S_T W x / 2 for Gaussian t: the population loss is the quadratic, and W* its zero."""
-    w, c = (sympy.Matrix(2, 2, sympy.symbols(f"{name}:4")) for name in "wc")
-    s_i, s_t = (sympy.Matrix([[a, b], [b, d]]) for a, b, d in (sympy.symbols("i:3"), sympy.symbols("t:3")))
-    both_sides = ((w * s_t * w.T * s_i).trace() + (w.T * s_i * w * s_t).trace()) / 4
-    loss = -sum(a * b for a, b in zip(w, c, strict=True)) + both_sides
-    gradient = sympy.Matrix(2, 2, [sympy.diff(loss, x) for x in w])
+    """log E_t exp(x W t), t = L g with L L^T = S_T, by integrating over g; then the quadratic loss and its zero."""
+    w, c = (sympy.Matrix(2, 2, sympy.symbols(f"{name}:4", real=True)) for name in "wc")
+    low = sympy.Matrix([[sympy.Symbol("L0", real=True), 0], sympy.symbols("L1:3", real=True)])
+    first, cross, second = sympy.symbols("i:3")
+    s_i = sympy.Matrix([[first, cross], [cross, second]])
+    g, slope = sympy.symbols("g slope", real=True)
+    moment = sympy.integrate(sympy.exp(slope * g - g**2 / 2) / sympy.sqrt(2 * sympy.pi), (g, -sympy.oo, sympy.oo))
+    x = sympy.Matrix(sympy.symbols("x0 x1", real=True))
+    s_t = low * low.T
 
-    def at(star):
-        return gradient.subs(dict(zip(w, star, strict=True)), simultaneous=True)
+    def log_expectation(matrix, factor):
+        """sum over the independent coordinates of g, whose slopes are (x^T matrix factor)_k."""
+        slopes = (x.T * matrix * factor).T
+        return sum(sympy.expand_log(sympy.log(moment.subs(slope, sk)), force=True) for sk in slopes)
 
+    derived_log = sympy.expand(log_expectation(w, low))
+    side = sympy.expand((x.T * w * s_t * w.T * x)[0] / 2)
+    loss = -sum(a * b for a, b in zip(w, c, strict=True)) + ((w * s_t * w.T * s_i).trace()) / 2
+    gradient = sympy.Matrix(2, 2, [sympy.diff(loss, entry) for entry in w])
     star = s_i.inv() * c * s_t.inv()
-    derived = sympy.Matrix.hstack(gradient, at(star))
-    right = sympy.Matrix.hstack(s_i * w * s_t - c, sympy.zeros(2, 2))
+    at_star = gradient.subs(dict(zip(w, star, strict=True)), simultaneous=True)
+    derived = sympy.Matrix.hstack(sympy.Matrix([derived_log, 0]), gradient, at_star)
+    zero = sympy.zeros(2, 2)
+
+    def right(log=side, gradient=s_i * w * s_t - c):
+        return sympy.Matrix.hstack(sympy.Matrix([log, 0]), gradient, zero)
+
     return ledger.judge(
-        "Gaussian data: gradient of InfoNCE's population loss = S_I W S_T - C, zero at S_I^-1 C S_T^-1",
+        "Gaussian data: log E exp(x W t) = x W S_T W^T x / 2; the gradient S_I W S_T - C vanishes at S_I^-1 C S_T^-1",
         ledger.algebra(derived),
-        right,
-        {
-            "one side only": sympy.Matrix.hstack(s_i * w * s_t / 2 - c, sympy.zeros(2, 2)),
-            "the linear loss's": sympy.Matrix.hstack(w - c, sympy.zeros(2, 2)),
-        },
+        right(),
+        {"1/2 dropped": right(log=2 * side), "the linear loss's": right(gradient=w - c)},
     )
 
 

@@ -102,7 +102,7 @@ def error_of_the_rate(effort):
         errors.append(float((u.T @ w.product @ vt.T)[0, 0] - theory.mode_strength(2.0, s[0], RHO, INITIAL)))
     return ledger.judge(
         "descent minus flow at t = 2 shrinks as the learning rate (exponent)",
-        ledger.rate(rates, errors, 0.01 * np.abs(errors)),
+        ledger.rate(rates, errors),
         1.0,
         {"rate^2": 2.0, "rate^(1/2)": 0.5},
     )

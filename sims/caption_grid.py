@@ -31,7 +31,8 @@ def run(config: Config, out: pathlib.Path) -> xr.Dataset:
     figure = draw(dataset)
     results.save_figure(figure, out, "sweep_captions", dpi=80)
     plt.close(figure)
-    (out / "partial.npz").unlink(missing_ok=True)
+    for model in config.model:
+        (out / f"partial_{model}.npz").unlink(missing_ok=True)
     return dataset
 
 
@@ -91,8 +92,6 @@ def make(config: Config, out: pathlib.Path) -> xr.Dataset:
         parts["accuracy_measured"].append(measured)
         trials = np.array([panel.trials or np.inf for panel in panels])[:, None, None, None]
         parts["z"].append(results.z_scores(predicted, np.moveaxis(measured, 1, -1), _LEFT_OUT[model], trials))
-    for model in config.model:
-        (out / f"partial_{model}.npz").unlink(missing_ok=True)
     cell = ("pi_spu", "pi_core", "group")
     dims = {
         "accuracy_predicted": ("model", "loss", *cell),

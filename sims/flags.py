@@ -130,7 +130,7 @@ def run_main(doc: str, define: Callable[[], None], main: Callable[[], None], arg
     except UsageError as error:
         _exit(2, str(error))
     except KeyboardInterrupt:
-        _exit(130, "interrupted; the same command goes on where this one stopped.")
+        _exit(130, "interrupted; what is stored stays, and the same command goes on from it.")
 
 
 def _exit(code: int, line: str) -> NoReturn:

@@ -77,7 +77,7 @@ def make(config: Resolved, out: pathlib.Path) -> xr.Dataset:
 def select(config: Resolved) -> diagrams.Diagram:
     """The diagram with the panels that were asked for."""
     diagram = diagrams.DIAGRAMS[config.diagram]()
-    asked = [panel for panel in diagram.panels if panel.name in config.panels or config.diagram == "align_predict"]
+    asked = [panel for panel in diagram.panels if panel.name in config.panels]
     return diagrams.Diagram(tuple(asked), diagram.outcomes)
 
 
@@ -139,14 +139,18 @@ def _knots(count: int, coarse: int) -> np.ndarray:
 
 
 def _interpolate(knots: np.ndarray, coarse_x: np.ndarray, coarse_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
-    """Cubic in the index of the axes, so that log axes are even."""
-    degrees = (min(3, len(coarse_y) - 1), min(3, len(coarse_x) - 1))
+    """Cubic in the index of the axes, so that log axes are even; linear, with gaps, where some knots are NaN."""
     at = [np.interp(fine, coarse, np.arange(len(coarse))) for fine, coarse in ((y, coarse_y), (x, coarse_x))]
-    layers = [
-        scipy.interpolate.RectBivariateSpline(*(np.arange(s) for s in layer.shape), layer, kx=degrees[0], ky=degrees[1])
-        for layer in np.moveaxis(knots, -1, 0)
-    ]
-    return np.stack([layer(*at) for layer in layers], -1)
+    index = [np.arange(len(coarse), dtype=float) for coarse in (coarse_y, coarse_x)]
+    grid = np.stack(np.meshgrid(*at, indexing="ij"), -1)
+
+    def layer(values: np.ndarray) -> np.ndarray:
+        if np.isnan(values).any():
+            return scipy.interpolate.RegularGridInterpolator(index, values)(grid)
+        degrees = {"kx": min(3, len(coarse_y) - 1), "ky": min(3, len(coarse_x) - 1)}
+        return scipy.interpolate.RectBivariateSpline(*index, values, **degrees)(*at)
+
+    return np.stack([layer(values) for values in np.moveaxis(knots, -1, 0)], -1)
 
 
 def measure_cells(
@@ -276,8 +280,9 @@ def draw(config: Resolved, dataset: xr.Dataset) -> Figure:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=1)
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.05, pad=0.02)
-    bar.set_label(plots.VALUE_SYMBOLS[config.value])
+    if len(shown.panel):
+        bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.05, pad=0.02)
+        bar.set_label(plots.VALUE_SYMBOLS[config.value])
     return figure
 
 

@@ -179,7 +179,7 @@ DIAGRAMS = {
         Axis("nuisance_correlation", 0.0, 0.99, 199),
         Axis("nuisance_variance", 0.2, 20.0, 161, log=True),
         "regime",
-        ("regimes", "contrast"),
+        ("regimes", "align", "predict", "contrast"),
         100,
         {
             "signal": 1.0,
@@ -305,8 +305,9 @@ class Resolved:
         for name in ("dim_image", "dim_text"):
             if name in p and p[name] < latents:
                 raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {p[name]:g}.")
-        if "batch_size" in p and p["batch_size"] > p["n"]:
-            raise UsageError(f"--batch_size must be <= {p['n']:g} (--n), got {p['batch_size']:g}.")
+        fewest = min((ax.values[0] for ax in (self.x, self.y) if ax.name == "n"), default=p["n"])
+        if "batch_size" in p and p["batch_size"] > fewest:
+            raise UsageError(f"--batch_size must be <= {fewest:g} (--n), got {p['batch_size']:g}.")
         if len(self.x.values) * len(self.y.values) > 10 * MAX_POINTS:
             raise UsageError(f"--x and --y must make at most {10 * MAX_POINTS} points, got {self.x} and {self.y}.")
         wide = p["n"] * (p.get("dim_image", 2) + p.get("dim_text", 2))

@@ -163,9 +163,9 @@ def text(dataset: xr.Dataset) -> str:
         ("info_nce", "InfoNCE, predicted"),
         ("whitened", "whitened"),
     ):
-        lines.append(f"{label:22s}{'  '.join(f'{v:.4f}' for v in dataset.end_points.sel(end_point=name).values)}")
+        lines.append(f"{label:24s}{'  '.join(f'{v:.4f}' for v in dataset.end_points.sel(end_point=name).values)}")
     for loss, label in (("mmcl_gradient", "linear loss, trained"), ("info_nce", "InfoNCE, trained")):
-        lines.append(f"{label:22s}{'  '.join(f'{v:.4f}' for v in last.sel(loss=loss).values)}")
+        lines.append(f"{label:24s}{'  '.join(f'{v:.4f}' for v in last.sel(loss=loss).values)}")
     linear = dataset.sel(loss="mmcl_gradient")
     difference = np.abs(linear.accuracy_measured.mean("seed") - dataset.accuracy_predicted).max().item()
     lines.append(
