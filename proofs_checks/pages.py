@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags
 
+from proofs_checks.__main__ import LABELS
 from sims.flags import UsageError, define, path, run_main
 
 Row = Mapping[str, Any]
@@ -53,20 +54,26 @@ def page(label: str, rows: Sequence[Row], profile: str) -> str:
         f"`python -m proofs_checks --only={label} --profile={profile}`; in brackets what the check must reject.",
         "",
     ]
-    lines += ["| claim | predicted | measured | z (limit) | verdict |", "|---|---|---|---|---|"]
+    lines += ["| claim | predicted | measured | allowed | z (limit) | verdict |", "|---|---|---|---|---|---|"]
     lines += [_table_row(row) for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _table_row(row: Row) -> str:
     gap = row["gap"]
-    measured = f"{gap['measured']:.6g}"
+    measured = _number(gap["measured"], 6)
     if gap["se"] is not None:
-        measured += f" +- {gap['se']:.1g}"
+        measured += f" +- {_number(gap['se'], 1)}"
     wrong = "; ".join(name for name, _ in row["wrong"])
     verdict = row["verdict"] + (f" (missed: {', '.join(row['missed'])})" if row["missed"] else "")
     claim = f"{row['claim']} [{wrong}]".replace("|", "\\|")
-    return f"| {claim} | {gap['predicted']:.6g} | {measured} | {gap['z']:.2g} ({gap['limit']:.2g}) | {verdict} |"
+    allowed = _number(gap["allowed"], 2) if gap["allowed"] else ""
+    z = f"{_number(gap['z'], 2)} ({_number(gap['limit'], 2)})"
+    return f"| {claim} | {_number(gap['predicted'], 6)} | {measured} | {allowed} | {z} | {verdict} |"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def index(content: Mapping[str, Any]) -> str:
@@ -109,7 +116,8 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
         ax.plot(wrong, [i] * len(wrong), "x", color="tab:orange", markersize=4)
         if not refuted:
             limit = gap["limit"]
-            excess = gap["z"] / limit if limit else (0.0 if gap["z"] <= 0 else math.inf)
+            z = math.inf if gap["z"] is None else gap["z"]
+            excess = z / limit if limit else (0.0 if z <= 0 else math.inf)
             ax.plot(place(excess), i, "o", color="tab:blue", markersize=4)
     ax.set(xscale="log", xlim=(_LOW / 2, _HIGH * 2), ylim=(len(rows), -1))
     labels = [row["label"] for row in rows]
@@ -128,12 +136,14 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
 
 
 def write(content: Mapping[str, Any], out: pathlib.Path) -> None:
-    """All pages, the index and the figure into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    """All pages, the index and the figure into `out`; nothing is written before all pages are made."""
+    pages = {"README.md": index(content)}
     for label in content["statements"]:
         here = [row for row in content["rows"] if row["label"] == label]
-        (out / f"{label}.md").write_text(page(label, here, content["profile"]))
-    (out / "README.md").write_text(index(content))
+        pages[f"{label}.md"] = page(label, here, content["profile"])
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        (out / name).write_text(text)
     draw(content["rows"], out / "ledger.png")
 
 
@@ -143,16 +153,21 @@ def _define_flags() -> None:
 
 
 def _main() -> None:
-    source = pathlib.Path(flags.FLAGS.json)
+    source, out = pathlib.Path(flags.FLAGS.json), pathlib.Path(flags.FLAGS.out)
     try:
         content = json.loads(source.read_text())
-        missing = {"profile", "statements", "rows"} - content.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"--json={source} cannot be read as a ledger: {error}.") from None
-    if missing:
-        raise UsageError(f"--json={source} is not a ledger: it has no {', '.join(sorted(missing))}.")
-    write(content, pathlib.Path(flags.FLAGS.out))
-    print(f"{len(content['statements'])} pages in {flags.FLAGS.out}")
+        absent = [label for label in LABELS if label not in content["statements"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--json={source} cannot be read as a ledger: {type(error).__name__}: {error}.") from None
+    if absent:
+        raise UsageError(f"--json={source} must hold every statement, has no {', '.join(absent)}.")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out={out} must be a folder.")
+    try:
+        write(content, out)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"--json={source} is not a ledger of this version: {type(error).__name__}: {error}.") from None
+    print(f"{len(content['statements'])} pages in {out}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from mmcl_theory.data import captions, intra_class, observation
-from mmcl_theory.theory import mmcl_accuracy, mmcl_mean_accuracy
+from mmcl_theory.theory import mmcl_accuracy, mmcl_mean_accuracy, mmcl_rule
+from mmcl_theory.theory.finite_sample import _product_moments
+from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, learnt_rules, noise
 
@@ -89,3 +91,61 @@ def test_ordinary_loss_and_broadcasting():
 def test_values_out_of_range_are_refused(n, weight, message):
     with pytest.raises(ValueError, match=message):
         mmcl_mean_accuracy(intra_class(0.9, 1.0, 0.1), captions(), observation(5, 5), n, weight)
+
+
+def test_products_have_the_moments_of_quadrature():
+    """E X, E X X^T of X = (A_1 T, A_2 T, T^2), polynomials of degree 8: Gauss-Hermite with 9 nodes is exact."""
+    rng = np.random.default_rng(0)
+    cases = 8
+    probability, alpha, tau = rng.dirichlet(np.ones(cases)), rng.normal(size=(cases, 2)), rng.normal(size=cases)
+    s_image = np.diag(rng.uniform(0.2, 1, 2))
+    s_text = rng.uniform(1.0, 2.0, cases)
+    s_cross = rng.uniform(-0.3, 0.3, (cases, 2))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    g = np.stack(np.meshgrid(*3 * [nodes], indexing="ij"), -1).reshape(-1, 3)
+    weight = np.prod(np.stack(np.meshgrid(*3 * [weights / weights.sum()], indexing="ij"), -1), -1).ravel()
+    first, second = np.zeros(3), np.zeros((3, 3))
+    for k in range(cases):
+        covariance = np.block([[s_image, s_cross[k][:, None]], [s_cross[k][None, :], np.array([[s_text[k]]])]])
+        a_t = np.r_[alpha[k], tau[k]] + g @ np.linalg.cholesky(covariance).T
+        x = a_t * a_t[:, 2:]
+        first += probability[k] * weight @ x
+        second += probability[k] * (x * weight[:, None]).T @ x
+    got = _product_moments(*map(jnp.asarray, (probability, alpha, tau, s_image, s_cross, s_text)))
+    np.testing.assert_allclose(got[0], first, rtol=1e-10)
+    np.testing.assert_allclose(got[1], second, rtol=1e-10)
+
+
+def test_correction_is_the_delta_method_on_drawn_pairs():
+    """Covariance of a sample's contribution from 400,000 drawn pairs, Hessian by differences: 4% of the 1/n term."""
+    model, caps, obs = intra_class(0.8, 0.7, 0.4, 1.2, 0.9), captions(0.6, 0.3), noise(50, 2, 0.6, 0.7)
+    n, weight = 30, 0.2
+    key_z, key_u, key_x, key_t = jax.random.split(jax.random.key(4), 4)
+    count = 400_000
+    latents = model.sample(key_z, count)
+    h = np.asarray(latents.z + 0.6 * jax.random.normal(key_x, latents.z.shape))
+    t = np.asarray(1.2 * (caps.sample(key_u, model, latents)[:, 0] + 0.7 * jax.random.normal(key_t, (count,))))
+    y = np.asarray(latents.label)
+    c = 1 - 2 * weight
+    h_mean, t_mean = (y[:, None] * h).mean(0), (y * t).mean()
+    a_vector, t_vector = y[:, None] * h + c * h_mean, y * t + c * t_mean
+    k = 0.6**2 * 48 / (n - 1)
+    x = np.column_stack([a_vector * t_vector[:, None], k * t_vector**2])
+    covariance = np.cov(x.T) / n
+    t_square = 1.2**2 * (1.2**2 + 0.6 * 0.7**2 + 0.7**2) + (2 * c + c**2) * 1.2**4
+    center = np.r_[mmcl_rule(model, caps, same_class_weight=weight), k * t_square]
+    covariance[2, 2] += 2 * 48 * (center[2] / 48) ** 2
+
+    def value(at):
+        norm = at[:2] @ at[:2] + at[2]
+        return np.asarray(groups(linear_rule_accuracy(model, jnp.asarray(at[:2]), jnp.asarray(norm), 0.6)))
+
+    def mixed(a, b):
+        ends = value(center + a + b) - value(center + a - b) - value(center - a + b) + value(center - a - b)
+        return ends / (4 * 1e-3**2)
+
+    hessian = np.array([[mixed(a, b) for b in 1e-3 * np.eye(3)] for a in 1e-3 * np.eye(3)])
+    correction = 0.5 * np.einsum("ijg,ij->g", hessian, covariance)
+    got = np.asarray(groups(mean_accuracy(model, caps, obs, float(n), weight))) - value(center)
+    assert np.abs(correction).max() > 3e-3
+    np.testing.assert_allclose(got, correction, rtol=0.04, atol=1e-4)
