@@ -13,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures test slow ledger lint types lock clean FORCE
+.PHONY: help sweep figures test slow ledger pages lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -43,6 +43,10 @@ slow: $(VENV)/test ## checks of what goes beyond the paper, and the longest ones
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
 	$(PY) -m proofs_checks $(LEDGER_FLAGS)
+
+pages: $(VENV)/test ## judge every statement and write docs/statements anew
+	mkdir -p runs && $(PY) -m proofs_checks --json=runs/ledger.json
+	$(PY) -m proofs_checks.pages --json=runs/ledger.json --out=docs/statements
 
 lint: $(VENV)/test ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -28,7 +28,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("profile", "quick", "quick: under 3 minutes on 2 cores; full: under 30, smaller errors")
     define("json", None, "file to write the rows (or mutants) to", path)
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
-    define("workers", 2, "processes for --mutants, >= 1", integer)
+    define("workers", 2, "processes, >= 1", integer)
 
 
 def _main() -> None:
@@ -53,7 +53,7 @@ def _main() -> None:
         sys.exit(0 if mutants.report(values["mutants"], values["workers"], target) else 1)
     from proofs_checks import run  # JAX and SymPy load only once the arguments are good
 
-    rows = run.ledger(values["only"], EFFORT[values["profile"]])
+    rows = run.ledger(values["only"], EFFORT[values["profile"]], values["workers"])
     if target:
         run.write_json(target, rows, values["profile"])
     bad = [row for row in rows if not row.good]

@@ -1,9 +1,11 @@
 """Run the checks of the named statements and show their rows."""
 
+import concurrent.futures
 import dataclasses
 import importlib
 import json
 import math
+import multiprocessing
 import pathlib
 import sys
 import time
@@ -46,18 +48,37 @@ def judged(labels: Sequence[str], effort: int) -> Iterator[Row]:
             yield dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
 
 
-def ledger(labels: Sequence[str], effort: int) -> list[Row]:
-    """`judged`, each row printed as it comes, progress on stderr."""
-    rows = []
+def ledger(labels: Sequence[str], effort: int, workers: int = 1) -> list[Row]:
+    """`judged`, a process a statement and `workers` at a time; rows are printed as they come, progress on stderr.
+
+    Returns the rows in the order of the statements.
+    """
+    rows: dict[str, list[Row]] = {label: [] for label in labels}
     print(COLUMNS)
     total = sum(len(module(label).CHECKS) for label in labels)
-    with tqdm(judged(labels, effort), total=total, unit="check", disable=None) as bar:
-        for row in bar:
-            bar.set_description(row.label)
-            rows.append(row)
+    with tqdm(total=total, unit="check", disable=None) as bar:
+
+        def show(row: Row) -> None:
+            rows[row.label].append(row)
             tqdm.write(text(row))
             sys.stdout.flush()
-    return rows
+            bar.update()
+
+        if workers == 1 or len(labels) == 1:
+            for row in judged(labels, effort):
+                show(row)
+        else:
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=1) as pool:
+                jobs = [pool.submit(_statement, label, effort) for label in labels]
+                for job in concurrent.futures.as_completed(jobs):
+                    for row in job.result():
+                        show(row)
+    return [row for label in labels for row in rows[label]]
+
+
+def _statement(label: str, effort: int) -> list[Row]:
+    return list(judged([label], effort))
 
 
 def text(row: Row) -> str:

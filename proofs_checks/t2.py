@@ -202,7 +202,7 @@ def gap_of_the_population_formula(effort):
     limit = ambient.groups(theory.mmcl_accuracy(model, None, obs))
     gaps, errors = [], []
     for n in sizes:
-        runs = ambient.accuracies(n, model, mt.captions(), obs, n=n, runs=1000 * effort)[:, 0]
+        runs = ambient.accuracies(n, model, mt.captions(), obs, n=n, runs=600 * effort)[:, 0]
         gaps.append(runs.mean() - limit[0])
         errors.append(runs.std() / len(runs) ** 0.5)
     return ledger.judge(

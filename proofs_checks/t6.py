@@ -64,7 +64,7 @@ def label_only_captions_share_nothing(effort):
 
 def sampled_images(effort):
     """Rules learnt from ambient pairs, accuracy counted on ambient test images, below and above pi*."""
-    m, n, runs = 20, 4000, 8 * effort
+    m, n, runs = 20, 4000, 24 * effort
     model, obs = mt.inter_class(m, 1.0, 0.1, 0.4), ambient.noise(60, 50, 0.25, 0.1)
 
     @ambient.jit

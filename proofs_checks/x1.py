@@ -162,7 +162,7 @@ def gap_to_the_curve(effort):
         obs = mt.observation(2 * n, 2, 2 * (n / 1000) ** 0.5, 0.0)
         model = mt.intra_class(0.95, 1.0, 0.1)
         single = jax.tree.map(lambda x: x.astype(jnp.float32), (model, obs))
-        seeds = 120_000 // n * min(effort, 4)
+        seeds = 80_000 // n * min(effort, 4)
         samples = np.asarray(ambient.max_margin(jax.random.key(n), *single, n=n, seeds=seeds))[:, 0]
         samples = samples[np.isfinite(samples)]
         gaps.append(samples.mean() - float(curve(model, obs, float(n)).aligned))
