@@ -40,7 +40,35 @@ WATCHERS = {  # module of mmcl_theory.theory: the statements that use it; its te
     "whitened": ("X10", "X5"),
     "info_nce": ("X10",),
 }
-EXPLAINED: dict[tuple[str, str], str] = {}
+_LIMIT = "below the resolution: the prediction is a limit, right to O(1/n)"
+_SYMMETRIC = "equivalent: symmetric in a_I and a_T"
+_PATH = "equivalent: changes the way to the root, whose residual certifies it, not the root"
+_SCALE = "equivalent: rho and om_0 enter as a product and as the scale of the rule, to which accuracy is blind"
+EXPLAINED: dict[tuple[str, str], str] = {
+    ("mmcl_accuracy", "obs.dim_image / n -> obs.dim_image / (n - 1)"): _LIMIT,
+    ("bulk_edge", "_edge(a_i, a_t) -> _edge(a_t, a_i)"): _SYMMETRIC,
+    (
+        "bulk_edge",
+        "_squared_value(_edge(a_i, a_t), a_i, a_t) -> _squared_value(_edge(a_i, a_t), a_t, a_i)",
+    ): _SYMMETRIC,
+    ("_vectors", "_squared_value(x, a_i, a_t) -> _squared_value(x, a_t, a_i)"): _SYMMETRIC,
+    ("_vectors", "_squared_value(t, a_i, a_t) -> _squared_value(t, a_t, a_i)"): _SYMMETRIC,
+    (
+        "_direction",
+        "_margin(c, fixed) - multiplier * penalty(c) -> _margin(c, fixed) + multiplier * penalty(c)",
+    ): _PATH,
+    ("_direction", "sizes[chosen] * move -> move"): _PATH,
+    ("_margin", "2 * p -> 3 * p"): _PATH,
+    ("_margin", "2 * p - 1 -> p"): _PATH,
+    (
+        "training_accuracy",
+        "mode_strength(at[0], s, at[1], at[2]) -> mode_strength(at[0], s, at[2], at[1])",
+    ): _SCALE,
+    (
+        "_kkt_residual",
+        "[*-eye[pi <= _ACTIVE], *eye[pi >= 1 - _ACTIVE]] -> [*eye[pi >= 1 - _ACTIVE], *-eye[pi <= _ACTIVE]]",
+    ): "equivalent: the order of the constraints",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,11 +284,11 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
                 mutant, noticed = jobs[job], job.result()
                 fields = {k: v for k, v in dataclasses.asdict(mutant).items() if k != "source"}
                 records.append(fields | {"noticed": noticed})
+                if target:  # as they come: a run that is killed leaves what it found
+                    target.write_text(json.dumps(records, indent=1) + "\n")
                 if noticed is None:
                     where = f"{mutant.module}.{mutant.function}:{mutant.line}"
                     tqdm.write(f"survives: {where}  {mutant.change}")
-    if target:
-        target.write_text(json.dumps(records, indent=1) + "\n")
     survivors = [r for r in records if r["noticed"] is None]
     for module in WATCHERS:
         here = [r for r in records if r["module"] == module]
