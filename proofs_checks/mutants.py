@@ -54,6 +54,11 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("_vectors", "_squared_value(x, a_i, a_t) -> _squared_value(x, a_t, a_i)"): _SYMMETRIC,
     ("_vectors", "_squared_value(t, a_i, a_t) -> _squared_value(t, a_t, a_i)"): _SYMMETRIC,
     (
+        "_adjugate",
+        "pair_matrix(matrix[..., 1, 1], -matrix[..., 0, 1], -matrix[..., 1, 0], matrix[..., 0, 0])"
+        " -> pair_matrix(matrix[..., 1, 1], -matrix[..., 1, 0], -matrix[..., 0, 1], matrix[..., 0, 0])",
+    ): "equivalent: covariances are symmetric",
+    (
         "_direction",
         "_margin(c, fixed) - multiplier * penalty(c) -> _margin(c, fixed) + multiplier * penalty(c)",
     ): _PATH,
