@@ -271,7 +271,8 @@ def _watched(mutant: Mutant, cache: str) -> str | None:
 
 
 def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool:
-    """Inject, watch, print kills and survivors; True if at least 95% are killed and every survivor is explained.
+    """Inject, watch, print kills and survivors; True if at least 95% of those that are not equivalent are
+    killed and every survivor is explained.
 
     target: JSON file for all mutants and what noticed each, or None.
     """
@@ -305,9 +306,14 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
         reason = EXPLAINED.get((str(r["function"]), change))
         unexplained += reason is None
         print(f"{r['module']}.{r['function']}:{r['line']}  {change}\n    {reason or 'UNEXPLAINED'}")
-    killed = len(records) - len(survivors)
-    share = killed / len(records)
-    print(f"{killed} of {len(records)} mutants killed ({100 * share:.1f}%), {unexplained} survivors unexplained.")
+    reasons = [EXPLAINED.get((str(r["function"]), f"{r['before']} -> {r['after']}"), "") for r in survivors]
+    equivalent = sum(reason.startswith("equivalent") for reason in reasons)
+    killed, late = len(records) - len(survivors), sum(str(r["noticed"]).startswith("no answer") for r in records)
+    share = killed / max(len(records) - equivalent, 1)
+    print(
+        f"{killed} of {len(records)} mutants killed, {late} of them by time; {equivalent} are equivalent;"
+        f" {100 * share:.1f}% of the others killed; {unexplained} survivors unexplained."
+    )
     return share >= 0.95 and not unexplained
 
 
