@@ -8,7 +8,8 @@ any row fails or misses a wrong theory.
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
 
 With --mutants=K the checks themselves are tested: K wrong versions of every theory function are injected, one at a
-time, and the ledger or a test must notice. Exit code 1 unless 95% of those not equivalent are killed and every survivor is explained.
+time, and the ledger or a test must notice. Exit code 1 unless 95% of those that are not equivalent are killed and every
+survivor is explained.
 """
 
 import os
