@@ -244,6 +244,7 @@ def test_max_margin_at_a_thousand_samples(point):
     rejects(assert_in_band, samples, predict(p, s_c / 2, *rest)[1])
 
 
+@pytest.mark.slow
 def test_gap_to_the_curve_shrinks_faster_than_one_over_root_n():
     """At fixed n/d and n/sigma^2, as X1 wants; the aligned group, whose noise is the smaller (resolution 5e-4).
 
