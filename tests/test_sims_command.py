@@ -156,7 +156,7 @@ def test_an_interrupt_exits_with_130_and_one_line(command, monkeypatch, tmp_path
     monkeypatch.setattr(grid, "run_chunks", interrupt)
     code, out, err = command(f"--out={tmp_path / 'out'}")
     assert (code, out) == (130, "")
-    assert re.fullmatch(r"error: interrupted; the same command goes on [^\n]+\n", err)
+    assert re.fullmatch(r"error: interrupted; what is stored stays, [^\n]+\n", err)
 
 
 def test_refusals_of_the_process(tmp_path):
