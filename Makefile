@@ -13,7 +13,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures test slow ledger pages lint types lock clean FORCE
+.PHONY: help sweep figures test slow long ledger pages lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -36,10 +36,13 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 	done
 
 test: lint types ## lint, types, tests
-	$(PY) -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST_FLAGS)
+	$(PY) -m pytest -n $(WORKERS) -m 'not slow and not long' $(PYTEST_FLAGS)
 
-slow: $(VENV)/test ## checks of what goes beyond the paper, and the longest ones
+slow: $(VENV)/test ## checks of what goes beyond the paper
 	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_FLAGS)
+
+long: $(VENV)/test ## laws compared over thousands of ambient runs (about 10 minutes; not in CI)
+	$(PY) -m pytest -n $(WORKERS) -m long $(PYTEST_FLAGS)
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
 	$(PY) -m proofs_checks $(LEDGER_FLAGS)

@@ -40,7 +40,7 @@ from tests.statistics import assert_mean_close, assert_same_law, rejects
 from tests.test_theory_mmcl import groups, noise
 from tests.test_theory_mmcl import jit as optimised
 
-slow = pytest.mark.slow
+long = pytest.mark.long
 jit = jax.jit  # at the tests' own level: compiling is most of what these take
 MODEL = intra_class(0.9, 0.8, 0.3, 1.1, 0.7)
 
@@ -125,7 +125,7 @@ SLOW |= {
     for pi in (0.0, 1.0)
 }
 CASES = QUICK | SLOW
-over_cases = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in SLOW)])
+over_cases = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=long) for name in SLOW)])
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def test_rules_have_the_law_of_the_ambient_run(name, kind):
     assert_same_law(CASES[name].draws(kind), measured(name))
 
 
-@slow
+@long
 @pytest.mark.parametrize("weight", [None, 0.3])
 def test_both_samplers_agree_where_the_ambient_run_is_too_large(weight):
     case = Case(2000, 10**6, weight=weight, prompts="train_mean", runs=2000, s_i=0.02)
@@ -172,7 +172,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    "wrong", [pytest.param(w, marks=slow if name in SLOW else ()) for w, (name, _) in WRONG.items()]
+    "wrong", [pytest.param(w, marks=long if name in SLOW else ()) for w, (name, _) in WRONG.items()]
 )
 def test_wrong_laws_are_rejected(wrong):
     name, draw = WRONG[wrong]
@@ -189,7 +189,7 @@ def rules_at(key, model, caps, obs, n, weight, *, runs, prompts="core"):
     )
 
 
-@slow
+@long
 @pytest.mark.parametrize("weight", [None, 0.2])
 def test_a_thousand_million_samples_are_the_population(weight):
     """Resolution 1e-5: the standard error of 300 runs, each of which deviates by about 3e-5."""
@@ -208,7 +208,7 @@ def test_a_thousand_million_samples_are_the_population(weight):
     np.testing.assert_allclose(accuracy.mean(0), population, atol=1e-5)
 
 
-@slow
+@long
 @pytest.mark.parametrize("n", [50.0, 1e5, 1e9])
 def test_single_precision_has_the_same_law(n):
     """The deviation from the population in units of 1/sqrt(n); float32's rounding is .002 of them at 10^9 samples."""
@@ -229,7 +229,7 @@ def test_single_precision_has_the_same_law(n):
 COUNTS = [(3, 0.5), (1e3, 0.02), (1e4, 0.5), (1e6, 0.97), (1e9, 0.5), (1e9, 1e-8)]
 
 
-@slow
+@long
 @pytest.mark.parametrize("x64", [True, False])
 def test_counts_and_scatters_of_any_size(x64):
     """Kolmogorov-Smirnov, 20,000 draws each, against SciPy; float32 rounds the largest counts to 64."""
@@ -255,7 +255,7 @@ def test_counts_and_scatters_of_any_size(x64):
         assert scipy.stats.kstest(scipy.stats.chi2(k).cdf(x), "uniform").pvalue > limit
 
 
-@slow
+@long
 @pytest.mark.parametrize("x64", [True, False])
 def test_certain_and_empty_counts(x64):
     with jax.enable_x64(x64):
@@ -303,7 +303,7 @@ INTER = {
 }
 
 
-@slow
+@long
 @pytest.mark.parametrize("name", INTER)
 def test_inter_class_rules_have_the_law_of_the_ambient_run(name):
     pairs, dim, n, weight, prompts = INTER[name]
@@ -345,7 +345,7 @@ def gram_statistics(key, model, obs, *, n, runs, exact):
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=50)
 
 
-@slow
+@long
 @pytest.mark.parametrize("dim", [20, 5, 2])
 def test_gram_matrices_have_the_law_of_the_ambient_run(dim):
     """Also with fewer dimensions than samples, d - 2 < n, and with none beside the signal."""
@@ -360,7 +360,7 @@ def test_gram_matrices_have_the_law_of_the_ambient_run(dim):
 # Arguments
 
 
-@slow
+@long
 def test_a_sweep_over_leaves_and_sizes_is_a_map():
     keys = jax.random.split(jax.random.key(0), 3)
     models, sizes = (
