@@ -41,7 +41,7 @@ test: lint types ## lint, types, tests
 slow: $(VENV)/test ## checks of what goes beyond the paper
 	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_FLAGS)
 
-long: $(VENV)/test ## laws compared over thousands of ambient runs (about 10 minutes; not in CI)
+long: $(VENV)/test ## laws over thousands of ambient runs, measured cells of every diagram (about 15 minutes; not in CI)
 	$(PY) -m pytest -n $(WORKERS) -m long $(PYTEST_FLAGS)
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected

@@ -130,7 +130,7 @@ def test_every_diagram_predicts_its_plane(name, tmp_path):
     plt.close(figure)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", DIAGRAMS)
 def test_every_diagram_measures_what_it_predicts(name, tmp_path):
     default = DIAGRAMS[name]
