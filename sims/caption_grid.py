@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmcl_theory import theory
-from sims import diagrams, measure, phase, plots, results, store
+from sims import diagrams, measure, phase, plots, results, store, summary
 from sims.diagrams import Panel, Params
 from sims.phase_config import Axis, Resolved
 from sims.sweep_captions import Config
@@ -137,8 +137,7 @@ def _threshold(model: str, parameters: dict[str, float]) -> float:
 
 def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """One row a model, loss and cell."""
-    mean = dataset.accuracy_measured.mean("seed")
-    error = dataset.accuracy_measured.std("seed", ddof=1) / dataset.sizes["seed"] ** 0.5
+    mean, error = summary.seed_statistics(dataset.accuracy_measured)
     table = []
     axes = ("model", "loss", "pi_spu", "pi_core")
     for index in np.ndindex(*(dataset.sizes[a] for a in axes)):
@@ -192,13 +191,13 @@ def _of_value(data: xr.Dataset, value: str) -> xr.Dataset:
     def pick(x: xr.DataArray) -> xr.DataArray:
         return x.mean("group") if value == "shifted" else x.sel(group=value)
 
-    measured = pick(data.accuracy_measured)
+    mean, error = summary.seed_statistics(pick(data.accuracy_measured))
     best = data.best_value.item() if value == "shifted" else np.nan
     return xr.Dataset(
         {
             "curve": pick(data.accuracy_curve),
-            "mean": measured.mean("seed"),
-            "error": measured.std("seed", ddof=1) / measured.sizes["seed"] ** 0.5,
+            "mean": mean,
+            "error": error,
             "best": data.best,
             "best_value": best,
             "sharing_threshold": data.sharing_threshold if data.loss == "linear" else np.nan,

@@ -86,12 +86,25 @@ def groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
     return jnp.stack([accuracy.aligned, accuracy.conflicting])
 
 
-def robustness() -> Diagram:
-    """T2, X2, X4 beside X1: accuracy of the linear contrastive loss and of max-margin supervised learning."""
+def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
+    """The linear contrastive loss at n samples, intra-class: X2's limit is drawn, cells must meet its 1/n term too."""
 
-    def linear(p: Params) -> jax.Array:
+    def predict(p: Params) -> jax.Array:
         obs, weight = observation_of(p), p["same_class_weight"]
         return groups(mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight))
+
+    def predict_cell(p: Params) -> jax.Array:
+        setting, cell = _setting(p)
+        return measure.predict(setting, "mmcl", cell)
+
+    def run(key: jax.Array, p: Params) -> jax.Array:
+        return measure_of_sweep(key, p, "mmcl")
+
+    return Panel("mmcl", title, predict, run, predict_cell, boundaries)
+
+
+def robustness() -> Diagram:
+    """T2, X2, X4 beside X1: accuracy of the linear contrastive loss and of max-margin supervised learning."""
 
     def too_strong(p: Params, outcomes: jax.Array) -> jax.Array:
         threshold = mt.theory.strong_spurious_threshold(model_of(p), captions_of(p), p["same_class_weight"])
@@ -100,19 +113,12 @@ def robustness() -> Diagram:
     def max_margin(p: Params) -> jax.Array:
         return groups(mt.theory.supervised_accuracy(model_of(p), observation_of(p), p["n"]))
 
-    mmcl = Panel(
-        "mmcl",
-        "MMCL, linear loss",
-        linear,
-        lambda key, p: measure.measure(*of_sweep(p, "mmcl", key)),
-        lambda p: sweep_prediction(p, "mmcl"),
-        {"conflicting group: half right (X4)": too_strong},
-    )
+    mmcl = linear_loss("MMCL, linear loss", {"conflicting group: half right (X4)": too_strong})
     supervised = Panel(
         "supervised",
         "supervised, max-margin",
         max_margin,
-        lambda key, p: measure.measure(*of_sweep(p, "supervised", key)),
+        lambda key, p: measure_of_sweep(key, p, "supervised"),
         boundaries={
             "conflicting group: half right": lambda _, found: found[1] - 0.5,
             "separable below this line (X1)": lambda _, found: jnp.where(jnp.isnan(found[0]), -1.0, 1.0),
@@ -138,37 +144,22 @@ def _setting(p: Params) -> tuple[Setting, measure.Cell]:
     return setting, measure.Cell(*(jnp.asarray(p[name], float) for name in names))
 
 
-def of_sweep(p: Params, learner: str, key: jax.Array) -> tuple[Setting, str, jax.Array, measure.Cell]:
-    """The arguments of a run of `sims.sweep_spurious` with these parameters."""
+def measure_of_sweep(key: jax.Array, p: Params, learner: str) -> jax.Array:
+    """A run of `sims.sweep_spurious` with these parameters."""
     setting, cell = _setting({**p, "n": int(p["n"])})
-    return setting, learner, key, cell
-
-
-def sweep_prediction(p: Params, learner: str) -> jax.Array:
-    setting, cell = _setting(p)
-    return measure.predict(setting, learner, cell)
+    return measure.measure(setting, learner, key, cell)
 
 
 def same_class_weight() -> Diagram:
     """X3: how much intra-class contrasting is best at n samples."""
 
-    def linear(p: Params) -> jax.Array:
-        obs, weight = observation_of(p), p["same_class_weight"]
-        return groups(mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight))
-
     def beyond_best(p: Params, outcomes: jax.Array) -> jax.Array:
         best = mt.theory.optimal_same_class_weight(model_of(p), captions_of(p), observation_of(p), p["n"])
         return p["same_class_weight"] - best.same_class_weight
 
-    panel = Panel(
-        "mmcl",
-        "MMCL, linear loss with same-class weight",
-        linear,
-        lambda key, p: measure.measure(*of_sweep(p, "mmcl", key)),
-        lambda p: sweep_prediction(p, "mmcl"),
-        {"best weight for acc. on P* (X3)": beyond_best, "ordinary loss": lambda p, _: p["same_class_weight"] - 0.5},
-    )
-    return Diagram((panel,))
+    boundaries = {"best weight for acc. on P* (X3)": beyond_best}
+    boundaries["ordinary loss"] = lambda p, _: p["same_class_weight"] - 0.5
+    return Diagram((linear_loss("MMCL, linear loss with same-class weight", boundaries),))
 
 
 def whitened_accuracy(p: Params, theta: Any) -> mt.zero_shot.GroupAccuracy:
@@ -183,12 +174,13 @@ def measure_whitened(key: jax.Array, p: Params) -> jax.Array:
     pairs = mt.sample_pairs(key_pairs, model, captions_of(p), obs, int(p["n"]), dictionaries)
     cross_cov = learners.cross_covariance(pairs.image, pairs.text)
     score = learners.whitened_optimum(cross_cov, jnp.cov(pairs.image.T), jnp.cov(pairs.text.T), p.get("theta", 1.0))
-    return _rule_accuracy(model, obs, dictionaries, score)
+    return rule_accuracy(model, obs, dictionaries, score)
 
 
-def _rule_accuracy(
+def rule_accuracy(
     model: mt.data.IntraClass, obs: mt.data.Observation, dictionaries: mt.data.Dictionaries, score: jax.Array
 ) -> jax.Array:
+    """Exact accuracies of the zero-shot rule of an ambient score matrix, core prompt."""
     rule = score @ (dictionaries.text @ mt.zero_shot.latent_prompts(model)[1])
     return groups(mt.zero_shot.linear_rule_accuracy(model, rule @ dictionaries.image, rule @ rule, obs.sd_image))
 
@@ -250,7 +242,7 @@ def _measure_info_nce(key: jax.Array, p: Params) -> jax.Array:
         steps=steps,
         batch_size=int(p["batch_size"]),
     )
-    return _rule_accuracy(model, obs, dictionaries, trained.product)
+    return rule_accuracy(model, obs, dictionaries, trained.product)
 
 
 def caption_policy() -> Diagram:

@@ -50,18 +50,15 @@ def make(config: Resolved, out: pathlib.Path) -> xr.Dataset:
     trials = np.array([panel.trials or np.inf for panel in diagram.panels])[:, None, None, None]
     z = results.z_scores(cell_predicted, np.moveaxis(measured, 1, -1), left_out, trials)
 
-    def shown(outcomes: np.ndarray, columns: np.ndarray, lines: np.ndarray) -> np.ndarray:
-        return _value(config, outcomes, columns, lines)
-
     return xr.Dataset(
         {
             "predicted": (("panel", "y", "x", "outcome"), predicted),
-            "value": (("panel", "y", "x"), shown(predicted, x, y)),
+            "value": (("panel", "y", "x"), _value(config, predicted, x, y)),
             "boundary": (("panel", "boundary_label", "y", "x"), boundary),
             "cell_predicted": (("panel", "y_cell", "x_cell", "outcome"), cell_predicted),
             "measured": (("panel", "seed", "y_cell", "x_cell", "outcome"), measured),
-            "cell_value": (("panel", "y_cell", "x_cell"), shown(cell_predicted, x_cell, y_cell)),
-            "measured_value": (("panel", "y_cell", "x_cell"), shown(measured.mean(1), x_cell, y_cell)),
+            "cell_value": (("panel", "y_cell", "x_cell"), _value(config, cell_predicted, x_cell, y_cell)),
+            "measured_value": (("panel", "y_cell", "x_cell"), _value(config, measured.mean(1), x_cell, y_cell)),
             "z": (("panel", "y_cell", "x_cell", "outcome"), z),
         },
         coords={

@@ -114,7 +114,7 @@ VALUE_SYMBOLS = {
     "regime": "chance that the leading mode is the signal's",
 }
 CONTOUR_STEPS = {name: 0.05 for name in VALUE_SYMBOLS} | {"gap": 0.1, "regime": 0.25}
-_BOUNDARY = [("#D55E00", "-"), ("black", "--"), ("#CC79A7", "-."), ("white", ":")]
+_BOUNDARY = [("#D55E00", "-"), ("black", "--"), ("#CC79A7", "-."), ("#56B4E9", ":")]
 
 
 def phase_plane(
@@ -186,8 +186,6 @@ def _boundary(ax: Axes, data: xr.Dataset, label: str, i: int) -> None:
     if not len(known) or known.min() > 0 or known.max() < 0:
         return
     colour, dashes = _BOUNDARY[i % len(_BOUNDARY)]
-    if colour == "white":
-        colour = "#56B4E9"
     ax.contour(data.x.values, data.y.values, field, levels=[0.0], colors=colour, linewidths=2.2, linestyles=dashes)
     ax.plot([], [], color=colour, ls=dashes, lw=2.2, label=label)
 

@@ -32,7 +32,7 @@ def run_once(
     return dataset
 
 
-def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int = 160) -> None:
+def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
     """`figure` as NAME.png and NAME.pdf, each written whole."""
     for suffix in ("png", "pdf"):
         beside = out / f".figure.new.{suffix}"

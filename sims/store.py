@@ -124,10 +124,7 @@ def write_results(out: pathlib.Path, dataset: xr.Dataset) -> None:
     os.replace(beside, out / "results.zarr")
 
 
-SWEEP_VARIABLES = ("accuracy_predicted", "accuracy_measured", "accuracy_curve")
-
-
-def read_results(out: pathlib.Path, names: tuple[str, ...] = SWEEP_VARIABLES) -> xr.Dataset | None:
+def read_results(out: pathlib.Path, names: tuple[str, ...]) -> xr.Dataset | None:
     """The finished results, the variables `names`, in memory, or None. Raises: UsageError if they cannot be read."""
     path = out / "results.zarr"
     if not path.exists():

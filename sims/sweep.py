@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -15,9 +13,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sims import grid, measure, plots, store, summary
+from sims import grid, measure, plots, results, store, summary
 from sims.config import AXES, Config
 
+VARIABLES = ("accuracy_predicted", "accuracy_measured", "accuracy_curve")
 MAX_PANELS = 6
 FINE_POINTS = 201
 
@@ -28,24 +27,12 @@ def run(config: Config, out: pathlib.Path) -> xr.Dataset:
     Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
     """
     config.check()
-    as_dict = config.flat()
-    store.prepare(out, as_dict)
-    dataset = store.read_results(out)
-    if dataset is None:
-        measured = _measure(config, out)
-        dataset = _dataset(config, measured)
-        dataset.attrs = {"config": json.dumps(as_dict), **{k: str(v) for k, v in store.provenance().items()}}
-        store.write_results(out, dataset)
-    else:
-        print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
+    dataset = results.run_once(out, config.flat(), lambda: _dataset(config, _measure(config, out)), VARIABLES)
     store.write_csv(out / "summary.csv", summary.rows(dataset))
     if (panels := _num_panels(config.axes)) > MAX_PANELS:
         print(f"the figure shows the first {MAX_PANELS} of {panels} combinations of the other axes.", file=sys.stderr)
     figure = draw(dataset)
-    for suffix in ("png", "pdf"):
-        beside = out / f".figure.new.{suffix}"
-        figure.savefig(beside, dpi=160)
-        os.replace(beside, out / f"sweep_spurious.{suffix}")
+    results.save_figure(figure, out, "sweep_spurious", dpi=160)
     plt.close(figure)
     (out / "partial.npz").unlink(missing_ok=True)
     return dataset
@@ -79,8 +66,7 @@ def _dataset(config: Config, measured: np.ndarray) -> xr.Dataset:
     axes = config.axes
     shape = tuple(len(v) for v in axes.values())
     groups = list(measure.GROUPS)
-    # Zarr has a stable type for strings of any length only, which xarray takes from dtype object.
-    names = {"learner": np.array(config.learners, object), "group": np.array(groups, object)}
+    names = {"learner": results.names(config.learners), "group": results.names(groups)}
     coords = {**names, **{k: list(v) for k, v in axes.items()}}
     by_seed = measured.reshape(len(config.learners), *shape, config.seeds, len(groups))
     fine = {**axes, "p_spu": _fine(axes["p_spu"])} if _num_panels(axes) <= MAX_PANELS else axes

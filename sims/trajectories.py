@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
-from sims import measure, plots, results, store
+from sims import diagrams, measure, plots, results, store, summary
 from sims.dynamics import Config
 
 LOSSES = ("mmcl_gradient", "info_nce")
@@ -72,10 +72,8 @@ def make(config: Config) -> xr.Dataset:
 
 
 def _parts(config: Config) -> tuple[mt.data.IntraClass, mt.data.Captions, mt.data.Observation]:
-    model = mt.intra_class(config.p_spu, config.sigma_core, config.sigma_spu, config.mu_core, config.mu_spu)
-    norms = (config.noise * config.dim_image**0.5, config.noise * config.dim_text**0.5)
-    obs = mt.observation(config.dim_image, config.dim_text, *norms)
-    return model, mt.captions(config.pi_core, config.pi_spu), obs
+    p = config.flat()
+    return diagrams.model_of(p), diagrams.captions_of(p), diagrams.observation_of(p)
 
 
 def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +96,6 @@ def _measure(config: Config, loss: str, rates: np.ndarray) -> np.ndarray:
         key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
         dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
         pairs = mt.sample_pairs(key_pairs, model, caps, obs, config.n, dictionaries)
-        prompt = dictionaries.text @ mt.zero_shot.latent_prompts(model)[1]
         cross_cov = learners.cross_covariance(pairs.image, pairs.text)
 
         def block(encoders: learners.Encoders, step: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
@@ -117,9 +114,7 @@ def _measure(config: Config, loss: str, rates: np.ndarray) -> np.ndarray:
                     steps=_BLOCK,
                     batch_size=config.batch_size,
                 )
-            rule = encoders.product @ prompt
-            found = mt.zero_shot.linear_rule_accuracy(model, rule @ dictionaries.image, rule @ rule, obs.sd_image)
-            return encoders, jnp.stack([found.aligned, found.conflicting])
+            return encoders, diagrams.rule_accuracy(model, obs, dictionaries, encoders.product)
 
         start = aligned_start(model, caps, dictionaries, config.initial)
         keys = jax.random.split(key_batches, len(rates))
@@ -140,8 +135,7 @@ def aligned_start(
 
 def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """One row a loss and recorded time."""
-    measured = dataset.accuracy_measured
-    mean, error = measured.mean("seed").values, measured.std("seed", ddof=1).values / measured.sizes["seed"] ** 0.5
+    mean, error = (x.values for x in summary.seed_statistics(dataset.accuracy_measured))
     table = []
     for i, loss in enumerate(dataset.loss.values):
         for j, time in enumerate(dataset.time.values):

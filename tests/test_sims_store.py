@@ -10,6 +10,7 @@ import xarray as xr
 from sims import store
 from sims.config import Config
 from sims.flags import UsageError
+from sims.sweep import VARIABLES
 
 CONFIG = Config(seeds=3).flat()
 
@@ -111,19 +112,19 @@ def test_damaged_partial_results_are_refused(tmp_path):
 
 
 def test_results_come_back_as_written_and_replace_the_old(tmp_path):
-    assert store.read_results(tmp_path) is None
+    assert store.read_results(tmp_path, VARIABLES) is None
     store.write_results(tmp_path, dataset() * 0)
     store.write_results(tmp_path, dataset())
-    xr.testing.assert_identical(store.read_results(tmp_path), dataset())
+    xr.testing.assert_identical(store.read_results(tmp_path, VARIABLES), dataset())
     assert [p.name for p in tmp_path.iterdir()] == ["results.zarr"]
 
 
 def test_results_half_written_do_not_count(tmp_path):
     store.write_results(tmp_path, dataset())
     (tmp_path / "results.zarr").rename(tmp_path / ".results.new.zarr")
-    assert store.read_results(tmp_path) is None
+    assert store.read_results(tmp_path, VARIABLES) is None
     store.write_results(tmp_path, dataset())
-    xr.testing.assert_identical(store.read_results(tmp_path), dataset())
+    xr.testing.assert_identical(store.read_results(tmp_path, VARIABLES), dataset())
 
 
 def test_damaged_results_are_refused(tmp_path):
@@ -151,7 +152,7 @@ def test_damaged_results_are_refused(tmp_path):
         store.write_results(out, dataset())
         damage(out / "results.zarr")
         with pytest.raises(UsageError) as error:
-            store.read_results(out)
+            store.read_results(out, VARIABLES)
         assert_one_line(error, str(out / "results.zarr"), "is damaged", "remove it")
 
 
