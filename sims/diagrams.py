@@ -14,6 +14,7 @@ from jax.scipy.special import ndtr
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
+from mmcl_theory.theory.design import unit_interval_argmax
 from sims import measure
 from sims.config import Setting
 
@@ -186,24 +187,8 @@ def rule_accuracy(
 
 
 def best_theta(p: Params) -> jax.Array:
-    """argmax over theta in [0, 1] of acc_P* of the whitened family: on a grid, then by golden section."""
-
-    def value(theta: jax.Array) -> jax.Array:
-        return whitened_accuracy(p, theta).shifted
-
-    grid = jnp.linspace(0.0, 1.0, _THETAS)
-    best = jnp.argmax(jax.vmap(value)(grid))
-    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _THETAS - 1)]
-    ratio = (5**0.5 - 1) / 2
-
-    def section(bracket: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
-        low, high = bracket
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        rises = value(left) < value(right)
-        return (jnp.where(rises, left, low), jnp.where(rises, high, right)), None
-
-    (low, high), _ = jax.lax.scan(section, (low, high), None, length=_SECTIONS)
-    return (low + high) / 2
+    """argmax over theta in [0, 1] of acc_P* of the whitened family."""
+    return unit_interval_argmax(lambda theta: whitened_accuracy(p, theta).shifted, _THETAS, _SECTIONS)
 
 
 def whitening() -> Diagram:

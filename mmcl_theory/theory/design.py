@@ -4,6 +4,7 @@ Symbols: b = 2 (1 - lambda), lambda same-class weight, q = 2 p_spu - 1, m_c, m_s
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,24 @@ def optimal_same_class_weight(
     def value(weight: Array) -> Array:
         return mmcl_accuracy(model, caps, obs, n, same_class_weight=weight).shifted
 
-    grid = jnp.linspace(0.0, 1.0, _GRID)
+    inside = unit_interval_argmax(value, _GRID, _SECTIONS)
+    candidates = jnp.stack([inside, jnp.zeros_like(inside), jnp.ones_like(inside)])
+    weight = candidates[jnp.argmax(jax.vmap(value)(candidates))]
+    return WeightOptimum(weight, value(weight), jax.grad(value)(weight))
+
+
+def unit_interval_argmax(
+    value: Callable[[Float[Array, ""]], Float[Array, ""]], points: int, sections: int
+) -> Float[Array, ""]:
+    """argmax of value over [0, 1]: the best of an even grid, then golden section between its neighbours.
+
+    points: of the grid, >= 2.  sections: each shortens the bracket to .618 of its length. Both static. The middle of
+    the last bracket is returned, so that a maximum at an end is met to half that length. Of several maxima that of the
+    best grid point is found.
+    """
+    grid = jnp.linspace(0.0, 1.0, points)
     best = jnp.argmax(jax.vmap(value)(grid))
-    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, _GRID - 1)]
+    low, high = grid[jnp.maximum(best - 1, 0)], grid[jnp.minimum(best + 1, points - 1)]
     inverse_golden = (5**0.5 - 1) / 2
 
     def section(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
@@ -77,7 +93,5 @@ def optimal_same_class_weight(
         rises = value(left) < value(right)
         return (jnp.where(rises, left, low), jnp.where(rises, high, right)), None
 
-    (low, high), _ = jax.lax.scan(section, (low, high), None, _SECTIONS)
-    candidates = jnp.stack([(low + high) / 2, jnp.zeros_like(low), jnp.ones_like(low)])
-    weight = candidates[jnp.argmax(jax.vmap(value)(candidates))]
-    return WeightOptimum(weight, value(weight), jax.grad(value)(weight))
+    (low, high), _ = jax.lax.scan(section, (low, high), None, sections)
+    return (low + high) / 2
