@@ -9,9 +9,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import mmcl_theory as mt
-from mmcl_theory import learners, zero_shot
+from mmcl_theory import learners, losses, zero_shot
 
 # A check runs for a second or so: compiling at XLA's default level would take longer than that.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
@@ -25,6 +26,18 @@ def noise(d_i: int, d_t: int, s_i: float, s_t: float):
 def groups(accuracy) -> np.ndarray:
     """(..., 2): aligned, conflicting."""
     return np.stack([np.asarray(accuracy.aligned), np.asarray(accuracy.conflicting)], -1)
+
+
+def by_group(right, aligned) -> np.ndarray:
+    """(k, 2): right or wrong of k test samples of each group, aligned and conflicting, k the smaller group's size."""
+    right, aligned = np.asarray(right, float), np.asarray(aligned)
+    size = min(aligned.sum(), (~aligned).sum())
+    return np.stack([right[aligned][:size], right[~aligned][:size]], -1)
+
+
+def single(*trees):
+    """The trees in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), trees)
 
 
 def linear(pairs, prompt, weight):
@@ -83,3 +96,19 @@ def max_margin(key, model, obs, *, n: int, seeds: int):
         return jnp.where(solved, jnp.stack([accuracy.aligned, accuracy.conflicting]), jnp.nan)
 
     return jax.lax.map(one, jax.random.split(key, seeds))
+
+
+def trained_critic(key, draw: Callable, start, steps: int):
+    """W of the bilinear critic trained by Adam on InfoNCE with a fresh batch draw(key) = (images, texts) a step; the
+    mean over the later half of the steps."""
+    optimizer = optax.adam(0.02)
+
+    def step(carry, key):
+        w, state = carry
+        image, text = draw(key)
+        updates, state = optimizer.update(jax.grad(lambda w: losses.info_nce(image @ w, text))(w), state)
+        w = optax.apply_updates(w, updates)
+        return (w, state), w
+
+    path = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))[1]
+    return path[steps // 2 :].mean(0)

@@ -92,10 +92,6 @@ class Mutant:
         return f"{self.before} -> {self.after}"
 
 
-def _raised(value: float) -> ast.Constant:
-    return ast.Constant(value + 1)
-
-
 def _variants(node: ast.AST) -> Iterator[ast.expr]:
     """What may stand in place of the expression `node`."""
     if isinstance(node, ast.BinOp):
@@ -113,7 +109,7 @@ def _variants(node: ast.AST) -> Iterator[ast.expr]:
         for side in ("left", "right"):
             operand = getattr(node, side)
             if isinstance(operand, ast.Constant) and isinstance(operand.value, int | float):
-                yield ast.BinOp(**{"left": left, "op": op, "right": right, side: _raised(operand.value)})
+                yield ast.BinOp(**{"left": left, "op": op, "right": right, side: ast.Constant(operand.value + 1)})
             if isinstance(operand, ast.Name) and operand.id in ("n", "n_array"):
                 less = ast.BinOp(operand, ast.Sub(), ast.Constant(1))
                 yield ast.BinOp(**{"left": left, "op": op, "right": right, side: less})
@@ -164,8 +160,9 @@ def mutants(module: str) -> list[Mutant]:
     text = (ROOT / "mmcl_theory" / "theory" / f"{module}.py").read_text()
     tree = ast.parse(text)
     found = []
-    for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef) or not any(function in n.body for n in _containers(tree)):
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for function in (node for container in (tree, *classes) for node in container.body):
+        if not isinstance(function, ast.FunctionDef):
             continue
         for node in _expressions(function):
             for variant in _variants(node):
@@ -174,10 +171,6 @@ def mutants(module: str) -> list[Mutant]:
                 after = ast.unparse(variant)
                 found.append(Mutant(module, function.name, node.lineno, before, after, changed))
     return found
-
-
-def _containers(tree: ast.Module) -> list[ast.Module | ast.ClassDef]:
-    return [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
 
 
 def _replaced(text: str, node: ast.AST, new: str) -> str:
@@ -300,14 +293,12 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
         here = [r for r in records if r["module"] == module]
         alive = sum(r["noticed"] is None for r in here)
         print(f"{module:14} {len(here):4} mutants {len(here) - alive:4} killed {alive:3} survive")
-    unexplained = 0
-    for r in survivors:
-        change = f"{r['before']} -> {r['after']}"
-        reason = EXPLAINED.get((str(r["function"]), change))
-        unexplained += reason is None
-        print(f"{r['module']}.{r['function']}:{r['line']}  {change}\n    {reason or 'UNEXPLAINED'}")
-    reasons = [EXPLAINED.get((str(r["function"]), f"{r['before']} -> {r['after']}"), "") for r in survivors]
-    equivalent = sum(reason.startswith("equivalent") for reason in reasons)
+    reasons = [EXPLAINED.get((str(r["function"]), f"{r['before']} -> {r['after']}")) for r in survivors]
+    for r, reason in zip(survivors, reasons, strict=True):
+        where = f"{r['module']}.{r['function']}:{r['line']}"
+        print(f"{where}  {r['before']} -> {r['after']}\n    {reason or 'UNEXPLAINED'}")
+    unexplained = reasons.count(None)
+    equivalent = sum(reason is not None and reason.startswith("equivalent") for reason in reasons)
     killed, late = len(records) - len(survivors), sum(str(r["noticed"]).startswith("no answer") for r in records)
     share = killed / max(len(records) - equivalent, 1)
     print(

@@ -9,7 +9,6 @@ far the wrong theories are, in units of what the check allows.
 import importlib
 import inspect
 import json
-import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from proofs_checks import run
 from proofs_checks.__main__ import LABELS
 from sims.flags import UsageError, define, path, run_main
 
@@ -40,7 +40,7 @@ def functions(label: str) -> list[tuple[str, str]]:
 
 def page(label: str, rows: Sequence[Row], profile: str) -> str:
     """Markdown of one statement."""
-    module = importlib.import_module(f"proofs_checks.{label.lower()}")
+    module = run.module(label)
     title, _, body = inspect.getdoc(module).partition("\n\n")
     lines = [f"# {title.rstrip('.')}", "", f"**{module.STATEMENT}.**", "", body, ""]
     if picture := getattr(module, "PICTURE", None):
@@ -106,19 +106,16 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     def place(excess: float | None) -> float:
-        return _HIGH if excess is None or math.isnan(excess) else min(max(excess, _LOW), _HIGH)
+        return _HIGH if excess is None else min(max(excess, _LOW), _HIGH)
 
     figure, ax = plt.subplots(figsize=(9, 0.16 * len(rows) + 1.2), layout="constrained")
     ax.axvspan(_LOW / 2, 1, color="0.92", zorder=0)
     for i, row in enumerate(rows):
-        gap, refuted = row["gap"], row["verdict"] == "refuted as stated"
+        refuted = row["verdict"] == "refuted as stated"
         wrong = [place(excess) for _, excess in row["wrong"]]
         ax.plot(wrong, [i] * len(wrong), "x", color="tab:orange", markersize=4)
         if not refuted:
-            limit = gap["limit"]
-            z = math.inf if gap["z"] is None else gap["z"]
-            excess = z / limit if limit else (0.0 if z <= 0 else math.inf)
-            ax.plot(place(excess), i, "o", color="tab:blue", markersize=4)
+            ax.plot(place(row["excess"]), i, "o", color="tab:blue", markersize=4)
     ax.set(xscale="log", xlim=(_LOW / 2, _HIGH * 2), ylim=(len(rows), -1))
     labels = [row["label"] for row in rows]
     first = [i for i, label in enumerate(labels) if i == 0 or labels[i - 1] != label]

@@ -111,11 +111,15 @@ def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
     content = {
         "profile": profile,
         "statements": statements,
-        "rows": [_finite(dataclasses.asdict(row)) | {"good": row.good, "missed": row.missed} for row in rows],
+        "rows": [_finite(_record(row)) for row in rows],
     }
     beside = target.with_name(f".{target.name}.new")
     beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     beside.replace(target)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return dataclasses.asdict(row) | {"good": row.good, "missed": row.missed, "excess": row.gap.excess}
 
 
 def _finite(value: Any) -> Any:

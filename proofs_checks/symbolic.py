@@ -59,6 +59,13 @@ def inter_class(m: int) -> dict[str, sympy.Matrix]:
     return {"zu": zu.applyfunc(sympy.factor), "between": between.applyfunc(sympy.factor)}
 
 
+def linear_loss(s: sympy.Matrix) -> sympy.Expr:
+    """The linear MMCL loss of THEORY 2, pair by pair, of the scores s (n, n), without its regulariser."""
+    n = s.rows
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    return sum(s[i, j] - s[i, i] + s[j, i] - s[i, i] for i, j in pairs) / sympy.Integer(2 * n * (n - 1))
+
+
 def numbers(expression, symbols: tuple, values: np.ndarray) -> np.ndarray:
     """The expression at every row of values (k, len(symbols)): (k, *shape)."""
     return np.array([np.asarray(sympy.lambdify(symbols, expression, "numpy")(*row), float) for row in values])

@@ -16,7 +16,7 @@ import sympy
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
-from proofs_checks import ambient, ledger
+from proofs_checks import ambient, ledger, symbolic
 
 STATEMENT = (
     "The linear MMCL loss is minimised over rank <= r by SVD_r(C_hat) / rho, C_hat the unbiased cross-covariance"
@@ -28,9 +28,7 @@ def pair_sum_is_the_cross_covariance(effort):
     n = 3
     x, t = (sympy.Matrix(n, 2, sympy.symbols(f"{name}:{2 * n}")) for name in "xt")
     w = sympy.Matrix(2, 2, sympy.symbols("w:4"))
-    s = x * w * t.T
-    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-    loss = sum(s[i, j] - s[i, i] + s[j, i] - s[i, i] for i, j in pairs) / sympy.Integer(2 * n * (n - 1))
+    loss = symbolic.linear_loss(x * w * t.T)
 
     def prediction(divisor, centred):
         average = [sympy.ones(1, n) * m / n * centred for m in (x, t)]

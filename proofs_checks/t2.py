@@ -153,9 +153,6 @@ def master_formula(effort):
         return (pairs.image @ w) * pairs.label > 0, pairs.label == pairs.attribute, w @ d.image
 
     right, aligned, latent = hits(jax.random.key(0), jnp.asarray(w))
-    right, aligned = np.asarray(right, float), np.asarray(aligned)
-    size = min(aligned.sum(), (~aligned).sum())
-    samples = np.stack([right[aligned][:size], right[~aligned][:size]], -1)
 
     def prediction(norm, sd, model=model):
         return ambient.groups(zero_shot.linear_rule_accuracy(model, latent, jnp.asarray(norm), sd))
@@ -163,7 +160,7 @@ def master_formula(effort):
     truth = prediction(w @ w, obs.sd_image)
     return ledger.judge(
         "master formula: share of test points that any linear rule gets right, in the ambient space",
-        ledger.mean(samples),
+        ledger.mean(ambient.by_group(right, aligned)),
         truth,
         {
             "noise dropped": prediction(w @ w, 0.0),

@@ -110,9 +110,7 @@ def sampled_accuracy(effort):
         best = (pairs.image @ d.image @ latent.T).argmax(-1)
         return best == mt.class_index(pairs.label), mt.is_aligned(pairs.label, pairs.attribute)
 
-    right, aligned = (np.asarray(x) for x in hits(jax.random.key(1)))
-    size = min(aligned.sum(), (~aligned).sum())
-    samples = np.stack([right[aligned][:size], right[~aligned][:size]], -1).astype(float)
+    samples = ambient.by_group(*hits(jax.random.key(1)))
 
     def prediction(sd=0.3, m=m, alpha=0.3):
         w = jnp.array([a, b])

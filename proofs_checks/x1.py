@@ -136,7 +136,7 @@ def sampled_images(effort):
     parameters = (0.95, 1.0, 0.1, n, 2 * n, 2 * (n / 1000) ** 0.5)  # THEORY's point, n/d and n/sigma^2 kept
     p, s_c, s_s, n, d, sigma = parameters
     obs = mt.observation(d, 2, sigma, 0.0)
-    single = jax.tree.map(lambda x: x.astype(jnp.float32), (mt.intra_class(p, s_c, s_s), obs))
+    single = ambient.single(mt.intra_class(p, s_c, s_s), obs)
     samples = np.asarray(ambient.max_margin(jax.random.key(6), *single, n=n, seeds=40 if effort == 1 else 16))
 
     def prediction(p=p, s_c=s_c, n=n):
@@ -161,7 +161,7 @@ def gap_to_the_curve(effort):
     for n in sizes:
         obs = mt.observation(2 * n, 2, 2 * (n / 1000) ** 0.5, 0.0)
         model = mt.intra_class(0.95, 1.0, 0.1)
-        single = jax.tree.map(lambda x: x.astype(jnp.float32), (model, obs))
+        single = ambient.single(model, obs)
         seeds = 80_000 // n * min(effort, 4)
         samples = np.asarray(ambient.max_margin(jax.random.key(n), *single, n=n, seeds=seeds))[:, 0]
         samples = samples[np.isfinite(samples)]

@@ -14,7 +14,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import sympy
 from scipy.stats import norm
 
@@ -65,14 +64,9 @@ def balanced_root(effort):
     root = balanced(model, mt.captions(core), obs)
     inside = np.asarray(root) < 1
 
-    def ratio(pi_spu, core=core):
-        w = np.asarray(theory.whitened_rule(model, mt.captions(core, np.clip(pi_spu, 0, 1)), obs))
-        return (w[:, 1] / w[:, 0])[inside]
-
-    zero = np.zeros(inside.sum())
-
     def compare(pi_spu):
-        return ledger.close(ratio(pi_spu), 1e-10)(zero)
+        w = np.asarray(theory.whitened_rule(model, mt.captions(core, np.clip(pi_spu, 0, 1)), obs))
+        return ledger.close((w[:, 1] / w[:, 0])[inside], 1e-10)(0.0)
 
     return ledger.judge(
         f"whitened rule at balanced_pi_spu: w_s = 0 at the {inside.sum()} of 50 points whose root is in [0, 1]",
@@ -179,30 +173,21 @@ def trained_encoders(effort):
         def one(key):
             key_d, key_steps = jax.random.split(key)
             d = mt.draw_dictionaries(key_d, model, obs)
-            optimizer = optax.adam(0.02)
 
-            def step(carry, key):
-                w, state = carry
+            def draw(key):
                 pairs = mt.sample_pairs(key, model, caps, obs, batch, d)
-                gradient = jax.grad(lambda w: losses.info_nce(pairs.image @ w, pairs.text))(w)
-                updates, state = optimizer.update(gradient, state)
-                w = optax.apply_updates(w, updates)
-                return (w, state), w @ d.text[:, 0]
+                return pairs.image, pairs.text
 
-            start = jnp.zeros((6, 5))
-            _, path = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key_steps, 1000))
-            w = path[500:].mean(0) @ d.image
+            w = d.image.T @ ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 1000) @ d.text[:, 0]
             return w[1] / w[0]
 
         return jax.lax.map(one, jax.random.split(key, seeds))
 
     small, large = (train(jax.random.key(n), batch=n, seeds=12 * effort) for n in (64, 128))
 
-    def prediction(score):
-        return score[1, 0] / score[0, 0]
-
     def exact(p=0.95, caps=caps):
-        return prediction(optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score)
+        score = optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score
+        return score[1, 0] / score[0, 0]
 
     w = theory.whitened_rule(model, caps, obs)
     return ledger.judge(

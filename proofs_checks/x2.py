@@ -125,15 +125,25 @@ def truncated_runs(key, model, caps, obs, *, ranks, n, runs):
     return jax.lax.map(run, jax.random.split(key, runs))
 
 
-def outlier_values(effort):
-    """Two outliers well above the edge; one near it, as in THEORY's example, has a larger error at this n."""
-    n, caps, obs = 400, mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
-    model = mt.intra_class(0.9, 0.8, 0.6)
-    arguments = {"ranks": (1,), "n": n, "runs": 100 * effort}
-    _, value, overlap = truncated_runs(jax.random.key(5), model, caps, obs, **arguments)
+N = 400
 
-    def prediction(p=0.9, n=float(n)):
-        found = ambient.jit(theory.outliers)(mt.intra_class(p, 0.8, 0.6), caps, obs, n)
+
+def two_outlier_setting(p=0.9):
+    """Two outliers well above the edge; one near it, as in THEORY's example, has a larger error at this n."""
+    return mt.intra_class(p, 0.8, 0.6), mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
+
+
+@functools.cache
+def two_outliers(effort):
+    """`truncated_runs` there: accuracies at ranks 1 and 2, singular values, overlaps."""
+    return truncated_runs(jax.random.key(5), *two_outlier_setting(), ranks=(1, 2), n=N, runs=100 * effort)
+
+
+def outlier_values(effort):
+    _, value, overlap = two_outliers(effort)
+
+    def prediction(p=0.9, n=float(N)):
+        found = ambient.jit(theory.outliers)(*two_outlier_setting(p), n)
         products = found.left[:2, 0] * found.right[:2, 0]
         return np.concatenate([np.asarray(found.value[:2]) / 10, np.asarray(products)])
 
@@ -141,22 +151,17 @@ def outlier_values(effort):
         "two largest singular values (/10) and their core overlaps l_c r_c at n = 400",
         ledger.mean(np.concatenate([value / 10, overlap], -1), bias=5e-3),
         prediction(),
-        {"p off by .1": prediction(p=0.8), "n doubled": prediction(n=800.0)},
+        {"p off by .1": prediction(p=0.8), "n doubled": prediction(n=2.0 * N)},
     )
 
 
 def truncated_accuracy(effort):
-    n, caps, obs = 400, mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
-    arguments = {"ranks": (1, 2), "n": n, "runs": 100 * effort}
-    samples = truncated_runs(jax.random.key(3), mt.intra_class(0.9, 0.8, 0.6), caps, obs, **arguments)[0]
-
-    def prediction(ranks=(1, 2), n=float(n), p=0.9):
-        model = mt.intra_class(p, 0.8, 0.6)
-        return [ambient.groups(accuracy(model, caps, obs, n, embed_dim=r)) for r in ranks]
+    def prediction(ranks=(1, 2), n=float(N), p=0.9):
+        return [ambient.groups(accuracy(*two_outlier_setting(p), n, embed_dim=r)) for r in ranks]
 
     return ledger.judge(
         "accuracy of rank-1 and rank-2 embeddings there",
-        ledger.mean(samples, bias=2e-3),
+        ledger.mean(two_outliers(effort)[0], bias=2e-3),
         prediction(),
         {
             "ranks swapped": prediction((2, 1)),

@@ -14,7 +14,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.optimize
 import sympy
 
@@ -91,8 +90,7 @@ def start_of_training(effort):
         return sum(sympy.log(sum(sympy.exp(eps * m[i, j]) for j in range(n))) - eps * m[i, i] for i in range(n)) / n
 
     derived = sympy.diff((side(s) + side(s.T)) / 2, eps).subs(eps, 0)
-    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-    linear = sum(s[i, j] - s[i, i] + s[j, i] - s[i, i] for i, j in pairs) / sympy.Integer(2 * n * (n - 1))
+    linear = symbolic.linear_loss(s)
     share = sympy.Rational(n - 1, n)
     return ledger.judge(
         "small scores: InfoNCE of 3 pairs changes as (n-1)/n times the linear loss",
@@ -138,19 +136,10 @@ def trained(key, moments, *, batch: int, steps: int, seeds: int):
     """(seeds,): w_s/w_c of critics trained by Adam on InfoNCE with fresh Gaussian batches, later half averaged."""
 
     def one(key):
-        optimizer = optax.adam(0.02)
-
-        def step(carry, key):
-            m, state = carry
-            x, t = gaussian_pairs(key, moments, 1.0, 1.0, batch)
-            updates, state = optimizer.update(jax.grad(lambda m: losses.info_nce(x @ m, t))(m), state)
-            m = optax.apply_updates(m, updates)
-            return (m, state), m
-
-        start = 0.01 * jnp.eye(2)
-        path = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))[1]
-        average = path[steps // 2 :].mean(0)
-        return average[1, 0] / average[0, 0]
+        w = ambient.trained_critic(
+            key, lambda key: gaussian_pairs(key, moments, 1.0, 1.0, batch), 0.01 * jnp.eye(2), steps
+        )
+        return w[1, 0] / w[0, 0]
 
     return jax.lax.map(one, jax.random.split(key, seeds))
 

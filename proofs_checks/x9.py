@@ -26,7 +26,7 @@ STATEMENT = "The linear loss's rule can be drawn exactly in law at a cost free o
 COLUMNS = "w, |w_perp|^2, group accuracies"
 
 
-def setting(n, d, p=0.9, pi=(0.6, 0.7), d_text=9):
+def setting(d, p=0.9, pi=(0.6, 0.7), d_text=9):
     """Model, captions, observation with much noise, so that every part of the law counts."""
     return mt.intra_class(p, 0.8, 0.3), mt.captions(*pi), ambient.noise(d, d_text, 0.6, 0.5)
 
@@ -38,7 +38,7 @@ def columns(model, obs, weights, norm):
 
 
 def ambient_runs(seed, n, d, runs, knob=0.5, **changes):
-    model, caps, obs = setting(n, d, **changes)
+    model, caps, obs = setting(d, **changes)
     w, norm = ambient.rules(
         jax.random.key(seed), model, caps, obs, jnp.asarray(knob), rule=ambient.linear, n=n, runs=runs
     )
@@ -59,7 +59,7 @@ def _by_statistics(key, model, caps, obs, n, weight, *, runs):
 
 
 def drawn(sampler, seed, n, d, runs, knob=0.5, **changes):
-    model, caps, obs = setting(n, d, **changes)
+    model, caps, obs = setting(d, **changes)
     w, norm = sampler(jax.random.key(seed), model, caps, obs, n, jnp.asarray(knob), runs=runs)
     return columns(model, obs, w, norm)
 
