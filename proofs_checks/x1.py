@@ -65,38 +65,49 @@ def hinge_derivatives(effort):
     )
 
 
-def printed_program(p, s_c, s_s, n, d, sigma, signal_noise=True) -> np.ndarray:
-    """(v_c, v_s, T) of THEORY's program by SLSQP, unknowns v and sqrt(T) in units of their size at a feasible start.
+def hinge(m, s):
+    """H(m, s) as printed."""
+    a = (1 - m) / s
+    return ((1 - m) ** 2 + s**2) * norm.cdf(a) + (1 - m) * s * norm.pdf(a)
+
+
+def slack(x, p, s_c, s_s, mu_c, mu_s, n, d, sigma, signal_noise=True):
+    """sqrt(T) - sqrt((n / sigma^2) sum_r P(r) H) at x = (v_c, v_s, sqrt(T)): concave in x, >= 0 where x is feasible.
 
     signal_noise: the noise on the two signal coordinates, |v|^2 beside T, which the printed formula leaves out.
     """
+    v_c, v_s, root = x
+    size = x @ x if signal_noise else root**2
+    s = np.sqrt((v_c * s_c) ** 2 + (v_s * s_s) ** 2 + sigma**2 * size / d)
+    loss = p * hinge(v_c * mu_c + v_s * mu_s, s) + (1 - p) * hinge(v_c * mu_c - v_s * mu_s, s)
+    return root - np.sqrt(n * loss) / sigma
 
-    def slack(x):
-        v_c, v_s, root = x
-        size = x @ x if signal_noise else root**2
-        s = np.sqrt((v_c * s_c) ** 2 + (v_s * s_s) ** 2 + sigma**2 * size / d)
 
-        def hinge(m):
-            a = (1 - m) / s
-            return ((1 - m) ** 2 + s**2) * norm.cdf(a) + (1 - m) * s * norm.pdf(a)
+def program_optimum(start, *parameters) -> np.ndarray:
+    """(v_c, v_s, sqrt(T)) of THEORY's program by SLSQP, in units of their size at a feasible start with v = `start`.
 
-        return root - np.sqrt(n * (p * hinge(v_c + v_s) + (1 - p) * hinge(v_c - v_s))) / sigma
-
-    start = np.array([0.5, 0.5, 1.0])
-    while slack(start) < 0:
-        start[2] *= 1.5
-    size = np.array([1.0, 1.0, start[2]])
+    parameters: those of `slack`.  Raises: RuntimeError where none is feasible.
+    """
+    x = np.array([*start, 1.0])
+    while slack(x, *parameters) < 0:
+        x[2] *= 1.5
+        if x[2] >= 1e6:
+            raise RuntimeError("not separable")
+    size = np.array([1.0, 1.0, x[2]])
     found = scipy.optimize.minimize(
         lambda y: (y * size) @ (y * size) / size[2] ** 2,
-        start / size,
+        x / size,
+        constraints={"type": "ineq", "fun": lambda y: slack(y * size, *parameters) / size[2]},
         method="SLSQP",
-        constraints={"type": "ineq", "fun": lambda y: slack(y * size) / size[2]},
         options={"maxiter": 1000, "ftol": 1e-15},
-    ).x
-    return found * size * np.array([1, 1, found[2] * size[2]])
+    )
+    return found.x * size
 
 
-POINT = (0.95, 1.0, 0.1, 1000, 2000, 2.0)  # THEORY's first example
+def printed_program(signal_noise: bool) -> np.ndarray:
+    """(v_c, v_s, T) at THEORY's first example."""
+    v_c, v_s, root = program_optimum((0.5, 0.5), 0.95, 1.0, 0.1, 1.0, 1.0, 1000, 2000, 2.0, signal_noise)
+    return np.array([v_c, v_s, root**2])
 
 
 def optimum_by_another_solver(effort):
@@ -108,11 +119,11 @@ def optimum_by_another_solver(effort):
         "p off by .03": prediction(p=0.92),
         "n off by 1%": prediction(n=990),
         "2d for d": prediction(d=4000),
-        "noise on the signal coordinates left out": printed_program(*POINT, signal_noise=False),
+        "noise on the signal coordinates left out": printed_program(signal_noise=False),
     }
     return ledger.judge(
         "(v_c, v_s, T) of the program with noise on all coordinates, as SLSQP finds it",
-        ledger.close(printed_program(*POINT), 1e-5),
+        ledger.close(printed_program(signal_noise=True), 1e-5),
         prediction(),
         wrong,
     )
@@ -121,7 +132,7 @@ def optimum_by_another_solver(effort):
 def values_of_the_text(effort):
     """THEORY's program as printed has T = 40.2; on all coordinates of the noise it is 40.4. Both tend to the limit."""
     found = curve(mt.intra_class(0.9, 1.0, 0.2), mt.observation(4000, 2, 1.0, 0.0), 1000.0).conflicting
-    v_c, v_s, t = printed_program(*POINT, signal_noise=False)
+    v_c, v_s, t = printed_program(signal_noise=False)
     return ledger.judge(
         "v = (.552, .934), T = 40.2 of the program as printed; conflicting .447 at THEORY's second example",
         ledger.close([v_c, v_s, t / 100, found], 5e-4),

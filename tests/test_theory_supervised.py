@@ -14,17 +14,15 @@ import scipy.stats
 from scipy.stats import norm
 
 from mmcl_theory.data import (
-    captions,
     class_labels,
-    draw_dictionaries,
     inter_class,
     intra_class,
     observation,
-    sample_pairs,
 )
-from mmcl_theory.learners import max_margin_dual
 from mmcl_theory.theory import max_margin_rule, supervised_accuracy, supervised_bound
-from mmcl_theory.zero_shot import linear_rule_accuracy
+from proofs_checks.ambient import max_margin
+from proofs_checks.t4 import crammer_singer
+from proofs_checks.x1 import hinge, program_optimum, slack
 from tests.statistics import rejects
 
 DIM = 2000
@@ -55,38 +53,9 @@ def predict(p, s_c, s_s, n, d, sigma, mu_c=1.0, mu_s=1.0):
 # X1 against SciPy
 
 
-def hinge(m, s):
-    """H(m, s) of THEORY X1."""
-    return ((1 - m) ** 2 + s**2) * norm.cdf((1 - m) / s) + (1 - m) * s * norm.pdf((1 - m) / s)
-
-
-def slack(x, p, s_c, s_s, mu_c, mu_s, n, sigma):
-    """sqrt(T) - sqrt((n / sigma^2) sum_r P(r) H) at x = (v_c, v_s, sqrt(T)): concave in x, >= 0 where x is feasible."""
-    v_c, v_s, root = x
-    s = np.sqrt((v_c * s_c) ** 2 + (v_s * s_s) ** 2 + sigma**2 * (x @ x) / DIM)
-    loss = p * hinge(v_c * mu_c + v_s * mu_s, s) + (1 - p) * hinge(v_c * mu_c - v_s * mu_s, s)
-    return root - np.sqrt(n * loss) / sigma
-
-
 def scipy_rule(*parameters):
-    """The convex problem in three variables, each in units of its size at the start, from two feasible starts."""
-
-    def optimum(v):
-        start = np.array([*v, 1.0])
-        while slack(start, *parameters) < 0:
-            start[2] *= 1.5
-            assert start[2] < 1e6, "not separable"
-        size = np.array([1.0, 1.0, start[2]])
-        fit = scipy.optimize.minimize(
-            lambda y: (y * size) @ (y * size) / size[2] ** 2,
-            start / size,
-            method="SLSQP",
-            constraints={"type": "ineq", "fun": lambda y: slack(y * size, *parameters) / size[2]},
-            options={"maxiter": 1000, "ftol": 1e-15},
-        )
-        return fit.x * size
-
-    optima = [optimum(v) for v in ((0.5, 0.5), (1.0, 0.1))]
+    """The convex problem in three variables from two feasible starts."""
+    optima = [program_optimum(v, *parameters) for v in ((0.5, 0.5), (1.0, 0.1))]
     np.testing.assert_allclose(optima[0], optima[1], atol=1e-6 * np.linalg.norm(optima[0]))
     return optima[0]
 
@@ -110,10 +79,10 @@ def test_rule_is_the_optimum_that_scipy_finds():
     x = random_parameters(30)
     p, s_c, s_s, mu_c, mu_s, n, sigma = x.T
     got, _ = predict(p, s_c, s_s, n, DIM, sigma, mu_c, mu_s)
-    for row, rule in zip(x, got, strict=True):
-        want = scipy_rule(*row)
+    for (*row, sigma), rule in zip(x, got, strict=True):
+        want = scipy_rule(*row, DIM, sigma)
         assert np.abs(rule - want).max() <= 1e-6 * np.linalg.norm(want)
-        assert abs(slack(np.asarray(rule), *row)) <= 1e-12 * rule[2]
+        assert abs(slack(np.asarray(rule), *row, DIM, sigma)) <= 1e-12 * rule[2]
 
 
 def test_values_in_the_theory_text():
@@ -196,30 +165,13 @@ def test_missing_arguments_are_refused():
 # X1 and T3 against max-margin rules of sampled images
 
 
-@functools.partial(jit, static_argnames=("n", "seeds"))
-def max_margin_accuracies(key, model, obs, *, n, seeds):
-    """(seeds, 2), exact accuracy of the max-margin rule of n sampled images."""
-
-    def one(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        dictionaries = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, captions(), obs, n, dictionaries)
-        fit = max_margin_dual(pairs.image @ pairs.image.T, pairs.label)
-        w = (fit.dual * pairs.label) @ pairs.image
-        accuracy = linear_rule_accuracy(model, w @ dictionaries.image, w @ w, obs.sd_image)
-        solved = fit.separable & (fit.gap < 1e-3)
-        return jnp.where(solved, jnp.stack([accuracy.aligned, accuracy.conflicting]), jnp.nan)
-
-    return jax.lax.map(one, jax.random.split(key, seeds))
-
-
 @functools.cache
 def simulate(p, s_c, s_s, n, d, sigma, seeds):
     """In float32, which moves accuracies by less than 1e-4 (gap of max_margin_dual below 1e-3)."""
     model, obs = jax.tree.map(
         lambda x: x.astype(jnp.float32), (intra_class(p, s_c, s_s), observation(d, 2, sigma, 0.0))
     )
-    return np.asarray(max_margin_accuracies(jax.random.key(6), model, obs, n=n, seeds=seeds))
+    return np.asarray(max_margin(jax.random.key(6), model, obs, n=n, seeds=seeds))
 
 
 def assert_in_band(samples, prediction, *, margin=0.02):
@@ -291,7 +243,7 @@ def test_bound_holds_for_sampled_images():
     def conflicting(p):
         _, s_c, s_s, n, d, sigma = sagawa(100, 5, 2000)
         obs = observation(d, 2, sigma, 0.0)
-        return np.asarray(max_margin_accuracies(jax.random.key(3), intra_class(p, s_c, s_s), obs, n=n, seeds=200))[:, 1]
+        return np.asarray(max_margin(jax.random.key(3), intra_class(p, s_c, s_s), obs, n=n, seeds=200))[:, 1]
 
     assert_below(conflicting(100 / 105), float(supervised_bound().conflicting))
     rejects(assert_below, conflicting(0.7), float(supervised_bound().conflicting))
@@ -300,32 +252,9 @@ def test_bound_holds_for_sampled_images():
 # T4: the max-margin rule of the whole inter-class population
 
 
-def crammer_singer(m, alpha, beta):
-    """(2m, 2m) weights, by class, of least norm with w_y.x - w_y'.x >= 1 for every x of the population at p_spu = 1.
-
-    Hard margin by nonnegative least squares: with v = A^T a and a >= 0 the minimiser of |v|^2 + (1 - sum a)^2,
-    w = v / (1 - sum a) has A w >= 1, with equality where a > 0. Nothing is assumed of the solution's form.
-    """
-    rows = []
-    for number, label in enumerate(np.asarray(class_labels(2 * m))):
-        for signs in itertools.product((-1, 1), repeat=2 * m):
-            z = np.array(signs) * np.repeat([beta, alpha], m)
-            z[[abs(label) - 1, m + abs(label) - 1]] = np.sign(label)
-            for other in set(range(2 * m)) - {number}:
-                row = np.zeros((2 * m, 2 * m))
-                row[number], row[other] = z, -z
-                rows.append(row.ravel())
-    rows = np.unique(rows, axis=0)
-    system = np.vstack([rows.T, np.ones(len(rows))])
-    dual, _ = scipy.optimize.nnls(system, np.append(np.zeros(rows.shape[1]), 1.0))
-    w = rows.T @ dual / (1 - dual.sum())
-    assert (rows @ w >= 1 - 1e-9).all()
-    return w.reshape(2 * m, 2 * m)
-
-
 @pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (2, 0.6, 0.2), (3, 0.3, 0.5)])
 def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta):
-    w = crammer_singer(m, alpha, beta)
+    *_, w = crammer_singer(m, alpha, beta)
     core, spu = 1 - beta, 1 - alpha
     want = np.zeros((2 * m, 2 * m))
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
@@ -340,7 +269,7 @@ def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta):
 
 @pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (3, 0.55, 0.35), (3, 0.3, 0.5), (3, 0.8, 0.2)])
 def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta):
-    w = crammer_singer(m, alpha, beta)
+    *_, w = crammer_singer(m, alpha, beta)
     correct, aligned = [], []
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
         for signs in itertools.product((-1, 1), repeat=2 * m):
