@@ -15,15 +15,10 @@ from sims.sweep_captions import Config
 from tests.test_sims_command import ROOT
 from tests.test_sims_sweep import contents, quick_compilation
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 SIZES = (("n", 3000.0), ("num_pairs", 2.0), ("dim_image", 4.0), ("dim_text", 4.0))
 TINY = Config(pi_core=(0.0, 1.0), pi_spu=(0.5, 1.0), seeds=16, parameters=SIZES)
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    """The command measures in float32."""
-    with jax.enable_x64(False):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,9 @@ from sims.flags import UsageError
 from tests.test_sims_command import ROOT
 from tests.test_sims_sweep import contents
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 TINY = Config(n=1000, dim_image=3, dim_text=3, batch_size=32, end=6.0, points=12, rate=0.01, seeds=8)
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    """The command measures in float32."""
-    with jax.enable_x64(False):
-        yield
 
 
 @pytest.fixture(scope="module")

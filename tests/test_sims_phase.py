@@ -17,6 +17,8 @@ from sims.phase_config import DIAGRAMS, Axis, Config, axis
 from tests.test_sims_command import ROOT
 from tests.test_sims_sweep import contents, quick_compilation
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 SIZES = (("dim_image", 4.0), ("dim_text", 4.0))
 TINY = Config(
     "whitening",
@@ -26,13 +28,6 @@ TINY = Config(
     seeds=24,
     parameters=(("n", 2000.0), *SIZES),
 )
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    """The command measures in float32."""
-    with jax.enable_x64(False):
-        yield
 
 
 @pytest.fixture(scope="module")

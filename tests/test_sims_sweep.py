@@ -21,6 +21,8 @@ from sims import grid, measure, plots, store, summary, sweep, sweep_spurious
 from sims.config import AXES, LEARNERS, Config, Setting
 from sims.flags import UsageError
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
 TINY = Setting(n=20, dim_image=8, dim_text=4, gradient_steps=5)
 CONFIG = Config(p_spu=(0.9, 0.5), same_class_weight=(0.0, 0.5), setting=TINY, seeds=2)
@@ -38,13 +40,6 @@ def quick_compilation():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    """The command measures in float32."""
-    with jax.enable_x64(False):
-        yield
 
 
 @pytest.fixture(scope="module")
