@@ -13,27 +13,69 @@ from matplotlib.figure import Figure
 from mmcl_theory import theory
 from sims import diagrams, measure, phase, plots, results, store, summary
 from sims.diagrams import Panel, Params
+from sims.flags import Options
+from sims.grid import Grid, Task
 from sims.phase_config import Axis, Resolved
 from sims.sweep_captions import Config
 
 LOSSES = ("linear", "whitened")
 FINE_POINTS = 101
-VARIABLES = ("accuracy_predicted", "accuracy_measured", "accuracy_curve", "z", "best", "best_value", "kkt_residual")
-VARIABLES += ("sharing_threshold",)
+_VARIABLES = ("accuracy_predicted", "accuracy_curve", "z", "best", "best_value", "kkt_residual", "sharing_threshold")
 # The inter-class prediction is the limit of many samples; measured differences fall as 1/n.
 _LEFT_OUT = {"intra_class": 1e-3, "inter_class": 0.02}
 
 
-def run(config: Config, out: pathlib.Path) -> xr.Dataset:
+def run(config: Config, out: pathlib.Path, options: Options) -> xr.Dataset | None:
     """`sims.sweep_captions.run`, whose config is checked."""
-    dataset = results.run_once(out, config.flat(), lambda: make(config, out), VARIABLES)
-    store.write_csv(out / "summary.csv", rows(dataset))
+    dataset = results.measure(
+        out, config.flat(), "accuracy_measured", grid_of(config), lambda found: complete(config, found), options
+    )
+    if dataset is not None:
+        show(dataset, out)
+    return dataset
+
+
+def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figure into `out`; a line a model and loss as text."""
+    store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     figure = draw(dataset)
     results.save_figure(figure, out, "sweep_captions", dpi=80)
     plt.close(figure)
-    for model in config.model:
-        (out / f"partial_{model}.npz").unlink(missing_ok=True)
-    return dataset
+    return text(dataset)
+
+
+def grid_of(config: Config) -> Grid:
+    """Both losses on each model over what captions name."""
+
+    def task(model: str, loss: str) -> Task:
+        panel, plane = _panels(model)[LOSSES.index(loss)], _plane(config, model)
+        assert panel.measure is not None
+        kernel = panel.measure
+        return Task(lambda key, at: kernel(key, phase.point(plane, at["pi_core"], at["pi_spu"])))
+
+    return Grid(
+        tasks={"model": config.model, "loss": LOSSES},
+        task=task,
+        axes={"pi_spu": config.pi_spu, "pi_core": config.pi_core},
+        outcomes={"group": measure.GROUPS},
+        seeds=config.seeds,
+        seed=config.seed,
+    )
+
+
+def _plane(config: Config, model: str) -> Resolved:
+    """A data model's parameters over the two axes."""
+    return Resolved(
+        diagram=model,
+        x=Axis("pi_core", 0, 1, 2),
+        y=Axis("pi_spu", 0, 1, 2),
+        value="shifted",
+        panels=LOSSES,
+        cells=0,
+        seeds=config.seeds,
+        seed=config.seed,
+        parameters=config.of(model),
+    )
 
 
 def _panels(model: str) -> tuple[Panel, ...]:
@@ -63,39 +105,25 @@ def _panels(model: str) -> tuple[Panel, ...]:
     )
 
 
-def make(config: Config, out: pathlib.Path) -> xr.Dataset:
-    """Everything that is stored, models along the first axis."""
+def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """All that is stored beside the measurements (model, loss, seed, pi_spu, pi_core, group)."""
     core, spu, fine = np.array(config.pi_core), np.array(config.pi_spu), np.linspace(0, 1, FINE_POINTS)
-    parts: dict[str, list[Any]] = {name: [] for name in VARIABLES}
-    for i, model in enumerate(config.model):
-        panels = _panels(model)
-        plane = Resolved(
-            diagram=model,
-            x=Axis("pi_core", 0, 1, 2),
-            y=Axis("pi_spu", 0, 1, 2),
-            value="shifted",
-            panels=LOSSES,
-            cells=0,
-            seeds=config.seeds,
-            seed=config.seed + i,
-            parameters=config.of(model),
-        )
+    parts: dict[str, list[Any]] = {name: [] for name in _VARIABLES}
+    for model, found in zip(config.model, measured, strict=True):
+        panels, plane = _panels(model), _plane(config, model)
         predicted = np.stack([phase.mapped(plane, p.predict_cell or p.predict, core, spu) for p in panels])
         parts["accuracy_predicted"].append(predicted)
         parts["accuracy_curve"].append(np.stack([phase.mapped(plane, p.predict, fine, spu) for p in panels]))
         best = [_best(config, plane, panel) for panel in panels]
-        parts["best"].append([found.pi for found in best])
-        parts["best_value"].append([found.value for found in best])
-        parts["kkt_residual"].append([found.kkt_residual for found in best])
+        parts["best"].append([b.pi for b in best])
+        parts["best_value"].append([b.value for b in best])
+        parts["kkt_residual"].append([b.kkt_residual for b in best])
         parts["sharing_threshold"].append(_threshold(model, plane.parameters))
-        measured = phase.measure_cells(plane, diagrams.Diagram(panels), core, spu, out, f"partial_{model}.npz")
-        parts["accuracy_measured"].append(measured)
         trials = np.array([panel.trials or np.inf for panel in panels])[:, None, None, None]
-        parts["z"].append(results.z_scores(predicted, np.moveaxis(measured, 1, -1), _LEFT_OUT[model], trials))
+        parts["z"].append(results.z_scores(predicted, np.moveaxis(found, 1, -1), _LEFT_OUT[model], trials))
     cell = ("pi_spu", "pi_core", "group")
     dims = {
         "accuracy_predicted": ("model", "loss", *cell),
-        "accuracy_measured": ("model", "loss", "seed", *cell),
         "accuracy_curve": ("model", "loss", "pi_spu", "pi_core_fine", "group"),
         "z": ("model", "loss", *cell),
         "best": ("model", "loss", "detail"),
@@ -106,12 +134,8 @@ def make(config: Config, out: pathlib.Path) -> xr.Dataset:
     return xr.Dataset(
         {name: (dims[name], np.array(values, float)) for name, values in parts.items()},
         coords={
-            "model": results.names(config.model),
-            "loss": results.names(LOSSES),
-            "group": results.names(measure.GROUPS),
             "detail": results.names(("pi_core", "pi_spu")),
-            "seed": np.arange(config.seeds),
-            **{"pi_core": core, "pi_spu": spu, "pi_core_fine": fine},
+            "pi_core_fine": fine,
         },
     )
 

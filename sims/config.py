@@ -11,7 +11,11 @@ from sims.flags import UsageError
 
 AXES = ("p_spu", "sigma_core", "sigma_spu", "pi_core", "same_class_weight")
 LEARNERS = ("mmcl", "mmcl_gradient", "info_nce", "supervised", "supervised_gradient")
-_COPIES = 4  # live copies of the sample in a run: pairs, noise, the learner's own
+# How a learner's result is drawn, cheapest first: from sufficient statistics, at a cost that grows neither with n nor
+# with the dimensions; without the ambient dimensions; from samples in ambient space. All three have one law (X9).
+SAMPLERS = ("statistics", "latent", "ambient")
+_HAS = {"mmcl": SAMPLERS, "supervised": SAMPLERS[1:], "supervised_gradient": SAMPLERS[1:]}
+_COPIES = 8  # of the results of all runs in memory: measured, cleaned, means, errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Setting:
     n samples; dim_image, dim_text input dimensions; sigma_image, sigma_text noise norms; mu_core, mu_spu feature means;
     pi_spu chance that a caption names the spurious feature; embed_dim embedding size, None for no limit;
     gradient_steps of the gradient-trained learners; batch_size, None for 128 or all n if fewer, and temperature of
-    InfoNCE.
+    InfoNCE; sampler, of SAMPLERS or "auto", the cheapest that each learner has.
     """
 
     n: int = 500
@@ -36,6 +40,25 @@ class Setting:
     gradient_steps: int = 300
     batch_size: int | None = None
     temperature: float = 1.0
+    sampler: str = "auto"
+
+    def samplers(self, learner: str) -> tuple[str, ...]:
+        """Those that this learner has: the rank-r rule needs the whole spectrum of an ambient sample."""
+        if learner == "mmcl" and self.rank < min(self.dim_image, self.dim_text):
+            return ("ambient",)
+        return _HAS.get(learner, ("ambient",))
+
+    def sampler_of(self, learner: str) -> str:
+        """The one that draws this learner's runs."""
+        return self.samplers(learner)[0] if self.sampler == "auto" else self.sampler
+
+    def least_bytes(self, learner: str) -> int:
+        """Less than a run of this learner takes: its sample alone, or its Gram matrix."""
+        sampler = self.sampler_of(learner)
+        if sampler == "statistics":
+            return 0
+        sample = self.n * (self.dim_image + self.dim_text) if sampler == "ambient" else self.n
+        return 4 * (sample + (self.n**2 if learner.startswith("supervised") else 0))
 
     @property
     def rank(self) -> int:
@@ -45,13 +68,6 @@ class Setting:
     @property
     def batch(self) -> int:
         return min(128, self.n) if self.batch_size is None else self.batch_size
-
-    def run_bytes(self, learner: str) -> int:
-        """Memory that one run takes, estimated: its sample, for supervised learners its Gram matrix, and working
-        copies."""
-        gram = self.n if learner.startswith("supervised") else 0
-        encoders = (self.dim_image + self.dim_text) * self.rank
-        return 4 * _COPIES * (self.n * (self.dim_image + self.dim_text + gram) + encoders)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +100,14 @@ class Config:
 
     @property
     def result_bytes(self) -> int:
-        """Memory that the accuracies of all runs take with their working copies, and the list of cells."""
-        return 8 * 2 * _COPIES * self.runs * len(self.learners) + 200 * self.runs // self.seeds
+        """Memory that the accuracies of all runs take with their working copies."""
+        return 8 * 2 * _COPIES * self.runs * len(self.learners)
 
     def flat(self) -> dict[str, Any]:
         """All fields and the setting's, by flag name."""
         fields = dataclasses.asdict(self)
         setting = fields.pop("setting")
-        return {**fields, **setting}
+        return {"command": "sweep_spurious", **fields, **setting}
 
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
@@ -102,6 +118,12 @@ class Config:
         for name, values in {**self.axes, "learners": self.learners}.items():
             if not values or len(set(values)) < len(values):
                 raise UsageError(f"--{name} must be one or more values that differ from each other, got {values}.")
+        if setting.sampler not in ("auto", *SAMPLERS):
+            raise UsageError(f"--sampler must be of auto, {', '.join(SAMPLERS)}, got {setting.sampler!r}.")
+        for learner in self.learners:
+            if setting.sampler_of(learner) not in setting.samplers(learner):
+                known = ", ".join(setting.samplers(learner))
+                raise UsageError(f"--sampler={setting.sampler} does not draw {learner} here, which has {known}.")
         for name, least in (("seeds", 1), ("seed", 0)):
             _at_least(name, getattr(self, name), least)
         for name, least in (("n", 2), ("gradient_steps", 1)):
@@ -129,6 +151,9 @@ class Config:
                 _at_most(name, value, most, why)
         self._check_memory()
         self._check_model()
+        for name, values in self.axes.items():
+            if list(values) != sorted(values):
+                raise UsageError(f"--{name} must increase, got {values}.")
 
     def _check_memory(self) -> None:
         setting = self.setting
@@ -139,10 +164,10 @@ class Config:
                 f" {self.result_bytes / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}."
             )
         for learner in self.learners:
-            needed = setting.run_bytes(learner)
+            needed = setting.least_bytes(learner)
             if needed > memory:
                 raise UsageError(
-                    f"--n={setting.n} --dim_image={setting.dim_image} --dim_text={setting.dim_text} need about"
+                    f"--n={setting.n} --dim_image={setting.dim_image} --dim_text={setting.dim_text} need more than"
                     f" {needed / 2**30:.0f} GiB for a run of {learner}, this machine has {memory / 2**30:.0f}."
                 )
 

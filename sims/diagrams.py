@@ -33,9 +33,10 @@ class Panel:
     predict: point -> outcomes, drawn.  predict_cell: what the measured mean must meet where it is not `predict`, such
     as a term in 1/n more.  measure: (key, point) -> outcomes of one run, NaN where it has none.  boundaries: label ->
     field of the point and of what `predict` gives there, drawn where it is 0.  left_out: size of what the prediction
-    leaves out.  trials: independent draws behind one measured outcome, if it is a share.  coarse: predict on this many
-    points an axis and interpolate.  sides: names of the regions where the first boundary's field is below and above 0.
-    contours: whether the colours get numbered lines.  regimes: names of whole-number outcomes 0, 1, ...
+    leaves out.  trials: independent draws behind one measured outcome, if it is a share.  may_lack: NaN is
+    an answer of `measure`.  coarse: predict on this many points an axis and interpolate.  sides: names of the regions
+    where the first boundary's field is below and above 0.  contours: whether the colours get numbered lines.  regimes:
+    names of whole-number outcomes 0, 1, ...
     """
 
     name: str
@@ -47,6 +48,7 @@ class Panel:
     left_out: float = _ROUNDING
     trials: int | None = None
     coarse: int | None = None
+    may_lack: bool = False
     sides: tuple[str, str] = ("", "")
     contours: bool = True
     regimes: tuple[str, ...] = ()
@@ -125,6 +127,7 @@ def robustness() -> Diagram:
             "separable below this line (X1)": lambda _, found: jnp.where(jnp.isnan(found[0]), -1.0, 1.0),
         },
         left_out=0.02,
+        may_lack=True,
     )
     return Diagram((mmcl, supervised))
 

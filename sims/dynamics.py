@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from sims.flags import UsageError, define, integer, number, path, run_main
+from sims import devices
+from sims.flags import DEFAULTS, Options, UsageError, define, integer, number, path, run_main
 from sims.phase_config import PARAMETERS, check_parameter
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Config:
         return {"command": "dynamics", **dataclasses.asdict(self)}
 
 
-def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> "xr.Dataset | None":
     """Train, predict, and write results, table and figure into `out`; returns the dataset.
 
     Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
@@ -90,7 +91,7 @@ def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
     config.check()
     from sims import trajectories  # JAX, xarray and matplotlib load only once the arguments are good
 
-    return trajectories.run(config, out)
+    return trajectories.run(config, out, options)
 
 
 def _define_flags() -> None:
@@ -111,18 +112,22 @@ def _define_flags() -> None:
     define("points", config.points, "recorded times, >= 3", integer)
     define("seeds", config.seeds, "independent runs of each loss, >= 2", integer)
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
+    devices.define_flags()
     define("out", "runs/dynamics", "folder for results and figure; another run's is refused", path)
 
 
-def _main() -> None:
+def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     out = pathlib.Path(values["out"])
-    dataset = run(config, out)
-    from sims import trajectories
+    dataset = run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims import results, trajectories
 
     print(trajectories.text(dataset))
     print(f"\nFigure: {out / 'dynamics.png'}\nTable: {out / 'summary.csv'}")
+    return results.closing(out, dataset)
 
 
 if __name__ == "__main__":

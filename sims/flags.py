@@ -1,6 +1,10 @@
 """Flags shared by the experiments: number lists, and one clear line with exit code 2 for what is not allowed."""
 
+import dataclasses
+import itertools
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,6 +20,30 @@ class UsageError(Exception):
     """Bad arguments or unusable input: one line saying what, where and what is allowed."""
 
 
+class WorkFailed(Exception):
+    """The work cannot go on: one line saying why, and what stays."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a run is done, which does not change its results.
+
+    memory_gb: for a compiled block, GiB; None: half the machine's memory, or four fifths of a device's.  overwrite:
+    measure anew, whatever the folder holds.  dry_run: print the plan, write nothing.
+    """
+
+    memory_gb: float | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+DEFAULTS = Options()
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """`0.5,0.9` as (0.5, 0.9); `start:stop:count` as count evenly spaced numbers from start to stop, both included."""
     if ":" in text:
@@ -29,8 +57,8 @@ def numbers(text: str) -> tuple[float, ...]:
         values[-1] = stop
     else:
         values = [_number(part) for part in text.split(",")]
-    if len(set(values)) != len(values):
-        raise ValueError("needs numbers that differ from each other")
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise ValueError("needs numbers that increase, none twice")
     return tuple(values)
 
 
@@ -55,9 +83,14 @@ def integer(text: str) -> int:
         raise ValueError("needs a whole number") from None
 
 
-def optional_integer(text: str) -> int | None:
-    """A whole number, or "none"."""
-    return None if text.lower() == "none" else integer(text)
+def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The converter that takes "none" too."""
+
+    def converted(text: str) -> Any:
+        return None if text.lower() == "none" else convert(text)
+
+    converted.__name__ = f"{convert.__name__} or none"
+    return converted
 
 
 def path(text: str) -> str:
@@ -108,8 +141,17 @@ def define(name: str, default: Any, text: str, convert: Callable[[str], Any]) ->
     flags.DEFINE(_Parser(convert), name, default, text, serializer=_Serializer())
 
 
-def run_main(doc: str, define: Callable[[], None], main: Callable[[], None], argv: list[str] | None = None) -> None:
-    """Define and parse flags, run main(), and turn what goes wrong into the exit codes 2 (usage) and 130 (interrupt).
+def run_main(
+    doc: str,
+    define: Callable[[], None],
+    main: Callable[..., int | None],
+    argv: list[str] | None = None,
+    operands: tuple[str, ...] = (),
+) -> None:
+    """Define and parse flags, run main(), and turn what goes wrong into an exit code and one line.
+
+    2: usage; 1: the work failed, or main() says so by returning 1; 130, 143: interrupted by Ctrl-C, by SIGTERM.
+    operands: names of the arguments that are no flags, which main gets.
 
     Flags exist only once this is called, so that two imported experiments do not clash.
     """
@@ -123,14 +165,28 @@ def run_main(doc: str, define: Callable[[], None], main: Callable[[], None], arg
     if flags.FLAGS.help:
         print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
-    if len(rest) > 1:
-        _exit(2, f"unexpected argument {rest[1]!r}: options are given as --name=value; see --help.")
+    if len(rest) > 1 + len(operands):
+        extra = rest[1 + len(operands)]
+        _exit(2, f"unexpected argument {extra!r}: options are given as --name=value; see --help.")
+    if len(rest) < 1 + len(operands):
+        _exit(2, f"needs {operands[len(rest) - 1]}; see --help.")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        main()
+        code = main(*rest[1:])
     except UsageError as error:
         _exit(2, str(error))
-    except KeyboardInterrupt:
-        _exit(130, "interrupted; what is stored stays, and the same command goes on from it.")
+    except WorkFailed as error:
+        _exit(1, str(error))
+    except KeyboardInterrupt as error:
+        code = 143 if isinstance(error, Terminated) else 130
+        _exit(code, "interrupted; what is stored stays, and the same command goes on from it.")
+    if code:
+        sys.exit(code)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
 
 
 def _exit(code: int, line: str) -> NoReturn:

@@ -1,69 +1,283 @@
-"""Named axes -> cells -> chunks: every cell and seed of a sweep, vmapped in chunks of one compiled shape.
+"""Named axes -> blocks -> devices: every task at every cell and seed, in blocks of one compiled shape.
 
-The random draws of a run depend on the sweep's seed, the cell's index in the grid and the run's number only.
+The random draws of a run depend on the root seed, on the cell's index in the grid and on the run's number only: not on
+blocks, their order, devices or processes. Threefry keys, since under `vmap` the draws of JAX's faster generators depend
+on the whole batch.
+
+Symbols: a run is one seed of one cell; a block is a box of runs (seed, *axes) that is computed and stored as a whole;
+the batch is the number of runs that are mapped together on a device, the others following in a loop.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from sims.config import Setting
-from sims.measure import Cell, kernel
+Point = Mapping[str, Any]  # one cell: parameters by name
 
-BYTES_BUDGET = 1 << 30
-
-
-def cells(axes: Mapping[str, Sequence[float]]) -> list[tuple[float, ...]]:
-    """All combinations of the axes' values, the last axis varying fastest."""
-    return list(itertools.product(*axes.values()))
-
-
-def cell_arrays(points: Sequence[tuple[float, ...]]) -> Cell:
-    """Cells as one pytree of arrays (len(points),)."""
-    columns = np.asarray(points, float).reshape(len(points), -1).T
-    return Cell(*(jnp.asarray(column, float) for column in columns))
+_LEAST_BLOCKS = 64  # of a task, so that progress shows and little is lost
+_SMALLEST_BLOCK = 8  # runs: one for each of a host's devices
+_LARGEST_BLOCK = 1 << 16  # runs
+# A CPU is fastest where a batch stays in its cache; other devices take as much as memory holds.
+_CACHE_BYTES = 2 << 20
+_FIRST_BATCH = 256
 
 
-def chunk_size(setting: Setting, learner: str, runs: int) -> int:
-    """Runs per chunk: as many as the memory budget holds, at most 64, in chunks as equal as can be."""
-    largest = int(np.clip(BYTES_BUDGET // setting.run_bytes(learner), 1, 64))
-    return -(-runs // -(-runs // largest))
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is measured: kernel(key, point) -> outcomes of one run.
 
-
-def run_chunks(
-    setting: Setting, learner: str, points: Sequence[tuple[float, ...]], seeds: int, seed: int, skip: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Measure every (cell, seed) whose chunk is not in `skip`; yields (flat indices cell * seeds + run, (k, 2)
-    accuracies).
-
-    skip: (chunks,) bool, True where a chunk is already measured; see `num_chunks`.
+    may_lack: NaN is an answer, such as max-margin's on inseparable data. Other values that are not finite are failures,
+    and stored as infinite.
     """
-    runs = len(points) * seeds
-    size = chunk_size(setting, learner, runs)
-    root = jax.random.key(seed)
-    run_kernel = kernel(setting, learner)
 
-    def one(cell_number: jax.Array, run_number: jax.Array, cell: Cell) -> jax.Array:
-        return run_kernel(jax.random.fold_in(jax.random.fold_in(root, cell_number), run_number), cell)
+    kernel: Callable[[jax.Array, Point], jax.Array]
+    may_lack: bool = False
 
-    compiled = jax.jit(jax.vmap(one))
-    for chunk, start in enumerate(range(0, runs, size)):
-        if skip[chunk]:
-            continue
-        flat = np.arange(start, start + size)
-        wanted = flat[flat < runs]
-        flat = np.minimum(flat, runs - 1)  # one compiled shape: the last chunk repeats its last run
-        cell_number = flat // seeds
-        values: Any = compiled(
-            jnp.asarray(cell_number), jnp.asarray(flat % seeds), cell_arrays([points[i] for i in cell_number])
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Every task at all combinations of the axes' values, `seeds` times.
+
+    tasks: labels of each leading dimension of the results.  task: the labels of one task -> it, None to measure none.
+    axes: increasing values by name.  outcomes: labels of each trailing dimension, the shape of what a kernel gives.
+    sizes: axes of whole numbers on which shapes depend; the kernel gets them as int, and is compiled for each.
+    """
+
+    tasks: Mapping[str, Sequence[str]]
+    task: Callable[..., Task | None]
+    axes: Mapping[str, Sequence[float]]
+    outcomes: Mapping[str, Sequence[Any]]
+    seeds: int
+    seed: int
+    sizes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The tasks, in the order of the results' leading dimensions."""
+        return list(itertools.product(*self.tasks.values()))
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        return (*self.tasks, "seed", *self.axes, *self.outcomes)
+
+    @property
+    def run_shape(self) -> tuple[int, ...]:
+        """(seeds, length of each axis)."""
+        return (self.seeds, *(len(values) for values in self.axes.values()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        lead = (len(labels) for labels in self.tasks.values())
+        return (*lead, *self.run_shape, *(len(labels) for labels in self.outcomes.values()))
+
+    @property
+    def runs(self) -> int:
+        """Runs of each task."""
+        return math.prod(self.run_shape)
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Runs (seed, *axes) of a block: last axes first, about 1/64 of all, in blocks as equal as can be."""
+        wanted = int(np.clip(-(-self.runs // _LEAST_BLOCKS), _SMALLEST_BLOCK, _LARGEST_BLOCK))
+        extents: list[int] = []
+        for name, length in reversed(list(zip(("seed", *self.axes), self.run_shape, strict=True))):
+            length = max(length, 1)
+            most = 1 if name in self.sizes else max(1, min(length, wanted // math.prod(extents)))
+            extents.append(-(-length // -(-length // most)))
+        return tuple(reversed(extents))
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of a stored chunk: one task, one block, all outcomes."""
+        return (*(1 for _ in self.tasks), *self.block_shape, *(len(labels) for labels in self.outcomes.values()))
+
+    @property
+    def blocks_shape(self) -> tuple[int, ...]:
+        """Blocks along each of the dimensions (*tasks, seed, *axes)."""
+        lead = tuple(len(labels) for labels in self.tasks.values())
+        return lead + tuple(-(-n // b) for n, b in zip(self.run_shape, self.block_shape, strict=True))
+
+    def region(self, block: tuple[int, ...]) -> tuple[slice, ...]:
+        """The part of the results that a block fills, for its index in `blocks_shape`."""
+        lead = len(self.tasks)
+        where = [slice(i, i + 1) for i in block[:lead]]
+        for i, size, length in zip(block[lead:], self.block_shape, self.run_shape, strict=True):
+            where.append(slice(i * size, min((i + 1) * size, length)))
+        return tuple(where)
+
+    def static(self, block: tuple[int, ...]) -> dict[str, int]:
+        """The sizes of a block's cells."""
+        numbers = dict(zip(self.axes, block[len(self.tasks) + 1 :], strict=True))
+        return {name: int(self.axes[name][numbers[name]]) for name in self.sizes}
+
+    def inputs(self, block: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """(cell number, run number, axis values) of a block's runs, flat; beyond the grid its edge repeats."""
+        index = np.indices(self.block_shape).reshape(len(self.run_shape), -1)
+        index += np.array(block[len(self.tasks) :])[:, None] * np.array(self.block_shape)[:, None]
+        run, *cell = np.minimum(index, np.array(self.run_shape)[:, None] - 1)
+        number = np.ravel_multi_index(cell, self.run_shape[1:]) if cell else np.zeros_like(run)
+        values = {
+            name: np.asarray(self.axes[name], float)[at]
+            for name, at in zip(self.axes, cell, strict=True)
+            if name not in self.sizes
+        }
+        return number.astype(np.uint32), run.astype(np.uint32), values
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled block. bytes: memory that it takes, of all devices on a CPU, of each elsewhere; from XLA's analysis.
+
+    batch: runs mapped together.  seconds: time that compilation took.  may_lack: as the task's.
+    """
+
+    call: Callable[..., jax.Array]
+    size: int
+    padded: int
+    batch: int
+    bytes: int
+    seconds: float
+    may_lack: bool
+
+    def __call__(self, root: jax.Array, inputs: tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]) -> jax.Array:
+        """Outcomes (padded, ...) of the runs, computed while the caller goes on; the first `size` rows count."""
+        extra = self.padded - self.size
+        return self.call(root, *jax.tree.map(lambda x: _as_input(np.pad(x, (0, extra), "edge")), inputs))
+
+
+def _as_input(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype == np.uint32 else x.astype(jnp.zeros((), float).dtype)
+
+
+def compile_task(task: Task, size: int, axes: Sequence[str], static: Point, budget: float) -> Program:
+    """The program for `size` runs of a task, in batches that fit.
+
+    On a CPU a kernel that factorises matrices runs alone: jaxlib's batched LAPACK waits on XLA's thread pool from
+    within it, so that two batched factorisations which may run at once can wait for ever on two cores.
+    axes: names of the swept parameters.  static: sizes.  budget: bytes; the smallest batch is compiled even where it
+    takes more.
+    """
+    start = time.perf_counter()
+    devices = jax.local_devices()
+    per_device = -(-size // len(devices))
+    cpu = devices[0].platform == "cpu"
+    batch, allowed = per_device, budget
+    if cpu:
+        batch = 1 if "lapack" in _lower(task, 2 * len(devices), 2, axes, static, devices).as_text() else _FIRST_BATCH
+        allowed = min(budget, _CACHE_BYTES * len(devices))
+    while True:
+        batch = _even(per_device, batch)
+        rounds = -(-per_device // batch)
+        compiled = _lower(task, rounds * batch * len(devices), batch, axes, static, devices).compile()
+        needed = _bytes(compiled) * (len(devices) if cpu else 1)
+        if needed <= allowed or batch == 1:
+            seconds = time.perf_counter() - start
+            return Program(compiled, size, rounds * batch * len(devices), batch, needed, seconds, task.may_lack)
+        batch = max(1, min(batch - 1, int(batch * allowed / needed)))
+
+
+def _bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+
+def _even(runs: int, batch: int) -> int:
+    """The batch at most this large that fills its last round best."""
+    return -(-runs // -(-runs // min(runs, batch)))
+
+
+def _lower(task: Task, padded: int, batch: int, axes: Sequence[str], static: Point, devices: list[jax.Device]) -> Any:
+    """The traced program for `padded` runs, a multiple of batch times devices."""
+
+    def one(root: jax.Array, cell: jax.Array, run: jax.Array, values: dict[str, jax.Array]) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(root, cell), run)
+        return task.kernel(key, {**static, **values})
+
+    def on_device(root: jax.Array, *inputs: Any) -> jax.Array:
+        if batch == 1:  # not even a map of one: a batched factorisation is another routine
+            return jax.lax.map(lambda row: one(root, *row), inputs)
+        rows = jax.tree.map(lambda x: x.reshape(-1, batch), inputs)
+        found = jax.lax.map(lambda row: jax.vmap(one, (None, 0, 0, 0))(root, *row), rows)
+        return found.reshape(-1, *found.shape[2:])
+
+    mesh = Mesh(np.array(devices), ("run",))
+    whole, shared = PartitionSpec("run"), PartitionSpec()
+    mapped = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(shared, whole, whole, whole), out_specs=whole, check_vma=False
+    )
+    number = jax.ShapeDtypeStruct((padded,), np.uint32)
+    values = {name: jax.ShapeDtypeStruct((padded,), jnp.zeros((), float).dtype) for name in axes}
+    return jax.jit(mapped).lower(jax.eval_shape(lambda: jax.random.key(0)), number, number, values)
+
+
+def evaluate(f: Callable[[Point], jax.Array], axes: Mapping[str, Sequence[float]], sizes: tuple[str, ...] = ()) -> Any:
+    """f at all cells, (*axes, ...), in float64: for predictions, which have no seeds and are stored whole."""
+    with jax.enable_x64(True):
+        outcomes = jax.eval_shape(
+            lambda: f({k: int(v[0]) if k in sizes else jnp.asarray(v[0], float) for k, v in axes.items()})
         )
-        yield wanted, np.asarray(values, np.float64)[: len(wanted)]
+        trailing = {f"outcome_{i}": range(n) for i, n in enumerate(outcomes.shape)}
+        grid = Grid({}, lambda: Task(lambda _, point: f(point), may_lack=True), axes, trailing, 1, 0, sizes)
+        found = np.empty(grid.shape)
+        for block, values in run_blocks(grid, np.zeros(grid.blocks_shape, bool), Programs(grid, np.inf)):
+            found[grid.region(block)] = values
+    return found[0]
 
 
-def num_chunks(setting: Setting, learner: str, runs: int) -> int:
-    """Chunks that `run_chunks` makes of this many runs."""
-    return -(-runs // chunk_size(setting, learner, runs))
+class Programs:
+    """The compiled programs of a grid, each made when it is first asked for. budget: bytes of memory."""
+
+    def __init__(self, grid: Grid, budget: float):
+        self.grid, self.budget, self.made = grid, budget, {}  # type: ignore[var-annotated]
+
+    def get(self, block: tuple[int, ...]) -> Program | None:
+        """The program of a block; None where its task measures nothing."""
+        grid = self.grid
+        number, static = block[: len(grid.tasks)], grid.static(block)
+        key = (number, tuple(static.values()))
+        if key not in self.made:
+            task = grid.task(*(labels[i] for i, labels in zip(number, grid.tasks.values(), strict=True)))
+            axes = [name for name in grid.axes if name not in grid.sizes]
+            size = math.prod(grid.block_shape)
+            self.made[key] = task and compile_task(task, size, axes, static, self.budget)
+        return self.made[key]
+
+
+def run_blocks(grid: Grid, skip: np.ndarray, programs: Programs) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Measure every block that is not in `skip`; yields (index, values of its region), NaN where a task measures none.
+
+    The next block is already being computed while one is taken.
+    """
+    root = jax.random.key(grid.seed)
+    pending: tuple[tuple[int, ...], Program | None, Any] | None = None
+    for block in np.ndindex(*grid.blocks_shape):
+        if skip[block]:
+            continue
+        program = programs.get(block)
+        started = None if program is None else program(root, grid.inputs(block))
+        if pending is not None:
+            yield pending[0], _collect(grid, *pending)
+        pending = block, program, started
+    if pending is not None:
+        yield pending[0], _collect(grid, *pending)
+
+
+def _collect(grid: Grid, block: tuple[int, ...], program: Program | None, started: Any) -> np.ndarray:
+    """A block's values in the shape of its region."""
+    inside = tuple(slice(0, where.stop - where.start) for where in grid.region(block)[len(grid.tasks) :])
+    lead = (1,) * len(grid.tasks)
+    outcomes = tuple(len(labels) for labels in grid.outcomes.values())
+    if program is None:
+        return np.full((*lead, *(where.stop for where in inside), *outcomes), np.nan)
+    values = np.asarray(started)[: program.size].reshape(*grid.block_shape, *outcomes)
+    answer = np.isnan(values) if program.may_lack else False
+    values = np.where(np.isfinite(values) | answer, values, np.inf)
+    return values[inside].reshape(*lead, *(where.stop for where in inside), *outcomes)

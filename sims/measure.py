@@ -1,12 +1,11 @@
-"""One run of each learner: sample pairs in ambient space, learn, and give the exact accuracy of the rule it found.
+"""One run of each learner: draw what it learns from, learn, and give the exact accuracy of the rule it found.
 
-A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller. Every
-learner gets the same pairs for the same key.
+A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,11 @@ import optax
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from sims.config import Setting
+from sims.grid import Task
 
 _LARGEST_CORRECTION = 0.05  # where 1/n moves an accuracy by more, its first-order expansion predicts nothing
+_LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
 GROUPS = ("aligned", "conflicting")
-Kernel = Callable[[jax.Array, "Cell"], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -54,15 +54,40 @@ class _Sample:
 
 
 def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.Array:
-    """Accuracy of one trained learner, (2,) by group; NaN where it has no answer (max-margin on inseparable data)."""
+    """Accuracy of one trained learner, (2,) by group, by the sampler that draws it.
+
+    NaN where max-margin has no answer, on inseparable data; infinite where its certificate fails.
+    """
+    model, caps, obs = _model(setting, cell), _captions(setting, cell), _observation(setting)
+    sampler = setting.sampler_of(learner)
+    status: Any = 0.0
+    if sampler == "ambient":
+        *rule, status = _ambient(setting, learner, key, cell)
+    elif learner == "mmcl":
+        draw = learners.sample_rule_statistics if sampler == "statistics" else learners.sample_rule_latent
+        rule = draw(key, model, caps, obs, setting.n, cell.same_class_weight)
+    else:
+        gram, observed, label = learners.sample_gram(key, model, obs, setting.n)
+        coefficients, status = _DUALS[learner](setting, gram, label)
+        rule = learners.dual_rule(coefficients, gram, observed)
+    accuracy = mt.zero_shot.linear_rule_accuracy(model, *rule, obs.sd_image)
+    return jnp.stack([accuracy.aligned, accuracy.conflicting]) + status
+
+
+def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> tuple[jax.Array, jax.Array, Any]:
+    """(D_I^T w, |w|^2, status) of a rule learnt from pairs in ambient space; learners share the pairs of a key."""
     model, obs = _model(setting, cell), _observation(setting)
     key_dictionaries, key_pairs, key_learner = jax.random.split(key, 3)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
     pairs = mt.sample_pairs(key_pairs, model, _captions(setting, cell), obs, setting.n, dictionaries)
     prompt = dictionaries.text @ mt.zero_shot.latent_prompts(model)[1]
-    rule = LEARNERS[learner](setting, key_learner, _Sample(pairs, dictionaries, prompt), cell)
-    accuracy = mt.zero_shot.linear_rule_accuracy(model, rule @ dictionaries.image, rule @ rule, obs.sd_image)
-    return jnp.stack([accuracy.aligned, accuracy.conflicting])
+    sample, status = _Sample(pairs, dictionaries, prompt), 0.0
+    if learner in _DUALS:
+        coefficients, status = _DUALS[learner](setting, pairs.image @ pairs.image.T, pairs.label)
+        rule = coefficients @ pairs.image
+    else:
+        rule = _RULES[learner](setting, key_learner, sample, cell)
+    return rule @ dictionaries.image, rule @ rule, status
 
 
 def _cross_covariance(sample: _Sample, text: jax.Array, cell: Cell) -> jax.Array:
@@ -109,35 +134,38 @@ def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> 
     return trained.product @ sample.prompt
 
 
-def _supervised(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
-    x, y = sample.pairs.image, sample.pairs.label
-    fit = learners.max_margin_dual(x @ x.T, y)
-    return jnp.where(fit.separable & (fit.gap < 1e-3), (fit.dual * y) @ x, jnp.nan)
+def _max_margin(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
+    """Rounding the Gram matrix moves |w|^2 by a share eps (norm/margin)^2: where that alone opens the duality gap, the
+    data is not separable as far as this precision can tell."""
+    fit = learners.max_margin_dual(gram, label)
+    rounding = jnp.finfo(gram.dtype).eps * jnp.diagonal(gram).mean() / jnp.where(fit.separable, fit.margin, 1.0) ** 2
+    told = fit.separable & ((fit.gap < _LARGEST_GAP) | (rounding < _LARGEST_GAP))
+    return fit.dual * label, jnp.where(told, jnp.where(fit.gap < _LARGEST_GAP, 0.0, jnp.inf), jnp.nan)
 
 
-def _supervised_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
-    x = sample.pairs.image
-    gram = x @ x.T
+def _logistic(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
     # Without momentum the direction is still far from max-margin after thousands of steps.
     optimizer = optax.sgd(2 / jnp.diagonal(gram).mean(), momentum=0.98, nesterov=True)
-    dual, _ = learners.logistic_dual(
-        gram, sample.pairs.label, optimizer=optimizer, steps=setting.gradient_steps, normalized=True
-    )
-    return dual @ x
+    dual, _ = learners.logistic_dual(gram, label, optimizer=optimizer, steps=setting.gradient_steps, normalized=True)
+    return dual, 0.0
 
 
-LEARNERS: dict[str, Callable[[Setting, jax.Array, _Sample, Cell], jax.Array]] = {
+_DUALS = {"supervised": _max_margin, "supervised_gradient": _logistic}  # coefficients of samples, status to add
+
+
+_RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Cell], jax.Array]] = {
     "mmcl": _mmcl,
     "mmcl_gradient": _mmcl_gradient,
     "info_nce": _info_nce,
-    "supervised": _supervised,
-    "supervised_gradient": _supervised_gradient,
 }
 
 
-def kernel(setting: Setting, learner: str) -> Kernel:
-    """(key, cell) -> (2,) accuracies by group."""
-    return functools.partial(measure, setting, learner)
+def task(setting: Setting, learner: str) -> Task:
+    """A learner over the axes of a sweep, for `sims.grid`."""
+    return Task(
+        lambda key, point: measure(setting, learner, key, Cell(**point)),
+        may_lack=learner == "supervised",
+    )
 
 
 def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:

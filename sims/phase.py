@@ -12,62 +12,89 @@ import numpy as np
 import scipy.interpolate
 import xarray as xr
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from sims import diagrams, plots, results, store
+from sims.flags import Options
+from sims.grid import Grid, Task, evaluate
 from sims.phase_config import INTEGERS, ROW_SIZES, Config, Resolved
 
-VARIABLES = ("predicted", "value", "boundary", "cell_predicted", "measured", "cell_value", "measured_value", "z")
 
-
-def run(config: Config, out: pathlib.Path) -> xr.Dataset:
-    """Predict the plane, measure its cells, and write results, table and figure into `out`; returns the dataset.
+def run(config: Config, out: pathlib.Path, options: Options) -> xr.Dataset | None:
+    """Measure the cells, predict the plane, and write results, table and figure into `out`; returns the dataset.
 
     Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
     """
     resolved = config.checked()
-    dataset = results.run_once(out, resolved.flat(), lambda: make(resolved, out), VARIABLES)
-    if dataset.sizes["y_cell"]:
-        store.write_csv(out / "summary.csv", rows(dataset))
-    figure = draw(resolved, dataset)
-    results.save_figure(figure, out, f"phase_diagram_{resolved.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
-    plt.close(figure)
-    (out / "partial.npz").unlink(missing_ok=True)
+    grid = grid_of(resolved)
+    dataset = results.measure(
+        out, resolved.flat(), "measured", grid, lambda measured: complete(resolved, measured), options
+    )
+    if dataset is not None:
+        show(resolved, dataset, out)
     return dataset
 
 
-def make(config: Resolved, out: pathlib.Path) -> xr.Dataset:
-    """Everything that is stored: the plane's predictions and boundaries, the cells' predictions and measurements."""
+def show(config: Resolved, dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figure into `out`; a line a panel as text."""
+    if dataset.sizes["y_cell"]:
+        store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
+    figure = draw(config, dataset)
+    results.save_figure(figure, out, f"phase_diagram_{config.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
+    plt.close(figure)
+    return text(config, dataset)
+
+
+def grid_of(config: Resolved) -> Grid:
+    """The panels over the measured cells."""
+    diagram = select(config)
+    x_cell, y_cell = cells_of(config)
+    kernels = {panel.name: panel for panel in diagram.panels}
+
+    def task(name: str) -> Task | None:
+        measure = kernels[name].measure
+        if measure is None:
+            return None
+        return Task(lambda key, at: measure(key, point(config, at["x_cell"], at["y_cell"])), kernels[name].may_lack)
+
+    return Grid(
+        tasks={"panel": [panel.name for panel in diagram.panels]},
+        task=task,
+        axes={"y_cell": y_cell.tolist(), "x_cell": x_cell.tolist()},
+        outcomes={"outcome": diagram.outcomes},
+        seeds=config.seeds,
+        seed=config.seed,
+        sizes=("y_cell",) if config.y.name in ROW_SIZES else (),
+    )
+
+
+def cells_of(config: Resolved) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the measured cells."""
+    x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
+    return x[_centres(len(x), config.cells)], y[_centres(len(y), config.cells)]
+
+
+def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
+    """All that is stored beside the measurements: the plane's predictions and boundaries, the cells' predictions."""
     diagram = select(config)
     x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
-    x_cell, y_cell = (values[_centres(len(values), config.cells)] for values in (x, y))
+    x_cell, y_cell = cells_of(config)
     boundaries = list(dict.fromkeys(label for panel in diagram.panels for label in panel.boundaries))
-    # The predictions of all panels and cells come first: they are quick, and a wrong one should be seen early.
     planes = [_plane(config, panel, boundaries, x, y, x_cell, y_cell) for panel in diagram.panels]
     predicted, boundary, cell_predicted = (np.stack(parts) for parts in zip(*planes, strict=True))
-    measured = measure_cells(config, diagram, x_cell, y_cell, out)
     left_out = np.array([panel.left_out for panel in diagram.panels])[:, None, None, None]
     trials = np.array([panel.trials or np.inf for panel in diagram.panels])[:, None, None, None]
     z = results.z_scores(cell_predicted, np.moveaxis(measured, 1, -1), left_out, trials)
-
     return xr.Dataset(
         {
             "predicted": (("panel", "y", "x", "outcome"), predicted),
             "value": (("panel", "y", "x"), _value(config, predicted, x, y)),
             "boundary": (("panel", "boundary_label", "y", "x"), boundary),
             "cell_predicted": (("panel", "y_cell", "x_cell", "outcome"), cell_predicted),
-            "measured": (("panel", "seed", "y_cell", "x_cell", "outcome"), measured),
             "cell_value": (("panel", "y_cell", "x_cell"), _value(config, cell_predicted, x_cell, y_cell)),
             "measured_value": (("panel", "y_cell", "x_cell"), _value(config, measured.mean(1), x_cell, y_cell)),
             "z": (("panel", "y_cell", "x_cell", "outcome"), z),
         },
-        coords={
-            "panel": results.names([panel.name for panel in diagram.panels]),
-            "outcome": results.names(diagram.outcomes),
-            "boundary_label": results.names(boundaries),
-            "seed": np.arange(config.seeds),
-            **{"x": x, "y": y, "x_cell": x_cell, "y_cell": y_cell},
-        },
+        coords={"boundary_label": results.names(boundaries), "x": x, "y": y},
     )
 
 
@@ -91,12 +118,8 @@ def point(config: Resolved, x: Any, y: Any) -> dict[str, Any]:
 
 def mapped(config: Resolved, f: Callable[[dict[str, Any]], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f at all points, (y, x, ...), in float64."""
-    with jax.enable_x64(True):
-        if config.y.name == "num_pairs":
-            rows = [jax.jit(jax.vmap(lambda at, m=m: f(point(config, at, int(m)))))(jnp.asarray(x)) for m in y]
-            return np.stack([np.asarray(row) for row in rows])
-        row = jax.vmap(lambda at_x, at_y: f(point(config, at_x, at_y)), (0, None))
-        return np.asarray(jax.jit(jax.vmap(row, (None, 0)))(jnp.asarray(x), jnp.asarray(y)))
+    sizes = ("y",) if config.y.name == "num_pairs" else ()
+    return evaluate(lambda at: f(point(config, at["x"], at["y"])), {"y": y.tolist(), "x": x.tolist()}, sizes)
 
 
 def _plane(
@@ -148,51 +171,6 @@ def _interpolate(knots: np.ndarray, coarse_x: np.ndarray, coarse_y: np.ndarray, 
         return scipy.interpolate.RectBivariateSpline(*index, values, **degrees)(*at)
 
     return np.stack([layer(values) for values in np.moveaxis(knots, -1, 0)], -1)
-
-
-def measure_cells(
-    config: Resolved,
-    diagram: diagrams.Diagram,
-    x_cell: np.ndarray,
-    y_cell: np.ndarray,
-    out: pathlib.Path,
-    name: str = "partial.npz",
-) -> np.ndarray:
-    """(panel, seed, y_cell, x_cell, outcome), resumed from and saved to `out` row by row."""
-    rows, columns, kinds = len(y_cell), len(x_cell), len(diagram.outcomes)
-    per_row = columns * config.seeds
-    if not rows:
-        return np.full((len(diagram.panels), config.seeds, 0, 0, kinds), np.nan)
-    partial = store.Partial(out, len(diagram.panels), rows * per_row, kinds, [rows] * len(diagram.panels), name)
-    root = jax.random.key(config.seed)
-    with tqdm(total=len(diagram.panels) * rows * per_row, unit="run", disable=None, smoothing=0.1) as bar:
-        for i, panel in enumerate(diagram.panels):
-            bar.set_description(panel.name)
-            compiled = None
-            for j, at_y in enumerate(y_cell):
-                if not partial.done[i, j] and panel.measure is not None:
-                    if compiled is None or config.y.name in ROW_SIZES:
-                        compiled = _row(config, panel.measure, at_y)
-                    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, i), j), per_row)
-                    at_x = jnp.repeat(jnp.asarray(x_cell, float), config.seeds)
-                    runs = zip(keys, at_x, strict=True)
-                    values = np.array([compiled(key, x, jnp.asarray(at_y, float)) for key, x in runs], np.float64)
-                    partial.values[i, j * per_row : (j + 1) * per_row] = values
-                    partial.done[i, j] = True
-                    partial.save()
-                bar.update(per_row)
-    values = partial.values.reshape(len(diagram.panels), rows, columns, config.seeds, kinds)
-    return np.moveaxis(values, 3, 1)
-
-
-def _row(config: Resolved, measure: Callable[[jax.Array, Any], jax.Array], y: float) -> Callable[..., jax.Array]:
-    """Compiled (key, x, y) -> outcomes of a run of the row at y.
-
-    Not mapped over runs: jaxlib's batched LAPACK waits on XLA's thread pool from within it, so that two batched
-    factorisations which may run at once, such as those of both modalities' covariances, can wait for ever on two cores.
-    """
-    sized = config.y.name in ROW_SIZES
-    return jax.jit(lambda key, at_x, at_y: measure(key, point(config, at_x, int(y) if sized else at_y)))
 
 
 def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -298,6 +298,14 @@ class Resolved:
         parameters = fields.pop("parameters")
         return {"command": "phase_diagram", **fields, "x": str(self.x), "y": str(self.y), **parameters}
 
+    @classmethod
+    def of_flat(cls, flat: dict[str, Any]) -> "Resolved":
+        """The inverse of `flat`."""
+        rest = {k: v for k, v in flat.items() if k not in ("command", "x64")}
+        fields = {f.name: rest.pop(f.name) for f in dataclasses.fields(cls) if f.name != "parameters"}
+        fields |= {"x": axis(fields["x"]), "y": axis(fields["y"]), "panels": tuple(fields["panels"])}
+        return cls(**fields, parameters=rest)
+
     def check_sizes(self) -> None:
         """Refuse what cannot be: dictionaries wider than the data, batches larger than it, more than memory holds."""
         p = {**self.parameters, **{ax.name: ax.values[-1] for ax in (self.x, self.y)}}

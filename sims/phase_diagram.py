@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from sims.flags import UsageError, define, integer, names, number, optional_integer, path, run_main
+from sims import devices
+from sims.flags import DEFAULTS, Options, UsageError, define, integer, names, number, optional, path, run_main
 from sims.phase_config import DIAGRAMS, INTEGERS, PARAMETERS, ROW_SIZES, VALUES, Config, axis
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> "xr.Dataset | None":
     """`sims.phase.run` under the name of this experiment."""
     config.checked()
     from sims import phase  # JAX, xarray and matplotlib load only once the arguments are good
 
-    return phase.run(config, out)
+    return phase.run(config, out, options)
 
 
 def _define_flags() -> None:
@@ -43,16 +44,17 @@ def _define_flags() -> None:
     panels = "; ".join(f"{k}: {', '.join(d.panels)}" for k, d in DIAGRAMS.items())
     define("learners", None, f"panels, a list of the diagram's: {panels}. Default: all", names)
     cells, seeds = (", ".join(f"{k}: {getattr(d, name)}" for k, d in DIAGRAMS.items()) for name in ("cells", "seeds"))
-    define("cells", None, f"measured cells along each axis, >= 0. Defaults: {cells}", optional_integer)
-    define("seeds", None, f"independent runs of each measured cell, >= 2. Defaults: {seeds}", optional_integer)
+    define("cells", None, f"measured cells along each axis, >= 0. Defaults: {cells}", optional(integer))
+    define("seeds", None, f"independent runs of each measured cell, >= 2. Defaults: {seeds}", optional(integer))
     define("seed", Config.seed, "root of all randomness, in [0, 2^32)", integer)
     for name, (allowed, text) in PARAMETERS.items():
         own = "; ".join(f"{k}: {d.parameters[name]:g}" for k, d in DIAGRAMS.items() if name in d.parameters)
         define(name, None, f"{text}, {allowed}. Defaults: {own}", integer if name in INTEGERS else number)
+    devices.define_flags()
     define("out", None, "folder for results and figure; another run's is refused. Default: runs/phase_DIAGRAM", path)
 
 
-def _main() -> None:
+def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     given = tuple((name, float(values[name])) for name in PARAMETERS if values[name] is not None)
     fields = ("diagram", "x", "y", "value", "learners", "cells", "seeds", "seed")
@@ -61,11 +63,14 @@ def _main() -> None:
         raise UsageError("--learners must name one panel or more.")
     resolved = config.checked()
     out = pathlib.Path(values["out"] or f"runs/phase_{resolved.diagram}")
-    dataset = run(config, out)
-    from sims import phase
+    dataset = run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims import phase, results
 
     print(phase.text(resolved, dataset))
     print(f"\nFigure: {out / f'phase_diagram_{resolved.diagram}.png'}\nTable: {out / 'summary.csv'}")
+    return results.closing(out, dataset)
 
 
 if __name__ == "__main__":

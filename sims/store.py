@@ -1,10 +1,13 @@
-"""A sweep's folder: config.json, results.zarr, summary.csv, figures; and partial.npz while it is being measured.
+"""An experiment's folder: config.json, results.zarr, tables and figures, and a lock while a run writes to it.
 
-Every file is written beside its name and moved there, so that a run killed at any moment leaves a folder that can be
-resumed.
+Every file is written beside its name and moved there, chunks of results.zarr too, so that a run killed at any moment
+leaves a folder that can be resumed. A block counts as done if its chunk is there and passes its checksum.
 """
 
+import contextlib
 import csv
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,48 +15,135 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from sims.flags import UsageError
+from sims.grid import Grid
+
+FORMAT = 1  # of the folder; another one's is refused
+RESULTS = "results.zarr"
+_LOCK = ".lock"
 
 
-def prepare(out: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Make the folder for this config, or check that the one there is of this config.
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the config as canonical JSON."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
-    Raises: UsageError if the folder holds a different run or other files, or cannot be written.
-    """
+
+def read_config(out: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in this folder. Raises: UsageError if there is none of this version."""
     path = out / "config.json"
     try:
-        if path.is_file():
-            found = json.loads(path.read_text())["config"]
-            if found != json.loads(json.dumps(config)):
-                differing = sorted(
-                    k for k in {*found, *config} if found.get(k) != json.loads(json.dumps(config.get(k)))
-                )
-                raise UsageError(
-                    f"--out={out} holds a different run (differs in {', '.join(differing)}); nothing was changed. "
-                    "Choose another folder, or remove that one."
-                )
-            _check_writable(out)
-            return
-        if out.exists() and (not out.is_dir() or any(p.name != _beside(path).name for p in out.iterdir())):
-            raise UsageError(f"--out={out} exists and is not the folder of a sweep; give a new or empty folder.")
+        found = json.loads(path.read_text())
+        config, version, digest = found["config"], found["format"], found["config_hash"]
+        if not isinstance(config, dict):
+            raise TypeError("no config in it")
+    except FileNotFoundError:
+        raise UsageError(f"{out} is not the folder of a run: it has no config.json.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--out={out} cannot be used (its config.json is damaged or of another version: {error!r}); "
+            "--overwrite measures anew."
+        ) from None
+    if version != FORMAT:
+        raise UsageError(
+            f"--out={out} was written in format {version}, this version has format {FORMAT}; --overwrite measures anew."
+        )
+    if digest != config_hash(config):
+        raise UsageError(
+            f"--out={out} cannot be used (its config.json is damaged: the hash differs); --overwrite measures anew."
+        )
+    return config
+
+
+def check(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Refuse a folder that is not this run's, or none's. Writes nothing.
+
+    Raises: UsageError if the folder holds a different run (unless overwrite) or other files, or cannot be written.
+    """
+    try:
+        _check_holds(out, config, overwrite)
+        existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be used ({error.strerror}); give a folder that can be written.") from None
+
+
+def _check_holds(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
+    if not (out / "config.json").exists():
+        if out.exists() and not _empty(out):
+            raise UsageError(f"--out={out} exists and is not the folder of a run; give a new or empty folder.")
+    elif not overwrite:
+        found, wanted = read_config(out), json.loads(json.dumps(config))
+        if found != wanted:
+            differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+            raise UsageError(
+                f"--out={out} holds a different run (differs in {', '.join(differing)}); nothing was changed. "
+                "Choose another folder, or --overwrite."
+            )
+
+
+def _empty(out: pathlib.Path) -> bool:
+    return out.is_dir() and all(p.name in (_LOCK, ".config.json.new") for p in out.iterdir())
+
+
+@contextlib.contextmanager
+def locked(out: pathlib.Path) -> Iterator[None]:
+    """Hold the folder, made if need be, against a second run. A killed run's lock ends with it.
+
+    Raises: UsageError if another run holds it.
+    """
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"config": config, "provenance": provenance()}, indent=1) + "\n")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or f"its config.json is damaged: {error}"
-        raise UsageError(f"--out={out} cannot be used ({reason}); give a folder that can be written.") from None
+        descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be used ({error.strerror}); give a folder that can be written.") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 100).decode(errors="replace").strip()
+            raise UsageError(f"--out={out} is being written by another run ({holder}); wait for it.") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _check_writable(out: pathlib.Path) -> None:
-    probe = out / f".write-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Write config.json, if it is not there yet; call `check` before, and hold the lock.
+
+    overwrite: remove the run that is there, whatever it is.
+    """
+    path = out / "config.json"
+    if overwrite:
+        for old in out.iterdir():
+            if old.is_dir() and old.suffix == ".zarr":
+                shutil.rmtree(old)
+            elif old.suffix in (".json", ".csv", ".png", ".pdf"):
+                old.unlink()
+    if not path.exists():
+        found = {"format": FORMAT, "config": config, "config_hash": config_hash(config), "provenance": provenance()}
+        write_text(path, json.dumps(found, indent=1) + "\n")
+
+
+def check_disk(out: pathlib.Path, grid: Grid) -> None:
+    """Raises: UsageError if the results, uncompressed, would not fit on the disk."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    needed, free = 8 * int(np.prod(grid.shape, dtype=object)), shutil.disk_usage(existing).free
+    if needed > free:
+        raise UsageError(
+            f"--out={out} has {free / 2**30:.1f} GiB free; the results of {grid.runs * len(grid.labels)} runs need"
+            f" about {needed / 2**30:.1f} GiB."
+        )
 
 
 def provenance() -> dict[str, str | None]:
@@ -86,63 +176,115 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(beside, path)
 
 
-class Partial:
-    """Measured accuracies as they come, in partial.npz or another NAME.npz.
+class Measured:
+    """The measured variable of a grid in results.zarr, NaN where missing: one chunk a block, with a checksum."""
 
-    values: (learner, cell * seeds + run, group), NaN where missing.  done: (learner, chunk), chunks as `sims.grid`
-    makes them.
-    """
+    def __init__(self, out: pathlib.Path, name: str, grid: Grid):
+        self.path, self.name, self.grid = out / RESULTS, name, grid
+        self.array = zarr.open_group(self.path, mode="r+")[name]
 
-    def __init__(
-        self, out: pathlib.Path, learners: int, runs: int, groups: int, chunks: list[int], name: str = "partial.npz"
-    ):
-        self.path = out / name
-        self.values = np.full((learners, runs, groups), np.nan)
-        self.done = np.arange(max(chunks)) >= np.asarray(chunks)[:, None]  # chunks a learner does not have are done
-        if self.path.is_file():
+    @classmethod
+    def create(cls, out: pathlib.Path, name: str, grid: Grid) -> None:
+        """Coordinates and the empty variable, whole or not at all; keeps what is there already.
+
+        Raises: UsageError if what is there is damaged, or of another shape.
+        """
+        path = out / RESULTS
+        if path.exists():
             try:
-                with open(self.path, "rb") as file, np.load(file) as saved:
-                    values, done = saved["values"], saved["done"]
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                raise UsageError(f"{self.path} is damaged ({error}); remove it to measure anew.") from None
-            if values.shape == self.values.shape and done.shape == self.done.shape:
-                self.values, self.done = values, done
+                array = zarr.open_group(path, mode="r")[name]
+                if array.shape != grid.shape or array.chunks != grid.chunks:
+                    raise ValueError(f"{name} has another shape")
+            except Exception as error:  # zarr raises many kinds for a damaged store
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UsageError(f"{path} is damaged ({reason}); --overwrite measures anew.") from None
+            return
+        beside = _beside(path)
+        shutil.rmtree(beside, ignore_errors=True)
+        coordinates = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes, **grid.outcomes}
+        xr.Dataset(coords={k: labels(v) for k, v in coordinates.items()}).to_zarr(beside, mode="w", consolidated=False)
+        zarr.open_group(beside, mode="r+").create_array(
+            name,
+            shape=grid.shape,
+            chunks=grid.chunks,
+            dtype="float64" if _x64() else "float32",
+            fill_value=np.nan,
+            compressors=[ZstdCodec(), Crc32cCodec()],
+            dimension_names=grid.dims,
+            config={"write_empty_chunks": True},
+        )
+        os.replace(beside, path)
 
-    def save(self) -> None:
-        """Write both arrays whole."""
-        beside = self.path.with_name(".partial.new.npz")
-        np.savez(beside, values=self.values, done=self.done)
-        os.replace(beside, self.path)
+    def write(self, block: tuple[int, ...], values: np.ndarray) -> None:
+        """Store a block: a whole chunk, moved into place."""
+        self.array[self.grid.region(block)] = values
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """(values, done over `grid.blocks_shape`, number of damaged chunks, which are not done)."""
+        values = np.full(self.grid.shape, np.nan, self.array.dtype)
+        done, damaged = np.zeros(self.grid.blocks_shape, bool), 0
+        trailing = (0,) * len(self.grid.outcomes)
+        for block in np.ndindex(*done.shape):
+            if not (self.path / self.name / "c").joinpath(*map(str, (*block, *trailing))).is_file():
+                continue
+            region = self.grid.region(block)
+            try:
+                values[region] = self.array[region]
+                done[block] = True
+            except Exception:  # the checksum, or whatever the codecs say to damaged bytes
+                damaged += 1
+        return values, done, damaged
 
 
-def write_results(out: pathlib.Path, dataset: xr.Dataset) -> None:
-    """results.zarr, replaced whole."""
-    beside = out / ".results.new.zarr"
-    shutil.rmtree(beside, ignore_errors=True)
-    dataset.to_zarr(beside, mode="w", consolidated=False)
-    shutil.rmtree(out / "results.zarr", ignore_errors=True)
-    os.replace(beside, out / "results.zarr")
+def _x64() -> bool:
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
 
 
-def read_results(out: pathlib.Path, names: tuple[str, ...]) -> xr.Dataset | None:
-    """The finished results, the variables `names`, in memory, or None. Raises: UsageError if they cannot be read."""
-    path = out / "results.zarr"
-    if not path.exists():
-        return None
+def labels(values: Any) -> np.ndarray:
+    """A coordinate; strings of dtype object, the one for which Zarr has a stable type of any length."""
+    values = list(values)
+    return np.array(values, object) if values and isinstance(values[0], str) else np.asarray(values)
+
+
+def complete(out: pathlib.Path, dataset: xr.Dataset) -> None:
+    """Add the other variables to results.zarr, and mark it complete."""
+    dataset.to_zarr(out / RESULTS, mode="a", consolidated=False)
+    zarr.open_group(out / RESULTS, mode="r+").attrs["complete"] = True
+
+
+def progress(out: pathlib.Path) -> tuple[int, int]:
+    """(blocks that are there, all blocks) of the measured variable; (0, 1) before there is one."""
     try:
-        dataset = xr.open_zarr(path, consolidated=False)
-        return dataset[list(names)].load()
-    except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} is damaged ({reason}); remove it to measure anew.") from None
+        group = zarr.open_group(out / RESULTS, mode="r")
+        if group.attrs.get("complete"):
+            return 1, 1
+        arrays = [array for _, array in group.arrays() if "seed" in (array.metadata.dimension_names or ())]
+        array = max(arrays, key=lambda a: a.ndim)
+        return array.nchunks_initialized, array.nchunks
+    except Exception:  # zarr raises many kinds for what is not there or damaged
+        return 0, 1
 
 
-def write_csv(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A table with one line a row, columns as in the first row."""
-    rows = list(rows)
+def read(out: pathlib.Path) -> xr.Dataset:
+    """The complete results, in memory; raises what xarray and zarr raise if they are not whole."""
+    with xr.open_zarr(out / RESULTS, consolidated=False) as dataset:
+        if not dataset.attrs.get("complete"):
+            raise KeyError("complete")
+        return dataset.load()
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows with the same entries, as columns."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def write_csv(path: pathlib.Path, columns: Mapping[str, Any]) -> None:
+    """A table from its columns, all of one length."""
     beside = _beside(path)
     with open(beside, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
     os.replace(beside, path)

@@ -1,7 +1,7 @@
 """Measured beside predicted: means and standard errors over seeds, a verdict for every cell, as rows and as text."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -12,6 +12,9 @@ from sims.config import AXES
 # float32 rounding; for max-margin the distance of a finite n from X1's limit, and of a finite training time from
 # max-margin.
 _ALLOWED = {"mmcl": (5.0, 1e-5), "supervised": (3.0, 0.02)}
+
+
+MAX_ROWS = 60
 
 
 def with_shifted(accuracy: xr.DataArray) -> xr.DataArray:
@@ -26,65 +29,63 @@ def seed_statistics(measured: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     return measured.mean("seed"), deviation / np.sqrt(count)
 
 
-def verdict(learner: str, predicted: np.ndarray, mean: np.ndarray, error: np.ndarray, failed: int) -> str:
-    """Judge all group accuracies of a cell together."""
-    if failed:
-        return f"{'not separable' if learner == 'supervised' else 'diverged'} in {failed} runs"
-    if np.isnan(predicted).any():
-        return "no prediction"
-    if np.isnan(error).any():
-        return "one seed: no standard error"
-    errors, bias = _ALLOWED[learner.split("_")[0]]
-    return "agrees" if (np.abs(mean - predicted) <= errors * error + bias).all() else "differs"
+def verdicts(
+    learner: str, predicted: np.ndarray, mean: np.ndarray, error: np.ndarray, failed: np.ndarray
+) -> np.ndarray:
+    """Judge all group accuracies of each cell together. predicted, mean, error: (cells, groups).  failed: (cells,)."""
+    errors, bias = _ALLOWED.get(learner.split("_")[0], (np.nan, np.nan))
+    agrees = (np.abs(mean - predicted) <= errors * error + bias).all(-1)
+    judged = np.where(agrees, "agrees", "differs").astype(object)
+    judged[np.isnan(error).any(-1)] = "one seed: no standard error"
+    judged[np.isnan(predicted).any(-1)] = "no prediction"
+    reason = "not separable" if learner == "supervised" else "diverged"
+    for i in np.flatnonzero(failed):
+        judged[i] = f"{reason} in {failed[i]} runs"
+    return judged
 
 
-def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
-    """One row a cell and learner: coordinates, then for each of aligned, conflicting, shifted the prediction, mean,
+def columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """A row a cell and learner: coordinates, then for each of aligned, conflicting, shifted the prediction, mean,
     se."""
-    predicted = with_shifted(dataset.accuracy_predicted)
-    measured = with_shifted(dataset.accuracy_measured)
+    predicted, measured = with_shifted(dataset.accuracy_predicted), with_shifted(dataset.accuracy_measured)
     mean, error = seed_statistics(measured)
     failed = dataset.accuracy_measured.isnull().any("group").sum("seed")
-    order = ("learner", *AXES)
-    stacked = [x.transpose(*order, "group").values for x in (predicted, mean, error)]
-    groups = list(measured.group.values)
-    table = []
-    for index in np.ndindex(*stacked[0].shape[:-1]):
-        point = dict(zip(order, (dataset[name].values[i] for name, i in zip(order, index, strict=True)), strict=True))
-        row: dict[str, Any] = {name: point[name] for name in (*AXES, "learner")}
-        p, m, e = (x[index] for x in stacked)
-        for g, group in enumerate(groups):
-            row |= {f"{group}_predicted": p[g], f"{group}_measured": m[g], f"{group}_se": e[g]}
-        row["verdict"] = verdict(str(row["learner"]), p, m, e, int(failed.transpose(*order).values[index]))
-        table.append(row)
-    learner_order = list(dataset.learner.values)
-    return sorted(table, key=lambda r: (*(r[a] for a in AXES), learner_order.index(r["learner"])))
+    order = (*AXES, "learner")
+    shape = tuple(dataset.sizes[name] for name in order)
+    at = np.indices(shape).reshape(len(order), -1)
+    table = {name: dataset[name].values[i] for name, i in zip(order, at, strict=True)}
+    p, m, e = (x.transpose(*order, "group").values.reshape(-1, 3) for x in (predicted, mean, error))
+    for g, group in enumerate(measured.group.values):
+        table |= {f"{group}_predicted": p[:, g], f"{group}_measured": m[:, g], f"{group}_se": e[:, g]}
+    lost = failed.transpose(*order).values.ravel()
+    table["verdict"] = np.empty(len(lost), object)
+    for learner in dataset.learner.values:
+        here = table["learner"] == learner
+        table["verdict"][here] = verdicts(str(learner), p[here], m[here], e[here], lost[here])
+    return table
 
 
-def text(table: list[dict[str, Any]]) -> str:
-    """The rows as an aligned table; axes that do not vary stand once, above it."""
-    varying = [a for a in AXES if a == "p_spu" or len({r[a] for r in table}) > 1]
-    fixed = ", ".join(f"{a} = {table[0][a]:g}" for a in AXES if a not in varying)
-    header = [
-        *varying,
-        "learner",
-        *(f"{g}: predicted, measured" for g in ("shifted", "aligned", "conflicting")),
-        "verdict",
-    ]
-    lines = [header]
-    for row in table:
-        cells = [f"{row[a]:g}" for a in varying] + [str(row["learner"])]
-        cells += [_triple(row, group) for group in ("shifted", "aligned", "conflicting")]
-        lines.append([*cells, row["verdict"]])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+def text(table: Mapping[str, np.ndarray]) -> str:
+    """The first rows as an aligned table; axes that do not vary stand once, above it."""
+    shown = min(len(table["learner"]), MAX_ROWS)
+    varying = [a for a in AXES if a == "p_spu" or (table[a] != table[a][0]).any()]
+    fixed = ", ".join(f"{a} = {table[a][0]:g}" for a in AXES if a not in varying)
+    groups = ("shifted", "aligned", "conflicting")
+    lines = [[*varying, "learner", *(f"{g}: predicted, measured" for g in groups), "verdict"]]
+    for i in range(shown):
+        cells = [f"{table[a][i]:g}" for a in varying] + [str(table["learner"][i])]
+        lines.append([*cells, *(_triple(table, i, group) for group in groups), table["verdict"][i]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    judged = [row["verdict"] for row in table if row["verdict"] in ("agrees", "differs")]
-    closing = f"{judged.count('agrees')} of {len(judged)} judged cells agree with their prediction."
+    if shown < len(table["learner"]):
+        body.append(f"... {len(table['learner']) - shown} more rows in summary.csv")
+    agree, differ = ((table["verdict"] == word).sum() for word in ("agrees", "differs"))
+    closing = f"{agree} of {agree + differ} judged cells agree with their prediction."
     return "\n".join([*([f"{fixed}"] if fixed else []), *body, closing])
 
 
-def _triple(row: dict[str, Any], group: str) -> str:
-    predicted, measured, error = (row[f"{group}_{x}"] for x in ("predicted", "measured", "se"))
+def _triple(table: Mapping[str, np.ndarray], i: int, group: str) -> str:
+    predicted, measured, error = (table[f"{group}_{x}"][i] for x in ("predicted", "measured", "se"))
     shown = "  -   " if math.isnan(predicted) else f"{predicted:.4f}"
     spread = "" if math.isnan(error) else f" +- {error:.4f}"
     return f"{shown}  {measured:.4f}{spread}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from sims.flags import UsageError, define, integer, names, number, numbers, path, run_main
+from sims import devices
+from sims.flags import DEFAULTS, Options, UsageError, define, integer, names, number, numbers, path, run_main
 from sims.phase_config import INTEGERS, PARAMETERS, check_parameter
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Config:
         return {"command": "sweep_captions", **fields}
 
 
-def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> "xr.Dataset | None":
     """Predict, measure, find the best captions, and write results, table and figure into `out`; returns the dataset.
 
     Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
@@ -116,7 +117,7 @@ def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
     config.check()
     from sims import caption_grid  # JAX, xarray and matplotlib load only once the arguments are good
 
-    return caption_grid.run(config, out)
+    return caption_grid.run(config, out, options)
 
 
 def _define_flags() -> None:
@@ -133,20 +134,24 @@ def _define_flags() -> None:
         own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
         text = f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}. Defaults: {own}"
         define(name, None, text, integer if name in INTEGERS else number)
+    devices.define_flags()
     define("out", "runs/sweep_captions", "folder for results and figure; another run's is refused", path)
 
 
-def _main() -> None:
+def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     given = tuple((name, float(values[name])) for name in _FLAGS if values[name] is not None)
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=given)
     out = pathlib.Path(values["out"])
-    dataset = run(config, out)
-    from sims import caption_grid
+    dataset = run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims import caption_grid, results
 
     print(caption_grid.text(dataset))
     print(f"\nFigure: {out / 'sweep_captions.png'}\nTable: {out / 'summary.csv'}")
+    return results.closing(out, dataset)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from sims import devices
 from sims.config import LEARNERS, Config, Setting
-from sims.flags import define, integer, names, number, numbers, optional_integer, path, run_main
+from sims.flags import DEFAULTS, Options, define, integer, names, number, numbers, optional, path, run_main
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 DEFAULT_OUT = "runs/sweep_spurious"
 
 
-def run(config: Config, out: pathlib.Path) -> "xr.Dataset":
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> "xr.Dataset | None":
     """`sims.sweep.run` under the name of this experiment."""
     config.check()
     from sims import sweep  # JAX, xarray and matplotlib load only once the arguments are good
 
-    return sweep.run(config, out)
+    return sweep.run(config, out, options)
 
 
 def _define_flags() -> None:
@@ -63,7 +64,7 @@ def _define_flags() -> None:
         "embed_dim": "embedding size of the mmcl learners, in [1, min(dim_image, dim_text)]; none: no limit",
     }
     for name, text in optional_sizes.items():
-        define(name, getattr(setting, name), text, optional_integer)
+        define(name, getattr(setting, name), text, optional(integer))
     reals = {
         "sigma_image": "noise norm of an image, E|noise|^2 = sigma_image^2, >= 0",
         "sigma_text": "noise norm of a caption, >= 0",
@@ -74,22 +75,34 @@ def _define_flags() -> None:
     }
     for name, text in reals.items():
         define(name, getattr(setting, name), text, number)
+    text = (
+        "how runs are drawn: auto, the cheapest that each learner has, or one of statistics (cost grows neither with n"
+    )
+    text += (
+        " nor with the dimensions; mmcl), latent (without the ambient dimension; mmcl, supervised), ambient; one law"
+    )
+    define("sampler", setting.sampler, text, str)
+    devices.define_flags()
     define(
         "out", DEFAULT_OUT, "folder for results.zarr, summary.csv, config.json, figure; another run's is refused", path
     )
 
 
-def _main() -> None:
+def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     setting = Setting(**{f.name: values[f.name] for f in dataclasses.fields(Setting)})
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "setting"]
     config = Config(setting=setting, **{name: values[name] for name in fields})
     out = pathlib.Path(values["out"])
-    dataset = run(config, out)
-    from sims import summary
+    dataset = run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims import results, summary
 
-    print(summary.text(summary.rows(dataset)))
+    print(f"Samplers: {dataset.attrs['samplers']}")
+    print(summary.text(summary.columns(dataset)))
     print(f"\nFigure: {out / 'sweep_spurious.png'}\nTable: {out / 'summary.csv'}\nData: {out / 'results.zarr'}")
+    return results.closing(out, dataset)
 
 
 if __name__ == "__main__":

@@ -10,29 +10,51 @@ import numpy as np
 import optax
 import xarray as xr
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
 from sims import diagrams, measure, plots, results, store, summary
 from sims.dynamics import Config
+from sims.flags import Options
+from sims.grid import Grid, Task
 
 LOSSES = ("mmcl_gradient", "info_nce")
 END_POINTS = ("mmcl", "info_nce", "whitened")
-VARIABLES = ("accuracy_predicted", "accuracy_measured", "end_points", "z")
 # Left out by X6 are steps of finite length: to first order in the rate, tests/test_theory_dynamics.py.
 LEFT_OUT = 0.003
 _BLOCK = 4  # steps between two changes of the rate
 
 
-def run(config: Config, out: pathlib.Path) -> xr.Dataset:
+def run(config: Config, out: pathlib.Path, options: Options) -> xr.Dataset | None:
     """`sims.dynamics.run`, whose config is checked."""
-    dataset = results.run_once(out, config.flat(), lambda: make(config), VARIABLES)
-    store.write_csv(out / "summary.csv", rows(dataset))
+    dataset = results.measure(
+        out, config.flat(), "accuracy_measured", grid_of(config), lambda found: complete(config, found), options
+    )
+    if dataset is not None:
+        show(dataset, out)
+    return dataset
+
+
+def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figure into `out`; end points and agreement as text."""
+    store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     figure = draw(dataset)
     results.save_figure(figure, out, "dynamics", dpi=100)
     plt.close(figure)
-    return dataset
+    return text(dataset)
+
+
+def grid_of(config: Config) -> Grid:
+    """Both losses, of which each run gives the accuracies at all recorded times."""
+    rates, times, recorded = schedule(config)
+    return Grid(
+        tasks={"loss": LOSSES},
+        task=lambda loss: Task(lambda key, _: measure_run(config, loss, rates, key)[recorded]),
+        axes={},
+        outcomes={"time": times[recorded].tolist(), "group": measure.GROUPS},
+        seeds=config.seeds,
+        seed=config.seed,
+    )
 
 
 def schedule(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,28 +68,19 @@ def schedule(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(rates), times, np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
 
 
-def make(config: Config) -> xr.Dataset:
-    """Accuracies of theory and of both losses at the recorded times, and the end points."""
-    rates, times, recorded = schedule(config)
-    at = times[recorded]
-    measured = np.stack([_measure(config, loss, rates)[:, recorded] for loss in LOSSES])
-    predicted, ends = _predict(config, at)
+def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """Theory at the recorded times, the end points, and how far the runs (loss, seed, time, group) are from it."""
+    _, times, recorded = schedule(config)
+    predicted, ends = _predict(config, times[recorded])
     nothing = np.full_like(predicted, np.nan)
     z = results.z_scores(np.stack([predicted, nothing]), np.moveaxis(measured, 1, -1), LEFT_OUT)
     return xr.Dataset(
         {
             "accuracy_predicted": (("time", "group"), predicted),
-            "accuracy_measured": (("loss", "seed", "time", "group"), measured),
             "end_points": (("end_point", "group"), ends),
             "z": (("loss", "time", "group"), z),
         },
-        coords={
-            "time": at,
-            "group": results.names(measure.GROUPS),
-            "loss": results.names(LOSSES),
-            "end_point": results.names(END_POINTS),
-            "seed": np.arange(config.seeds),
-        },
+        coords={"end_point": results.names(END_POINTS)},
     )
 
 
@@ -87,42 +100,36 @@ def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(groups[0]), np.stack([np.asarray(g) for g in groups[1:]])
 
 
-def _measure(config: Config, loss: str, rates: np.ndarray) -> np.ndarray:
-    """(seed, block, group): the exact accuracy after each block of steps. Both losses see the same samples."""
+def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) -> jax.Array:
+    """(block, group): the exact accuracy after each block of steps. Both losses see the same samples."""
     model, caps, obs = _parts(config)
     negatives = (config.batch_size - 1) / config.batch_size / config.temperature
+    key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
+    dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
+    pairs = mt.sample_pairs(key_pairs, model, caps, obs, config.n, dictionaries)
+    cross_cov = learners.cross_covariance(pairs.image, pairs.text)
 
-    def one(key: jax.Array) -> jax.Array:
-        key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
-        dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, caps, obs, config.n, dictionaries)
-        cross_cov = learners.cross_covariance(pairs.image, pairs.text)
+    def block(encoders: learners.Encoders, step: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        key, rate = step
+        if loss == "mmcl_gradient":
+            encoders, _ = learners.train_linear_mmcl(encoders, cross_cov, optimizer=optax.sgd(rate), steps=_BLOCK)
+        else:
+            encoders, _ = learners.train_encoders(
+                key,
+                encoders,
+                pairs.image,
+                pairs.text,
+                pairs.label,
+                lambda image, text, _: losses.info_nce(image, text, temperature=config.temperature),
+                optimizer=optax.sgd(rate / negatives),
+                steps=_BLOCK,
+                batch_size=config.batch_size,
+            )
+        return encoders, diagrams.rule_accuracy(model, obs, dictionaries, encoders.product)
 
-        def block(encoders: learners.Encoders, step: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-            key, rate = step
-            if loss == "mmcl_gradient":
-                encoders, _ = learners.train_linear_mmcl(encoders, cross_cov, optimizer=optax.sgd(rate), steps=_BLOCK)
-            else:
-                encoders, _ = learners.train_encoders(
-                    key,
-                    encoders,
-                    pairs.image,
-                    pairs.text,
-                    pairs.label,
-                    lambda image, text, _: losses.info_nce(image, text, temperature=config.temperature),
-                    optimizer=optax.sgd(rate / negatives),
-                    steps=_BLOCK,
-                    batch_size=config.batch_size,
-                )
-            return encoders, diagrams.rule_accuracy(model, obs, dictionaries, encoders.product)
-
-        start = aligned_start(model, caps, dictionaries, config.initial)
-        keys = jax.random.split(key_batches, len(rates))
-        return jax.lax.scan(block, start, (keys, jnp.asarray(rates, float)))[1]
-
-    compiled = jax.jit(one)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    return np.stack([compiled(key) for key in tqdm(keys, unit="run", disable=None, desc=loss)]).astype(np.float64)
+    start = aligned_start(model, caps, dictionaries, config.initial)
+    keys = jax.random.split(key_batches, len(rates))
+    return jax.lax.scan(block, start, (keys, jnp.asarray(rates, float)))[1]
 
 
 def aligned_start(

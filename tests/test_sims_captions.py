@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sims import caption_grid, results, sweep_captions
+from sims import caption_grid, results, show, sweep_captions
 from sims.flags import UsageError
 from sims.sweep_captions import Config
 from tests.test_sims_command import ROOT
@@ -31,11 +31,12 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_folder_holds_the_files(finished):
     out, data = finished
-    files = ["config.json", "results.zarr", "summary.csv", "sweep_captions.pdf", "sweep_captions.png"]
+    files = [".lock", "config.json", "results.zarr", "summary.csv", "sweep_captions.pdf", "sweep_captions.png"]
     assert sorted(p.name for p in out.iterdir()) == files
     assert data.accuracy_measured.dims == ("model", "loss", "seed", "pi_spu", "pi_core", "group")
     assert data.accuracy_measured.shape == (2, 2, 16, 2, 2, 2)
     assert len((out / "summary.csv").read_text().splitlines()) == 1 + 16
+    assert show.show(out, out) == caption_grid.text(data)
 
 
 @pytest.mark.slow

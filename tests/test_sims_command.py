@@ -1,21 +1,25 @@
 """The command `python -m sims.sweep_spurious` as a user types it: help, refusals, exit codes."""
 
 import contextlib
+import errno
 import importlib.util
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 from absl import flags
 
-from sims import grid, store, sweep_spurious
+from sims import devices, results, store, sweep_spurious
 from sims.config import AXES, LEARNERS, Config
-from sims.flags import run_main
+from sims.flags import Options, run_main
 
 ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
-ALL_FLAGS = set(Config().flat()) | {"out"}
+ENGINE = {"memory_gb", "overwrite", "dry_run", "x64", "cpu_devices", "coordinator", "num_processes", "process_id"}
+ALL_FLAGS = set(Config().flat()) - {"command"} | {"out"} | ENGINE
 
 
 @contextlib.contextmanager
@@ -31,8 +35,9 @@ def own_flags():
 
 
 @pytest.fixture
-def command(capsys):
-    """(arguments) -> (exit code, stdout, stderr) of the command, in this process."""
+def command(capsys, monkeypatch):
+    """(arguments) -> (exit code, stdout, stderr) of the command, in this process, where JAX runs already."""
+    monkeypatch.setattr(devices, "_start_jax", lambda _: None)
 
     def call(*args):
         with own_flags(), pytest.raises(SystemExit) as caught:
@@ -47,7 +52,13 @@ def nothing_measured(monkeypatch):
     def fail(*_):
         raise AssertionError("these arguments were accepted")
 
-    monkeypatch.setattr(grid, "run_chunks", fail)
+    monkeypatch.setattr(results, "_check_memory", fail)
+
+
+def another_run(out, x64=True):
+    store.check(out, {})
+    with store.locked(out):
+        store.begin(out, {**Config(seeds=3).flat(), "x64": x64})
 
 
 def assert_refused(result, *mentioned):
@@ -70,12 +81,16 @@ def contents(folder):
 
 LIST, FINITE = "needs numbers such as 0.5,0.9", "0 or 1e-06 to 1e+06 in size"
 BAD = [
-    *(("--p_spu=1.2", "in [0, 1]"), ("--p_spu=0.5,-0.1", "in [0, 1]"), ("--pi_core=-0.1", "in [0, 1]")),
+    *(("--p_spu=1.2", "in [0, 1]"), ("--p_spu=0.5,1.1", "in [0, 1]"), ("--pi_core=-0.1", "in [0, 1]")),
     *(("--sigma_core=-1", ">= 0"), ("--sigma_spu=-1", ">= 0"), ("--same_class_weight=2", "in [0, 1]")),
     *((f"--{axis}={value}", FINITE) for axis in AXES for value in ("nan", "inf")),
     *((f"--{axis}=", LIST) for axis in AXES),
     *((f"--{axis}=0.5,", LIST) for axis in AXES),
-    *((f"--{axis}=0.5,0.50", "differ from each other") for axis in AXES),
+    *((f"--{axis}=0.5,0.50", "increase, none twice") for axis in AXES),
+    *((f"--{axis}=0.5,0.25", "increase, none twice") for axis in AXES),
+    *(("--sampler=exact", "auto, statistics, latent, ambient"), ("--sampler=latent", "does not draw mmcl_gradient")),
+    *(("--memory_gb=0", "> 0"), ("--memory_gb=x", "needs numbers"), ("--cpu_devices=0", ">= 1")),
+    *(("--coordinator=here:1", "given together"), ("--process_id=1", "given together")),
     *(("--p_spu=0:1", "start:stop:count"), ("--p_spu=0:1:0", "from 1 to 100000")),
     *((f"--{name}=nan", FINITE) for name in ("sigma_image", "sigma_text", "mu_core", "mu_spu")),
     *((f"--{name}=nan", FINITE) for name in ("pi_spu", "temperature")),
@@ -126,13 +141,13 @@ def test_an_out_that_cannot_be_used_is_refused(command, nothing_measured, tmp_pa
     (tmp_path / "file").write_text("mine")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
-    store.prepare(tmp_path / "other", Config(seeds=3).flat())
+    another_run(tmp_path / "other")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text("{")
     before = contents(tmp_path)
     for name, reason in {
-        "file": "not the folder of a sweep; give a new or empty folder",
-        "foreign": "not the folder of a sweep; give a new or empty folder",
+        "file": "not the folder of a run; give a new or empty folder",
+        "foreign": "not the folder of a run; give a new or empty folder",
         "file/below": "Not a directory",
         "other": "holds a different run (differs in seeds)",
         "damaged": "config.json is damaged",
@@ -143,26 +158,32 @@ def test_an_out_that_cannot_be_used_is_refused(command, nothing_measured, tmp_pa
     assert_refused(command("--out=/proc/nowhere"), "--out=/proc/nowhere ", "give a folder that can be written")
 
 
-def test_a_damaged_partial_result_is_refused(command, nothing_measured, tmp_path):
-    store.prepare(tmp_path, Config().flat())
-    (tmp_path / "partial.npz").write_bytes(b"PK not a zip file")
-    assert_refused(command(f"--out={tmp_path}"), "partial.npz is damaged", "remove it to measure anew")
-
-
-def test_an_interrupt_exits_with_130_and_one_line(command, monkeypatch, tmp_path):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(grid, "run_chunks", interrupt)
-    code, out, err = command(f"--out={tmp_path / 'out'}")
-    assert (code, out) == (130, "")
+@pytest.mark.parametrize("signal_number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp_path, signal_number, code):
+    monkeypatch.setattr(results, "_check_memory", lambda *_: os.kill(os.getpid(), signal_number))
+    before = signal.getsignal(signal.SIGTERM)
+    found, out, err = command(f"--out={tmp_path / 'out'}")
+    signal.signal(signal.SIGTERM, before)
+    assert (found, out) == (code, "")
     assert re.fullmatch(r"error: interrupted; what is stored stays, [^\n]+\n", err)
+
+
+def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.Measured, "write", full)
+    code, out, err = command(f"--out={tmp_path / 'out'}", "--learners=mmcl", "--n=20")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        f"error: --out={tmp_path / 'out'}: No space left on device; what is stored stays, the same command goes on."
+    )
 
 
 def test_refusals_of_the_process(tmp_path):
     """What the parametrised tests see inside this process, seen from outside for a few."""
     (tmp_path / "file").write_text("mine")
-    store.prepare(tmp_path / "other", Config(seeds=3).flat())
+    another_run(tmp_path / "other", x64=False)
     before = contents(tmp_path)
     new = f"--out={tmp_path / 'new'}"
     assert_refused(process(new, "--p_spu=0.5,1.2"), "--p_spu must be in [0, 1], got 1.2")
@@ -185,7 +206,7 @@ def test_every_flag_says_its_unit_and_range():
     with own_flags():
         sweep_spurious._define_flags()
         texts = {name: flags.FLAGS[name].help for name in ALL_FLAGS}
-    for name in ALL_FLAGS - {"out", "learners"}:
+    for name in ALL_FLAGS - {"out", "learners", "sampler"} - (ENGINE - {"memory_gb", "cpu_devices"}):
         assert re.search(r"(>=|>) \d|in \[\d", texts[name]), f"--{name} has no range: {texts[name]}"
     for name in ("sigma_core", "sigma_spu", "mu_core", "mu_spu"):
         assert "in latent units" in texts[name]
@@ -199,8 +220,8 @@ def test_every_flag_says_its_unit_and_range():
 def test_flags_reach_the_config(command, monkeypatch, tmp_path):
     seen = []
 
-    def record(config, out):
-        seen.extend([config, out])
+    def record(config, out, options):
+        seen.extend([config, out, options])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep_spurious, "run", record)
@@ -209,13 +230,14 @@ def test_flags_reach_the_config(command, monkeypatch, tmp_path):
         **{"same_class_weight": (0.25,), "n": 30, "dim_image": 9, "dim_text": 7, "sigma_image": 0.5},
         **{"sigma_text": 0.25, "mu_core": 2.0, "mu_spu": 3.0, "pi_spu": 0.5, "embed_dim": 2, "gradient_steps": 4},
         **{"batch_size": 8, "temperature": 0.5, "learners": ("info_nce", "mmcl"), "seeds": 3, "seed": 5},
+        **{"sampler": "ambient"},
     }
-    assert set(given) == set(Config().flat())
+    assert set(given) == set(Config().flat()) - {"command"}
     typed = {**given, "p_spu": "0.5:1:3"}
     texts = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in typed.items()]
-    command(f"--out={tmp_path}", *texts)
-    assert seen[0].flat() == given
-    assert seen[1] == tmp_path
+    command(f"--out={tmp_path}", *texts, "--memory_gb=0.5", "--overwrite", "--dry_run")
+    assert seen[0].flat() == {"command": "sweep_spurious", **given}
+    assert seen[1:] == [tmp_path, Options(memory_gb=0.5, overwrite=True, dry_run=True)]
 
 
 def test_importing_experiments_defines_no_flags():

@@ -11,7 +11,7 @@ import pytest
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
-from sims import dynamics, results, trajectories
+from sims import dynamics, results, show, trajectories
 from sims.dynamics import Config
 from sims.flags import UsageError
 from tests.test_sims_command import ROOT
@@ -32,10 +32,11 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_folder_holds_the_files(finished):
     out, data = finished
-    files = ["config.json", "dynamics.pdf", "dynamics.png", "results.zarr", "summary.csv"]
+    files = [".lock", "config.json", "dynamics.pdf", "dynamics.png", "results.zarr", "summary.csv"]
     assert sorted(p.name for p in out.iterdir()) == files
     assert data.accuracy_measured.dims == ("loss", "seed", "time", "group")
     assert np.isfinite(data.accuracy_measured).all() and data.z.sel(loss="info_nce").isnull().all()
+    assert show.show(out, out) == trajectories.text(data)
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sims import diagrams, phase, phase_config, phase_diagram, results
+from sims import diagrams, phase, phase_config, phase_diagram, results, show
 from sims.flags import UsageError
 from sims.phase_config import DIAGRAMS, Axis, Config, axis
 from tests.test_sims_command import ROOT
-from tests.test_sims_sweep import contents, quick_compilation
+from tests.test_sims_sweep import contents, interrupt_write, quick_compilation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -40,9 +40,11 @@ def finished(tmp_path_factory):
 def test_the_folder_holds_the_files(finished):
     out, data = finished
     names = [f"phase_diagram_whitening.{suffix}" for suffix in ("pdf", "png")]
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", *names, "results.zarr", "summary.csv"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "config.json", *names, "results.zarr", "summary.csv"]
     flat = json.loads(json.dumps(TINY.checked().flat()))
-    assert json.loads((out / "config.json").read_text())["config"] == json.loads(data.attrs["config"]) == flat
+    found = json.loads((out / "config.json").read_text())["config"]
+    assert found == json.loads(data.attrs["config"]) == {**flat, "x64": False}
+    assert phase_config.Resolved.of_flat(found) == TINY.checked()
 
 
 def test_the_dataset_has_the_promised_axes(finished):
@@ -69,7 +71,7 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
 
 def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
     out, data = finished
-    monkeypatch.setattr(phase, "make", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(results, "run_blocks", lambda *_: pytest.fail("measured again"))
     xr.testing.assert_identical(phase_diagram.run(TINY, out), data)
     assert capsys.readouterr().err == f"{out} already holds this run; nothing was measured again.\n"
 
@@ -82,22 +84,24 @@ def test_another_run_is_refused_and_nothing_changes(finished):
     assert contents(out) == before
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
-    save, saves = phase.store.Partial.save, []
-
-    def interrupt_second(partial):
-        saves.append(partial)
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-        save(partial)
-
+def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeypatch, capsys):
     with quick_compilation():
         with monkeypatch.context() as patch:
-            patch.setattr(phase.store.Partial, "save", interrupt_second)
+            interrupt_write(patch, 3)
             with pytest.raises(KeyboardInterrupt):
                 phase_diagram.run(TINY, tmp_path)
         again = phase_diagram.run(TINY, tmp_path)
+    assert "resuming: 2 of" in capsys.readouterr().err
     np.testing.assert_array_equal(again.measured, finished[1].measured)
+
+
+def test_a_run_is_shown_again_without_measuring_or_predicting(finished, tmp_path, monkeypatch):
+    out, _ = finished
+    monkeypatch.setattr(results, "run_blocks", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(phase, "evaluate", lambda *_: pytest.fail("predicted again"))
+    assert "4 of 4 cells judged" in show.show(out, tmp_path)
+    for name in ("summary.csv", "phase_diagram_whitening.png"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_the_figure_names_its_axes(finished):

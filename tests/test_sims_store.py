@@ -1,18 +1,25 @@
-"""A sweep's folder: what is refused, what survives damage, and that files are written whole or not at all."""
+"""A run's folder: what is refused, what survives damage, that files are written whole or not at all, and the lock."""
 
+import fcntl
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
-from sims import store
+from sims import results, store
 from sims.config import Config
 from sims.flags import UsageError
-from sims.sweep import VARIABLES
+from sims.grid import Grid
+from tests.test_sims_command import ROOT
 
 CONFIG = Config(seeds=3).flat()
+GRID = Grid({"learner": ("a", "b")}, lambda _: None, {"x": [0.0, 1.0, 2.0]}, {"group": ("one", "two")}, 11, 0)
 
 
 def assert_one_line(error, *mentioned):
@@ -21,110 +28,143 @@ def assert_one_line(error, *mentioned):
         assert words in str(error.value)
 
 
-def dataset():
-    names = np.array(["mmcl", "info_nce"], object)
-    values = xr.DataArray(np.arange(6.0).reshape(2, 3), dims=("learner", "seed"), coords={"learner": names})
-    return xr.Dataset(
-        {f"accuracy_{name}": values for name in ("predicted", "measured", "curve")}, attrs={"config": "{}"}
-    )
+def begin(out, config=CONFIG, overwrite=False):
+    store.check(out, config, overwrite)
+    with store.locked(out):
+        store.begin(out, config, overwrite)
 
 
-def test_prepare_makes_the_folder_once(tmp_path):
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_folder_is_begun_once(tmp_path):
     out = tmp_path / "deep" / "run"
-    store.prepare(out, CONFIG)
-    assert [p.name for p in out.iterdir()] == ["config.json"]
+    begin(out)
+    assert names(out) == [".lock", "config.json"]
     text = (out / "config.json").read_text()
     found = json.loads(text)
-    assert found["config"] == json.loads(json.dumps(CONFIG))
+    assert found["config"] == json.loads(json.dumps(CONFIG)) == store.read_config(out)
     assert {"python", "jax", "numpy", "git_commit"} <= set(found["provenance"])
-    store.prepare(out, CONFIG)
+    begin(out)
     assert (out / "config.json").read_text() == text
 
 
-def test_prepare_goes_on_where_it_was_killed(tmp_path):
+def test_checking_a_folder_writes_nothing(tmp_path):
+    store.check(tmp_path / "deep" / "run", CONFIG)
+    assert names(tmp_path) == []
+
+
+def test_a_begin_goes_on_where_it_was_killed(tmp_path):
     (tmp_path / ".config.json.new").write_text('{"conf')
-    store.prepare(tmp_path, CONFIG)
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    begin(tmp_path)
+    assert names(tmp_path) == [".lock", "config.json"]
 
 
-def test_prepare_names_what_differs(tmp_path):
-    store.prepare(tmp_path, CONFIG)
+def test_a_different_run_is_refused_and_what_differs_is_named(tmp_path):
+    begin(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UsageError) as error:
-        store.prepare(tmp_path, {**CONFIG, "seed": 1, "p_spu": (0.5,)})
-    assert_one_line(error, f"--out={tmp_path} ", "differs in p_spu, seed", "nothing was changed")
+        begin(tmp_path, {**CONFIG, "seed": 1, "p_spu": (0.5,)})
+    assert_one_line(error, f"--out={tmp_path} ", "differs in p_spu, seed", "nothing was changed", "--overwrite")
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [b"", b"{", b"[]", b"{}", b"3", b'{"config": []}', b'{"config": null}', b"\xff\xfe", b'{"config": {"seeds"'],
-)
-def test_prepare_refuses_a_damaged_config(tmp_path, damage):
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
+    begin(tmp_path)
+    store.Measured.create(tmp_path, "accuracy", GRID)
+    (tmp_path / "summary.csv").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    begin(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    assert names(tmp_path) == [".lock", "config.json", "notes.txt"]
+    assert store.read_config(tmp_path)["seed"] == 1
+
+
+def test_overwriting_spares_a_folder_that_is_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError) as error:
+        begin(tmp_path, overwrite=True)
+    assert_one_line(error, "is not the folder of a run")
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+def damaged_configs():
+    begin_text = {"format": store.FORMAT, "config": {"seeds": 1}, "config_hash": "0" * 64}
+    return [b"", b"{", b"[]", b"{}", b"3", b'{"config": []}', b"\xff\xfe", json.dumps(begin_text).encode()]
+
+
+@pytest.mark.parametrize("damage", damaged_configs())
+def test_a_damaged_config_is_refused(tmp_path, damage):
     (tmp_path / "config.json").write_bytes(damage)
     with pytest.raises(UsageError) as error:
-        store.prepare(tmp_path, CONFIG)
-    assert_one_line(error, f"--out={tmp_path} ", "config.json is damaged")
+        begin(tmp_path)
+    assert_one_line(error, f"--out={tmp_path} ", "config.json is damaged", "--overwrite")
     assert (tmp_path / "config.json").read_bytes() == damage
 
 
-def test_partial_results_come_back_as_saved(tmp_path):
-    first = store.Partial(tmp_path, 2, 7, 2, [3, 2])
-    assert np.isnan(first.values).all()
-    np.testing.assert_array_equal(first.done, [[False, False, False], [False, False, True]])
-    first.values[1, 3:5] = 0.25
-    first.done[1, 0] = True
-    first.save()
-    again = store.Partial(tmp_path, 2, 7, 2, [3, 2])
-    np.testing.assert_array_equal(again.values, first.values)
-    np.testing.assert_array_equal(again.done, first.done)
-    assert [p.name for p in tmp_path.iterdir()] == ["partial.npz"]
+def test_another_versions_folder_is_refused(tmp_path):
+    begin(tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**found, "format": store.FORMAT + 1}))
+    with pytest.raises(UsageError) as error:
+        begin(tmp_path)
+    assert_one_line(error, f"was written in format {store.FORMAT + 1}", f"has format {store.FORMAT}")
 
 
-def test_partial_results_cut_into_other_chunks_are_not_used(tmp_path):
-    first = store.Partial(tmp_path, 1, 6, 2, [3])
-    first.values[:] = 0.25
-    first.done[:] = True
-    first.save()
-    again = store.Partial(tmp_path, 1, 6, 2, [2])
-    assert np.isnan(again.values).all() and not again.done.any()
+def measured(out):
+    store.Measured.create(out, "accuracy", GRID)
+    return store.Measured(out, "accuracy", GRID)
 
 
-def damaged_partials(folder):
-    sound = store.Partial(folder, 1, 6, 2, [3])
-    sound.save()
-    whole = (folder / "partial.npz").read_bytes()
-    np.savez(folder / "lacking.npz", values=sound.values)
-    lacking = (folder / "lacking.npz").read_bytes()
-    np.save(folder / "other.npy", np.array([{}], object))
-    other = (folder / "other.npy").read_bytes()
-    middle = len(whole) // 2
-    flipped = whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]
-    return [b"", b"text", whole[:middle], b"PK\x03\x04 no", lacking, other, flipped]
+def block_values(block):
+    region = GRID.region(block)
+    shape = (*(s.stop - s.start for s in region), 2)
+    return np.random.default_rng(abs(hash(block))).random(shape).astype(np.float32)
 
 
-def test_damaged_partial_results_are_refused(tmp_path):
-    for content in damaged_partials(tmp_path):
-        (tmp_path / "partial.npz").write_bytes(content)
-        with pytest.raises(UsageError) as error:
-            store.Partial(tmp_path, 1, 6, 2, [3])
-        assert_one_line(error, str(tmp_path / "partial.npz"), "is damaged", "remove it")
+def test_blocks_come_back_as_written(tmp_path):
+    blocks = list(np.ndindex(*GRID.blocks_shape))
+    assert len(blocks) > 4
+    written = measured(tmp_path)
+    for block in blocks[::2]:
+        written.write(block, block_values(block))
+    values, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    assert damaged == 0
+    for i, block in enumerate(blocks):
+        assert done[block] == (i % 2 == 0)
+        where = values[GRID.region(block)]
+        assert np.isnan(where).all() if i % 2 else (where == block_values(block)).all()
+    assert store.progress(tmp_path) == (len(blocks[::2]), len(blocks))
+    with xr.open_zarr(tmp_path / "results.zarr", consolidated=False) as data:
+        assert data.accuracy.dims == ("learner", "seed", "x", "group")
+        assert list(data.learner.values) == ["a", "b"]
 
 
-def test_results_come_back_as_written_and_replace_the_old(tmp_path):
-    assert store.read_results(tmp_path, VARIABLES) is None
-    store.write_results(tmp_path, dataset() * 0)
-    store.write_results(tmp_path, dataset())
-    xr.testing.assert_identical(store.read_results(tmp_path, VARIABLES), dataset())
-    assert [p.name for p in tmp_path.iterdir()] == ["results.zarr"]
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
+def test_a_damaged_chunk_is_seen_and_counts_as_missing(tmp_path, damage):
+    blocks = list(np.ndindex(*GRID.blocks_shape))
+    written = measured(tmp_path)
+    for block in blocks:
+        written.write(block, block_values(block))
+    chunk = tmp_path.joinpath("results.zarr", "accuracy", "c", *map(str, (*blocks[1], 0)))
+    content = chunk.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    chunk.write_bytes({"flip": flipped, "cut": content[:-3], "empty": b"", "text": b"mine"}[damage])
+    _, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    assert damaged == 1
+    assert not done[blocks[1]] and done.sum() == len(blocks) - 1
 
 
-def test_results_half_written_do_not_count(tmp_path):
-    store.write_results(tmp_path, dataset())
-    (tmp_path / "results.zarr").rename(tmp_path / ".results.new.zarr")
-    assert store.read_results(tmp_path, VARIABLES) is None
-    store.write_results(tmp_path, dataset())
-    xr.testing.assert_identical(store.read_results(tmp_path, VARIABLES), dataset())
+def test_a_chunk_without_a_checksum_would_hide_the_flip(tmp_path):
+    """The twin of the test above: it is the checksum that sees a flipped bit."""
+    group = zarr.open_group(tmp_path / "plain.zarr", mode="w")
+    plain = group.create_array("values", shape=(4,), chunks=(4,), dtype="float32", compressors=None)
+    plain[:] = np.arange(4.0)
+    chunk = tmp_path / "plain.zarr" / "values" / "c" / "0"
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert plain[3] != 3.0
 
 
 def test_damaged_results_are_refused(tmp_path):
@@ -132,35 +172,77 @@ def test_damaged_results_are_refused(tmp_path):
         (path / "zarr.json").unlink()
 
     def empty_metadata(path):
-        (path / "zarr.json").write_text("")
+        (path / "accuracy" / "zarr.json").write_text("")
 
     def remove_variable(path):
-        shutil.rmtree(path / "accuracy_measured")
-
-    def spoil_chunks(path):
-        for chunk in (path / "accuracy_measured" / "c").rglob("*"):
-            if chunk.is_file():
-                chunk.write_bytes(b"spoilt")
+        shutil.rmtree(path / "accuracy")
 
     def replace_by_a_file(path):
         shutil.rmtree(path)
         path.write_text("")
 
-    for damage in (remove_metadata, empty_metadata, remove_variable, spoil_chunks, replace_by_a_file):
+    def other_shape(path):
+        shutil.rmtree(path)
+        store.Measured.create(path.parent, "accuracy", Grid(GRID.tasks, GRID.task, {"x": [0.0]}, GRID.outcomes, 2, 0))
+
+    for damage in (remove_metadata, empty_metadata, remove_variable, replace_by_a_file, other_shape):
         out = tmp_path / damage.__name__
         out.mkdir()
-        store.write_results(out, dataset())
+        measured(out)
         damage(out / "results.zarr")
         with pytest.raises(UsageError) as error:
-            store.read_results(out, VARIABLES)
-        assert_one_line(error, str(out / "results.zarr"), "is damaged", "remove it")
+            measured(out)
+        assert_one_line(error, str(out / "results.zarr"), "is damaged", "--overwrite")
+
+
+def test_results_are_complete_only_once_marked(tmp_path):
+    measured(tmp_path)
+    with pytest.raises(KeyError, match="complete"):
+        store.read(tmp_path)
+    store.complete(tmp_path, xr.Dataset({"prediction": (("x",), np.arange(3.0))}))
+    found = store.read(tmp_path)
+    assert set(found) == {"accuracy", "prediction"}
+    np.testing.assert_array_equal(found.prediction, np.arange(3.0))
+
+
+def test_the_disk_is_asked_before_anything_is_written(tmp_path):
+    huge = Grid(GRID.tasks, GRID.task, {"x": range(10**6), "y": range(10**6)}, GRID.outcomes, 1000, 0)
+    with pytest.raises(UsageError) as error:
+        store.check_disk(tmp_path / "new", huge)
+    assert_one_line(error, "GiB free", "2000000000000000 runs")
+    assert names(tmp_path) == []
+    store.check_disk(tmp_path / "new", GRID)
+
+
+def test_a_second_run_is_refused_while_the_first_holds_the_folder(tmp_path):
+    code = (
+        "import pathlib, sys; from sims import store\n"
+        f"with store.locked(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError) as error, store.locked(tmp_path):
+            pass
+        assert_one_line(error, "is being written by another run", f"process {other.pid} on")
+        other.kill()
+    with store.locked(tmp_path):  # a killed run's lock ends with it
+        descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "summary.csv"
-    store.write_csv(path, [{"a": 1, "b": "x, y"}, {"a": 2, "b": "z"}])
+    store.write_csv(path, {"a": [1, 2], "b": ["x, y", "z"]})
     assert path.read_text() == 'a,b\n1,"x, y"\n2,z\n'
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="fields not in fieldnames"):
-        store.write_csv(path, [{"a": 1}, {"a": 2, "surprise": 3}])
+    with pytest.raises(ValueError, match="shorter"):
+        store.write_csv(path, {"a": [1, 2], "b": [1]})
     assert path.read_bytes() == before
+
+
+def test_names_keep_their_length():
+    assert results.names(["a", "longer"]).dtype == object

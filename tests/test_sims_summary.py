@@ -35,7 +35,7 @@ def with_error(mean, error):
 
 
 def verdicts(data):
-    return [row["verdict"] for row in summary.rows(data)]
+    return list(summary.columns(data)["verdict"])
 
 
 def judge(learner, gap, error=0.01, predicted=(0.9, 0.6)):
@@ -103,18 +103,19 @@ def test_the_shifted_accuracy_is_the_groups_mean_run_by_run():
 
 def test_the_error_of_the_shifted_accuracy_knows_that_the_groups_move_together():
     opposite = np.array([[[0.9, 0.5], [0.8, 0.6]]])  # their mean does not vary
-    (row,) = summary.rows(dataset([0.85, 0.55], opposite))
-    assert row["shifted_se"] == pytest.approx(0, abs=1e-15)
-    assert row["aligned_se"] == row["conflicting_se"] == pytest.approx(0.05)
+    table = summary.columns(dataset([0.85, 0.55], opposite))
+    assert table["shifted_se"] == pytest.approx([0], abs=1e-15)
+    assert table["aligned_se"] == pytest.approx([0.05]) and table["conflicting_se"] == pytest.approx([0.05])
 
 
 def test_rows_put_every_value_at_its_cell_and_learner():
-    learners, p_spu, pi_core = ["supervised", "mmcl"], [0.9, 0.5], [0.0, 1.0]
+    learners, p_spu, pi_core = ["supervised", "mmcl"], [0.5, 0.9], [0.0, 1.0]
     predicted = np.arange(16.0).reshape(2, 2, 2, 2) / 100
     measured = predicted[:, None] + np.array([-0.01, 0.01]).reshape(1, 2, 1, 1, 1)
     data = dataset(predicted, measured, learners, p_spu=p_spu, pi_core=pi_core)
     data = data.transpose("group", "pi_core", ...)  # a store may hold the axes in another order
-    table = summary.rows(data)
+    columns = summary.columns(data)
+    table = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     order = [(r["p_spu"], r["pi_core"], r["learner"]) for r in table]
     assert order == [(p, c, l) for p in (0.5, 0.9) for c in (0.0, 1.0) for l in learners]
     for row in table:
@@ -133,7 +134,7 @@ def test_the_text_has_a_line_for_each_cell_and_learner():
     measured = np.stack([predicted - 0.01, predicted + 0.01], 1)
     measured[1] = 0.75
     measured[0, :, 2] += 0.3
-    lines = summary.text(summary.rows(dataset(predicted, measured, learners, p_spu=p_spu))).splitlines()
+    lines = summary.text(summary.columns(dataset(predicted, measured, learners, p_spu=p_spu))).splitlines()
     assert lines[0] == "sigma_core = 0.5, sigma_spu = 0.5, pi_core = 0.5, same_class_weight = 0.5"
     assert lines[1].split()[:2] == ["p_spu", "learner"]
     assert [line.split()[:2] for line in lines[2:-1]] == [[f"{p:g}", l] for p in p_spu for l in learners]
@@ -145,6 +146,15 @@ def test_the_text_has_a_line_for_each_cell_and_learner():
 
 
 def test_the_text_without_standard_errors_shows_none():
-    text = summary.text(summary.rows(dataset([0.9, 0.6], [[[0.9, 0.6]]])))
+    text = summary.text(summary.columns(dataset([0.9, 0.6], [[[0.9, 0.6]]])))
     assert "+-" not in text and "nan" not in text
     assert text.endswith("0 of 0 judged cells agree with their prediction.")
+
+
+def test_a_long_table_is_cut():
+    p_spu = np.linspace(0.5, 1, 100).tolist()
+    values = np.full((1, 100, 2), 0.8)
+    lines = summary.text(summary.columns(dataset(values, np.stack([values, values], 1), p_spu=p_spu))).splitlines()
+    assert len(lines) == 2 + summary.MAX_ROWS + 2
+    assert lines[-2] == f"... {100 - summary.MAX_ROWS} more rows in summary.csv"
+    assert lines[-1].startswith("100 of 100")

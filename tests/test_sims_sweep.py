@@ -4,7 +4,6 @@ import contextlib
 import csv
 import functools
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -12,12 +11,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 
-from sims import grid, measure, plots, store, summary, sweep, sweep_spurious
+from sims import grid, measure, plots, results, show, store, summary, sweep, sweep_spurious
 from sims.config import AXES, LEARNERS, Config, Setting
 from sims.flags import UsageError
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("float32")
 
 ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
 TINY = Setting(n=20, dim_image=8, dim_text=4, gradient_steps=5)
-CONFIG = Config(p_spu=(0.9, 0.5), same_class_weight=(0.0, 0.5), setting=TINY, seeds=2)
-FILES = ["config.json", "results.zarr", "summary.csv", "sweep_spurious.pdf", "sweep_spurious.png"]
-# 32 chunks of a few hundredths of a second.
+CONFIG = Config(p_spu=(0.5, 0.9), same_class_weight=(0.0, 0.5), setting=TINY, seeds=2)
+FILES = [".lock", "config.json", "results.zarr", "summary.csv", "sweep_spurious.pdf", "sweep_spurious.png"]
+# 67 blocks of a few hundredths of a second.
 SIZES = {"n": 200, "dim_image": 100, "gradient_steps": 1}
-LONG = Config(p_spu=(0.5, 0.9), learners=("supervised_gradient",), seeds=1000, setting=Setting(**SIZES))
+LONG = Config(p_spu=(0.5, 0.9), learners=("supervised_gradient",), seeds=400, setting=Setting(**SIZES))
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def test_the_folder_holds_the_files(finished):
     assert sorted(p.name for p in out.iterdir()) == FILES
     assert (out / "sweep_spurious.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "sweep_spurious.pdf").read_bytes()[:5] == b"%PDF-"
-    assert json.loads((out / "config.json").read_text())["config"] == json.loads(json.dumps(CONFIG.flat()))
+    assert store.read_config(out) == {**json.loads(json.dumps(CONFIG.flat())), "x64": False}
 
 
 def test_the_dataset_has_the_promised_axes(finished):
@@ -75,7 +75,9 @@ def test_the_dataset_has_the_promised_axes(finished):
     assert list(data.group.values) == ["aligned", "conflicting"]
     for name, values in CONFIG.axes.items():
         assert tuple(data[name].values) == values
-    assert json.loads(data.attrs["config"]) == json.loads(json.dumps(CONFIG.flat()))
+    assert json.loads(data.attrs["config"]) == {**json.loads(json.dumps(CONFIG.flat())), "x64": False}
+    assert data.attrs["samplers"].startswith("mmcl: statistics, mmcl_gradient: ambient")
+    assert data.attrs["failed"] == 0
 
 
 def test_accuracies_are_missing_only_where_there_is_none(finished):
@@ -94,7 +96,8 @@ def test_predictions_stand_at_their_cells(finished):
     _, data = finished
     points = [(0.9, 1.0, 0.1, 1.0, 0.0), (0.5, 1.0, 0.1, 1.0, 0.5), (0.9, 1.0, 0.1, 1.0, 0.5)]
     with jax.enable_x64(True):
-        expected = jax.jit(functools.partial(measure.predict, TINY, "mmcl"))(grid.cell_arrays(points))
+        cells = measure.Cell(*np.array(points).T)
+        expected = jax.jit(functools.partial(measure.predict, TINY, "mmcl"))(cells)
     assert len(np.unique(expected, axis=0)) == 3
     for point, value in zip(points, expected, strict=True):
         at = dict(zip(AXES, point, strict=True))
@@ -136,7 +139,7 @@ def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
 
 def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
     out, data = finished
-    monkeypatch.setattr(grid, "run_chunks", no_measuring)
+    monkeypatch.setattr(results, "run_blocks", no_measuring)
     before = contents(out / "results.zarr")
     again = sweep_spurious.run(CONFIG, out)
     xr.testing.assert_identical(again, data)
@@ -145,7 +148,7 @@ def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
     assert capsys.readouterr().err == f"{out} already holds this run; nothing was measured again.\n"
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"seeds": 3}, {"learners": ("mmcl",)}, {"p_spu": (0.9, 0.6)}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"seeds": 3}, {"learners": ("mmcl",)}, {"p_spu": (0.6, 0.9)}])
 def test_another_config_is_refused_and_nothing_changes(finished, change):
     out, _ = finished
     before = contents(out)
@@ -156,7 +159,7 @@ def test_another_config_is_refused_and_nothing_changes(finished, change):
 
 def test_a_bad_config_writes_nothing(tmp_path):
     with pytest.raises(UsageError, match="seeds"):
-        sweep.run(Config(seeds=0), tmp_path / "out")
+        sweep_spurious.run(Config(seeds=0), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -169,35 +172,55 @@ def unpredicted(monkeypatch):
 @pytest.fixture(scope="module")
 def uninterrupted():
     with jax.enable_x64(False):
-        points = grid.cells(LONG.axes)
-        skip = np.zeros(32, bool)
-        chunks = grid.run_chunks(LONG.setting, LONG.learners[0], points, LONG.seeds, LONG.seed, skip)
-        values = np.concatenate([values for _, values in chunks])
-    return np.moveaxis(values.reshape(2, 1000, 2), 0, 1).reshape(1, 1000, 2, 1, 1, 1, 1, 2)
+        plan = sweep.grid_of(LONG)
+        values = np.full(plan.shape, np.nan)
+        for block, found in grid.run_blocks(plan, np.zeros(plan.blocks_shape, bool), grid.Programs(plan, np.inf)):
+            values[plan.region(block)] = found
+    return values
+
+
+def interrupt_write(patch, number):
+    """Interrupt the number-th write of a block."""
+    write, writes = store.Measured.write, []
+
+    def interrupted(measured, block, values):
+        writes.append(block)
+        if len(writes) == number:
+            raise KeyboardInterrupt
+        write(measured, block, values)
+
+    patch.setattr(store.Measured, "write", interrupted)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, monkeypatch, capsys):
-    save, saves = store.Partial.save, []
-
-    def interrupt_fifth(partial):
-        saves.append(partial)
-        if len(saves) == 5:
-            raise KeyboardInterrupt
-        save(partial)
-
     with monkeypatch.context() as patch:
-        patch.setattr(store.Partial, "save", interrupt_fifth)
+        interrupt_write(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(LONG, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "partial.npz"]
-    resumed = sweep.run(LONG, tmp_path)
-    assert "resuming: 4 of 32 chunks were already measured." in capsys.readouterr().err
+            sweep_spurious.run(LONG, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "results.zarr"]
+    with pytest.raises(UsageError, match="is unfinished: 4 of 67 blocks are there"):
+        show.show(tmp_path, tmp_path)
+    resumed = sweep_spurious.run(LONG, tmp_path)
+    assert "resuming: 4 of 67 blocks were already measured." in capsys.readouterr().err
     np.testing.assert_array_equal(resumed.accuracy_measured, uninterrupted)
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
-def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path):
-    flags = {"p_spu": "0.5,0.9", "learners": LONG.learners[0], "seeds": 1000, **SIZES}
+def test_a_damaged_block_is_measured_again_to_the_same_bits(uninterrupted, unpredicted, tmp_path, capsys):
+    sweep_spurious.run(LONG, tmp_path)
+    chunks = sorted(p for p in (tmp_path / "results.zarr" / "accuracy_measured" / "c").rglob("*") if p.is_file())
+    content = chunks[7].read_bytes()
+    chunks[7].write_bytes(content[:20] + bytes([content[20] ^ 255]) + content[21:])
+    mended = sweep_spurious.run(LONG, tmp_path)
+    err = capsys.readouterr().err
+    assert "1 damaged blocks (by their checksum) are measured again." in err
+    assert "resuming: 66 of 67 blocks" in err
+    np.testing.assert_array_equal(mended.accuracy_measured, uninterrupted)
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
+def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, fault):
+    flags = {"p_spu": "0.5,0.9", "learners": LONG.learners[0], "seeds": 400, **SIZES, "cpu_devices": 1}
     command = [
         sys.executable,
         "-m",
@@ -205,50 +228,78 @@ def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, t
         f"--out={tmp_path}",
         *(f"--{k}={v}" for k, v in flags.items()),
     ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         give_up = time.monotonic() + 60
-        while process.poll() is None and not (tmp_path / "partial.npz").exists() and time.monotonic() < give_up:
+        while process.poll() is None and not store.progress(tmp_path)[0] and time.monotonic() < give_up:
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    with np.load(tmp_path / "partial.npz") as saved:
-        assert 0 < saved["done"].sum() < saved["done"].size
-    resumed = sweep.run(LONG, tmp_path)
+        process.send_signal(getattr(signal, fault))
+        _, err = process.communicate()
+    assert process.returncode == (143 if fault == "SIGTERM" else -signal.SIGKILL), err
+    done, blocks = store.progress(tmp_path)
+    assert 0 < done < blocks == 67
+    resumed = sweep_spurious.run(LONG, tmp_path)
     np.testing.assert_array_equal(resumed.accuracy_measured, uninterrupted)
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
-def measured(learner, cells, seeds, size, monkeypatch):
-    monkeypatch.setattr(grid, "BYTES_BUDGET", size * TINY.run_bytes(learner))
-    runs = len(cells) * seeds
-    assert grid.chunk_size(TINY, learner, runs) == size
-    values = np.full((runs, 2), np.nan)
-    skip = np.zeros(grid.num_chunks(TINY, learner, runs), bool)
-    for flat, chunk in grid.run_chunks(TINY, learner, cells, seeds, 0, skip):
-        assert np.isnan(values[flat]).all()
-        values[flat] = chunk
-    return values
+def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, capsys):
+    """A learner that diverges at p_spu = 0.9 in every other seed."""
+    real = measure.task
 
+    def task(setting, learner):
+        def kernel(key, point):
+            found = real(setting, learner).kernel(key, point)
+            fails = (point["p_spu"] > 0.8) & jax.random.bernoulli(jax.random.fold_in(key, 1))
+            return jnp.where(fails, jnp.nan, found)
 
-def test_draws_do_not_depend_on_the_chunks(monkeypatch):
-    learner = "supervised_gradient"
-    cells = grid.cells({**CONFIG.axes, "p_spu": (0.5, 0.7, 0.9)})
+        return grid.Task(kernel)
+
+    monkeypatch.setattr(measure, "task", task)
+    config = Config(p_spu=(0.5, 0.9), learners=("mmcl",), seeds=20, setting=TINY)
     with quick_compilation():
-        whole = measured(learner, cells, 3, 18, monkeypatch)
-        pieces = measured(learner, cells, 3, 5, monkeypatch)  # 18 runs in chunks of 5: the last is filled up
-    assert np.unique(whole.round(6), axis=0).shape == whole.shape
-    np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-5)
+        data = sweep_spurious.run(config, tmp_path)
+    failed = data.accuracy_measured.isnull().any("group")
+    assert 0 < failed.sel(p_spu=0.9).sum() < 20 and not failed.sel(p_spu=0.5).any()
+    with open(tmp_path / "failed.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == failed.sum() == data.attrs["failed"]
+    for row in rows:
+        assert failed.sel(learner=row["learner"], seed=int(row["seed"]), p_spu=float(row["p_spu"])).all()
+    assert [v for v in summary.columns(data)["verdict"]][1] == f"diverged in {len(rows)} runs"
+    capsys.readouterr()
+    assert results.closing(tmp_path, data) == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: {len(rows)} runs gave no finite number; {tmp_path / 'failed.csv'} lists them.\n"
+    )
 
 
-def test_cells_are_all_combinations_the_last_axis_fastest():
-    assert grid.cells({"a": [1, 2], "b": [3], "c": [4, 5]}) == [(1, 3, 4), (1, 3, 5), (2, 3, 4), (2, 3, 5)]
+@pytest.mark.parametrize("learner, sampler", [("mmcl", "statistics"), ("mmcl", "latent"), ("supervised", "latent")])
+def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
+    """Means over 600 runs by group, six standard errors of their difference; another p_spu is told apart."""
+
+    def measured(name, p_spu):
+        setting = Setting(n=12, dim_image=20, dim_text=4, sampler=name)
+        config = Config(p_spu=(p_spu,), learners=(learner,), seeds=600, setting=setting)
+        plan = sweep.grid_of(config)
+        blocks = grid.run_blocks(plan, np.zeros(plan.blocks_shape, bool), grid.Programs(plan, np.inf))
+        return np.concatenate([values.reshape(-1, 2) for _, values in blocks]).astype(float)
+
+    with quick_compilation():
+        ambient, drawn, wrong = (measured(*args) for args in (("ambient", 0.8), (sampler, 0.8), (sampler, 0.95)))
+
+    def z(a, b):
+        return abs(np.nanmean(a, 0) - np.nanmean(b, 0)) / np.hypot(np.nanstd(a, 0), np.nanstd(b, 0)) * len(a) ** 0.5
+
+    assert z(ambient, drawn).max() < 6
+    assert z(ambient, wrong).max() > 6
 
 
 def test_the_verdict_on_a_real_run_sees_a_wrong_p_spu(tmp_path):
     setting = Setting(n=400, dim_image=8, dim_text=4, sigma_image=1.0)
     config = Config(p_spu=(0.9, 0.93), learners=("mmcl",), seeds=256, setting=setting)
     with quick_compilation():
-        data = sweep.run(config, tmp_path)
-    assert [row["verdict"] for row in summary.rows(data)] == ["agrees", "agrees"]
+        data = sweep_spurious.run(config, tmp_path)
+    assert list(summary.columns(data)["verdict"]) == ["agrees", "agrees"]
     wrong = data.assign(accuracy_predicted=data.accuracy_predicted.copy(data=data.accuracy_predicted.values[:, ::-1]))
-    assert [row["verdict"] for row in summary.rows(wrong)] == ["differs", "differs"]
+    assert list(summary.columns(wrong)["verdict"]) == ["differs", "differs"]

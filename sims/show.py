@@ -1,0 +1,68 @@
+"""Print and draw the results in a folder again, without measuring or predicting anything.
+
+python -m sims.show runs/sweep_spurious
+python -m sims.show runs/sweep_spurious --out figures/
+"""
+
+import pathlib
+
+from absl import flags
+
+from sims.flags import UsageError, define, optional, path, run_main
+
+
+def show(folder: pathlib.Path, out: pathlib.Path) -> str:
+    """Write the table and the figure of the run in `folder` into `out`; what its command printed.
+
+    Raises: UsageError if `folder` holds no complete run of this version, or `out` cannot be written.
+    """
+    from sims import results, store
+
+    config = store.read_config(folder)
+    done, blocks = store.progress(folder)
+    if done < blocks:
+        raise UsageError(f"{folder} is unfinished: {done} of {blocks} blocks are there; repeat its command to go on.")
+    try:
+        dataset = results.load(folder)
+    except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it.") from None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be used ({error.strerror}).") from None
+    command = config["command"]
+    if command == "phase_diagram":
+        from sims import phase
+        from sims.phase_config import Resolved
+
+        text = phase.show(Resolved.of_flat(config), dataset, out)
+    elif command == "sweep_captions":
+        from sims import caption_grid
+
+        text = caption_grid.show(dataset, out)
+    elif command == "dynamics":
+        from sims import trajectories
+
+        text = trajectories.show(dataset, out)
+    else:
+        from sims import sweep
+
+        text = sweep.show(dataset, out)
+    if dataset.attrs["failed"]:
+        text += f"\n{dataset.attrs['failed']} runs failed: {folder / 'failed.csv'}"
+    return text
+
+
+def _define_flags() -> None:
+    define("out", None, "folder for table and figure; none: the run's own", optional(path))
+
+
+def _main(folder: str) -> None:
+    out = pathlib.Path(flags.FLAGS.out or folder)
+    print(show(pathlib.Path(folder), out))
+    print(f"\nWritten to {out}")
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main, operands=("the folder of a run",))
