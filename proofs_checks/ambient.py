@@ -14,8 +14,13 @@ import optax
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, zero_shot
 
-# A check runs for a second or so: compiling at XLA's default level would take longer than that.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+# Most checks run for less time than XLA's default takes to compile them: `jit` compiles in a third of it, to code that
+# takes three times as long; `jit_long` is for what runs long.
+jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
+jit_long = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+LONG = 2e7  # numbers drawn, from which on it is worth it
 
 
 def noise(d_i: int, d_t: int, s_i: float, s_t: float):
@@ -62,9 +67,14 @@ def whitened(pairs, prompt, theta):
     return learners.whitened_optimum(*covariances, theta) @ prompt
 
 
-@functools.partial(jit, static_argnames=("rule", "n", "runs"))
 def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
     """Latent parts (runs, 2) and squared norms (runs,) of rules learnt from n pairs each, core prompt of class +1."""
+    compiled = _rules_long if runs * n * (obs.dim_image + obs.dim_text) > LONG else _rules
+    return compiled(key, model, caps, obs, knob, rule=rule, n=n, runs=runs)
+
+
+def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
+    """`rules`, not compiled."""
 
     def run(key):
         key_dictionaries, key_pairs = jax.random.split(key)
@@ -75,10 +85,14 @@ def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
     return jax.lax.map(run, jax.random.split(key, runs), batch_size=4)
 
 
+_rules, _rules_long = (compiler(_learnt, static_argnames=("rule", "n", "runs")) for compiler in (jit, jit_long))
+_accuracy = jit(zero_shot.linear_rule_accuracy)
+
+
 def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear, n: int, runs: int) -> np.ndarray:
     """(runs, 2): exact accuracy, aligned and conflicting, of each learnt rule."""
     w, norm = rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob, float), rule=rule, n=n, runs=runs)
-    return groups(zero_shot.linear_rule_accuracy(model, w, norm, obs.sd_image))
+    return groups(_accuracy(model, w, norm, obs.sd_image))
 
 
 @functools.partial(jit, static_argnames=("n", "seeds"))

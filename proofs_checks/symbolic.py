@@ -68,7 +68,8 @@ def linear_loss(s: sympy.Matrix) -> sympy.Expr:
 
 def numbers(expression, symbols: tuple, values: np.ndarray) -> np.ndarray:
     """The expression at every row of values (k, len(symbols)): (k, *shape)."""
-    return np.array([np.asarray(sympy.lambdify(symbols, expression, "numpy")(*row), float) for row in values])
+    function = sympy.lambdify(symbols, expression, "numpy")
+    return np.array([np.asarray(function(*row), float) for row in values])
 
 
 def random_points(count: int, seed: int = 0) -> np.ndarray:

@@ -23,6 +23,9 @@ from proofs_checks.symbolic import m_c, m_s, p, pi, pi_s, q, s_c, s_s
 STATEMENT = "MMCL learns w = (mu_c^2 + s_c^2, q mu_c mu_s): core features of high variance outweigh the spurious one"
 PICTURE = "sweep_spurious.png"
 
+accuracy = ambient.jit(theory.mmcl_accuracy)
+mean_accuracy = ambient.jit(theory.mmcl_mean_accuracy)
+
 
 def moments_from_the_definition(effort):
     printed = {
@@ -92,7 +95,7 @@ def printed_formula(effort):
 
     return ledger.judge(
         "mmcl_accuracy.shifted is T2's formula as printed, 200 random points",
-        ledger.close(theory.mmcl_accuracy(mt.intra_class(pp, c, s)).shifted, 1e-12),
+        ledger.close(accuracy(mt.intra_class(pp, c, s)).shifted, 1e-12),
         printed(pp, c, s),
         {"p off by .03": printed(pp - 0.03, c, s), "s_c and s_s swapped": printed(pp, s, c)},
     )
@@ -131,10 +134,10 @@ def number_in_digits(effort):
 def number_of_the_code(effort):
     with mpmath.workdps(30):
         middle = float(mpmath.mpf(number().mid))
-    wrong = [theory.mmcl_accuracy(mt.intra_class(p, c, s)).shifted for p, c, s in ((0.97, 1, 0), (1, 0.97, 0))]
+    wrong = [accuracy(mt.intra_class(p, c, s)).shifted for p, c, s in ((0.97, 1, 0), (1, 0.97, 0))]
     return ledger.judge(
         "mmcl_accuracy(intra_class(1, 1, 0)).shifted is that number",
-        ledger.close(theory.mmcl_accuracy(mt.intra_class(1.0, 1.0, 0.0)).shifted, 1e-14),
+        ledger.close(accuracy(mt.intra_class(1.0, 1.0, 0.0)).shifted, 1e-14),
         middle,
         {"p = .97": wrong[0], "s_c = .97": wrong[1]},
     )
@@ -177,7 +180,7 @@ def learnt_rules(effort):
     samples = ambient.accuracies(1, model, mt.captions(), obs, n=n, runs=800 * effort)
 
     def prediction(p=0.95, n=n):
-        return ambient.groups(theory.mmcl_mean_accuracy(mt.intra_class(p, 1.0, 0.3), mt.captions(), obs, n))
+        return ambient.groups(mean_accuracy(mt.intra_class(p, 1.0, 0.3), mt.captions(), obs, n))
 
     return ledger.judge(
         "accuracy of rules learnt from 200 pairs in 60 and 20 dimensions (limit and 1/n term)",
@@ -186,7 +189,7 @@ def learnt_rules(effort):
         {
             "p off by .03": prediction(p=0.92),
             "groups swapped": prediction()[::-1],
-            "n dropped": ambient.groups(theory.mmcl_accuracy(model, None, obs)),
+            "n dropped": ambient.groups(accuracy(model, None, obs)),
             "2n for n": prediction(n=2 * n),
         },
     )
@@ -196,7 +199,7 @@ def gap_of_the_population_formula(effort):
     """Mean over samples minus T2, at fixed dimensions: a multiple of 1/n."""
     model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(60, 10, 1.0, 1.0)
     sizes = (100, 200, 400, 800)
-    limit = ambient.groups(theory.mmcl_accuracy(model, None, obs))
+    limit = ambient.groups(accuracy(model, None, obs))
     gaps, errors = [], []
     for n in sizes:
         runs = ambient.accuracies(n, model, mt.captions(), obs, n=n, runs=600 * effort)[:, 0]

@@ -27,6 +27,8 @@ STATEMENT = (
 )
 PICTURE = "phase_diagram_sharing.png"
 
+accuracy = ambient.jit(theory.mmcl_accuracy)
+
 
 def moments_from_the_definition(effort):
     """Cov(z, u) of three pairs, by summing over classes, attributes and signs."""
@@ -134,7 +136,7 @@ def when_the_conflicting_group_is_right(effort):
     m, alpha = 40, 0.2
     beta = scipy.optimize.brentq(lambda b: (1 + (m - 1) * b**2) * (1 - b) - (1 + alpha), 0.01, 0.4)
     sides = mt.inter_class(m, 1.0, alpha, np.array([beta - 1e-6, beta + 1e-6]))
-    found = theory.mmcl_accuracy(sides).conflicting
+    found = accuracy(sides).conflicting
     return ledger.judge(
         "conflicting group turns from (nearly) all wrong to all right where A (1-beta) = B (1+alpha), m = 40",
         ledger.close(np.asarray(found), 1e-9),

@@ -22,6 +22,9 @@ from proofs_checks.symbolic import m_c, m_s, pi, pi_s, q, s_c
 STATEMENT = "Caption detail: w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s); acc_P* grows with pi_core, whatever pi_spu"
 PICTURE = "sweep_captions.png"
 
+accuracy = ambient.jit(theory.mmcl_accuracy)
+mean_accuracy = ambient.jit(theory.mmcl_mean_accuracy)
+
 
 def rule_from_the_definition(effort):
     derived = [symbolic.intra_class(masking)["zu"][:, 0] for masking in ("named", "mean")]
@@ -68,7 +71,7 @@ def slope_in_caption_detail(effort):
         return theory.mmcl_accuracy(mt.intra_class(p, sc, ss, mu_c, mu_s), mt.captions(core, spu)).shifted.sum()
 
     def compare(argument):
-        least = float(np.min(jax.grad(shifted, argument)(jnp.asarray(p), jnp.asarray(core))))
+        least = float(np.min(ambient.jit(jax.grad(shifted, argument))(jnp.asarray(p), jnp.asarray(core))))
         return ledger.Gap(0.0, least, None, -least, 0.0)
 
     return ledger.judge(
@@ -88,7 +91,7 @@ def learnt_rules(effort):
 
     def prediction(p=0.95, policies=policies):
         model = mt.intra_class(p, 1.0, 0.1)
-        return [ambient.groups(theory.mmcl_mean_accuracy(model, mt.captions(*pi), obs, n)) for pi in policies]
+        return [ambient.groups(mean_accuracy(model, mt.captions(*pi), obs, n)) for pi in policies]
 
     return ledger.judge(
         "accuracy of learnt rules at pi_core = 0, .5, 1 and pi_spu = 0, .3, 1 (400 pairs)",
@@ -105,7 +108,7 @@ def learnt_rules(effort):
 
 def label_only_captions_are_chance(effort):
     p = np.array([0.9, 0.99, 1.0])
-    found = theory.mmcl_accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
+    found = accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
 
     def prediction(q):
         return norm.cdf((1 - q) / np.sqrt(0.7**2 + q**2 * 0.2**2))

@@ -20,6 +20,8 @@ from proofs_checks.symbolic import al, be, pi
 STATEMENT = "Sharing needs captions that name details of other classes: pi* = ((1+alpha)/(1-beta) - 1)/((m-1) beta^2)"
 PICTURE = "sweep_captions.png"
 
+accuracy = ambient.jit(theory.mmcl_accuracy)
+
 
 def threshold_from_the_moments(effort):
     """At p = 1 the conflicting lead A - B - (A beta + B alpha) vanishes at pi*; A and B from summed draws, m = 2, 3."""
@@ -42,7 +44,7 @@ def accuracy_on_both_sides(effort):
     model = mt.inter_class(40, 1.0, 0.2, 0.3)
     pi_star = theory.sharing_threshold(model)
     caps = mt.captions(jnp.stack([pi_star - 1e-9, pi_star + 1e-9]))
-    conflicting = theory.mmcl_accuracy(model, caps).conflicting
+    conflicting = accuracy(model, caps).conflicting
     return ledger.judge(
         "conflicting accuracy just below and above pi*, m = 40: 2^-39 and 1",
         ledger.close(conflicting, 1e-12),
@@ -53,7 +55,7 @@ def accuracy_on_both_sides(effort):
 
 def label_only_captions_share_nothing(effort):
     model = mt.inter_class(30, 1.0, 0.2, 0.3)
-    found = theory.mmcl_accuracy(model, mt.captions(pi_core=0.0)).shifted
+    found = accuracy(model, mt.captions(pi_core=0.0)).shifted
     return ledger.judge(
         "pi_core = 0, p = 1: acc_P* = 1/2 (up to draws without a competitor, 2^-29)",
         ledger.close(found, 1e-8),
@@ -67,8 +69,8 @@ def sampled_images(effort):
     m, n, runs = 20, 4000, 24 * effort
     model, obs = mt.inter_class(m, 1.0, 0.1, 0.4), ambient.noise(60, 50, 0.25, 0.1)
 
-    @ambient.jit
-    def accuracy(key, pi):
+    @ambient.jit_long
+    def measured(key, pi):
         def run(key):
             key_d, key_train, key_test = jax.random.split(key, 3)
             d = mt.draw_dictionaries(key_d, model, obs)
@@ -84,10 +86,10 @@ def sampled_images(effort):
         return jax.lax.map(run, jax.random.split(key, runs))
 
     pis = (0.1, 0.8)
-    samples = np.stack([np.asarray(accuracy(jax.random.key(6), pi)) for pi in pis], 1)
+    samples = np.stack([np.asarray(measured(jax.random.key(6), pi)) for pi in pis], 1)
 
     def prediction(pis=pis, model=model):
-        return [ambient.groups(theory.mmcl_accuracy(model, mt.captions(pi, 1.0), obs)) for pi in pis]
+        return [ambient.groups(accuracy(model, mt.captions(pi, 1.0), obs)) for pi in pis]
 
     return ledger.judge(
         f"40 classes learnt from 4000 pairs at pi_core .1, .8 (pi* {float(theory.sharing_threshold(model)):.2f})",

@@ -28,6 +28,7 @@ PICTURE = "phase_diagram_caption_policy.png"
 optimum = ambient.jit(theory.info_nce_optimum, static_argnames=("nodes",))
 accuracy = ambient.jit(theory.whitened_accuracy)
 balanced = ambient.jit(theory.balanced_pi_spu)
+batch_optimum = ambient.jit_long(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 POLICIES = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.5, 0.5), (0.0, 0.0), (0.0, 1.0))
 
 
@@ -144,9 +145,7 @@ def setting():
 def batch_optimum_is_stationary(effort):
     """All 30 entries of the ambient gradient at the optimum for batches of 16."""
     model, caps, obs = setting()
-    found = ambient.jit(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))(
-        jax.random.key(0), model, caps, obs, batch_size=16, batches=6000 * effort
-    )
+    found = batch_optimum(jax.random.key(0), model, caps, obs, batch_size=16, batches=6000 * effort)
 
     def compare(score):
         samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=1500 * effort)
@@ -168,7 +167,7 @@ def trained_encoders(effort):
     """Critics trained by Adam on fresh ambient batches of 64 and 128, extrapolated to N = inf: w_s/w_c of each."""
     model, caps, obs = setting()
 
-    @functools.partial(ambient.jit, static_argnames=("batch", "seeds"))
+    @functools.partial(ambient.jit_long, static_argnames=("batch", "seeds"))
     def train(key, *, batch, seeds):
         def one(key):
             key_d, key_steps = jax.random.split(key)
@@ -205,7 +204,6 @@ def trained_encoders(effort):
 def exact_balance(effort):
     """Batches drawn afresh, their optimum by Newton, the 1/N bias extrapolated away."""
     model, obs, core = mt.intra_class(0.95, 0.8, 0.3), ambient.noise(2, 2, 0.5, 0.5), 0.8
-    batch_optimum = ambient.jit(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
     exact = ambient.jit(theory.info_nce_balanced_captions, static_argnames=("nodes",))
 
     def compare(pi_spu):

@@ -23,6 +23,7 @@ from proofs_checks import ambient, ledger
 STATEMENT = "n, d_I, d_T in proportion: noise s_I^4 (d_I/n)(E u_core^2 + s_T^2); a rank-r embedding keeps the outliers"
 
 accuracy = ambient.jit(theory.mmcl_accuracy, static_argnames=("embed_dim",))
+mean_accuracy = ambient.jit(theory.mmcl_mean_accuracy)
 
 
 def edge_is_where_the_value_turns(effort):
@@ -90,7 +91,7 @@ def untruncated_accuracy(effort):
     samples = ambient.accuracies(2, model, mt.captions(), obs, n=n, runs=100 * effort)
 
     def prediction(p=0.95, n=n):
-        return ambient.groups(theory.mmcl_mean_accuracy(mt.intra_class(p, 1.0, 0.3), mt.captions(), obs, n))
+        return ambient.groups(mean_accuracy(mt.intra_class(p, 1.0, 0.3), mt.captions(), obs, n))
 
     return ledger.judge(
         "accuracy at (n,d_I,d_T,p,s_c,s_s,s_I,s_T) = (600,300,240,.95,1,.3,1,1), full embedding",

@@ -182,7 +182,9 @@ def weights_in_info_nce(effort):
     weight = 0.3
 
     def gradient(loss, weight=weight):
-        return jax.grad(lambda w: loss(x @ w, jnp.asarray(t), labels=y, same_class_weight=weight))(jnp.zeros((3, 3)))
+        return ambient.jit(jax.grad(lambda w: loss(x @ w, jnp.asarray(t), labels=y, same_class_weight=weight)))(
+            jnp.zeros((3, 3))
+        )
 
     linear = gradient(losses.linear_mmcl)
     share = jnp.asarray(11 / 12)  # the positive is in the denominator: n - 1 of n terms are negatives

@@ -16,6 +16,8 @@ from proofs_checks.symbolic import lam, m_c, m_s, pi, q, s_c
 STATEMENT = "Conflicting accuracy < 1/2 iff q mu_s^2 > mu_c^2 + s_c^2 (lambda = 1/2, rich captions)"
 PICTURE = "phase_diagram_robustness.png"
 
+mean_accuracy = ambient.jit(theory.mmcl_mean_accuracy)
+
 
 def threshold_from_the_moments(effort):
     """w_c mu_c - w_s mu_s for C_lambda from summed draws; its root in mu_s^2."""
@@ -65,8 +67,7 @@ def learnt_rules(effort):
 
     def prediction(s_c=0.5, mu=mu):
         return [
-            ambient.groups(theory.mmcl_mean_accuracy(mt.intra_class(0.9, s_c, 0.1, 1.2, x), mt.captions(), obs, n))[1]
-            for x in mu
+            ambient.groups(mean_accuracy(mt.intra_class(0.9, s_c, 0.1, 1.2, x), mt.captions(), obs, n))[1] for x in mu
         ]
 
     return ledger.judge(

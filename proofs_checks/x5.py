@@ -27,6 +27,9 @@ STATEMENT = (
 )
 PICTURE = "phase_diagram_whitening.png"
 
+accuracy = ambient.jit(theory.whitened_accuracy)
+crossovers = ambient.jit(theory.whitening_crossovers)
+
 
 def rich_captions_without_noise(effort):
     """Cov(z)^-1 Cov(z,u) Cov(u)^-1 e_core with u = z: proportional to (mu_s^2 + s_s^2, -q mu_c mu_s)."""
@@ -108,7 +111,7 @@ def start_of_training_of_the_code(effort):
     start = learners.init_encoders(jax.random.key(0), 6, 5, 3, 1e-4, dtype=jnp.float64)
 
     def gradient(loss):
-        return jax.tree.leaves(jax.grad(lambda e: loss(image @ e.image.T, text @ e.text.T))(start))
+        return jax.tree.leaves(ambient.jit(jax.grad(lambda e: loss(image @ e.image.T, text @ e.text.T)))(start))
 
     found = gradient(functools.partial(losses.info_nce, temperature=tau))
     linear = [g * 19 / 20 for g in gradient(losses.linear_mmcl)]
@@ -131,7 +134,7 @@ def gaussian_pairs(key, moments, sd_image, sd_text, n):
     return draws[:, :2], draws[:, 2:]
 
 
-@functools.partial(ambient.jit, static_argnames=("batch", "steps", "seeds"))
+@functools.partial(ambient.jit_long, static_argnames=("batch", "steps", "seeds"))
 def trained(key, moments, *, batch: int, steps: int, seeds: int):
     """(seeds,): w_s/w_c of critics trained by Adam on InfoNCE with fresh Gaussian batches, later half averaged."""
 
@@ -169,7 +172,7 @@ def trained_on_gaussian_pairs(effort):
 def values_of_the_text(effort):
     obs = ambient.noise(2, 2, 1.0, 1.0)
     model = mt.intra_class(0.95, 1.0, 0.3)
-    found = theory.whitened_accuracy(model, None, obs, np.array([1.0, 0.0])).shifted
+    found = accuracy(model, None, obs, np.array([1.0, 0.0])).shifted
     mixture = theory.whitened_rule(mt.intra_class(0.99, 1.0, 0.1))
     linear = theory.mmcl_rule(mt.intra_class(0.99, 1.0, 0.1))
     return ledger.judge(
@@ -238,7 +241,7 @@ def crossover(effort):
 
     def difference(s):
         obs = ambient.noise(2, 2, s, s)
-        both = theory.whitened_accuracy(model, None, obs, np.array([0.0, 1.0])).shifted
+        both = accuracy(model, None, obs, np.array([0.0, 1.0])).shifted
         return float(both[1] - both[0])
 
     found = scipy.optimize.brentq(difference, 0.3, 3.0, xtol=1e-13)
@@ -247,7 +250,7 @@ def crossover(effort):
     root = ((-det + (det**2 + 2 * a * (a - d) * det) ** 0.5) / (2 * a)) ** 0.5
 
     def code(p=0.95, s_c=1.0):
-        return float(theory.whitening_crossovers(mt.intra_class(p, s_c, 0.3))[0])
+        return float(crossovers(mt.intra_class(p, s_c, 0.3))[0])
 
     return ledger.judge(
         f"noise at which whitening and the linear loss tie: {found:.3f} at s_c = 1; 2 a v^2 + 2 D v = (a-d) D, v = s^2",
@@ -264,7 +267,7 @@ def crossover(effort):
 def crossover_near_one(effort):
     """THEORY: near s_I = s_T = 1 at s_c = 1. Over p in [.55, 1] and s_s in [.05, .5] it lies within .06 of .56."""
     p, s_s = (x.ravel() for x in np.meshgrid(np.linspace(0.55, 1, 10), np.linspace(0.05, 0.5, 10)))
-    found = np.asarray(theory.whitening_crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
+    found = np.asarray(crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
     middle = (found.max() + found.min()) / 2
     return ledger.refute(
         "'crossover near s_I = s_T = 1 at s_c = 1': it is at .56 +- .06 for all p in [.55, 1], s_s in [.05, .5]",

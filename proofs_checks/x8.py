@@ -7,6 +7,8 @@ spends all on the core detail; a whitened loss also on naming the spurious featu
 Fails where: accuracy is flat in pi (many optima), or the optimum is a local one; the certificate is of first order.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ STATEMENT = (
 PICTURE = "sweep_captions.png"
 
 
+@functools.cache
 def values():
     """acc_P* as a function of (pi_core, pi_spu): linear loss and whitened, one model."""
     model, obs = mt.intra_class(0.95, 1.0, 0.2), ambient.noise(40, 40, 0.3, 0.3)

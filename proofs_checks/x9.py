@@ -23,6 +23,8 @@ from proofs_checks import ambient, ledger
 
 STATEMENT = "The linear loss's rule can be drawn exactly in law at a cost free of d, and of n by sufficient statistics"
 
+accuracy = ambient.jit(zero_shot.linear_rule_accuracy)
+
 COLUMNS = "w, |w_perp|^2, group accuracies"
 
 
@@ -33,7 +35,7 @@ def setting(d, p=0.9, pi=(0.6, 0.7), d_text=9):
 
 def columns(model, obs, weights, norm):
     """(runs, 5): COLUMNS."""
-    group = zero_shot.linear_rule_accuracy(model, weights, norm, obs.sd_image)
+    group = accuracy(model, weights, norm, obs.sd_image)
     return np.column_stack([weights, norm - (weights**2).sum(-1), group.aligned, group.conflicting])
 
 
