@@ -1,4 +1,4 @@
-"""Rules learnt from sampled pairs in the ambient space, and their exact accuracies; parameters drawn in one place.
+"""Rules learnt from sampled pairs in the ambient space, and their exact accuracies; the same drawn in law (X9).
 
 Nothing here uses `mmcl_theory.theory`: this is the measuring side of the ledger.
 """
@@ -93,6 +93,35 @@ def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear
     """(runs, 2): exact accuracy, aligned and conflicting, of each learnt rule."""
     w, norm = rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob, float), rule=rule, n=n, runs=runs)
     return groups(_accuracy(model, w, norm, obs.sd_image))
+
+
+@functools.partial(jit, static_argnames=("runs",))
+def drawn_rules(key, model, caps, obs, n, weight, *, runs: int):
+    """`rules` of the linear loss in law, by `sample_rule_statistics`, which X9 judges against `rules`."""
+    keys = jax.random.split(key, runs)
+    return jax.vmap(lambda key: learners.sample_rule_statistics(key, model, caps, obs, n, weight))(keys)
+
+
+def drawn_accuracies(seed: int, model, caps, obs, weight=0.5, *, n: int, runs: int) -> np.ndarray:
+    """`accuracies` of the linear loss, in law."""
+    w, norm = drawn_rules(jax.random.key(seed), model, caps, obs, float(n), jnp.asarray(weight, float), runs=runs)
+    return groups(_accuracy(model, w, norm, obs.sd_image))
+
+
+@functools.partial(jit, static_argnames=("n", "runs"))
+def drawn_scores(key, model, caps, obs, *, n: int, runs: int):
+    """(runs, 2): share right, by group, of 400 images from P*; rules of n pairs and scores are drawn in law (X9)."""
+
+    def run(key):
+        key_rules, key_latents, key_scores = jax.random.split(key, 3)
+        rules = learners.sample_rules(key_rules, model, caps, obs, n)
+        latents = mt.shifted(model).sample(key_latents, 400)
+        scores = learners.sample_scores(key_scores, rules, latents.z, obs.sd_image)
+        aligned = mt.is_aligned(latents.label, latents.attribute)
+        found = zero_shot.sampled_accuracy(scores, mt.class_index(latents.label), aligned)
+        return jnp.stack([found.aligned, found.conflicting])
+
+    return jax.lax.map(run, jax.random.split(key, runs))
 
 
 @functools.partial(jit, static_argnames=("n", "seeds"))

@@ -6,7 +6,7 @@ one; `refute` to a claim as THEORY.md states it and to what holds instead.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mpmath
@@ -189,6 +189,22 @@ def rate(sizes: Any, gaps: Any, errors: Any = None) -> Comparison:
             return Gap(prediction, exponent, None, abs(exponent - prediction) / 0.3, 1.0)
         z = max(abs(exponent - prediction) - 0.1, 0.0) / se
         return Gap(prediction, exponent, se, z, 4.0, 0.1)
+
+    return compare
+
+
+def approach(sizes: Any, samples: Sequence[Any]) -> Comparison:
+    """E[samples at size] - limit ~ size^exponent, as `rate` judges it; the prediction is (exponent, limit).
+
+    samples: independent draws (runs,) at each size. A wrong limit leaves a gap that does not shrink.
+    """
+    drawn = [np.asarray(x, np.float64) for x in samples]
+    means = np.array([x.mean() for x in drawn])
+    errors = np.array([x.std(ddof=1) / len(x) ** 0.5 for x in drawn])
+
+    def compare(prediction: tuple[float, float]) -> Gap:
+        exponent, limit = prediction
+        return rate(sizes, means - limit, errors)(exponent)
 
     return compare
 

@@ -197,19 +197,17 @@ def learnt_rules(effort):
 
 def gap_of_the_population_formula(effort):
     """Mean over samples minus T2, at fixed dimensions: a multiple of 1/n."""
-    model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(60, 10, 1.0, 1.0)
-    sizes = (100, 200, 400, 800)
-    limit = ambient.groups(accuracy(model, None, obs))
-    gaps, errors = [], []
-    for n in sizes:
-        runs = ambient.accuracies(n, model, mt.captions(), obs, n=n, runs=600 * effort)[:, 0]
-        gaps.append(runs.mean() - limit[0])
-        errors.append(runs.std() / len(runs) ** 0.5)
+    model, obs, sizes = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(60, 10, 1.0, 1.0), (100, 200, 400, 800, 1600)
+    samples = [ambient.drawn_accuracies(n, model, mt.captions(), obs, n=n, runs=4000 * effort)[:, 0] for n in sizes]
+
+    def limit(obs=obs):
+        return float(accuracy(model, None, obs).aligned)
+
     return ledger.judge(
         "aligned group: gap between samples of n and the population shrinks as n^-1 (exponent)",
-        ledger.rate(sizes, gaps, errors),
-        -1.0,
-        {"n^-1/2": -0.5, "n^-2": -2.0},
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "noise dropped": (-1.0, limit(None))},
     )
 
 

@@ -131,6 +131,23 @@ def sampled_accuracy(effort):
     )
 
 
+def gap_of_the_rule(effort):
+    """Rules learnt from n pairs of 6 classes, scores of test images drawn in law: gap to the population's accuracy."""
+    sizes, caps, obs = (50, 100, 200), mt.captions(), ambient.noise(12, 10, 0.3, 0.3)
+    model, runs = mt.inter_class(3, 0.9, 0.3, 0.5), 500 * effort
+    samples = [ambient.drawn_scores(jax.random.key(n), model, caps, obs, n=n, runs=runs)[:, 0] for n in sizes]
+
+    def limit(beta=0.5):
+        return float(accuracy(mt.inter_class(3, 0.9, 0.3, beta), None, obs).aligned)
+
+    return ledger.judge(
+        "aligned group, 6 classes: gap between samples of n and the population shrinks as n^-1 (exponent)",
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "beta = .6": (-1.0, limit(0.6))},
+    )
+
+
 def when_the_conflicting_group_is_right(effort):
     """p = 1, no noise: own score A - B against the best competitor A beta + B alpha, on both sides of the threshold."""
     m, alpha = 40, 0.2
@@ -221,6 +238,7 @@ CHECKS = (
     rule_of_the_code,
     learnt_weights,
     sampled_accuracy,
+    gap_of_the_rule,
     when_the_conflicting_group_is_right,
     max_margin_by_hand,
     max_margin_of_the_population,

@@ -106,6 +106,23 @@ def learnt_rules(effort):
     )
 
 
+def gap_of_the_formula(effort):
+    """Conflicting group at pi_core = 1/2: mean over samples minus the formula, at fixed dimensions, against n."""
+    model, obs, sizes = mt.intra_class(0.95, 1.0, 0.1), ambient.noise(60, 10, 1.0, 1.0), (200, 400, 800, 1600)
+    caps, runs = mt.captions(0.5, 0.3), 8000 * effort
+    samples = [ambient.drawn_accuracies(n, model, caps, obs, n=n, runs=runs)[:, 1] for n in sizes]
+
+    def limit(pi=0.5):
+        return float(accuracy(model, mt.captions(pi, 0.3), obs).conflicting)
+
+    return ledger.judge(
+        "conflicting group at pi_core = .5: gap between samples of n and the formula shrinks as n^-1 (exponent)",
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "pi ignored": (-1.0, limit(1.0))},
+    )
+
+
 def label_only_captions_are_chance(effort):
     p = np.array([0.9, 0.99, 1.0])
     found = accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
@@ -126,5 +143,6 @@ CHECKS = (
     accuracy_grows,
     slope_in_caption_detail,
     learnt_rules,
+    gap_of_the_formula,
     label_only_captions_are_chance,
 )

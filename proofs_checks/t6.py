@@ -103,9 +103,27 @@ def sampled_images(effort):
     )
 
 
+def gap_of_the_formula(effort):
+    """pi_core = .8, 10 classes, scores of test images drawn in law: gap to the formula against n."""
+    sizes, caps, obs = (100, 200, 400), mt.captions(0.8), ambient.noise(16, 14, 0.3, 0.1)
+    model, runs = mt.inter_class(5, 0.9, 0.1, 0.4), 400 * effort
+    samples = [ambient.drawn_scores(jax.random.key(n), model, caps, obs, n=n, runs=runs)[:, 0] for n in sizes]
+
+    def limit(pi=0.8):
+        return float(accuracy(model, mt.captions(pi), obs).aligned)
+
+    return ledger.judge(
+        "aligned group at pi_core = .8, 10 classes: gap between samples of n and formula shrinks as n^-1 (exponent)",
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "nothing shared": (-1.0, limit(0.0))},
+    )
+
+
 CHECKS = (
     threshold_from_the_moments,
     accuracy_on_both_sides,
     label_only_captions_share_nothing,
     sampled_images,
+    gap_of_the_formula,
 )

@@ -42,24 +42,52 @@ def edge_is_where_the_value_turns(effort):
     )
 
 
-def edge_of_noise(effort):
-    """Largest singular value of X^T Y / n of pure noise; its bias of order n^-2/3 is below .017 at this n."""
-    n = 500 if effort == 1 else 1500
+SIZES = (50, 100, 200, 400)
 
-    @ambient.jit
-    def largest(key):
+
+@functools.cache
+def largest_of_noise(effort):
+    """Largest singular value of X^T Y / n of pure noise, d_I/n = .5 and d_T/n = .2: samples at each of SIZES."""
+
+    @functools.partial(ambient.jit, static_argnames=("n", "runs"))
+    def largest(key, *, n, runs):
         def run(key):
             key_x, key_y = jax.random.split(key)
             x, y = jax.random.normal(key_x, (n, n // 2)), jax.random.normal(key_y, (n, n // 5))
             return jnp.linalg.svd(x.T @ y / n, compute_uv=False)[0]
 
-        return jax.lax.map(run, jax.random.split(key, 20))
+        return jax.lax.map(run, jax.random.split(key, runs))
+
+    return [np.asarray(largest(jax.random.key(n), n=n, runs=40_000 * effort // n)) for n in SIZES]
+
+
+def edge_of_noise(effort):
+    """The edge is the limit: intercept of a fit with n^-2/3, the Tracy-Widom shift, and n^-1, its next order."""
+    samples = largest_of_noise(effort)
+    error = np.array([x.std(ddof=1) / len(x) ** 0.5 for x in samples])
+    design = np.stack([np.array(SIZES) ** power for power in (0.0, -2 / 3, -1.0)], -1) / error[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    intercept = float((covariance @ design.T @ ([x.mean() for x in samples] / error))[0])
+    se = float(covariance[0, 0] ** 0.5)
+
+    def compare(edge):
+        return ledger.Gap(float(edge), intercept, se, abs(intercept - float(edge)) / se, 5.0)
 
     return ledger.judge(
-        f"largest singular value of noise, n = {n}, d_I/n = .5, d_T/n = .2",
-        ledger.mean(largest(jax.random.key(0)), bias=0.017),
+        "largest singular value of noise, d_I/n = .5, d_T/n = .2, n = 50 to 400 extrapolated: the edge",
+        compare,
         theory.bulk_edge(0.5, 0.2),
         {"sqrt(a_I) + sqrt(a_T)": 0.5**0.5 + 0.2**0.5, "a_T doubled": theory.bulk_edge(0.5, 0.4)},
+    )
+
+
+def gap_to_the_edge(effort):
+    edge = float(theory.bulk_edge(0.5, 0.2))
+    return ledger.judge(
+        "largest singular value of noise: its gap to the edge shrinks as n^-2/3 (exponent)",
+        ledger.approach(SIZES, largest_of_noise(effort)),
+        (-2 / 3, edge),
+        {"n^-1/3": (-1 / 3, edge), "n^-1": (-1.0, edge), "a_T doubled": (-2 / 3, float(theory.bulk_edge(0.5, 0.4)))},
     )
 
 
@@ -188,6 +216,7 @@ def values_of_the_text(effort):
 CHECKS = (
     edge_is_where_the_value_turns,
     edge_of_noise,
+    gap_to_the_edge,
     untruncated_noise_term,
     untruncated_accuracy,
     outlier_values,

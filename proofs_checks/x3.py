@@ -139,6 +139,23 @@ def learnt_rules(effort):
     )
 
 
+def gap_of_the_weighted_rule(effort):
+    """lambda = .8: mean accuracy over samples minus that of C_lambda, at fixed dimensions, against n."""
+    model, obs, sizes = mt.intra_class(0.99, 0.5, 0.1), ambient.noise(60, 10, 0.5, 0.5), (200, 400, 800, 1600)
+    runs = 4000 * effort
+    samples = [ambient.drawn_accuracies(n, model, mt.captions(), obs, 0.8, n=n, runs=runs)[:, 0] for n in sizes]
+
+    def limit(weight=0.8):
+        return float(accuracy(model, None, obs, same_class_weight=weight).aligned)
+
+    return ledger.judge(
+        "aligned group at lambda = .8: gap between samples of n and C_lambda's rule shrinks as n^-1 (exponent)",
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "lambda ignored": (-1.0, limit(0.5))},
+    )
+
+
 def interior_optimum(effort):
     """The best lambda at finite n, against a grid; in the population it is 1."""
     model, obs = mt.intra_class(0.99, 0.5, 0.1), ambient.noise(2000, 2, 0.3, 0.3)
@@ -202,6 +219,7 @@ CHECKS = (
     several_classes,
     values_and_limit,
     learnt_rules,
+    gap_of_the_weighted_rule,
     interior_optimum,
     gain_of_the_optimum,
     weights_in_info_nce,

@@ -235,6 +235,28 @@ def learnt_rules(effort):
     )
 
 
+def gap_of_the_whitened_rule(effort):
+    """Whitened by sample covariances of n ambient pairs: mean accuracy minus the population rule's, against n."""
+    model, caps, obs, sizes = (
+        mt.intra_class(0.95, 1.0, 0.3),
+        mt.captions(0.3, 0.8),
+        ambient.noise(6, 5, 0.5, 0.4),
+        (50, 100, 200),
+    )
+    how = {"rule": ambient.whitened, "runs": 1000 * effort}
+    samples = [ambient.accuracies(n, model, caps, obs, 1.0, n=n, **how)[:, 0] for n in sizes]
+
+    def limit(pi_spu=0.8):
+        return float(accuracy(model, mt.captions(0.3, pi_spu), obs).aligned)
+
+    return ledger.judge(
+        "aligned group, whitened by covariances of n pairs: gap to the population's rule shrinks as n^-1 (exponent)",
+        ledger.approach(sizes, samples),
+        (-1.0, limit()),
+        {"n^-1/2": (-0.5, limit()), "n^-2": (-2.0, limit()), "pi_spu ignored": (-1.0, limit(1.0))},
+    )
+
+
 def crossover(effort):
     """Rich captions: the printed quadratic's root, and equal accuracy of both rules there by SciPy's root finder."""
     model = mt.intra_class(0.95, 1.0, 0.3)
@@ -286,6 +308,7 @@ CHECKS = (
     values_of_the_text,
     label_only_is_least_squares,
     learnt_rules,
+    gap_of_the_whitened_rule,
     crossover,
     crossover_near_one,
 )

@@ -54,12 +54,6 @@ def _by_latents(key, model, caps, obs, n, weight, *, runs):
     )
 
 
-@functools.partial(ambient.jit, static_argnames=("runs",))
-def _by_statistics(key, model, caps, obs, n, weight, *, runs):
-    keys = jax.random.split(key, runs)
-    return jax.vmap(lambda key: learners.sample_rule_statistics(key, model, caps, obs, n, weight))(keys)
-
-
 def drawn(sampler, seed, n, d, runs, knob=0.5, **changes):
     model, caps, obs = setting(d, **changes)
     w, norm = sampler(jax.random.key(seed), model, caps, obs, n, jnp.asarray(knob), runs=runs)
@@ -108,7 +102,7 @@ def without_the_dimension(effort):
 def without_the_samples(effort):
     """Two sizes, and THEORY's largest in the full profile: the largest z over them."""
     sizes, runs = ((8, 30), (60, 30), (400, 800))[: 2 if effort == 1 else 3], 1000 * effort
-    sampler = _by_statistics
+    sampler = ambient.drawn_rules
     measured = [ambient_runs(3, n, d, runs) for n, d in sizes]
 
     def prediction(**changes):
@@ -129,7 +123,7 @@ def without_the_samples(effort):
 def few_samples(effort):
     """n = 3, some groups empty, one class without a second sample; no intra-class contrasting and only that."""
     runs, d = 1000 * effort, 30
-    sampler = _by_statistics
+    sampler = ambient.drawn_rules
     cases = [(3, 0.0, 0.9, (0.6, 0.7)), (3, 0.3, 1.0, (0.0, 1.0)), (5, 1.0, 0.9, (0.5, 0.5))]
     measured = [ambient_runs(5, n, d, runs, knob, p=p, pi=pi)[:, :3] for n, knob, p, pi in cases]
 
@@ -154,7 +148,7 @@ def a_billion_samples(effort):
         return np.asarray(theory.mmcl_rule(mt.intra_class(p, 0.8, 0.3), mt.captions(pi, 0.7)))
 
     measured = 2000**0.5 * (ambient_runs(7, 2000, d, runs)[:, :2] - population())
-    weights = drawn(_by_statistics, 8, 10**9, d, runs)[:, :2]
+    weights = drawn(ambient.drawn_rules, 8, 10**9, d, runs)[:, :2]
 
     def prediction(scale=1.0, center=None):
         return scale * 1e9**0.5 * (weights - (population() if center is None else center))
