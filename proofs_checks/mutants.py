@@ -1,6 +1,7 @@
 """Mutation check: wrong versions of every theory function, each of which the ledger or a test must notice.
 
-A mutant changes one expression of `mmcl_theory/theory/*.py`: a sign flipped, a factor, divisor or exponent dropped, a
+A mutant changes one expression of `mmcl_theory/theory/*.py`, of the models' moments, of the zero-shot rule's accuracy
+or of the samplers in law: a sign flipped, a factor, divisor or exponent dropped, a
 constant raised by one, a comparison turned round, arguments or the two entries of a vector swapped, p for q = 2 p - 1,
 n - 1 for n. Expressions about rounding (`finfo`, `eps`), errors and defaults are left alone: they state no theory. Each
 mutant runs in a process of its own: its module's tests, then the rows of the ledger that use it, up to the first that
@@ -28,17 +29,22 @@ from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 1800
-WATCHERS = {  # module of mmcl_theory.theory: the statements that use it; its tests are tests/test_theory_<module>.py
-    "mmcl": ("T2", "T5", "T6", "T4", "X3", "X2"),
-    "finite_sample": ("T2", "T5"),
-    "supervised": ("X1", "T4", "T3"),
-    "spiked": ("X2",),
-    "design": ("X4", "X3"),
-    "dynamics": ("X6",),
-    "recovery": ("X7",),
-    "budget": ("X8",),
-    "whitened": ("X10", "X5"),
-    "info_nce": ("X10",),
+WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
+    "theory.mmcl": ("test_theory_mmcl", ("T2", "T5", "T6", "T4", "X3", "X2")),
+    "theory.finite_sample": ("test_theory_finite_sample", ("T2", "T5")),
+    "theory.supervised": ("test_theory_supervised", ("X1", "T4", "T3")),
+    "theory.spiked": ("test_theory_spiked", ("X2",)),
+    "theory.design": ("test_theory_design", ("X4", "X3")),
+    "theory.dynamics": ("test_theory_dynamics", ("X6",)),
+    "theory.recovery": ("test_theory_recovery", ("X7",)),
+    "theory.budget": ("test_theory_budget", ("X8",)),
+    "theory.whitened": ("test_theory_whitened", ("X10", "X5")),
+    "theory.info_nce": ("test_theory_info_nce", ("X10",)),
+    "zero_shot": ("test_zero_shot", ("T2", "T4", "T6")),
+    "data.captions": ("test_data", ("T2", "T5", "T4")),
+    "data.intra_class": ("test_data", ("T2",)),
+    "data.inter_class": ("test_data", ("T4", "T6")),
+    "learners.in_law": ("test_in_law", ("X9",)),
 }
 _LIMIT = "below the resolution: the prediction is a limit, right to O(1/n)"
 _SYMMETRIC = "equivalent: symmetric in a_I and a_T"
@@ -78,7 +84,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One change: in `function` of `module`, the expression `before` of line `line` becomes `after`."""
+    """One change: in `function` of mmcl_theory.`module`, the expression `before` of line `line` becomes `after`."""
 
     module: str
     function: str
@@ -155,9 +161,14 @@ def _expressions(function: ast.FunctionDef) -> Iterator[ast.AST]:
         stack += reversed(list(ast.iter_child_nodes(node)))
 
 
+def path_of(module: str) -> pathlib.Path:
+    """The file of a module of mmcl_theory."""
+    return ROOT / "mmcl_theory" / f"{module.replace('.', '/')}.py"
+
+
 def mutants(module: str) -> list[Mutant]:
-    """All mutants of a theory module, in the order of its text."""
-    text = (ROOT / "mmcl_theory" / "theory" / f"{module}.py").read_text()
+    """All mutants of a module, in the order of its text."""
+    text = path_of(module).read_text()
     tree = ast.parse(text)
     found = []
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -190,7 +201,9 @@ def sample(per_function: int, seed: int = 0) -> list[Mutant]:
         for mutant in mutants(module):
             by_function.setdefault(mutant.function, []).append(mutant)
         for name, group in by_function.items():
-            picked = random.Random(f"{seed} {module} {name}").sample(group, min(per_function, len(group)))
+            picked = random.Random(f"{seed} {module.removeprefix('theory.')} {name}").sample(
+                group, min(per_function, len(group))
+            )
             chosen += sorted(picked, key=lambda m: m.line)
     return chosen
 
@@ -207,9 +220,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 def _inject(module: str, source: str) -> None:
-    """Make `import mmcl_theory.theory.<module>` load `source`."""
-    name = f"mmcl_theory.theory.{module}"
-    path = str(ROOT / "mmcl_theory" / "theory" / f"{module}.py")
+    """Make `import mmcl_theory.<module>` load `source`."""
+    name = f"mmcl_theory.{module}"
+    path = str(path_of(module))
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, fullname, *_):
@@ -226,16 +239,18 @@ def watch(module: str, source: str) -> str | None:
     import pytest
 
     report = io.StringIO()
-    tests = str(ROOT / "tests" / f"test_theory_{module}.py")
+    name, labels = WATCHERS[module]
+    tests = str(ROOT / "tests" / f"{name}.py")
+    options = ["-x", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "-m", "not long", "--rootdir", str(ROOT), tests]
     with contextlib.redirect_stdout(report):
         # Without the project's options: its shape checker would reject changes that state another theory.
-        code = pytest.main(["-x", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "--rootdir", str(ROOT), tests])
+        code = pytest.main(options)
     if code != 0:
         failed = [line for line in report.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
         return failed[0].split(" - ")[0] if failed else f"pytest exit {int(code)}"
     from proofs_checks import run
 
-    for row in run.judged(WATCHERS[module], 1):
+    for row in run.judged(labels, 1):
         if not row.good:
             return f"{row.label}: {row.claim}"
     return None
@@ -272,7 +287,7 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
     chosen = sample(per_function)
     records: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as cache, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        whole = [Mutant(m, "", 0, "", "", (ROOT / "mmcl_theory/theory" / f"{m}.py").read_text()) for m in WATCHERS]
+        whole = [Mutant(m, "", 0, "", "", path_of(m).read_text()) for m in WATCHERS]
         for mutant, noticed in zip(whole, pool.map(lambda m: _watched(m, cache), whole), strict=True):
             if noticed is not None:
                 print(f"the unchanged module {mutant.module} is noticed by {noticed}: mend that first.")
@@ -292,7 +307,7 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
     for module in WATCHERS:
         here = [r for r in records if r["module"] == module]
         alive = sum(r["noticed"] is None for r in here)
-        print(f"{module:14} {len(here):4} mutants {len(here) - alive:4} killed {alive:3} survive")
+        print(f"{module:20} {len(here):4} mutants {len(here) - alive:4} killed {alive:3} survive")
     reasons = [EXPLAINED.get((str(r["function"]), f"{r['before']} -> {r['after']}")) for r in survivors]
     for r, reason in zip(survivors, reasons, strict=True):
         where = f"{r['module']}.{r['function']}:{r['line']}"

@@ -82,6 +82,13 @@ def test_rate_is_the_exponent_of_a_power():
     assert compare(-1.0).holds and not compare(-0.5).holds and not compare(-2.0).holds
 
 
+def test_approach_needs_the_exponent_and_the_limit():
+    sizes = (50, 100, 200, 400)
+    compare = ledger.approach(sizes, [0.7 + 3 / n + RNG.normal(0, 0.01, 2000) for n in sizes])
+    assert compare((-1.0, 0.7)).holds
+    assert not compare((-0.5, 0.7)).holds and not compare((-2.0, 0.7)).holds and not compare((-1.0, 0.8)).holds
+
+
 def test_a_row_is_good_only_if_every_wrong_theory_is_rejected():
     compare = ledger.close(1.0, 0.01)
     assert ledger.judge("", compare, 1.0, {"2": 2.0}).good
@@ -155,8 +162,8 @@ def test_same_law_sees_a_spread_and_a_shift():
 
 
 def test_mutants_differ_from_their_source_and_compile():
-    found = mutants.mutants("dynamics")
-    source = (mutants.ROOT / "mmcl_theory/theory/dynamics.py").read_text()
+    found = mutants.mutants("theory.dynamics")
+    source = mutants.path_of("theory.dynamics").read_text()
     assert len(found) > 20 and len({m.source for m in found}) == len(found)
     for mutant in found:
         assert mutant.source != source
@@ -166,19 +173,19 @@ def test_mutants_differ_from_their_source_and_compile():
 
 
 def test_every_theory_module_is_mutated_and_watched():
-    files = {p.stem for p in (mutants.ROOT / "mmcl_theory/theory").glob("*.py")} - {"__init__"}
-    assert files == set(mutants.WATCHERS)
-    for module in files:
-        assert (mutants.ROOT / f"tests/test_theory_{module}.py").exists()
+    files = {f"theory.{p.stem}" for p in (mutants.ROOT / "mmcl_theory/theory").glob("*.py")} - {"theory.__init__"}
+    assert files == {module for module in mutants.WATCHERS if module.startswith("theory.")}
+    for tests, labels in mutants.WATCHERS.values():
+        assert (mutants.ROOT / f"tests/{tests}.py").exists() and set(labels) <= set(command.LABELS)
     few = mutants.sample(2)
-    assert few == mutants.sample(2) and {m.module for m in few} == files
+    assert few == mutants.sample(2) and {m.module for m in few} == set(mutants.WATCHERS)
 
 
 @pytest.mark.slow
 def test_an_unchanged_module_is_not_noticed_and_a_mutant_is(tmp_path):
-    unchanged = mutants.Mutant("recovery", "", 0, "", "", (mutants.ROOT / "mmcl_theory/theory/recovery.py").read_text())
+    unchanged = mutants.Mutant("theory.recovery", "", 0, "", "", mutants.path_of("theory.recovery").read_text())
     assert mutants._watched(unchanged, str(tmp_path)) is None
-    mutant = next(m for m in mutants.mutants("recovery") if m.after == "k")
+    mutant = next(m for m in mutants.mutants("theory.recovery") if m.after == "k")
     assert "recovery" in mutants._watched(mutant, str(tmp_path))
 
 
