@@ -64,7 +64,8 @@ def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iteratio
     def product(v: Array) -> Array:
         return sign * (gram @ (sign * v))
 
-    close = _certified(product, jnp.maximum(_conjugate_gradients(product, gram.shape[0], gram.dtype), 0))
+    alpha, _ = _conjugate_gradients(product, gram.shape[0], gram.dtype)
+    close = _certified(product, jnp.maximum(alpha, 0))
     solved = close.separable & (jnp.abs(close.gap) < _ROUNDING * jnp.finfo(gram.dtype).eps)
     return jax.lax.cond(
         solved, lambda: close, lambda: _exact(gram * sign[:, None] * sign[None, :], close, solved, max_iterations)
@@ -115,8 +116,9 @@ def _exact(q: Float[Array, "n n"], close: MaxMargin, solved: Bool[Array, ""], ma
     return jax.tree.map(lambda before, now: jnp.where(solved, before, now), close, exact)
 
 
-def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) -> Float[Array, " n"]:
-    """alpha of `max_margin_dual` by block pivoting with inexact solves: on face k, k + 2 steps of conjugate gradients.
+def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) -> tuple[Float[Array, " n"], Array]:
+    """(alpha of `max_margin_dual`, products that it took) by block pivoting with inexact solves: on face k, k + 2 steps
+    of conjugate gradients.
 
     An answer only where that ends within _MAX_PRODUCTS products with Q: the caller has to judge.
     """
@@ -144,7 +146,8 @@ def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) 
 
     zero, whole = jnp.zeros(n, dtype), jnp.asarray(0)
     start = (jnp.ones(n, bool), zero, zero, zero, jnp.ones((), dtype), whole - 1, whole, whole, jnp.asarray(False))
-    return jax.lax.while_loop(lambda carry: ~carry[8] & (carry[7] < _MAX_PRODUCTS), step, start)[1]
+    end = jax.lax.while_loop(lambda carry: ~carry[8] & (carry[7] < _MAX_PRODUCTS), step, start)
+    return end[1], end[7]
 
 
 def _certified(product: Product, alpha: Float[Array, " n"]) -> MaxMargin:
