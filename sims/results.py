@@ -131,7 +131,7 @@ def _finish(
     dataset = finish(np.where(failed, np.nan, values.astype(float)))
     dataset.attrs |= {"measured": variable, "outcomes": json.dumps(list(grid.outcomes))}
     dataset.attrs |= {"config": json.dumps(config), **{k: str(v) for k, v in store.provenance().items()}}
-    store.complete(out, dataset)
+    store.complete(out, grid, dataset)
     return load(out)
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -29,6 +29,7 @@ from sims.grid import Grid
 
 FORMAT = 1  # of the folder; another one's is refused
 RESULTS = "results.zarr"
+_CODECS = [ZstdCodec(), Crc32cCodec()]
 _LOCK = ".lock"
 
 
@@ -201,15 +202,14 @@ class Measured:
             return
         beside = _beside(path)
         shutil.rmtree(beside, ignore_errors=True)
-        coordinates = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes, **grid.outcomes}
-        xr.Dataset(coords={k: labels(v) for k, v in coordinates.items()}).to_zarr(beside, mode="w", consolidated=False)
+        _write(beside, xr.Dataset(coords=coordinates(grid)), "w")
         zarr.open_group(beside, mode="r+").create_array(
             name,
             shape=grid.shape,
             chunks=grid.chunks,
             dtype="float64" if _x64() else "float32",
             fill_value=np.nan,
-            compressors=[ZstdCodec(), Crc32cCodec()],
+            compressors=_CODECS,
             dimension_names=grid.dims,
             config={"write_empty_chunks": True},
         )
@@ -248,10 +248,26 @@ def labels(values: Any) -> np.ndarray:
     return np.array(values, object) if values and isinstance(values[0], str) else np.asarray(values)
 
 
-def complete(out: pathlib.Path, dataset: xr.Dataset) -> None:
-    """Add the other variables to results.zarr, and mark it complete."""
-    dataset.to_zarr(out / RESULTS, mode="a", consolidated=False)
+def coordinates(grid: Grid) -> dict[str, np.ndarray]:
+    """The labels along the dimensions of a grid's results."""
+    values = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes, **grid.outcomes}
+    return {name: labels(v) for name, v in values.items()}
+
+
+def complete(out: pathlib.Path, grid: Grid, dataset: xr.Dataset) -> None:
+    """Write all that is not measured into results.zarr, coordinates too, lest they are damaged; mark it complete."""
+    group = zarr.open_group(out / RESULTS, mode="r+")
+    group.attrs["complete"] = False
+    for name in {p.name for p in (out / RESULTS).iterdir() if p.is_dir()} - {dataset.attrs["measured"]}:
+        shutil.rmtree(out / RESULTS / name)
+    _write(out / RESULTS, dataset.assign_coords(coordinates(grid)), "a")
     zarr.open_group(out / RESULTS, mode="r+").attrs["complete"] = True
+
+
+def _write(path: pathlib.Path, dataset: xr.Dataset, mode: Literal["w", "a"]) -> None:
+    """Every chunk written, with a checksum, so that one that is missing or damaged is seen."""
+    encoding = {name: {"compressors": _CODECS} for name in dataset.variables}
+    dataset.to_zarr(path, mode=mode, consolidated=False, encoding=encoding, write_empty_chunks=True)
 
 
 def progress(out: pathlib.Path) -> tuple[int, int]:
@@ -272,6 +288,11 @@ def read(out: pathlib.Path) -> xr.Dataset:
     with xr.open_zarr(out / RESULTS, consolidated=False) as dataset:
         if not dataset.attrs.get("complete"):
             raise KeyError("complete")
+        missing = [
+            n for n, array in zarr.open_group(out / RESULTS).arrays() if array.nchunks_initialized < array.nchunks
+        ]
+        if missing:
+            raise KeyError(f"chunks of {', '.join(missing)}")
         return dataset.load()
 
 

@@ -199,7 +199,11 @@ def test_results_are_complete_only_once_marked(tmp_path):
     measured(tmp_path)
     with pytest.raises(KeyError, match="complete"):
         store.read(tmp_path)
-    store.complete(tmp_path, xr.Dataset({"prediction": (("x",), np.arange(3.0))}))
+    store.complete(tmp_path, GRID, xr.Dataset({"prediction": (("x",), np.arange(3.0))}, attrs={"measured": "accuracy"}))
+    with pytest.raises(KeyError, match="chunks of accuracy"):
+        store.read(tmp_path)
+    for block in np.ndindex(*GRID.blocks_shape):
+        store.Measured(tmp_path, "accuracy", GRID).write(block, block_values(block))
     found = store.read(tmp_path)
     assert set(found) == {"accuracy", "prediction"}
     np.testing.assert_array_equal(found.prediction, np.arange(3.0))

@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("float32")
 ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
 TINY = Setting(n=20, dim_image=8, dim_text=4, gradient_steps=5)
 CONFIG = Config(p_spu=(0.5, 0.9), same_class_weight=(0.0, 0.5), setting=TINY, seeds=2)
+SMALL = Config(p_spu=(0.5, 0.9), learners=("mmcl",), setting=TINY, seeds=2)
 FILES = [".lock", "config.json", "results.zarr", "summary.csv", "sweep_spurious.pdf", "sweep_spurious.png"]
 # 67 blocks of a few hundredths of a second.
 SIZES = {"n": 200, "dim_image": 100, "gradient_steps": 1}
@@ -206,16 +208,36 @@ def test_an_interrupted_run_resumes_to_the_same_bits(uninterrupted, unpredicted,
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
-def test_a_damaged_block_is_measured_again_to_the_same_bits(uninterrupted, unpredicted, tmp_path, capsys):
-    sweep_spurious.run(LONG, tmp_path)
-    chunks = sorted(p for p in (tmp_path / "results.zarr" / "accuracy_measured" / "c").rglob("*") if p.is_file())
-    content = chunks[7].read_bytes()
-    chunks[7].write_bytes(content[:20] + bytes([content[20] ^ 255]) + content[21:])
-    mended = sweep_spurious.run(LONG, tmp_path)
-    err = capsys.readouterr().err
-    assert "1 damaged blocks (by their checksum) are measured again." in err
-    assert "resuming: 66 of 67 blocks" in err
-    np.testing.assert_array_equal(mended.accuracy_measured, uninterrupted)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    out = tmp_path_factory.mktemp("small") / "out"
+    with quick_compilation(), jax.enable_x64(False):
+        return out, sweep_spurious.run(SMALL, out)
+
+
+@pytest.mark.parametrize(
+    "variable, damage",
+    [("accuracy_measured", "removed"), ("accuracy_measured", "flipped"), ("p_spu", "removed"), ("learner", "flipped")],
+)
+def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage, capsys):
+    shutil.copytree(small[0], tmp_path / "copy")
+    out, data = tmp_path / "copy", small[1]
+    chunk = next(p for p in sorted((out / "results.zarr" / variable / "c").rglob("*")) if p.is_file())
+    content = chunk.read_bytes()
+    if damage == "removed":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    with pytest.raises(UsageError, match=r"unfinished or damaged .* repeat its command"):
+        show.show(out, out)
+    with quick_compilation():
+        mended = sweep_spurious.run(SMALL, out)
+    xr.testing.assert_identical(mended.drop_attrs(), data.drop_attrs())
+    said = capsys.readouterr().err
+    seen = variable == "accuracy_measured" and damage == "flipped"
+    assert ("1 damaged blocks (by their checksum) are measured again." in said) is seen
+    assert "already holds" not in said
+    show.show(out, out)
 
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
