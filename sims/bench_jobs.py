@@ -312,14 +312,12 @@ def sampler(sizes: Sizes, repeats: int) -> Result:
 
     keys = _keys(sizes.runs)
 
-    def microseconds(call: Callable[..., Any], *more: jax.Array) -> float:
-        (seconds,) = interleaved(repeats, lambda: call(keys, *more))
-        return float(np.median(seconds) / len(keys) * 1e6)
-
     traced = over_devices(_run_of_any_n(sizes.dim))
-    by_n = [(n, microseconds(traced, jnp.full(len(keys), float(n)))) for n in sizes.counts]
-    by_d = [(dim, microseconds(over_devices(_run("statistics", sizes.n, dim)))) for dim in sizes.dims]
-    for name, costs in (("n", by_n), ("d", by_d)):
+    by_n = {n: functools.partial(traced, keys, jnp.full(len(keys), float(n))) for n in sizes.counts}
+    by_d = {dim: functools.partial(over_devices(_run("statistics", sizes.n, dim)), keys) for dim in sizes.dims}
+    for name, calls in (("n", by_n), ("d", by_d)):
+        medians = [float(np.median(s)) / len(keys) * 1e6 for s in interleaved(repeats, *calls.values())]
+        costs = list(zip(calls, medians, strict=True))
         text = "  ".join(f"{x:,}: {cost:.2f}" for x, cost in costs)
         spread = max(c for _, c in costs) / min(c for _, c in costs)
         result.notes.append(f"sampler, statistics, us/run by {name}: {text}  (largest / smallest {spread:.2f})")
