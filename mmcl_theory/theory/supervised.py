@@ -20,7 +20,7 @@ from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
 _MAX_STEPS = 80
 _MARGIN_STEPS = 30
-_STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 1 / 16, 1 / 64, 1 / 256)
+_SHORTEST_STEP = 1 / 256
 _FLOOR = 1e-4
 
 
@@ -97,42 +97,52 @@ def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
     def penalty(v: Array) -> Array:
         return jnp.sqrt(1 + v @ v)
 
-    def derivatives(v: Array, parameters: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
-        """kappa, the multiplier, gradient and Hessian of kappa(v) - multiplier sqrt(1 + |v|^2)."""
-        kappa = _margin(v, parameters)
+    def derivatives(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
+        """The multiplier, d kappa / dv, gradient and Hessian of kappa(v) - multiplier sqrt(1 + |v|^2)."""
         size = penalty(v)
         multiplier = jnp.maximum(kappa / size, floor)
         by_kappa, by_v = jax.jacfwd(_margin_gradient, (0, 1))(kappa, v, parameters)
         slope = _margin_gradient(kappa, v, parameters)
         gradient = slope - multiplier * v / size
         hessian = by_v + jnp.outer(by_kappa, slope) - multiplier * (jnp.eye(2) / size - jnp.outer(v, v) / size**3)
-        return kappa, multiplier, gradient, hessian
+        return multiplier, slope, gradient, hessian
 
     def newton(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        v, _, iteration, _ = state
-        kappa, multiplier, gradient, hessian = derivatives(v, fixed)
+        v, kappa, iteration, _ = state
+        multiplier, slope, gradient, hessian = derivatives(kappa, v, fixed)
         move = -_solve_2x2(hessian, gradient)
-        sizes = jnp.asarray(_STEP_SIZES, v.dtype)
-        candidates = v[None, :] + sizes[:, None] * move[None, :]
-        value = jax.vmap(lambda c: _margin(c, fixed) - multiplier * penalty(c))(candidates)
-        here = kappa - multiplier * penalty(v)
-        # The longest step that does not lose beyond rounding; a shorter one if it gains more than that by far.
-        good = value >= here - 8 * eps * jnp.abs(kappa)
-        chosen = jnp.where(good[0], 0, jnp.argmax(value))
-        change = jnp.abs(sizes[chosen] * move).max() / (1 + jnp.abs(v).max())
-        return candidates[chosen], jnp.abs(gradient).max() / jnp.abs(multiplier), iteration + 1, change
+
+        def margin(size: Array) -> Array:
+            return _margin(v + size * move, fixed, kappa + size * (slope @ move))  # the tangent lies above
+
+        # The longest of the steps 1, 1/2, 1/4, ... that does not lose beyond rounding.
+        enough = kappa - multiplier * penalty(v) - 8 * eps * jnp.abs(kappa)
+
+        def shorter(search: tuple[Array, Array]) -> tuple[Array, Array]:
+            return search[0] / 2, margin(search[0] / 2)
+
+        def too_long(search: tuple[Array, Array]) -> Array:
+            loses = ~(search[1] - multiplier * penalty(v + search[0] * move) >= enough)
+            return loses & (search[0] > _SHORTEST_STEP)
+
+        one = jnp.ones((), v.dtype)
+        size, reached = jax.lax.while_loop(too_long, shorter, (one, margin(one)))
+        change = jnp.abs(size * move).max() / (1 + jnp.abs(v).max())
+        return v + size * move, reached, iteration + 1, change
 
     def unfinished(state: tuple[Any, ...]) -> Array:
-        return (state[2] < _MAX_STEPS) & (state[3] > 16 * eps)
+        return (state[2] < _MAX_STEPS) & (state[3] > jnp.sqrt(eps))
 
     dtype = parameters[0].dtype
-    start = (jnp.zeros(2, dtype), jnp.asarray(jnp.inf, dtype), 0, jnp.asarray(1.0, dtype))
-    v, residual, _, _ = jax.lax.while_loop(unfinished, newton, start)
+    origin = jnp.zeros(2, dtype)
+    start = (origin, _margin(origin, fixed, jnp.sqrt(fixed[5])), 0, jnp.asarray(1.0, dtype))
+    v, kappa, _, _ = jax.lax.while_loop(unfinished, newton, start)
     v = jax.lax.stop_gradient(v)
-    # One Newton step at the solution moves nothing but carries the derivative in the parameters.
-    _, _, gradient, hessian = derivatives(v, parameters)
+    # One more Newton step squares the error, and carries the derivative in the parameters.
+    multiplier, _, gradient, hessian = derivatives(_margin(v, parameters, kappa), v, parameters)
+    residual = jnp.abs(gradient).max() / jnp.abs(multiplier)
     v = v - _solve_2x2(jax.lax.stop_gradient(hessian), gradient)
-    kappa = _margin(v, parameters)
+    kappa = _margin(v, parameters, kappa)
     solved = (kappa > floor * penalty(v)) & (residual < jnp.sqrt(eps) * 100) & (fixed[5] > 0)
     return jnp.where(solved, v[0], jnp.nan), jnp.where(solved, v[1], jnp.nan), jnp.where(solved, kappa, jnp.nan)
 
@@ -150,20 +160,24 @@ def _expectations(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> tupl
     return weight @ squared, weight @ hinge, (weight * r) @ hinge, weight @ below
 
 
-def _margin(v: Array, parameters: tuple[Array, ...]) -> Array:
-    """kappa(v): E (kappa - N)_+^2 = sigma^2/n. Newton on the root of both sides, which is convex, from above the
-    solution."""
-    p, _, _, mu_core, mu_spu, level, _ = parameters
-    root = jnp.sqrt(level)
+def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
+    """kappa(v): E (kappa - N)_+^2 = sigma^2/n. Newton on the root of both sides, which is convex, from a start at or
+    above the solution."""
+    fixed = jax.lax.stop_gradient((v, parameters))
+    tolerance = jnp.sqrt(jnp.finfo(v.dtype).eps)  # of a step; the next one, the last, squares the error
 
-    def newton(kappa: Array) -> Array:
+    def newton(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:
         squared, hinge, _, _ = _expectations(kappa, v, parameters)
-        norm = jnp.sqrt(squared)
+        norm, root = jnp.sqrt(squared), jnp.sqrt(parameters[5])
         return kappa - (norm - root) * norm / hinge
 
-    start = v[0] * mu_core + (2 * p - 1) * v[1] * mu_spu + root
-    kappa, _ = jax.lax.scan(lambda k, _: (newton(k), None), jax.lax.stop_gradient(start), None, length=_MARGIN_STEPS)
-    return newton(jax.lax.stop_gradient(kappa))
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        kappa = newton(state[0], *fixed)
+        return kappa, jnp.abs(kappa - state[0]) > tolerance * jnp.abs(state[0]), state[2] + 1
+
+    begin = jax.lax.stop_gradient(start), jnp.asarray(True), jnp.asarray(0)
+    kappa, _, _ = jax.lax.while_loop(lambda state: state[1] & (state[2] < _MARGIN_STEPS), step, begin)
+    return newton(kappa, v, parameters)  # and carries the derivative
 
 
 def _margin_gradient(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:
