@@ -15,7 +15,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses, zero_shot
 
 # Most checks run for less time than XLA's default takes to compile them: `jit` compiles in a third of it, to code that
-# takes three times as long; `jit_long` is for what runs long.
+# takes two to three times as long; `jit_long` is for what runs long.
 jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 )

@@ -32,7 +32,7 @@ def sampled_images(effort):
 
     def compare(shares):
         model, obs, n = regime(*shares, 2000)
-        accuracy = np.asarray(ambient.max_margin(jax.random.key(3), model, obs, n=n, seeds=60 * effort))
+        accuracy = np.asarray(ambient.max_margin(jax.random.key(3), model, obs, n=n, seeds=30 * effort))
         return ledger.below(accuracy[:, 1])(theory.supervised_bound().conflicting)
 
     return ledger.judge(

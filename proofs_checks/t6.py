@@ -66,7 +66,7 @@ def label_only_captions_share_nothing(effort):
 
 def sampled_images(effort):
     """Rules learnt from ambient pairs, accuracy counted on ambient test images, below and above pi*."""
-    m, n, runs = 20, 4000, 24 * effort
+    m, n, runs = 20, 4000, 12 * effort
     model, obs = mt.inter_class(m, 1.0, 0.1, 0.4), ambient.noise(60, 50, 0.25, 0.1)
 
     @ambient.jit_long
@@ -106,7 +106,7 @@ def sampled_images(effort):
 def gap_of_the_formula(effort):
     """pi_core = .8, 10 classes, scores of test images drawn in law: gap to the formula against n."""
     sizes, caps, obs = (100, 200, 400), mt.captions(0.8), ambient.noise(16, 14, 0.3, 0.1)
-    model, runs = mt.inter_class(5, 0.9, 0.1, 0.4), 400 * effort
+    model, runs = mt.inter_class(5, 0.9, 0.1, 0.4), 300 * effort
     samples = [ambient.drawn_scores(jax.random.key(n), model, caps, obs, n=n, runs=runs)[:, 0] for n in sizes]
 
     def limit(pi=0.8):

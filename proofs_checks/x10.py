@@ -210,7 +210,7 @@ def exact_balance(effort):
         caps = mt.captions(core, jnp.asarray(pi_spu, float))
         few, many = (
             batch_optimum(jax.random.key(k), model, caps, obs, batch_size=size, batches=count * effort)
-            for k, size, count in ((5, 24, 2000), (6, 72, 600))
+            for k, size, count in ((5, 24, 1200), (6, 72, 400))
         )
         weight = (3 * many.score - few.score)[1, 0] / 2
         error = float(np.hypot(3 * many.standard_error, few.standard_error)[1, 0] / 2)

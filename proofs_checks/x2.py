@@ -95,7 +95,7 @@ def untruncated_noise_term(effort):
     """E |w_amb|^2 = |w|^2 + s_I^2 (d_I/n)(...), from ambient rules: the perpendicular part, which the term is."""
     model, obs, n = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(600, 240, 1.0, 0.5), 600
     caps = mt.captions(0.7)
-    w, norm = ambient.rules(jax.random.key(1), model, caps, obs, 0.5, rule=ambient.linear, n=n, runs=120 * effort)
+    w, norm = ambient.rules(jax.random.key(1), model, caps, obs, 0.5, rule=ambient.linear, n=n, runs=60 * effort)
     samples = np.asarray(norm - (w**2).sum(-1))
 
     def prediction(pi=0.7, text=0.25, n=n, s_i=1.0):

@@ -152,7 +152,7 @@ def trained_on_gaussian_pairs(effort):
     moments = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions())
     keys = jax.random.split(jax.random.key(0))
     small, large = (
-        trained(key, moments, batch=batch, steps=1000, seeds=20 * effort)
+        trained(key, moments, batch=batch, steps=1000, seeds=12 * effort)
         for key, batch in zip(keys, (64, 128), strict=True)
     )
     obs = ambient.noise(2, 2, 1.0, 1.0)

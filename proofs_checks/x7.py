@@ -87,7 +87,7 @@ def found_by_decompositions(effort):
 
 def sampled_pairs(effort):
     """One signal and one nuisance, n = 200,000 Gaussian samples, 15% on either side of each criterion."""
-    n, runs = 200_000, 8 * effort
+    n, runs = 200_000, 4 * effort
 
     @ambient.jit
     def recovered(key, k, gx, gy, eta, hx, hy):
