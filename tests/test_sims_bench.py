@@ -47,7 +47,7 @@ def test_the_command_knows_every_job():
     assert tuple(bench_jobs.JOBS) == bench.JOBS
 
 
-@pytest.mark.parametrize("job", ["theory", "max_margin", "prng"])
+@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=pytest.mark.slow)])
 def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     if job == "max_margin":
         pytest.importorskip("sklearn")

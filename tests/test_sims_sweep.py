@@ -217,7 +217,12 @@ def small(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "variable, damage",
-    [("accuracy_measured", "removed"), ("accuracy_measured", "flipped"), ("p_spu", "removed"), ("learner", "flipped")],
+    [
+        ("accuracy_measured", "removed"),
+        pytest.param("accuracy_measured", "flipped", marks=pytest.mark.slow),
+        pytest.param("p_spu", "removed", marks=pytest.mark.slow),
+        pytest.param("learner", "flipped", marks=pytest.mark.slow),
+    ],
 )
 def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage, capsys):
     shutil.copytree(small[0], tmp_path / "copy")
@@ -240,7 +245,7 @@ def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage,
     show.show(out, out)
 
 
-@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("fault", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, fault):
     flags = {"p_spu": "0.5,0.9", "learners": LONG.learners[0], "seeds": 400, **SIZES, "cpu_devices": 1}
     command = [
@@ -296,6 +301,7 @@ def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, caps
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner, sampler", [("mmcl", "statistics"), ("mmcl", "latent"), ("supervised", "latent")])
 def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
     """Means over 600 runs by group, six standard errors of their difference; another p_spu is told apart."""
@@ -317,6 +323,7 @@ def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
     assert z(ambient, wrong).max() > 6
 
 
+@pytest.mark.slow
 def test_the_verdict_on_a_real_run_sees_a_wrong_p_spu(tmp_path):
     setting = Setting(n=400, dim_image=8, dim_text=4, sigma_image=1.0)
     config = Config(p_spu=(0.9, 0.93), learners=("mmcl",), seeds=256, setting=setting)
