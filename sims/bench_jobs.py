@@ -435,7 +435,7 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
     def train(image: jax.Array, text: jax.Array, start: learners.Encoders) -> jax.Array:
         cross_cov = learners.cross_covariance(image, text)
         optimizer = optax.sgd(0.3 / jnp.linalg.norm(cross_cov), momentum=0.9, nesterov=True)
-        trained, _ = learners.train_linear_mmcl(start, cross_cov, optimizer=optimizer, steps=sizes.steps)
+        trained, _ = learners.train_linear_mmcl(start, cross_cov, optimizer=optimizer, steps=sizes.steps, in_span=True)
         return trained.product
 
     def accuracy(product: jax.Array, dictionaries: mt.data.Dictionaries) -> jax.Array:
@@ -465,8 +465,10 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
     )
     mine, theirs = interleaved(repeats, lambda: ours(image, text, start), loop)
     mine = mine / len(image)
-    # <A C, B>, its gradients, and those of |A^T B|^2 through the two r x r Gram matrices
-    flops = sizes.steps * 2 * rank * (2 * dim * _DIM_TEXT + 3 * rank * (dim + _DIM_TEXT)) / np.median(mine)
+    # In the coordinates of r + d_t vectors: their Gram matrix once, then products of r rows with it and each other.
+    span = rank + _DIM_TEXT
+    step = 2 * rank * (span**2 + 2 * rank * (span + _DIM_TEXT))
+    flops = (sizes.steps * step + 2 * dim * span * (span + rank)) / np.median(mine)
     row = compare(
         f"gradient, torch {threads} thread(s)", "run", mine, theirs / runs, least=20,
         bound=f"flops: {flops / 1e9:.0f} of {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s",

@@ -15,6 +15,7 @@ LEARNERS = ("mmcl", "mmcl_gradient", "info_nce", "supervised", "supervised_gradi
 # with the dimensions; without the ambient dimensions; from samples in ambient space. All three have one law (X9).
 SAMPLERS = ("statistics", "latent", "ambient")
 _HAS = {"mmcl": SAMPLERS, "supervised": SAMPLERS[1:], "supervised_gradient": SAMPLERS[1:]}
+_CROSSOVER = 128  # samples from which on the statistics are drawn faster than the latents
 _COPIES = 8  # of the results of all runs in memory: measured, cleaned, means, errors
 
 
@@ -49,8 +50,11 @@ class Setting:
         return _HAS.get(learner, ("ambient",))
 
     def sampler_of(self, learner: str) -> str:
-        """The one that draws this learner's runs."""
-        return self.samplers(learner)[0] if self.sampler == "auto" else self.sampler
+        """The one that draws this learner's runs; auto: the cheapest, by `sims.bench --jobs=crossover`."""
+        if self.sampler != "auto":
+            return self.sampler
+        cheap = self.samplers(learner)[0]
+        return "latent" if cheap == "statistics" and self.n < _CROSSOVER else cheap
 
     def least_bytes(self, learner: str) -> int:
         """Less than a run of this learner takes: its sample alone, or its Gram matrix."""

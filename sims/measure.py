@@ -107,7 +107,9 @@ def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell
     start = learners.init_encoders(key, setting.dim_image, setting.dim_text, setting.rank, scale=0.3)
     # |C|_F bounds the curvature up to a constant; 0.3 / |C|_F with momentum is stable from this start.
     optimizer = optax.sgd(0.3 / jnp.linalg.norm(cross_cov), momentum=0.9, nesterov=True)
-    trained, _ = learners.train_linear_mmcl(start, cross_cov, optimizer=optimizer, steps=setting.gradient_steps)
+    trained, _ = learners.train_linear_mmcl(
+        start, cross_cov, optimizer=optimizer, steps=setting.gradient_steps, in_span=True
+    )
     return trained.product @ sample.prompt
 
 

@@ -371,3 +371,30 @@ def test_bad_training_arguments():
     for rho in (0.0, -0.1):
         with pytest.raises(ValueError, match=rf"rho must be finite and > 0, got {rho:g}\."):
             train_linear_mmcl(encoders, c, rho=rho, optimizer=sgd, steps=1)
+
+
+SGDS = [
+    optax.sgd(0.05),
+    optax.sgd(0.03, momentum=0.9, nesterov=True),
+    optax.sgd(optax.linear_schedule(0.1, 0.01, 40)),
+]
+
+
+@pytest.mark.parametrize("optimizer", SGDS, ids=["plain", "momentum", "schedule"])
+@pytest.mark.parametrize("d_i, d_t, r", [(50, 6, 4), (5, 6, 4)])
+def test_descent_in_the_span_is_the_same_path(optimizer, d_i, d_t, r):
+    encoders = init_encoders(jax.random.key(0), d_i, d_t, r, 0.3, float)
+    cross_cov = jax.random.normal(jax.random.key(1), (d_i, d_t)) / d_i**0.5
+    settings = {"rho": 0.7, "optimizer": optimizer, "steps": 60}
+    expected, losses_expected = train_linear_mmcl(encoders, cross_cov, **settings)
+    found, losses_found = train_linear_mmcl(encoders, cross_cov, **settings, in_span=True)
+    for a, b in ((found.image, expected.image), (found.text, expected.text), (losses_found, losses_expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_adam_makes_another_path_in_the_span():
+    encoders = init_encoders(jax.random.key(0), 50, 6, 4, 0.3, float)
+    cross_cov = jax.random.normal(jax.random.key(1), (50, 6)) / 50**0.5
+    settings = {"optimizer": optax.adam(0.05), "steps": 20}
+    whole, span = (train_linear_mmcl(encoders, cross_cov, **settings, in_span=s)[0] for s in (False, True))
+    assert np.abs(whole.product - span.product).max() > 1e-3

@@ -155,3 +155,11 @@ def test_memory_is_judged_by_the_learners_asked_for():
     Config(setting=setting, learners=("mmcl",)).check()
     with pytest.raises(UsageError, match="a run of supervised_gradient"):
         Config(setting=setting, learners=("mmcl", "supervised_gradient")).check()
+
+
+def test_auto_takes_the_cheapest_sampler():
+    few, many = Setting(n=127), Setting(n=128)
+    assert [s.sampler_of("mmcl") for s in (few, many)] == ["latent", "statistics"]
+    assert [many.sampler_of(x) for x in LEARNERS[1:]] == ["ambient", "ambient", "latent", "latent"]
+    assert Setting(embed_dim=1).sampler_of("mmcl") == "ambient"
+    assert Setting(n=10, sampler="statistics").sampler_of("mmcl") == "statistics"

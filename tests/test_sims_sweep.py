@@ -78,7 +78,7 @@ def test_the_dataset_has_the_promised_axes(finished):
     for name, values in CONFIG.axes.items():
         assert tuple(data[name].values) == values
     assert json.loads(data.attrs["config"]) == {**json.loads(json.dumps(CONFIG.flat())), "x64": False}
-    assert data.attrs["samplers"].startswith("mmcl: statistics, mmcl_gradient: ambient")
+    assert data.attrs["samplers"].startswith("mmcl: latent, mmcl_gradient: ambient")
     assert data.attrs["failed"] == 0
 
 

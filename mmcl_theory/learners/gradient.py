@@ -105,14 +105,21 @@ def train_linear_mmcl(
     rho: Scalar = 1.0,
     optimizer: optax.GradientTransformation,
     steps: int,
+    in_span: bool = False,
 ) -> tuple[Encoders, Float[Array, " steps"]]:
     """`train_encoders` for the full-batch linear MMCL loss, step for step, at a cost that does not depend on n.
 
     The loss sees the batch only through C_hat (`cross_covariance`): -<W_I^T W_T, C_hat> + (rho/2) |W_I^T W_T|_F^2. Its
     minimum is T1's SVD_r(C_hat) / rho.
+
+    in_span: the same path at a cost that does not depend on d_i either, for an optimiser that is linear in the gradient
+    (SGD, with momentum, with a schedule; not Adam). W_I = U [W_I(0); C_hat^T] throughout, and U, (r, r + d_t), is
+    updated with the coefficients of W_I's gradient.
     Raises: ValueError for rho <= 0 or steps < 1.  Source: T1.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
+    if in_span:
+        return _descend_in_span(encoders, cross_cov, rho, optimizer, steps)
 
     def objective(params: Encoders, key: Array) -> Array:
         data_term = -jnp.vdot(params.image @ cross_cov, params.text)
@@ -139,3 +146,30 @@ def _descend(
 
     (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))
     return params, values
+
+
+def _descend_in_span(
+    encoders: Encoders,
+    cross_cov: Float[Array, "d_i d_t"],
+    rho: Array,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+) -> tuple[Encoders, Array]:
+    """`train_linear_mmcl` in the coordinates U of W_I = U basis, from the basis' Gram matrix alone."""
+    _checks.integer("steps", steps, 1)
+    r = encoders.image.shape[0]
+    basis = jnp.concatenate([encoders.image, cross_cov.T])
+    gram = basis @ basis.T
+
+    def step(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], Array]:
+        (u, text), state = carry
+        inner = u @ gram
+        data, image_gram, text_gram = inner[:, r:], inner @ u.T, text @ text.T  # W_I C, W_I W_I^T, W_T W_T^T
+        value = rho / 2 * jnp.vdot(image_gram, text_gram) - jnp.vdot(data, text)
+        gradient = (rho * text_gram @ u).at[:, r:].add(-text), rho * image_gram @ text - data
+        updates, state = optimizer.update(gradient, state, (u, text))
+        return (optax.apply_updates((u, text), updates), state), value
+
+    params = jnp.eye(r, len(basis), dtype=basis.dtype), encoders.text
+    ((u, text), _), values = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
+    return Encoders(u @ basis, text), values
