@@ -3,14 +3,16 @@
 Symbols: n samples, d image dimension. Times are wall-clock seconds, on all of a host's devices.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +55,7 @@ class Sizes:
     gradient_runs: int = 32
     torch_runs: int = 4
     steps: int = 300
+    device_seeds: int = 256
     crossing: tuple[int, ...] = tuple(2**k for k in range(2, 11))
     counts: tuple[int, ...] = tuple(10**k for k in range(2, 10))
     dims: tuple[int, ...] = (20, 1000, 10**6)
@@ -520,6 +523,45 @@ def crossover(sizes: Sizes, repeats: int) -> Result:
     return Result(notes=[f"crossover: {answer}; us/run by n (statistics, latent): {text}"])
 
 
+def devices(sizes: Sizes, repeats: int) -> Result:
+    """One sweep by the engine on 8 forced host devices, and on one a core, each against a single one."""
+    counts = (1, os.cpu_count() or 1, 8)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        files = [f"{folder}/{i}.npy" for i in range(len(counts))]
+        running = [
+            stack.enter_context(_answering("sims.bench_devices", str(count), str(sizes.device_seeds), file))
+            for count, file in zip(counts, files, strict=True)
+        ]
+        for process in running:
+            process.stdout.readline()
+        one, *others = (np.load(file) for file in files)
+        for count, found in zip(counts[1:], others, strict=True):
+            agree(f"a sweep on 1 and on {count} devices", found, one, 1e-6)
+
+        def ask(process: Any) -> Callable[[], None]:
+            def call() -> None:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                process.stdout.readline()
+
+            return call
+
+        alone, cores, eight = (x / one[..., 0].size for x in interleaved(repeats, *map(ask, running)))
+    rows = [
+        compare("devices, 8 on this CPU", "run", eight, alone, least=1, bound="a core's work in turn; overhead of 8"),
+        compare(f"devices, {counts[1]} on this CPU", "run", cores, alone, bound=f"{counts[1]} cores"),
+    ]
+    return Result(rows)
+
+
+@contextlib.contextmanager
+def _answering(module: str, *args: str) -> Iterator[Any]:
+    """A process that works when asked on its stdin; ended by the end of that."""
+    command = [sys.executable, "-m", module, *args]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
 def start(sizes: Sizes, repeats: int) -> Result:
     """From the shell to the text of --help, against Python with NumPy alone."""
 
@@ -540,6 +582,7 @@ JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "gradient": gradient,
     "max_margin": max_margin,
     "crossover": crossover,
+    "devices": devices,
     "start": start,
 }
 

@@ -30,6 +30,7 @@ TINY = Sizes(
     gradient_runs=2,
     torch_runs=1,
     steps=3,
+    device_seeds=2,
     crossing=(4,),
     counts=(100,),
     dims=(20,),
@@ -61,7 +62,7 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["sampler", "draws", "gradient", "start", "crossover"])
+@pytest.mark.parametrize("job", ["sampler", "draws", "gradient", "start", "crossover", "devices"])
 def test_the_other_jobs(job):
     if job == "gradient":
         pytest.importorskip("torch")
