@@ -182,7 +182,8 @@ class Measured:
 
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
         self.path, self.name, self.grid = out / RESULTS, name, grid
-        self.array = zarr.open_group(self.path, mode="r+")[name]
+        # Told at every opening: without it a block of NaN alone, which may be an answer, leaves no chunk.
+        self.array = zarr.open_array(self.path / name, mode="r+", config={"write_empty_chunks": True})
 
     @classmethod
     def create(cls, out: pathlib.Path, name: str, grid: Grid) -> None:
@@ -211,7 +212,6 @@ class Measured:
             fill_value=np.nan,
             compressors=_CODECS,
             dimension_names=grid.dims,
-            config={"write_empty_chunks": True},
         )
         os.replace(beside, path)
 

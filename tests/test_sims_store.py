@@ -140,6 +140,13 @@ def test_blocks_come_back_as_written(tmp_path):
         assert list(data.learner.values) == ["a", "b"]
 
 
+def test_a_block_without_an_answer_is_done_too(tmp_path):
+    block = (0,) * len(GRID.blocks_shape)
+    measured(tmp_path).write(block, np.full_like(block_values(block), np.nan))
+    _, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    assert done[block] and done.sum() == 1 and damaged == 0
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
 def test_a_damaged_chunk_is_seen_and_counts_as_missing(tmp_path, damage):
     blocks = list(np.ndindex(*GRID.blocks_shape))
