@@ -183,7 +183,7 @@ class Measured:
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
         self.path, self.name, self.grid = out / RESULTS, name, grid
         # Told at every opening: without it a block of NaN alone, which may be an answer, leaves no chunk.
-        self.array = zarr.open_array(self.path / name, mode="r+", config={"write_empty_chunks": True})
+        self.array = zarr.open_array(self.path / name, mode="r+").with_config({"write_empty_chunks": True})
 
     @classmethod
     def create(cls, out: pathlib.Path, name: str, grid: Grid) -> None:
