@@ -47,15 +47,17 @@ def measure(
     fresh = options.overwrite or not (out / store.RESULTS).exists()
     if first and not fresh and (dataset := _complete(out)) is not None:
         print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
-        _barrier("begun")
-        _barrier("measured")
+        for name in ("begun", "read", "measured"):  # the other processes find nothing to do
+            _barrier(name)
         return dataset
     programs = Programs(grid, memory_budget(options.memory_gb))
     if fresh:
         store.check_disk(out, grid)
     done = np.zeros(grid.blocks_shape, bool) if fresh else store.Measured(out, variable, grid).read()[1]
     if options.dry_run:
-        print(_plan(grid, done, programs))
+        plan = _plan(grid, done, programs)
+        if first:
+            print(plan)
         return None
     _check_memory(grid, done, programs)
     with store.locked(out) if first else contextlib.nullcontext():

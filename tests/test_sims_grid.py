@@ -193,9 +193,18 @@ def test_processes_share_one_store_and_give_the_numbers_of_one(alone, tmp_path, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--cpu_devices=1"]
+    for again in range(2 if count == 2 else 1):
+        outputs = together(tmp_path, more, count)
+        assert ["Figure" in out for out, _ in outputs] == [True] + [False] * (count - 1)  # the first alone reports
+        assert ("already holds this run" in outputs[0][1]) is bool(again)
+        np.testing.assert_array_equal(stored(tmp_path), alone)
+
+
+def together(out, more, count):
+    """(stdout, stderr) of the processes of one run."""
     running = [
         subprocess.Popen(
-            sweep(tmp_path, *more, f"--process_id={i}"),
+            sweep(out, *more, f"--process_id={i}"),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -205,8 +214,7 @@ def test_processes_share_one_store_and_give_the_numbers_of_one(alone, tmp_path, 
     ]
     outputs = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0] * count, outputs
-    assert ["Figure" in out for out, _ in outputs] == [True] + [False] * (count - 1)  # the first alone reports
-    np.testing.assert_array_equal(stored(tmp_path), alone)
+    return outputs
 
 
 TINY = Config(p_spu=(0.6, 0.9), learners=("mmcl",), seeds=17, setting=Setting(n=40, dim_image=30, sampler="ambient"))
