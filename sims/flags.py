@@ -33,12 +33,14 @@ class Options:
     """How a run is done, which does not change its results.
 
     memory_gb: for a compiled block, GiB; None: half the machine's memory, or four fifths of a device's.  overwrite:
-    measure anew, whatever the folder holds.  dry_run: print the plan, write nothing.
+    measure anew, whatever the folder holds.  dry_run: print the plan, write nothing.  keep_checkpoints: of runs in
+    stages, when they are done.
     """
 
     memory_gb: float | None = None
     overwrite: bool = False
     dry_run: bool = False
+    keep_checkpoints: bool = False
 
 
 DEFAULTS = Options()

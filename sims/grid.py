@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 Point = Mapping[str, Any]  # one cell: parameters by name
+Inputs = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]  # of a block: cell and run numbers, axis values
 
 _LEAST_BLOCKS = 64  # of a task, so that progress shows and little is lost
 _SMALLEST_BLOCK = 8  # runs: one for each of a host's devices
@@ -36,10 +37,17 @@ class Task:
 
     may_lack: NaN is an answer, such as max-margin's on inseparable data. Other values that are not finite are failures,
     and stored as infinite.
+    start, stages: a run that takes long, in stages between which its state is kept: start(key, point) -> state, then
+    kernel(key, point, number, state) -> (state, outcomes[number]) for each stage; the entries of stages are each one's
+    work, to some scale.
+    shared: arrays that all runs see, by name, in the point.
     """
 
-    kernel: Callable[[jax.Array, Point], jax.Array]
+    kernel: Callable[..., Any]
     may_lack: bool = False
+    start: Callable[[jax.Array, Point], Any] | None = None
+    stages: tuple[int, ...] = ()
+    shared: Point = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Grid:
         numbers = dict(zip(self.axes, block[len(self.tasks) + 1 :], strict=True))
         return {name: int(self.axes[name][numbers[name]]) for name in self.sizes}
 
-    def inputs(self, block: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def inputs(self, block: tuple[int, ...]) -> Inputs:
         """(cell number, run number, axis values) of a block's runs, flat; beyond the grid its edge repeats."""
         index = np.indices(self.block_shape).reshape(len(self.run_shape), -1)
         index += np.array(block[len(self.tasks) :])[:, None] * np.array(self.block_shape)[:, None]
@@ -136,21 +144,63 @@ class Grid:
 class Program:
     """A compiled block. bytes: memory that it takes, of all devices on a CPU, of each elsewhere; from XLA's analysis.
 
-    batch: runs mapped together.  seconds: time that compilation took.  may_lack: as the task's.
+    start, state: of a task in stages; the latter's shapes.  batch: runs mapped together.  seconds: time that
+    compilation took.
     """
 
-    call: Callable[..., jax.Array]
+    task: Task
+    call: Callable[..., Any]
+    start: Callable[..., Any] | None
+    state: Any
     size: int
     padded: int
     batch: int
     bytes: int
     seconds: float
-    may_lack: bool
 
-    def __call__(self, root: jax.Array, inputs: tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]) -> jax.Array:
-        """Outcomes (padded, ...) of the runs, computed while the caller goes on; the first `size` rows count."""
+    def __call__(self, root: jax.Array, inputs: Inputs, kept: "Kept | None" = None) -> jax.Array:
+        """Outcomes (padded, ...) of the runs; the first `size` rows count.
+
+        Without stages they are computed while the caller goes on. kept: where states are kept between stages.
+        """
+        given = self._given(root, inputs)
+        if self.start is None:
+            return self.call(*given)
+        done, state, found = kept.load(self) if kept else (0, None, [])
+        state = self.start(*given) if state is None else state
+        for number in range(done, len(self.task.stages)):
+            state, outcomes = self.call(*given, np.uint32(number), state)
+            found = [*found, np.asarray(outcomes)]
+            if kept:
+                kept.save(state, found)
+        return jnp.stack(found, axis=1)
+
+    def _given(self, root: jax.Array, inputs: Inputs) -> tuple[Any, ...]:
         extra = self.padded - self.size
-        return self.call(root, *jax.tree.map(lambda x: _as_input(np.pad(x, (0, extra), "edge")), inputs))
+        return root, self.task.shared, *jax.tree.map(lambda x: _as_input(np.pad(x, (0, extra), "edge")), inputs)
+
+    def seconds_of_block(self, root: jax.Array, inputs: Inputs) -> float:
+        """Time that a block takes, from a run of its first stage."""
+        begin = time.perf_counter()
+        if self.start is None:
+            jax.block_until_ready(self(root, inputs))
+            return time.perf_counter() - begin
+        given = self._given(root, inputs)
+        state = jax.block_until_ready(self.start(*given))
+        started = time.perf_counter()
+        jax.block_until_ready(self.call(*given, np.uint32(0), state))
+        share = self.task.stages[0] / sum(self.task.stages)
+        return started - begin + (time.perf_counter() - started) / share
+
+
+class Kept(Protocol):
+    """Where the state of a block in stages is kept until the block is done."""
+
+    def load(self, program: Program) -> tuple[int, Any, list[np.ndarray]]:
+        """(stages done, state after them, their outcomes); (0, None, []) where nothing is kept."""
+
+    def save(self, state: Any, found: list[np.ndarray]) -> None:
+        """Keep the state after `found` stages, and their outcomes."""
 
 
 def _as_input(x: np.ndarray) -> np.ndarray:
@@ -171,16 +221,19 @@ def compile_task(task: Task, size: int, axes: Sequence[str], static: Point, budg
     cpu = devices[0].platform == "cpu"
     batch, allowed = per_device, budget
     if cpu:
-        batch = 1 if "lapack" in _lower(task, 2 * len(devices), 2, axes, static, devices).as_text() else _FIRST_BATCH
+        lowered = _lower(task, 2 * len(devices), 2, axes, static, devices)[0][-1]
+        batch = 1 if "lapack" in lowered.as_text() else _FIRST_BATCH
         allowed = min(budget, _CACHE_BYTES * len(devices))
     while True:
         batch = _even(per_device, batch)
-        rounds = -(-per_device // batch)
-        compiled = _lower(task, rounds * batch * len(devices), batch, axes, static, devices).compile()
-        needed = _bytes(compiled) * (len(devices) if cpu else 1)
+        padded = -(-per_device // batch) * batch * len(devices)
+        parts, state = _lower(task, padded, batch, axes, static, devices)
+        compiled = [part.compile() for part in parts]
+        needed = max(map(_bytes, compiled)) * (len(devices) if cpu else 1)
         if needed <= allowed or batch == 1:
             seconds = time.perf_counter() - start
-            return Program(compiled, size, rounds * batch * len(devices), batch, needed, seconds, task.may_lack)
+            first = compiled[0] if task.start else None
+            return Program(task, compiled[-1], first, state, size, padded, batch, needed, seconds)
         batch = max(1, min(batch - 1, int(batch * allowed / needed)))
 
 
@@ -194,28 +247,48 @@ def _even(runs: int, batch: int) -> int:
     return -(-runs // -(-runs // min(runs, batch)))
 
 
-def _lower(task: Task, padded: int, batch: int, axes: Sequence[str], static: Point, devices: list[jax.Device]) -> Any:
-    """The traced program for `padded` runs, a multiple of batch times devices."""
+def _lower(
+    task: Task, padded: int, batch: int, axes: Sequence[str], static: Point, devices: list[jax.Device]
+) -> tuple[list[Any], Any]:
+    """The traced programs for `padded` runs, a multiple of batch times devices: the task's start, if any, its kernel.
 
-    def one(root: jax.Array, cell: jax.Array, run: jax.Array, values: dict[str, jax.Array]) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(root, cell), run)
-        return task.kernel(key, {**static, **values})
+    And the shapes of the state, None without a start.
+    """
 
-    def on_device(root: jax.Array, *inputs: Any) -> jax.Array:
-        if batch == 1:  # not even a map of one: a batched factorisation is another routine
-            return jax.lax.map(lambda row: one(root, *row), inputs)
-        rows = jax.tree.map(lambda x: x.reshape(-1, batch), inputs)
-        found = jax.lax.map(lambda row: jax.vmap(one, (None, 0, 0, 0))(root, *row), rows)
-        return found.reshape(-1, *found.shape[2:])
+    def mapped(f: Callable[..., Any]) -> Any:
+        """f(key, point, *stage, *state) of every run, in batches on each device."""
+
+        def one(root: Any, shared: Any, stage: Any, cell: Any, run: Any, values: dict[str, Any], state: Any) -> Any:
+            key = jax.random.fold_in(jax.random.fold_in(root, cell), run)
+            return f(key, {**static, **shared, **values}, *stage, *state)
+
+        def on_device(root: Any, shared: Any, cell: Any, run: Any, values: Any, *more: Any) -> Any:
+            stage, rows = more[:1], (cell, run, values, more[1:])
+            if batch == 1:  # not even a map of one: a batched factorisation is another routine
+                return jax.lax.map(lambda row: one(root, shared, stage, *row), rows)
+            rows = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), rows)
+            each = jax.vmap(one, (None, None, None, 0, 0, 0, 0))
+            found = jax.lax.map(lambda row: each(root, shared, stage, *row), rows)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+        return on_device
 
     mesh = Mesh(np.array(devices), ("run",))
-    whole, shared = PartitionSpec("run"), PartitionSpec()
-    mapped = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(shared, whole, whole, whole), out_specs=whole, check_vma=False
-    )
+    whole, common = PartitionSpec("run"), PartitionSpec()
+
+    def lower(f: Callable[..., Any], *more: Any) -> Any:
+        specs = (common, common, whole, whole, whole, *(common, whole)[: len(more)])
+        sharded = jax.shard_map(mapped(f), mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+        return jax.jit(sharded), jax.jit(sharded).lower(root, task.shared, number, number, values, *more)
+
+    root = jax.eval_shape(lambda: jax.random.key(0))
     number = jax.ShapeDtypeStruct((padded,), np.uint32)
     values = {name: jax.ShapeDtypeStruct((padded,), jnp.zeros((), float).dtype) for name in axes}
-    return jax.jit(mapped).lower(jax.eval_shape(lambda: jax.random.key(0)), number, number, values)
+    if task.start is None:
+        return [lower(task.kernel)[1]], None
+    begun, start = lower(task.start)
+    state = jax.eval_shape(begun, root, task.shared, number, number, values)
+    return [start, lower(task.kernel, jax.ShapeDtypeStruct((), np.uint32), state)[1]], state
 
 
 def evaluate(f: Callable[[Point], jax.Array], axes: Mapping[str, Sequence[float]], sizes: tuple[str, ...] = ()) -> Any:
@@ -251,10 +324,12 @@ class Programs:
         return self.made[key]
 
 
-def run_blocks(grid: Grid, skip: np.ndarray, programs: Programs) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+def run_blocks(
+    grid: Grid, skip: np.ndarray, programs: Programs, keep: Callable[[tuple[int, ...]], Kept] | None = None
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """Measure every block that is not in `skip`; yields (index, values of its region), NaN where a task measures none.
 
-    The next block is already being computed while one is taken.
+    The next block is already being computed while one is taken. keep: where the states of blocks in stages are kept.
     """
     root = jax.random.key(grid.seed)
     pending: tuple[tuple[int, ...], Program | None, Any] | None = None
@@ -262,7 +337,14 @@ def run_blocks(grid: Grid, skip: np.ndarray, programs: Programs) -> Iterator[tup
         if skip[block]:
             continue
         program = programs.get(block)
-        started = None if program is None else program(root, grid.inputs(block))
+        in_stages = program is not None and program.start is not None
+        if pending is not None and in_stages:  # it is not to wait for one that takes long
+            yield pending[0], _collect(grid, *pending)
+            pending = None
+        started = None if program is None else program(root, grid.inputs(block), keep and keep(block))
+        if in_stages:
+            yield block, _collect(grid, block, program, started)
+            continue
         if pending is not None:
             yield pending[0], _collect(grid, *pending)
         pending = block, program, started
@@ -278,6 +360,6 @@ def _collect(grid: Grid, block: tuple[int, ...], program: Program | None, starte
     if program is None:
         return np.full((*lead, *(where.stop for where in inside), *outcomes), np.nan)
     values = np.asarray(started)[: program.size].reshape(*grid.block_shape, *outcomes)
-    answer = np.isnan(values) if program.may_lack else False
+    answer = np.isnan(values) if program.task.may_lack else False
     values = np.where(np.isfinite(values) | answer, values, np.inf)
     return values[inside].reshape(*lead, *(where.stop for where in inside), *outcomes)

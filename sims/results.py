@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,7 +66,7 @@ def measure(
                 store.begin(out, config, options.overwrite)
                 store.Measured.create(out, variable, grid)
             _barrier("begun")
-            _measure_missing(store.Measured(out, variable, grid), programs)
+            _measure_missing(out, store.Measured(out, variable, grid), programs, options.keep_checkpoints)
             _barrier("measured")
             return _finish(out, config, variable, grid, finish) if first else None
         except OSError as error:
@@ -95,7 +95,7 @@ def load(out: pathlib.Path) -> xr.Dataset:
     return dataset
 
 
-def _measure_missing(measured: store.Measured, programs: Programs) -> None:
+def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
     """Measure this process's share of the blocks that are not done."""
     grid = measured.grid
     _, done, damaged = measured.read()
@@ -109,8 +109,11 @@ def _measure_missing(measured: store.Measured, programs: Programs) -> None:
     left = int((~(done | others)).sum()) * size
     quiet = None if jax.process_index() == 0 else True
     with tqdm(total=min(left, whole), unit="run", unit_scale=True, disable=quiet, smoothing=0.1) as bar:
-        for block, values in run_blocks(grid, done | others, programs):
+        keep = functools.partial(store.Checkpoint, out)
+        for block, values in run_blocks(grid, done | others, programs, keep):
             measured.write(block, values)
+            if not keep_checkpoints:
+                keep(block).remove()
             bar.set_description(" ".join(names[i] for i, names in zip(block, grid.tasks.values(), strict=False)))
             bar.update(
                 min(values.size // max(1, int(np.prod(grid.chunks[len(grid.dims) - len(grid.outcomes) :]))), left)
@@ -192,9 +195,7 @@ def _plan(grid: Grid, done: np.ndarray, programs: Programs) -> str:
         program = None if block is None else programs.get(block)
         if block is None or program is None:
             continue
-        start = time.perf_counter()
-        jax.block_until_ready(program(root, grid.inputs(block)))
-        seconds = (time.perf_counter() - start) * len(missing) / jax.process_count()
+        seconds = program.seconds_of_block(root, grid.inputs(block)) * len(missing) / jax.process_count()
         total += program.seconds + seconds
         lines.append(
             f"{' '.join(labels):20s}{len(missing):8d}{program.bytes / 2**30:16.3g}{program.batch:8d}"

@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -25,11 +27,12 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from sims.flags import UsageError
-from sims.grid import Grid
+from sims.grid import Grid, Program
 
 FORMAT = 1  # of the folder; another one's is refused
 RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
+_CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 
 
@@ -127,7 +130,7 @@ def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
     path = out / "config.json"
     if overwrite:
         for old in out.iterdir():
-            if old.is_dir() and old.suffix == ".zarr":
+            if old.is_dir() and (old.suffix == ".zarr" or old.name == _CHECKPOINTS):
                 shutil.rmtree(old)
             elif old.suffix in (".json", ".csv", ".png", ".pdf"):
                 old.unlink()
@@ -234,6 +237,45 @@ class Measured:
             except Exception:  # the checksum, or whatever the codecs say to damaged bytes
                 damaged += 1
         return values, done, damaged
+
+
+class Checkpoint:
+    """The state of a block of runs in stages, and its outcomes so far: one .npz file, written whole."""
+
+    def __init__(self, out: pathlib.Path, block: tuple[int, ...]):
+        self.path = out / _CHECKPOINTS / f"{'-'.join(map(str, block))}.npz"
+
+    def load(self, program: Program) -> tuple[int, Any, list[np.ndarray]]:
+        """(stages done, state, outcomes of each); (0, None, []) where there is none, or it does not fit the program."""
+        import jax
+
+        wanted, structure = jax.tree.flatten(program.state)
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                found = list(file["outcomes"])
+                leaves = [file[f"state_{i}"] for i in range(len(wanted))]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or damaged
+            return 0, None, []
+        if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in wanted]:
+            return 0, None, []  # of another number of devices
+        return len(found), jax.tree.unflatten(structure, leaves), found
+
+    def save(self, state: Any, found: list[np.ndarray]) -> None:
+        """Write the state after `found` stages, and their outcomes."""
+        import jax
+
+        self.path.parent.mkdir(exist_ok=True)
+        beside = _beside(self.path)
+        leaves = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        with open(beside, "wb") as file:
+            np.savez(file, outcomes=np.stack(found), **leaves)
+        os.replace(beside, self.path)
+
+    def remove(self) -> None:
+        """Remove the file, and the folder with the last one."""
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
 
 def _x64() -> bool:
