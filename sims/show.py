@@ -45,6 +45,10 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
         from sims import trajectories
 
         text = trajectories.show(dataset, out)
+    elif command == "digits":
+        from sims.digits import studies
+
+        text = studies.show(dataset, out)
     else:
         from sims import sweep
 

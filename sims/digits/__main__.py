@@ -1,0 +1,100 @@
+"""The semi-synthetic experiment: real digits on coloured backgrounds, captioned, trained with CLIP's loss and others.
+
+The class is a group of digits, the digit and its style the core detail, the background's colour the spurious feature.
+Every cell is held against both theories, the linear loss's and the whitened one, from measured moments.
+
+    python -m sims.digits --preset=smoke
+    python -m sims.digits --preset=small --data=idx:DIR --out runs/mnist      # DIR: the four files of MNIST
+    python -m sims.digits --preset=small --study=captions --pi_grid=0:1:9 --p_spu=0.99
+
+studies: arms (every method once), captions (what captions name: pi_core x pi_spu), correlation (p_spu), contrasting
+(weight of same-class negatives), temperature (fixed ones, along training), sharing (a small digit of the other class).
+Each goes to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws it again.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from sims import devices
+from sims.digits.config import GRIDS, IMAGE_ENCODERS, PRESETS, STUDIES, TEXT_ENCODERS, Config
+from sims.flags import UsageError, define, integer, names, number, numbers, path, run_main
+
+_NUMBERS = {
+    "p_spu": "P(colour = the class's) in training, in [0, 1]",
+    "pi_core": "chance that a caption names each core detail (digit, slant, stroke, size), in [0, 1]",
+    "pi_spu": "chance that a caption names the background, in [0, 1]",
+    "pi_companion": "chance that a caption names the small second digit (study sharing), in [0, 1]",
+    "same_class_weight": "weight of an anchor's same-class negatives, in [0, 1]; 0.5 is about the ordinary loss",
+    "temperature": "temperature of CLIP's loss at the start (study temperature: all along), > 0",
+    "learning_rate": "of Adam, after a warm-up over a twentieth of the steps, in (0, 1]",
+}
+_GRIDS = {name: [axis for axis, grid in GRIDS.items() if grid == name] for name in GRIDS.values()}
+_INTEGERS = {
+    "pool": "pixels averaged into one, each way, >= 1; must divide half of the images' side",
+    "embed_dim": "dimensions of the embedding, >= 2",
+    "batch_size": "pairs in a step, >= 2",
+    "test": "test scenes of each group, >= 2",
+    "seeds": "runs of every cell, >= 2",
+    "seed": "root of all randomness, in [0, 2^32)",
+}
+
+
+def _define_flags() -> None:
+    define("preset", "small", f"defaults of all that follows: {', '.join(PRESETS)}", str)
+    text = "; ".join(f"{name}: {{}}" for name in PRESETS)
+
+    def preset(name: str) -> str:
+        return "Presets: " + text.format(*(_shown(getattr(config, name)) for config in PRESETS.values()))
+
+    define("study", None, f"which, of {', '.join(STUDIES)}. {preset('study')}", names)
+    define(
+        "arms", None, f"of each study's arms those named. Presets: all; smoke: {_shown(PRESETS['smoke'].arms)}", names
+    )
+    define("data", "builtin", "builtin: scikit-learn's digits; idx:DIR: MNIST's four IDX files, plain or .gz", str)
+    define("groups", None, f"digits of class -1 and of class +1. {preset('groups')}", str)
+    for name, text_of in _NUMBERS.items():
+        define(name, None, f"{text_of}. {preset(name)}", number)
+    for name, axes in _GRIDS.items():
+        define(name, None, f"number list: {', '.join(axes)} where a study sweeps it. {preset(name)}", numbers)
+    define("steps", None, f"number list: steps after which to measure. {preset('steps')}", numbers)
+    for name, text_of in _INTEGERS.items():
+        define(name, None, f"{text_of}. {preset(name)}", integer)
+    define("image_encoder", None, f"of {', '.join(IMAGE_ENCODERS)}. {preset('image_encoder')}", str)
+    define("text_encoder", None, f"of {', '.join(TEXT_ENCODERS)}. {preset('text_encoder')}", str)
+    flags.DEFINE_bool("bf16", None, f"networks in bfloat16. {preset('bf16')}")
+    flags.DEFINE_bool("keep_checkpoints", False, "keep the trained networks, in OUT/STUDY/checkpoints")
+    devices.define_flags()
+    define("out", "runs/digits", "folder for the studies' folders; another run's are refused", path)
+
+
+def _shown(value: object) -> str:
+    return (
+        ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+        if isinstance(value, tuple)
+        else f"{value}"
+    )
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    if values["preset"] not in PRESETS:
+        raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values['preset']!r}.")
+    given = {f.name: values[f.name] for f in dataclasses.fields(Config) if values[f.name] is not None}
+    config = dataclasses.replace(PRESETS[values["preset"]], **given)
+    config.check()
+    options = dataclasses.replace(devices.start(), keep_checkpoints=values["keep_checkpoints"])
+    from sims import results
+    from sims.digits import studies
+
+    out = pathlib.Path(values["out"])
+    code = 0
+    for study, dataset in studies.run(config, out, options).items():
+        print(f"{study}: {studies.text(dataset)}\n\nFigures and table: {out / study}\n")
+        code |= results.closing(out / study, dataset)
+    return code
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

@@ -1,0 +1,166 @@
+"""What is asked of the digits, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sims.flags import UsageError
+from sims.phase_config import check_parameter
+
+IMAGE_ENCODERS = ("cnn", "vit", "linear")
+TEXT_ENCODERS = ("transformer", "bag")
+STUDIES = ("arms", "captions", "correlation", "contrasting", "temperature", "sharing")
+# The axes of every study, with the flag that lists the values where the study is about that axis.
+GRIDS = {
+    "p_spu": "p_spu_grid",
+    "pi_core": "pi_grid",
+    "pi_spu": "pi_grid",
+    "pi_companion": "companion_grid",
+    "same_class_weight": "weight_grid",
+    "temperature": "temperature_grid",
+}
+AXES = tuple(GRIDS)
+_SWEPT = {
+    "arms": (),
+    "captions": ("pi_core", "pi_spu"),
+    "correlation": ("p_spu",),
+    "contrasting": ("same_class_weight",),
+    "temperature": ("temperature",),
+    "sharing": ("pi_companion",),
+}
+ARMS_OF = {
+    "arms": (
+        "clip",
+        "rich_captions",
+        "core_captions",
+        "label_only",
+        "no_intra_class",
+        "siglip",
+        "clip_linear",
+        "cross_entropy",
+        "sup_con",
+        "sim_clr",
+        "linear_mmcl",
+        "whitened",
+    ),
+    "captions": ("clip", "clip_linear", "linear_mmcl", "whitened"),
+    "correlation": ("clip", "rich_captions", "label_only", "cross_entropy"),
+    "contrasting": ("weighted",),
+    "temperature": ("clip",),
+    "sharing": ("clip", "cross_entropy"),
+}
+_ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS_OF.values() for arm in arms))
+_MOST_SEEDS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One source of digits, and the studies to make of it. A study sweeps its own axes, the others stay as given.
+
+    arms: of each study's own those that are named here.  groups: digits of the two classes.  pool: pixels averaged
+    into one, each way.  steps: after which to measure, the last ends training.  test: scenes of each group.
+    """
+
+    study: tuple[str, ...] = STUDIES
+    arms: tuple[str, ...] = _ALL_ARMS
+    data: str = "builtin"
+    groups: str = "01234:56789"
+    pool: int = 1
+    p_spu: float = 0.95
+    pi_core: float = 0.5
+    pi_spu: float = 0.5
+    pi_companion: float = 0.5
+    same_class_weight: float = 0.5
+    temperature: float = 0.07
+    p_spu_grid: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+    pi_grid: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    companion_grid: tuple[float, ...] = (0.0, 0.5, 1.0)
+    weight_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+    temperature_grid: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    image_encoder: str = "cnn"
+    text_encoder: str = "transformer"
+    embed_dim: int = 32
+    steps: tuple[float, ...] = (100, 300, 1000)
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    test: int = 1024
+    bf16: bool = False
+    seeds: int = 6
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        for name, allowed in (
+            ("study", STUDIES),
+            ("arms", _ALL_ARMS),
+            ("image_encoder", IMAGE_ENCODERS),
+            ("text_encoder", TEXT_ENCODERS),
+        ):
+            given = getattr(self, name)
+            for value in (given,) if isinstance(given, str) else given:
+                if value not in allowed:
+                    raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {value!r}.")
+        for study in self.study:
+            if not self.arms_of(study):
+                raise UsageError(f"--arms has none of the study {study}: {', '.join(ARMS_OF[study])}.")
+        for axis, grid in GRIDS.items():
+            for name, values in ((axis, (getattr(self, axis),)), (grid, getattr(self, grid))):
+                for value in values:
+                    _check_axis(axis, name, value)
+        for name, least, most in (
+            ("pool", 1, 64),
+            ("embed_dim", 2, 4096),
+            ("batch_size", 2, 65536),
+            ("test", 2, 2**20),
+            ("seeds", 2, _MOST_SEEDS),
+            ("seed", 0, 2**32 - 1),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
+        if not 0 < self.learning_rate <= 1:
+            raise UsageError(f"--learning_rate must be in (0, 1], got {self.learning_rate:g}.")
+        for value in self.steps:
+            if value != int(value) or not 1 <= value <= 1e7:
+                raise UsageError(f"--steps must be whole numbers in [1, 1e7], got {value:g}.")
+
+    def arms_of(self, study: str) -> tuple[str, ...]:
+        """The arms of a study."""
+        return tuple(arm for arm in ARMS_OF[study] if arm in self.arms)
+
+    def axes(self, study: str) -> dict[str, tuple[float, ...]]:
+        """The values of every axis in a study."""
+        swept = _SWEPT[study]
+        return {axis: getattr(self, GRIDS[axis]) if axis in swept else (getattr(self, axis),) for axis in AXES}
+
+    def flat(self, study: str, digest: str) -> Mapping[str, Any]:
+        """What decides the results of a study. digest: of the data."""
+        grids = {*GRIDS.values(), *AXES, "study", "arms", "data"}
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in grids}
+        own = {"arms": self.arms_of(study), **self.axes(study)}
+        return {"command": "digits", "study": study, "digest": digest, **fields, **own}
+
+
+def _check_axis(axis: str, name: str, value: float) -> None:
+    if axis == "temperature":
+        if not value > 0:
+            raise UsageError(f"--{name} must be > 0, got {value:g}.")
+        return
+    try:
+        check_parameter("pi_core" if axis == "pi_companion" else axis, value)
+    except UsageError:
+        raise UsageError(f"--{name} must be in [0, 1], got {value:g}.") from None
+
+
+PRESETS = {
+    "smoke": Config(
+        study=("captions",),
+        arms=("clip", "whitened"),
+        pi_grid=(0.0, 1.0),
+        steps=(50, 150),
+        batch_size=64,
+        test=256,
+        seeds=2,
+    ),
+    "small": Config(pool=2),
+    "full": Config(steps=(100, 300, 1000, 3000, 10000), batch_size=1024, embed_dim=128, test=4096, seeds=10),
+}

@@ -1,0 +1,241 @@
+"""Figures of the digits' studies: theory is a line, measurement points with 95% intervals over seeds."""
+
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sims import plots
+from sims.digits import captions, images, scenes, studies, training
+from sims.digits.arms import ARMS
+
+_LOOKS = [
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", (0, (5, 1, 1, 1))),
+    ("#56B4E9", "P", (0, (1, 1))),
+]
+_GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
+_THEORY_NAMES = {
+    "linear_pixels": "linear loss, pixels",
+    "whitened_pixels": "whitened, pixels",
+    "linear_features": "linear loss, two features",
+    "whitened_features": "whitened, two features",
+}
+_THEORY_DASHES = {"linear": ":", "whitened": "-"}
+_SAMPLES = 12
+_ACCURACY = "accuracy (share correct)"
+_AXIS_NAMES = {
+    "p_spu": r"$p_{\mathrm{spu}}$ in training (probability)",
+    "pi_core": r"captions name each core detail, $\pi_{\mathrm{core}}$ (probability)",
+    "pi_spu": r"captions name the background, $\pi_{\mathrm{spu}}$ (probability)",
+    "pi_companion": r"captions name the small digit, $\pi_{\mathrm{comp}}$ (probability)",
+    "same_class_weight": r"same-class weight $\lambda$ (share of negatives' weight)",
+    "temperature": r"temperature $\tau$, fixed",
+    "step": "training steps",
+}
+_NETWORKS = ("clip", "clip_linear")
+
+
+def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures of a study, by file name."""
+    if study == "arms":
+        return {"arms": arms(dataset), "features": features(dataset)}
+    if study == "captions":
+        return {"captions": caption_map(dataset), "pi_core": against_pi_core(dataset)}
+    if study == "temperature":
+        return {"temperature": against_time(dataset)}
+    axis = {"correlation": "p_spu", "contrasting": "same_class_weight", "sharing": "pi_companion"}[study]
+    return {study: against(dataset, axis)}
+
+
+def samples(setup: training.Setup, source: images.Source) -> Figure:
+    """Training scenes with their captions where both details are named half the time; aligned ones first."""
+    n = _SAMPLES
+    key_scene, key_text = jax.random.split(jax.random.key(0))
+    p_spu = np.repeat([1.0, 0.0], n // 2)
+    seen = scenes.draw(key_scene, source.train, n, p_spu, setup.companion)
+    tokens = np.asarray(captions.write(key_text, setup.words, seen, training.mt.captions(0.5, 0.5), 0.5))
+    figure, axes = plt.subplots(2, n // 2, figsize=(13, 5.6), layout="constrained")
+    for i, ax in enumerate(axes.flat):
+        ax.imshow(np.clip(np.asarray(seen.image[i]), 0, 1))
+        ax.set_title(_folded(setup.words.decode(tokens[i])), fontsize=8)
+        ax.set_axis_off()
+    for row, name in zip((0, 1), ("aligned", "conflicting"), strict=True):
+        axes[row, 0].text(-0.12, 0.5, name, transform=axes[row, 0].transAxes, rotation=90, va="center", fontsize=11)
+    return figure
+
+
+def _folded(caption: str) -> str:
+    words, lines = caption.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 20:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def arms(dataset: xr.Dataset) -> Figure:
+    """Both groups of every arm after the last step, with 95% intervals, under its headline prompt."""
+    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    names = [str(a) for a in dataset.arm.values]
+    figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.6), layout="constrained")
+    for group, (colour, marker) in _GROUP_LOOKS.items():
+        m, h = (x.sel(value=group).values.reshape(len(names)) for x in (mean, half))
+        place = np.arange(len(names)) + (0.12 if group == "conflicting" else -0.12)
+        ax.errorbar(m, place, xerr=h, fmt=marker, color=colour, ms=6, capsize=2, lw=1, label=f"{group} group")
+    ax.set_yticks(range(len(names)), [ARMS[a].label for a in names], fontsize=9)
+    ax.invert_yaxis()
+    ax.axvline(0.5, color="0.6", lw=0.8, zorder=0)
+    ax.set_xlabel(f"{_ACCURACY}; mean and 95% interval over {dataset.sizes['seed']} seeds")
+    ax.set_xlim(-0.02, 1.02)
+    ax.grid(alpha=0.25, lw=0.6)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def features(dataset: xr.Dataset) -> Figure:
+    """What a linear probe on P* finds in each arm's image embedding after the last step."""
+    names = [str(a) for a in dataset.arm.values]
+    found = dataset.measured.isel(step=-1).sel(measure=list(training.FEATURES))
+    mean, _ = studies.interval(found)
+    value = mean.transpose("arm", ..., "measure").values.reshape(len(names), -1)
+    figure, ax = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.4), layout="constrained")
+    image = ax.imshow(value, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(*value.shape):
+        colour = "white" if value[i, j] < 0.6 else "black"
+        ax.text(j, i, f"{value[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    chance = {"item": "0.1"}
+    labels = [f"{name}\n(chance {chance.get(name, '0.5')})" for name in training.FEATURES]
+    ax.set_xticks(range(len(labels)), labels, fontsize=9)
+    ax.set_yticks(range(len(names)), [ARMS[a].label for a in names], fontsize=9)
+    figure.colorbar(image, label="accuracy of a linear probe (share correct)")
+    return figure
+
+
+def caption_map(dataset: xr.Dataset) -> Figure:
+    """Conflicting minus aligned over what captions name: networks measured, and both theories, in the same colours."""
+    found = studies.accuracy(dataset).isel(step=-1)
+    panels: list[tuple[str, np.ndarray]] = []
+    for arm in (a for a in _NETWORKS if a in dataset.arm.values):
+        here = found.sel(arm=arm, prompt="ensemble").mean("seed")
+        gap = here.sel(value="conflicting") - here.sel(value="aligned")
+        panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
+    for theory, name in _THEORY_NAMES.items():
+        here = dataset.accuracy_predicted.sel(theory=theory, arm="clip", predicted_prompt="ensemble")
+        gap = here.sel(group="conflicting") - here.sel(group="aligned")
+        panels.append((f"predicted: {name}", _plane(gap)))
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(12, 7.6), layout="constrained", squeeze=False)
+    core, spu = dataset.pi_core.values, dataset.pi_spu.values
+    image: Any = None
+    for ax, (title, value) in zip(axes.flat, panels, strict=False):
+        image = ax.imshow(value, cmap="PuOr_r", vmin=-1, vmax=1, origin="lower", aspect="auto")
+        for i, j in np.ndindex(*value.shape):
+            ax.text(j, i, f"{value[i, j]:+.2f}", ha="center", va="center", fontsize=8, color="black",
+                    bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.7})  # fmt: skip
+        ax.set_xticks(range(len(spu)), [f"{v:g}" for v in spu])
+        ax.set_yticks(range(len(core)), [f"{v:g}" for v in core])
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(r"$\pi_{\mathrm{spu}}$, background named (probability)", fontsize=9)
+        ax.set_ylabel(r"$\pi_{\mathrm{core}}$, core details named (probability)", fontsize=9)
+    figure.colorbar(
+        image, ax=axes, label="conflicting minus aligned accuracy (below 0: shortcut; above: over-correction)"
+    )
+    return figure
+
+
+def _plane(found: xr.DataArray) -> np.ndarray:
+    """(pi_core, pi_spu) of a map in which the other axes have one value."""
+    return found.transpose("pi_core", "pi_spu", ...).values.reshape(found.sizes["pi_core"], found.sizes["pi_spu"])
+
+
+def against_pi_core(dataset: xr.Dataset) -> Figure:
+    """Both groups of the networks against pi_core, for each pi_spu."""
+    arms = [a for a in _NETWORKS if a in dataset.arm.values]
+    figure, axes = plt.subplots(len(arms), 2, figsize=(11, 3.9 * len(arms)), sharey=True, layout="constrained",
+                                squeeze=False)  # fmt: skip
+    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    for row, arm in zip(axes, arms, strict=True):
+        for ax, group in zip(row, training.GROUPS, strict=True):
+            for i, pi_spu in enumerate(dataset.pi_spu.values):
+                here = [x.sel(arm=arm, value=group, pi_spu=pi_spu).values.ravel() for x in (mean, half)]
+                _line(ax, dataset.pi_core.values, *here, i, rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}")
+            _axes(ax, "pi_core", f"{ARMS[arm].label}: {plots.PANELS[group]}")
+        row[0].set_ylabel(_ACCURACY)
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def against(dataset: xr.Dataset, axis: str) -> Figure:
+    """Both groups of every arm against an axis; the whitened theory's line and the linear one's (dotted), on pixels."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    x = dataset[axis].values
+    for ax, group in zip(axes, training.GROUPS, strict=True):
+        for i, arm in enumerate(str(a) for a in dataset.arm.values):
+            here = [v.sel(arm=arm, value=group).values.ravel() for v in (mean, half)]
+            _line(ax, x, *here, i, f"{ARMS[arm].label}, trained")
+        if axis != "same_class_weight":
+            _theory(ax, dataset, x, group)
+        _axes(ax, axis, plots.PANELS[group])
+    axes[0].set_ylabel(_ACCURACY)
+    _legend(figure, axes[0])
+    return figure
+
+
+def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
+    for i, arm in enumerate(str(a) for a in dataset.arm.values):
+        if not ARMS[arm].reads:
+            continue
+        for name, dashes in _THEORY_DASHES.items():
+            here = dataset.accuracy_predicted.sel(
+                theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
+            )
+            label = f"{ARMS[arm].label}: {name} theory"
+            ax.plot(x, here.values.ravel(), dashes, color=_LOOKS[i][0], lw=1.4, alpha=0.6, label=label, zorder=1)
+
+
+def against_time(dataset: xr.Dataset) -> Figure:
+    """Both groups along training, for each fixed temperature; both theories as horizontal lines."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)))
+    arm = str(dataset.arm.values[0])
+    for ax, group in zip(axes, training.GROUPS, strict=True):
+        for i, temperature in enumerate(dataset.temperature.values):
+            at = {"arm": arm, "value": group, "temperature": temperature}
+            here = [v.sel(at).transpose("step", ...).values.ravel() for v in (mean, half)]
+            _line(ax, dataset.step.values, *here, i, rf"$\tau$ = {temperature:g}")
+        for name, dashes in _THEORY_DASHES.items():
+            here = dataset.accuracy_predicted.sel(
+                theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
+            )
+            ax.axhline(here.values.ravel()[0], color="0.4", ls=dashes, lw=1.2, label=f"{name} theory, pixels", zorder=0)
+        ax.set_xscale("log")
+        _axes(ax, "step", plots.PANELS[group])
+    axes[0].set_ylabel(_ACCURACY)
+    _legend(figure, axes[0])
+    return figure
+
+
+def _line(ax: Axes, x: np.ndarray, mean: np.ndarray, half: np.ndarray, i: int, label: str) -> None:
+    colour, marker, _ = _LOOKS[i % len(_LOOKS)]
+    look = {"fmt": marker, "ls": "-", "lw": 0.6, "elinewidth": 1, "capsize": 2, "ms": 5.5}
+    ax.errorbar(x, mean, half, color=colour, label=label, zorder=3 + i, **look)
+
+
+def _axes(ax: Axes, x: str, title: str) -> None:
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel(_AXIS_NAMES[x])
+    ax.set_ylim(-0.03, 1.03)
+    ax.grid(alpha=0.25, lw=0.6)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)

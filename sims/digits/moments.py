@@ -1,0 +1,124 @@
+"""What the linear loss's theory (T2, T5) and the whitened one (X10) predict for the digits, from measured moments.
+
+`pixels`: the images' pixels and the captions' word counts take the place of z and u. C, S_I, S_T are measured on
+training scenes, the rule is w = C (t_+ - t_-) of the linear loss, or S_I^-1 C S_T^-1 (t_+ - t_-), t the prompts, and a
+group is right as often as if w.x were normal in each of its cells (label, attribute).
+`features`: the two-feature model of the theory, its means and spreads measured along two directions of pixel space:
+the hue's, and the classes' at right angles to it. What captions can name (digit, style, shade) is the spread of a
+feature, what is left its noise.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+import mmcl_theory as mt
+from sims.digits import captions, encoders, scenes
+from sims.digits.training import GROUPS, Setup, prompt_tokens, ridge
+
+PROMPTS = ("class", "ensemble")
+THEORIES = ("linear_pixels", "whitened_pixels", "linear_features", "whitened_features")
+_SAMPLES = 16384
+_KEY = 20  # of the scenes that moments are measured on, apart from every run's
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Training scenes with p_spu: pixels (n, d) in float64, and what is in them."""
+
+    scenes: scenes.Scenes
+    pixels: np.ndarray
+
+    @classmethod
+    def draw(cls, setup: Setup, train: Any, p_spu: float, key: int) -> "Seen":
+        found = scenes.draw(jax.random.key(key), train, _SAMPLES, p_spu, setup.companion)
+        return cls(found, np.asarray(found.image, float).reshape(_SAMPLES, -1))
+
+    def cells(self) -> list[tuple[int, str, np.ndarray]]:
+        """(label, group, members) of the four cells."""
+        label, attribute = np.asarray(self.scenes.label), np.asarray(self.scenes.attribute)
+        return [
+            (y, GROUPS[int(a != y)], np.flatnonzero((label == y) & (attribute == a))) for y in (-1, 1) for a in (-1, 1)
+        ]
+
+
+class Predictor:
+    """Predictions for one p_spu, whatever the captions."""
+
+    def __init__(self, setup: Setup, train: Any, p_spu: float):
+        self.setup = setup
+        self.seen = Seen.draw(setup, train, p_spu, _KEY)
+        self.shifted = Seen.draw(setup, train, 0.5, _KEY + 1)
+        self.mean = self.seen.pixels.mean(0)
+        self.centred = self.seen.pixels - self.mean
+        self.cov = ridge(np.cov(self.centred, rowvar=False))
+        self.model, self.obs = features(self.shifted, p_spu)
+
+    def words(self, seen: Seen, caps: mt.data.Captions, pi_companion: float) -> np.ndarray:
+        """Word counts of captions of scenes."""
+        tokens = captions.write(jax.random.key(_KEY + 2), self.setup.words, seen.scenes, caps, pi_companion)
+        return np.asarray(encoders.word_counts(tokens, len(self.setup.words.words)), float)
+
+    def accuracy(self, pi_core: float, pi_spu: float, pi_companion: float) -> np.ndarray:
+        """(THEORIES, prompt, GROUPS): prompts that name the class, and the mean over captions that a class can have."""
+        caps = mt.captions(pi_core, pi_spu)
+        counts = self.words(self.seen, caps, pi_companion)
+        cross = self.centred.T @ counts / (_SAMPLES - 1)
+        cov_text = ridge(np.cov(counts, rowvar=False))
+        possible, label = self.words(self.shifted, caps, pi_companion), np.asarray(self.shifted.scenes.label)
+        low, high = np.asarray(
+            encoders.word_counts(jnp.asarray(prompt_tokens(self.setup, "class")), len(self.setup.words.words)), float
+        )
+        prompts = (high - low, possible[label > 0].mean(0) - possible[label < 0].mean(0))
+        linear = [self._groups(cross @ t) for t in prompts]
+        whitened = [self._groups(np.linalg.solve(self.cov, cross @ np.linalg.solve(cov_text, t))) for t in prompts]
+        with jax.enable_x64(True):
+            found = (mt.theory.mmcl_accuracy(self.model, caps, self.obs),
+                     mt.theory.whitened_accuracy(self.model, caps, self.obs))  # fmt: skip
+            two = [np.array([[float(f.aligned), float(f.conflicting)]] * len(prompts)) for f in found]
+        return np.stack([np.array(linear), np.array(whitened), *two])
+
+    def _groups(self, rule: np.ndarray) -> list[float]:
+        """Accuracy of each group, as if the rule's score were normal in each cell."""
+        score = (self.shifted.pixels - self.mean) @ rule
+        right: dict[str, list[float]] = {group: [] for group in GROUPS}
+        for y, group, members in self.shifted.cells():
+            mean, deviation = score[members].mean(), score[members].std()
+            right[group].append(float(scipy.special.ndtr(y * mean / deviation)) if deviation > 0 else 0.5)
+        return [float(np.mean(right[group])) for group in GROUPS]
+
+
+def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.Observation]:
+    """The two-feature model and its noise, measured on scenes of P*."""
+    at = shifted.scenes
+    label, attribute = np.asarray(at.label), np.asarray(at.attribute)
+    centred = shifted.pixels - shifted.pixels.mean(0)
+    hue = (attribute[:, None] * centred).mean(0)
+    hue /= np.linalg.norm(hue)
+    core = (label[:, None] * centred).mean(0)
+    core -= (core @ hue) * hue
+    core /= np.linalg.norm(core)
+    style = np.asarray(at.style) @ np.array([1, 2, 4])
+    parts = [
+        _parts(centred @ core, label, np.asarray(at.item) * 8 + style),
+        _parts(centred @ hue, attribute, np.asarray(at.shade) + 3 * (attribute > 0)),
+    ]
+    (mu_core, named_core, left_core), (mu_spu, named_spu, left_spu) = parts
+    with jax.enable_x64(True):
+        model = mt.intra_class(p_spu, named_core**0.5, named_spu**0.5, mu_core, mu_spu)
+        obs = mt.observation(dim_image=2, sigma_image=(left_core + left_spu) ** 0.5, dim_text=2, sigma_text=0.0)
+    return model, obs
+
+
+def _parts(score: np.ndarray, sign: np.ndarray, named: np.ndarray) -> tuple[float, float, float]:
+    """(mean of sign x score, variance between the named cells of a sign, variance within them), averaged over signs."""
+    mean = float((sign * score).mean())
+    cells = np.zeros(len(score))
+    for cell in np.unique(named):
+        cells[named == cell] = score[named == cell].mean()
+    between = [np.var(cells[sign == s]) for s in (-1, 1)]
+    return mean, float(np.mean(between)), float(np.mean((score - cells) ** 2))

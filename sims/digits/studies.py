@@ -1,0 +1,305 @@
+"""Which arms are trained over which axes, and what comes of it: results, tables, and both theories' hits and misses."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from sims import results, store
+from sims.digits import captions, figures, images, moments, training
+from sims.digits.arms import ARMS
+from sims.digits.config import AXES, Config
+from sims.flags import Options, UsageError
+from sims.grid import Grid, Task
+
+VALUES = ("aligned", "conflicting", "shifted", "train", "worst")
+_CONFIDENCE = 0.95
+
+
+def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
+    """Every study of the config into out/STUDY, and samples.png; the datasets by study, without those of a dry run.
+
+    Raises: UsageError for bad data or folders; then nothing is written.
+    """
+    source = images.load(config.data, images.parse_groups(config.groups), config.pool)
+    setups = {study: setup_of(config, study, source) for study in config.study}
+    grids = {study: grid_of(config, study, setups[study], source) for study in config.study}
+    for study, grid in grids.items():
+        _check_memory(config, grid)
+        store.check(out / study, _config_of(config, study, source), options.overwrite)
+    if jax.process_index() == 0 and not options.dry_run:
+        out.mkdir(parents=True, exist_ok=True)
+        _save(figures.samples(setups[config.study[-1]], source), out, "samples")
+    found = {}
+    for study, grid in grids.items():
+        dataset = results.measure(
+            out / study,
+            _config_of(config, study, source),
+            "measured",
+            grid,
+            lambda _, study=study: complete(config, study, setups[study], source),
+            options,
+        )
+        if dataset is not None:
+            show(dataset, out / study)
+            found[study] = dataset
+    return found
+
+
+def _config_of(config: Config, study: str, source: images.Source) -> dict[str, Any]:
+    return {**config.flat(study, source.digest), "x64": bool(jax.config.jax_enable_x64)}
+
+
+def setup_of(config: Config, study: str, source: images.Source) -> training.Setup:
+    """What all runs of a study share."""
+    same = ("image_encoder", "text_encoder", "embed_dim", "batch_size", "learning_rate", "test", "bf16")
+    return training.Setup(
+        words=captions.lexicon(source.name),
+        kinds=source.kinds,
+        side=source.train.side,
+        companion=study == "sharing",
+        stages=tuple(int(step) for step in config.steps),
+        learns_temperature=study != "temperature",
+        **{name: getattr(config, name) for name in same},
+    )
+
+
+def grid_of(config: Config, study: str, setup: training.Setup, source: images.Source) -> Grid:
+    """The study's arms over all axes; a run gives MEASURES after each stage."""
+    shared = {"train": source.train, "test": source.test}
+
+    def task(arm: str) -> Task:
+        return training.task(arm, setup, shared)
+
+    return Grid(
+        tasks={"arm": config.arms_of(study)},
+        task=task,
+        axes=config.axes(study),
+        outcomes={"step": setup.stages, "measure": training.MEASURES},
+        seeds=config.seeds,
+        seed=config.seed,
+    )
+
+
+def _check_memory(config: Config, grid: Grid) -> None:
+    needed = 16 * math.prod(grid.shape)  # as stored, and completed
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageError(
+            f"--seeds={config.seeds} and the axes make {grid.runs} runs of each arm, whose results need about"
+            f" {needed / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f}."
+        )
+
+
+def complete(config: Config, study: str, setup: training.Setup, source: images.Source) -> xr.Dataset:
+    """What the theories predict for every cell of the arms that read captions; NaN for the others."""
+    axes = config.axes(study)
+    arms = config.arms_of(study)
+    shape = (len(moments.THEORIES), len(arms), *(len(axes[a]) for a in AXES), len(moments.PROMPTS), 2)
+    predicted = np.full(shape, np.nan)
+    for i, p_spu in enumerate(axes["p_spu"]):
+        predictor = moments.Predictor(setup, source.train, p_spu)
+        known: dict[tuple[float, ...], np.ndarray] = {}
+        for index in np.ndindex(*shape[1 : 2 + len(AXES)]):
+            arm, at = ARMS[arms[index[0]]], {a: axes[a][j] for a, j in zip(AXES, index[1:], strict=True)}
+            if not arm.reads or index[1] != i:
+                continue
+            policy = (*(arm.captions or (at["pi_core"], at["pi_spu"])), at["pi_companion"])
+            if policy not in known:
+                known[policy] = predictor.accuracy(*policy)
+            predicted[(slice(None), *index)] = known[policy]
+    return xr.Dataset(
+        {"accuracy_predicted": (("theory", "arm", *AXES, "predicted_prompt", "group"), predicted)},
+        coords={
+            "theory": results.names(moments.THEORIES),
+            "predicted_prompt": results.names(moments.PROMPTS),
+            "group": results.names(training.GROUPS),
+        },
+    )
+
+
+def accuracy(dataset: xr.Dataset) -> xr.DataArray:
+    """Measured accuracy (arm, seed, *axes, step, prompt, value): both groups, P*, P, the worse group."""
+    measured = dataset.measured
+    groups = xr.concat(
+        [
+            xr.concat(
+                [measured.sel(measure=f"{prompt} {group}", drop=True) for prompt in training.PROMPTS],
+                xr.DataArray(results.names(training.PROMPTS), dims="prompt", name="prompt"),
+            )
+            for group in training.GROUPS
+        ],
+        xr.DataArray(results.names(training.GROUPS), dims="value", name="value"),
+    )
+    return with_values(groups, dataset.p_spu)
+
+
+def with_values(groups: xr.DataArray, p_spu: xr.DataArray) -> xr.DataArray:
+    """VALUES from the two groups of the last axis `value`."""
+    aligned, conflicting = (groups.sel(value=g, drop=True) for g in training.GROUPS)
+    train = p_spu * aligned + (1 - p_spu) * conflicting
+    parts = [aligned, conflicting, (aligned + conflicting) / 2, train, np.minimum(aligned, conflicting)]
+    return xr.concat(
+        [part.transpose(*aligned.dims) for part in parts],
+        xr.DataArray(results.names(VALUES), dims="value", name="value"),
+    )
+
+
+def headline(arm: str) -> str:
+    """The prompt that an arm is judged by: ensembles where captions are read, its classifier else."""
+    return "ensemble" if ARMS[arm].reads else "class"
+
+
+def by_headline(found: xr.DataArray) -> xr.DataArray:
+    """Each arm's accuracy under its headline prompt."""
+    arms = [found.sel(arm=arm, prompt=headline(str(arm)), drop=True) for arm in found.arm.values]
+    return xr.concat(arms, found.arm)
+
+
+def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and half the 95% interval over seeds (Student's t), NaN where a seed has none."""
+    n = found.sizes["seed"]
+    quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
+    spread = found.std("seed", ddof=1, skipna=False) / n**0.5
+    return found.mean("seed", skipna=False), quantile * spread
+
+
+def varying(dataset: xr.Dataset) -> list[str]:
+    """Axes of more than one value."""
+    return [axis for axis in AXES if dataset.sizes[axis] > 1]
+
+
+def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figures into `out`; the table's last step and the theories' score as text."""
+    study = json.loads(dataset.attrs["config"])["study"]
+    store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
+    for name, figure in figures.of(study, dataset).items():
+        _save(figure, out, name)
+    return text(dataset)
+
+
+def _save(figure: Any, out: pathlib.Path, name: str) -> None:
+    results.save_figure(figure, out, name, dpi=100)
+    plt.close(figure)
+
+
+def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """A row an arm, cell, step and prompt; predictions stand in the rows that they are about."""
+    mean, half = interval(accuracy(dataset))
+    kept, kept_half = interval(dataset.measured)
+    table = []
+    for arm in dataset.arm.values:
+        prompts = training.PROMPTS if ARMS[arm].reads else ("class",)
+        for index in np.ndindex(*(dataset.sizes[a] for a in (*AXES, "step"))):
+            at = dict(zip((*AXES, "step"), index, strict=True))
+            for prompt in prompts:
+                row: dict[str, Any] = {"arm": arm, **{a: dataset[a].values[i].item() for a, i in at.items()}}
+                row["prompt"] = prompt
+                here = {"arm": arm, "prompt": prompt}
+                for value in VALUES:
+                    row[value] = mean.isel(at).sel(value=value, **here).item()
+                    row[f"{value}_half"] = half.isel(at).sel(value=value, **here).item()
+                for feature in (*training.FEATURES, "temperature"):
+                    row[feature] = kept.isel(at).sel(arm=arm, measure=feature).item()
+                    row[f"{feature}_half"] = kept_half.isel(at).sel(arm=arm, measure=feature).item()
+                row |= _predicted_columns(dataset, str(arm), at, prompt)
+                table.append(row)
+    return table
+
+
+def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt: str) -> dict[str, float]:
+    cell = {a: at[a] for a in AXES}
+    found = {}
+    for theory in dataset.theory.values:
+        for group in training.GROUPS:
+            value = math.nan
+            if prompt in moments.PROMPTS:
+                here = dataset.accuracy_predicted.isel(cell).sel(arm=arm, theory=theory, group=group)
+                value = here.sel(predicted_prompt=prompt).item()
+            found[f"{theory}_{group}"] = value
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How well a theory orders the cells of an arm, by the gap conflicting - aligned: n cells.
+
+    rank: Spearman's correlation of predicted and measured gaps, NaN where one does not vary by 1e-3.  signs: share of
+    cells, of those whose measured interval excludes 0, in which the gap's sign is as predicted.  told: their number.
+    error: mean absolute difference of the groups' accuracies.
+    """
+
+    arm: str
+    theory: str
+    cells: int
+    rank: float
+    signs: float
+    told: int
+    error: float
+
+
+def scores(dataset: xr.Dataset) -> list[Score]:
+    """Each arm that reads against each theory, under the headline prompt, after the last step."""
+    found = accuracy(dataset).isel(step=-1)
+    table = []
+    for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
+        here = found.sel(arm=arm, prompt=headline(arm))
+        groups = [here.sel(value=group, drop=True) for group in training.GROUPS]
+        mean, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
+        means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
+        for theory in (str(t) for t in dataset.theory.values):
+            predicted = dataset.accuracy_predicted.sel(theory=theory, arm=arm, predicted_prompt=headline(arm))
+            flat = predicted.transpose(*AXES, "group").values.reshape(-1, 2)
+            table.append(_score(arm, theory, flat, means, mean, half))
+    return table
+
+
+def _score(arm: str, theory: str, predicted: np.ndarray, means: np.ndarray, gap: np.ndarray, half: np.ndarray) -> Score:
+    expected = predicted[:, 1] - predicted[:, 0]
+    told = np.abs(gap) > half
+    rank = math.nan
+    if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
+        rank = float(scipy.stats.spearmanr(expected, gap).statistic)
+    signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
+    return Score(arm, theory, len(gap), rank, signs, int(told.sum()), float(np.abs(predicted - means).mean()))
+
+
+def text(dataset: xr.Dataset) -> str:
+    """Each arm and cell after the last step under its headline prompt, then each theory's score."""
+    mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
+    axes = varying(dataset)
+    lines = [["arm", *axes, *(f"{v} +- 95%" for v in ("aligned", "conflicting", "shifted", "worst"))]]
+    for arm in dataset.arm.values:
+        for index in np.ndindex(*(dataset.sizes[a] for a in AXES)):
+            at = dict(zip(AXES, index, strict=True))
+            line = [ARMS[str(arm)].label, *(f"{dataset[a].values[at[a]]:g}" for a in axes)]
+            for value in ("aligned", "conflicting", "shifted", "worst"):
+                m, h = (x.isel(at).sel(arm=arm, value=value).item() for x in (mean, half))
+                line.append(f"{m:.3f} +- {h:.3f}")
+            lines.append(line)
+    told = [["arm", "theory", "cells", "rank correlation", "signs right", "mean difference"]]
+    for s in scores(dataset):
+        told.append(
+            [ARMS[s.arm].label, s.theory, str(s.cells), f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}", f"{s.error:.3f}"]
+        )
+    steps = int(dataset.step.values[-1])
+    head = f"after {steps} steps, {dataset.sizes['seed']} seeds:"
+    return "\n".join(
+        [head, _aligned(lines), "", "predicted against measured, gap conflicting - aligned:", _aligned(told)]
+    )
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

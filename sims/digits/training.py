@@ -1,0 +1,294 @@
+"""One run: an arm trained in stages on scenes drawn as it goes, and what it has learnt after each stage.
+
+Training sees the distribution P (attribute = label w.p. p_spu) of the training items; all accuracies are of scenes with
+test items. Zero-shot: an image is given to the class whose prompt has the larger score.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+import mmcl_theory as mt
+from mmcl_theory import learners, losses
+from sims.digits import arms, captions, encoders, scenes
+from sims.digits.arms import ARMS, Arm, Point
+from sims.digits.images import ITEMS
+from sims.grid import Task
+
+PROMPTS = ("class", "item", "ensemble")
+GROUPS = ("aligned", "conflicting")
+FEATURES = ("item", "hue", "slant", "stroke", "size")
+MEASURES = (*(f"{prompt} {group}" for prompt in PROMPTS for group in GROUPS), *FEATURES, "temperature")
+_ENSEMBLE = 256  # captions of each class
+_RIDGE = 1e-3  # of probes and closed forms, relative to the mean variance of a feature
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all runs of a study share.
+
+    words: of the captions.  kinds: -1 or +1 of each item.  side: of a digit, pixels.  companion: scenes have a second
+    digit.  stages: steps after which to measure.  test: scenes of each group, and twice as many to fit probes on.
+    closed: samples of closed forms.  learns_temperature: from the axis's value on, as CLIP does; else it stays there.
+    """
+
+    words: captions.Lexicon
+    kinds: tuple[int, ...]
+    side: int
+    companion: bool = False
+    image_encoder: str = "cnn"
+    text_encoder: str = "transformer"
+    embed_dim: int = 32
+    stages: tuple[int, ...] = (100, 200)
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    learns_temperature: bool = True
+    test: int = 1024
+    closed: int = 16384
+    bf16: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of a caption."""
+        return captions.length(self.companion)
+
+    def modules(self, arm: Arm) -> tuple[Any, Any]:
+        """(image encoder, text encoder)."""
+        dtype = jnp.bfloat16 if self.bf16 else None
+        image, text = ("linear", "bag") if arm.linear else (self.image_encoder, self.text_encoder)
+        return (
+            encoders.image_encoder(image, self.embed_dim, self.side, dtype),
+            encoders.text_encoder(text, self.embed_dim, len(self.words.words), dtype),
+        )
+
+
+def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
+    """The arm's task for the engine. shared: `train` and `test` items. A run's outcomes are (stage, MEASURES).
+
+    NaN: an arm without text has no prompts, one without a temperature none; runs that diverge give infinities.
+    """
+    arm = ARMS[name]
+
+    def begin(key: Key[Array, ""], point: Point) -> State:
+        return start(arm, setup, key, point)
+
+    def stage(key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> tuple[State, Array]:
+        state = train(arm, setup, key, point, number, state)
+        return state, measure(arm, setup, key, point, state["params"])
+
+    return Task(stage, may_lack=True, start=begin, stages=tuple(np.diff([0, *setup.stages]).tolist()), shared=shared)
+
+
+def policy(arm: Arm, point: Point) -> mt.data.Captions:
+    """How rich the arm's captions are: its own, else the axes'."""
+    return mt.captions(*(arm.captions or (point["pi_core"], point["pi_spu"])))
+
+
+def pairs(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, n: int) -> tuple[scenes.Scenes, Array]:
+    """n training scenes and the tokens of their captions."""
+    key_scene, key_text = jax.random.split(key)
+    seen = scenes.draw(key_scene, point["train"], n, point["p_spu"], setup.companion)
+    return seen, captions.write(key_text, setup.words, seen, policy(arm, point), point["pi_companion"])
+
+
+def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
+    """Parameters and optimizer state before training; of a closed form, the fitted rule."""
+    key = jax.random.fold_in(key, 0)
+    if arm.loss is None:
+        return {"params": closed_form(arm, setup, key, point)}
+    key_image, key_text, key_head = jax.random.split(key, 3)
+    image, text = setup.modules(arm)
+    width = setup.side + (setup.side // 2 if setup.companion else 0)
+    params: State = {"image": image.init(key_image, jnp.zeros((1, setup.side, width, 3)))}
+    if arm.reads:
+        params["text"] = text.init(key_text, jnp.zeros((1, setup.length), jnp.int32))
+        scale = jnp.log(10.0) if arm.loss == "siglip" else -jnp.log(point["temperature"])
+        params["scalars"] = {"log_scale": jnp.asarray(scale, float), "bias": jnp.asarray(arms.SIGLIP_BIAS, float)}
+    if arm.loss == "cross_entropy":
+        params["head"] = {
+            "kernel": jax.random.normal(key_head, (setup.embed_dim, 2)) / setup.embed_dim**0.5,
+            "bias": jnp.zeros(2),
+        }
+    return {"params": params, "optimizer": _optimizer(setup).init(params)}
+
+
+def _optimizer(setup: Setup) -> optax.GradientTransformation:
+    """Adam after a linear warm-up; the rate then stays, so that training time means one thing (X6)."""
+    warm_up = optax.linear_schedule(0.0, setup.learning_rate, max(1, setup.stages[-1] // 20))
+    return optax.adam(warm_up)
+
+
+def train(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> State:
+    """The steps of stage `number`."""
+    if arm.loss is None:
+        return state
+    optimizer = _optimizer(setup)
+    bounds = jnp.asarray([0, *setup.stages])
+
+    def step(i: Array, state: State) -> State:
+        gradient = jax.grad(lambda params: loss(arm, setup, jax.random.fold_in(key, i + 2), point, params))
+        updates, inner = optimizer.update(gradient(state["params"]), state["optimizer"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "optimizer": inner}
+
+    return jax.lax.fori_loop(bounds[number], bounds[number + 1], step, state)
+
+
+def loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State) -> Float[Array, ""]:
+    """The arm's loss of a fresh batch."""
+    key_batch, key_one, key_two = jax.random.split(key, 3)
+    seen, tokens = pairs(arm, setup, key_batch, point, setup.batch_size)
+    image, text = setup.modules(arm)
+    label = (seen.label + 1) // 2
+    if arm.reads:
+        scalars = params["scalars"]
+        if not setup.learns_temperature:
+            scalars = jax.lax.stop_gradient(scalars)
+        embedded = image.apply(params["image"], seen.image), text.apply(params["text"], tokens)
+        return arms.contrast(arm, *embedded, label, scalars, point)
+    if arm.loss == "cross_entropy":
+        return losses.cross_entropy(_head(params, image.apply(params["image"], seen.image)), label)
+    views = (image.apply(params["image"], arms.augment(k, seen.image)) for k in (key_one, key_two))
+    return arms.alone(arm, *views, label)
+
+
+def _head(params: State, embedding: Float[Array, "n r"]) -> Float[Array, "n 2"]:
+    return embedding @ params["head"]["kernel"] + params["head"]["bias"][None, :]
+
+
+def closed_form(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
+    """W = S_I^-theta C S_T^-theta of pixels and word counts from `closed` samples, with the mean image.
+
+    S_I, S_T carry a ridge of 1e-3 of their mean variance, as if pixels and words had that much noise (X10).
+    """
+    seen, tokens = pairs(arm, setup, key, point, setup.closed)
+    pixels = seen.image.reshape(setup.closed, -1)
+    counts = encoders.word_counts(tokens, len(setup.words.words))
+    mean = pixels.mean(0)
+    cross = learners.cross_covariance(pixels, counts)
+    if arm.theta == 0:
+        return {"w": learners.linear_optimum(cross), "mean": mean}
+    return {"w": learners.whitened_optimum(cross, covariance(pixels), covariance(counts), arm.theta), "mean": mean}
+
+
+def covariance(x: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """Sample covariance with its ridge."""
+    centred = x - x.mean(0, keepdims=True)
+    return ridge(centred.T @ centred / (len(x) - 1))
+
+
+def ridge(cov: Any) -> Any:
+    """A covariance (NumPy's or JAX's) plus 1e-3 of its mean variance."""
+    return cov + _RIDGE * cov.trace() / len(cov) * np.eye(len(cov), dtype=cov.dtype)
+
+
+def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State) -> Float[Array, " measures"]:
+    """MEASURES of what has been learnt: accuracies, what linear probes find in the image embedding, temperature.
+
+    Probes are fitted on training items: those of FEATURES on P*, the label's for an arm without a classifier on P.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+    n = setup.test
+    p_test = jnp.repeat(jnp.array([1.0, 0.0]), n)  # the aligned group, then the conflicting one
+    tests = scenes.draw(keys[0], point["test"], 2 * n, p_test, setup.companion)
+    p_fit = jnp.concatenate([jnp.full(2 * n, 0.5), jnp.broadcast_to(point["p_spu"], (2 * n,))])
+    fits = scenes.draw(keys[1], point["train"], 4 * n, p_fit, setup.companion)
+    features = embed_image(arm, setup, params, jnp.concatenate([tests.image, fits.image]))
+    test, shifted, seen = features[: 2 * n], features[2 * n : 4 * n], features[4 * n :]
+    accuracy = jnp.full((len(PROMPTS), len(GROUPS)), jnp.nan)
+    if arm.reads:
+        prompts = prompt_embeddings(arm, setup, keys[2], point, params)
+        predicted = [2 * (test @ prompts[name].T).argmax(1) - 1 for name in ("class", "ensemble")]
+        item = (test @ prompts["item"].T).argmax(1)
+        predicted.insert(PROMPTS.index("item"), jnp.asarray(setup.kinds)[item])
+        accuracy = jnp.stack([_by_group(guess == tests.label) for guess in predicted])
+    elif arm.loss == "cross_entropy":
+        accuracy = accuracy.at[0].set(_by_group(2 * _head(params, test).argmax(1) - 1 == tests.label))
+    else:
+        score = probe(seen, fits.label[2 * n :, None].astype(seen.dtype), test)
+        accuracy = accuracy.at[0].set(_by_group((score[:, 0] > 0) == (tests.label > 0)))
+    score = probe(shifted, _targets(jax.tree.map(lambda x: x[: 2 * n], fits)), test)
+    kept = jnp.concatenate(
+        [
+            (score[:, :ITEMS].argmax(1) == tests.item)[:, None],
+            ((score[:, ITEMS] > 0.5) == (tests.attribute > 0))[:, None],
+            (score[:, ITEMS + 1 :] > 0.5) == (tests.style == 1),
+        ],
+        1,
+    ).mean(0)
+    temperature = jnp.exp(-params["scalars"]["log_scale"]) if "scalars" in params else jnp.nan
+    found = jnp.concatenate([accuracy.ravel(), kept, jnp.reshape(temperature, (1,))])
+    whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
+    return jnp.where(whole, found, jnp.inf)
+
+
+def _by_group(right: Array) -> Float[Array, " groups"]:
+    """Shares of the two halves."""
+    return right.reshape(len(GROUPS), -1).mean(1)
+
+
+def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h w c"]) -> Float[Array, "n r"]:
+    """Image embeddings; of a closed form, pixels without their mean."""
+    if arm.loss is None:
+        return image.reshape(len(image), -1) - params["mean"][None, :]
+    return setup.modules(arm)[0].apply(params["image"], image).astype(jnp.zeros((), float).dtype)
+
+
+def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"]) -> Float[Array, "n r"]:
+    """Text embeddings, of unit length; of a closed form, W u."""
+    if arm.loss is None:
+        return encoders.word_counts(tokens, len(setup.words.words)) @ params["w"].T
+    embedded = setup.modules(arm)[1].apply(params["text"], tokens).astype(jnp.zeros((), float).dtype)
+    return embedded / jnp.linalg.norm(embedded, axis=1, keepdims=True)
+
+
+def prompt_embeddings(
+    arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State
+) -> dict[str, Float[Array, "prompts r"]]:
+    """Embeddings of PROMPTS: the two classes, the ten items, and each class's mean over captions that it can have.
+
+    ensemble: over captions of the arm's own policy with items, styles and colours drawn evenly, whatever the label.
+    """
+    key_scene, key_text = jax.random.split(key)
+    drawn = scenes.draw(key_scene, point["train"], 2 * _ENSEMBLE, 0.5, setup.companion)
+    tokens = captions.write(key_text, setup.words, drawn, policy(arm, point), point["pi_companion"])
+    written = [jnp.asarray(prompt_tokens(setup, name)) for name in ("class", "item")]
+    embedded = embed_text(arm, setup, params, jnp.concatenate([*written, tokens]))
+    by_class, by_item, each = embedded[:2], embedded[2 : 2 + ITEMS], embedded[2 + ITEMS :]
+    member = jax.nn.one_hot((drawn.label + 1) // 2, 2)
+    mean = member.T @ each / member.sum(0)[:, None]
+    mean = mean if arm.loss is None else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
+    return {"class": by_class, "item": by_item, "ensemble": mean}
+
+
+def prompt_tokens(setup: Setup, prompts: str) -> np.ndarray:
+    """Tokens of the prompts that are written out: "a low digit"; "a low digit three"."""
+    words = setup.words
+    if prompts == "class":
+        texts = [f"a {kind} {words.noun}" for kind in words.kinds]
+    else:
+        texts = [f"a {words.kinds[(setup.kinds[i] + 1) // 2]} {words.noun} {words.items[i]}" for i in range(ITEMS)]
+    return np.stack([words.encode(text, setup.length) for text in texts])
+
+
+def probe(
+    features: Float[Array, "n r"], targets: Float[Array, "n k"], test: Float[Array, "m r"]
+) -> Float[Array, "m k"]:
+    """Least-squares scores of the targets from the features (and a constant), fitted on `features`, of `test`."""
+    mean = features.mean(0, keepdims=True)
+    average = targets.mean(0, keepdims=True)
+    weights = jnp.linalg.solve(covariance(features), (features - mean).T @ (targets - average) / (len(features) - 1))
+    return average + (test - mean) @ weights
+
+
+def _targets(seen: scenes.Scenes) -> Float[Array, "n targets"]:
+    """The items one-hot, then hue and styles as 0, 1."""
+    hue = ((seen.attribute + 1) // 2)[:, None]
+    return jnp.concatenate([jax.nn.one_hot(seen.item, ITEMS), hue, seen.style], 1).astype(jnp.zeros((), float).dtype)
