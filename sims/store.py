@@ -251,7 +251,7 @@ class Checkpoint:
 
         wanted, structure = jax.tree.flatten(program.state)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found = list(file["outcomes"])
                 leaves = [file[f"state_{i}"] for i in range(len(wanted))]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or damaged
