@@ -26,7 +26,7 @@ _CONFIDENCE = 0.95
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
-    """Every study of the config into out/STUDY, and samples.png; the datasets by study, without those of a dry run.
+    """Every study of the config into out/STUDY, and samples of the scenes into out; the datasets, none of a dry run.
 
     Raises: UsageError for bad data or folders; then nothing is written.
     """
@@ -38,7 +38,8 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
         store.check(out / study, _config_of(config, study, source), options.overwrite)
     if jax.process_index() == 0 and not options.dry_run:
         out.mkdir(parents=True, exist_ok=True)
-        _save(figures.samples(setups[config.study[-1]], source), out, "samples")
+        for setup in {setup.companion: setup for setup in setups.values()}.values():
+            _save(figures.samples(setup, source), out, "samples_sharing" if setup.companion else "samples")
     found = {}
     for study, grid in grids.items():
         dataset = results.measure(

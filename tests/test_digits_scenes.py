@@ -1,0 +1,161 @@
+"""Scenes and captions have the law that is claimed: groups, pixels, words."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import mmcl_theory as mt
+from sims.digits import captions, images, scenes
+
+N = 4000
+KINDS = images.parse_groups("01234:56789")
+
+
+@pytest.fixture(scope="module")
+def source():
+    return images.load("builtin", KINDS)
+
+
+@pytest.fixture(scope="module")
+def seen(source):
+    return scenes.draw(jax.random.key(0), source.train, N, 0.9, companion=True)
+
+
+def assert_share(found, expected, alpha=1e-6):
+    """An exact binomial test of each share of N."""
+    for share in np.atleast_1d(found):
+        assert scipy.stats.binomtest(round(float(share) * N), N, expected).pvalue > alpha, (share, expected)
+
+
+def test_groups_have_their_shares(seen):
+    assert_share((np.asarray(seen.label) == 1).mean(), 0.5)
+    aligned = np.asarray(seen.label) == np.asarray(seen.attribute)
+    assert_share(aligned.mean(), 0.9)
+    with pytest.raises(AssertionError):
+        assert_share(aligned.mean(), 0.86)
+    for shade in range(3):
+        assert_share((np.asarray(seen.shade) == shade).mean(), 1 / 3)
+
+
+def test_each_scene_may_have_its_own_p_spu(source):
+    p = np.repeat([1.0, 0.0], 50)
+    found = scenes.draw(jax.random.key(1), source.train, 100, p)
+    np.testing.assert_array_equal(np.asarray(found.label) == np.asarray(found.attribute), p == 1)
+    assert found.companion is None and found.image.shape == (100, 12, 12, 3)
+
+
+def test_items_are_of_the_labels_kind_and_companions_of_the_other(seen):
+    kinds = np.array(KINDS)
+    np.testing.assert_array_equal(kinds[np.asarray(seen.item)], seen.label)
+    np.testing.assert_array_equal(kinds[np.asarray(seen.companion)], -np.asarray(seen.label))
+
+
+def test_every_image_of_a_kind_is_equally_likely(source):
+    few = jax.tree.map(lambda x: x, source.train)
+    keep = np.r_[0:4, int(few.low) : int(few.low) + 4]
+    few = dataclasses.replace(
+        few, ink=few.ink[keep], small=few.small[keep], item=np.arange(8), style=few.style[keep], low=np.int32(4)
+    )
+    found = scenes.draw(jax.random.key(2), few, N, 0.5)
+    counts = np.bincount(np.asarray(found.item), minlength=8)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-6
+    assert scipy.stats.chisquare(counts, np.r_[counts.sum() / 8 * np.linspace(0.8, 1.2, 8)]).pvalue < 1e-6
+
+
+def test_pixels_are_ink_over_a_background_of_the_attributes_hue(source, seen):
+    image = np.asarray(seen.image)
+    background = image[:, 0, 0]
+    hue = np.array(scenes.HUES)[(np.asarray(seen.attribute) + 1) // 2]
+    expected = hue * np.array(scenes.SHADES)[np.asarray(seen.shade)][:, None]
+    spread = (background - expected).std(0)
+    np.testing.assert_allclose(spread, 0.02, rtol=0.1)
+    # x - b = s (ink - b): one line in colour space for each image, whose end is grey and as bright as the ink.
+    beyond = (image - background[:, None, None]).reshape(N, -1, 3)
+    _, singular, direction = np.linalg.svd(beyond, full_matrices=False)
+    assert (singular[:, 1] < 1e-12 * singular[:, 0]).all()
+    ratio = direction[:, 0, 0] / direction[:, 0, 2]
+    ink = (background[:, 0] - ratio * background[:, 2]) / (1 - ratio)
+    assert scipy.stats.kstest(ink, scipy.stats.uniform(0.85, 0.15).cdf).pvalue > 1e-6
+    assert scipy.stats.kstest(ink, scipy.stats.uniform(0.83, 0.15).cdf).pvalue < 1e-6
+
+
+def test_the_small_digit_stands_in_its_strip(source):
+    blank = dataclasses.replace(source.train, ink=np.zeros_like(source.train.ink))
+    found = scenes.draw(jax.random.key(3), blank, 200, 0.5, companion=True)
+    image = np.asarray(found.image)
+    assert image.shape == (200, 12, 18, 3)
+    moved = np.abs(image - image[:, :1, :1]).max(-1) > 0.05
+    assert not moved[:, :, :12].any()
+    above, below = moved[:, :6, 12:].any((1, 2)), moved[:, 6:, 12:].any((1, 2))
+    assert (above ^ below).all() and 0.3 < above.mean() < 0.7
+
+
+WORDS = captions.lexicon("mnist")
+
+
+def written(seen, pi_core, pi_spu, pi_companion=0.0, key=5):
+    tokens = captions.write(jax.random.key(key), WORDS, seen, mt.captions(pi_core, pi_spu), pi_companion)
+    return [WORDS.decode(t) for t in np.asarray(tokens)]
+
+
+def told(seen, i):
+    """All that can be said of a scene, by the grammar, from its fields."""
+    core = [WORDS.items[seen.item[i]], *(pair[s] for pair, s in zip(captions.STYLES, seen.style[i], strict=True))]
+    hue = captions.HUE_NAMES[(int(seen.attribute[i]) + 1) // 2]
+    return (
+        f"a {WORDS.kinds[(int(seen.label[i]) + 1) // 2]} digit {' '.join(core)} on a"
+        f" {captions.SHADE_NAMES[seen.shade[i]]} {hue} background with a tiny {WORDS.items[seen.companion[i]]} behind"
+    )
+
+
+def test_full_captions_say_what_is_there(seen):
+    found = written(seen, 1, 1, 1)
+    assert all(found[i] == told(seen, i) for i in range(200))
+
+
+def test_label_only_captions_name_the_class_alone(seen):
+    assert set(written(seen, 0, 0)) == {"a low digit", "a high digit"}
+    label = np.asarray(seen.label)
+    assert all((c == "a high digit") == (y == 1) for c, y in zip(written(seen, 0, 0), label, strict=True))
+
+
+def test_mentions_have_their_shares_and_are_independent(seen):
+    found = [c.split() for c in written(seen, 0.3, 0.8, 0.6)]
+    item = np.array([not set(WORDS.items).isdisjoint(w[3:4]) for w in found])
+    slant, stroke = (np.array([not set(pair).isdisjoint(w) for w in found]) for pair in captions.STYLES[:2])
+    background = np.array(["background" in w for w in found])
+    behind = np.array(["behind" in w for w in found])
+    for mention, share in ((item, 0.3), (slant, 0.3), (stroke, 0.3), (background, 0.8), (behind, 0.6)):
+        assert_share(mention.mean(), share)
+    for one, two in ((item, slant), (slant, stroke), (item, background), (background, behind)):
+        z = np.corrcoef(one, two)[0, 1] * N**0.5
+        assert abs(z) < scipy.stats.norm.isf(1e-6 / 8)
+    with pytest.raises(AssertionError):
+        assert_share(item.mean(), 0.35)
+
+
+def test_captions_without_a_companion_never_tell_of_one(source):
+    alone = scenes.draw(jax.random.key(4), source.train, 200, 0.9)
+    assert not any("behind" in c for c in written(alone, 1, 1, 1))
+
+
+@pytest.mark.parametrize("companion", [False, True])
+def test_tokens_come_back(source, companion):
+    seen = scenes.draw(jax.random.key(6), source.train, 100, 0.9, companion)
+    tokens = np.asarray(captions.write(jax.random.key(7), WORDS, seen, mt.captions(0.5, 0.5), 0.5))
+    assert tokens.shape == (100, captions.length(companion))
+    for row in tokens:
+        np.testing.assert_array_equal(WORDS.encode(WORDS.decode(row), len(row)), row)
+        end = row.tolist().index(captions.END)
+        assert (row[end + 1 :] == captions.PAD).all() and (row[:end] > captions.END).all()
+
+
+def test_text_that_cannot_be_encoded_is_refused():
+    with pytest.raises(ValueError, match="got 'wolf'"):
+        WORDS.encode("a low wolf", 10)
+    with pytest.raises(ValueError, match="at most 2 words, got 3"):
+        WORDS.encode("a low digit", 3)
+    assert captions.lexicon("fashion").decode(captions.lexicon("fashion").encode("a first garment t-shirt", 9))
