@@ -9,9 +9,10 @@ import pytest
 import scipy.ndimage
 
 from sims.digits import images
+from sims.digits.config import parse_groups
 from sims.flags import UsageError
 
-KINDS = images.parse_groups("01234:56789")
+KINDS = parse_groups("01234:56789")
 
 
 def idx(array):
@@ -135,8 +136,8 @@ def test_other_sources_are_refused(data):
 )
 def test_groups_are_all_digits_once(text):
     with pytest.raises(ValueError, match="each once"):
-        images.parse_groups(text)
-    assert images.parse_groups("97531:02468") == (1, -1) * 5
+        parse_groups(text)
+    assert parse_groups("97531:02468") == (1, -1) * 5
 
 
 def test_pooling_averages_and_must_divide(folder):

@@ -9,9 +9,10 @@ import scipy.stats
 
 import mmcl_theory as mt
 from sims.digits import captions, images, scenes
+from sims.digits.config import parse_groups
 
 N = 4000
-KINDS = images.parse_groups("01234:56789")
+KINDS = parse_groups("01234:56789")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import mmcl_theory as mt
 from mmcl_theory import losses
 from sims.digits import arms, captions, encoders, images, moments, scenes, training
 from sims.digits.arms import ARMS
+from sims.digits.config import parse_groups
 from tests.statistics import assert_mean_close
 
-KINDS = images.parse_groups("01234:56789")
+KINDS = parse_groups("01234:56789")
 WORDS = captions.lexicon("builtin")
 TINY = training.Setup(WORDS, KINDS, side=12, embed_dim=8, stages=(1, 2), batch_size=16, test=32, closed=512)
 

@@ -7,6 +7,7 @@ from typing import Any
 from sims.flags import UsageError
 from sims.phase_config import check_parameter
 
+ITEMS = 10  # kinds of items in every source
 IMAGE_ENCODERS = ("cnn", "vit", "linear")
 TEXT_ENCODERS = ("transformer", "bag")
 STUDIES = ("arms", "captions", "correlation", "contrasting", "temperature", "sharing")
@@ -51,6 +52,14 @@ ARMS_OF = {
 }
 _ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS_OF.values() for arm in arms))
 _MOST_SEEDS = 10_000
+
+
+def parse_groups(text: str) -> tuple[int, ...]:
+    """`01234:56789` as the kind of each digit, -1 on the left and +1 on the right. Raises: ValueError."""
+    low, _, high = text.partition(":")
+    if sorted(low + high) != [str(i) for i in range(ITEMS)] or not low or not high:
+        raise ValueError("needs all of 0-9, each once, on the two sides of a colon, such as 01234:56789")
+    return tuple(1 if str(i) in high else -1 for i in range(ITEMS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +126,10 @@ class Config:
         ):
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
+        try:
+            parse_groups(self.groups)
+        except ValueError as error:
+            raise UsageError(f"--groups {error}, got {self.groups}.") from None
         if not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning_rate must be in (0, 1], got {self.learning_rate:g}.")
         for value in self.steps:

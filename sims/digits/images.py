@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sims.digits.config import ITEMS
 from sims.flags import UsageError
 
-ITEMS = 10
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -77,14 +77,6 @@ class Source:
     test: Items
     kinds: tuple[int, ...]
     digest: str
-
-
-def parse_groups(text: str) -> tuple[int, ...]:
-    """`01234:56789` as the kind of each digit, -1 on the left and +1 on the right. Raises: ValueError."""
-    low, _, high = text.partition(":")
-    if sorted(low + high) != [str(i) for i in range(ITEMS)] or not low or not high:
-        raise ValueError("needs all of 0-9, each once, on the two sides of a colon, such as 01234:56789")
-    return tuple(1 if str(i) in high else -1 for i in range(ITEMS))
 
 
 def load(data: str, kinds: tuple[int, ...], pool: int = 1) -> Source:

@@ -17,7 +17,7 @@ import xarray as xr
 from sims import results, store
 from sims.digits import captions, figures, images, moments, training
 from sims.digits.arms import ARMS
-from sims.digits.config import AXES, Config
+from sims.digits.config import AXES, Config, parse_groups
 from sims.flags import Options, UsageError
 from sims.grid import Grid, Task
 
@@ -26,20 +26,16 @@ _CONFIDENCE = 0.95
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
-    """Every study of the config into out/STUDY, and samples of the scenes into out; the datasets, none of a dry run.
+    """Every study of the config into out/STUDY, samples of its scenes too; the datasets, none of a dry run.
 
     Raises: UsageError for bad data or folders; then nothing is written.
     """
-    source = images.load(config.data, images.parse_groups(config.groups), config.pool)
+    source = images.load(config.data, parse_groups(config.groups), config.pool)
     setups = {study: setup_of(config, study, source) for study in config.study}
     grids = {study: grid_of(config, study, setups[study], source) for study in config.study}
     for study, grid in grids.items():
         _check_memory(config, grid)
         store.check(out / study, _config_of(config, study, source), options.overwrite)
-    if jax.process_index() == 0 and not options.dry_run:
-        out.mkdir(parents=True, exist_ok=True)
-        for setup in {setup.companion: setup for setup in setups.values()}.values():
-            _save(figures.samples(setup, source), out, "samples_sharing" if setup.companion else "samples")
     found = {}
     for study, grid in grids.items():
         dataset = results.measure(
@@ -52,6 +48,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
         )
         if dataset is not None:
             show(dataset, out / study)
+            _save(figures.samples(setups[study], source), out / study, "samples")
             found[study] = dataset
     return found
 

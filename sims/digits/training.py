@@ -18,7 +18,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from sims.digits import arms, captions, encoders, scenes
 from sims.digits.arms import ARMS, Arm, Point
-from sims.digits.images import ITEMS
+from sims.digits.config import ITEMS
 from sims.grid import Task
 
 PROMPTS = ("class", "item", "ensemble")
