@@ -22,7 +22,7 @@ from sims.flags import UsageError, define, integer, names, optional, path, run_m
 if TYPE_CHECKING:
     from sims.bench_jobs import Result, Row, Sizes
 
-JOBS = ("theory", "sampler", "draws", "prng", "gradient", "max_margin", "crossover", "devices", "start")
+JOBS = ("theory", "sampler", "draws", "prng", "gradient", "max_margin", "crossover", "devices", "digits", "start")
 _PACKAGES = ("jax", "numpy", "scipy", "scikit-learn", "torch")
 
 

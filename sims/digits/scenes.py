@@ -19,8 +19,8 @@ from sims.digits.images import Items
 SHADES = (0.6, 0.8, 1.0)  # dark, medium, light: factors of the hue
 # Hues of equal brightness, (attribute -1, attribute +1): blue and orange, which the colour-blind tell apart.
 HUES = ((0.15, 0.35, 0.75), (0.75, 0.35, 0.10))
-_HUE_NOISE = 0.02  # sd of a background's colour, per channel
-_INK = (0.85, 1.0)  # range of the ink's brightness
+HUE_NOISE = 0.02  # sd of a background's colour, per channel
+INK = (0.85, 1.0)  # range of the ink's brightness
 
 
 @jax.tree_util.register_dataclass
@@ -51,13 +51,14 @@ def draw(
     """
     keys = dict(zip(("label", "item", "attribute", "shade", "noise", "ink", "other", "place"),
                     jax.random.split(key, 8), strict=True))  # fmt: skip
+    items = jax.tree.map(jnp.asarray, items)
     label = jnp.where(jax.random.bernoulli(keys["label"], 0.5, (n,)), 1, -1)
     index = _index(keys["item"], items, label)
     attribute = jnp.where(jax.random.uniform(keys["attribute"], (n,)) < p_spu, label, -label)
     shade = jax.random.randint(keys["shade"], (n,), 0, len(SHADES))
     hue = jnp.asarray(HUES)[(attribute + 1) // 2]
-    background = hue * jnp.asarray(SHADES)[shade][:, None] + _HUE_NOISE * jax.random.normal(keys["noise"], (n, 3))
-    ink = jax.random.uniform(keys["ink"], (n,), minval=_INK[0], maxval=_INK[1])
+    background = hue * jnp.asarray(SHADES)[shade][:, None] + HUE_NOISE * jax.random.normal(keys["noise"], (n, 3))
+    ink = jax.random.uniform(keys["ink"], (n,), minval=INK[0], maxval=INK[1])
     cover, small_digit = items.ink[index], None
     if companion:
         second = _index(keys["other"], items, -label)
