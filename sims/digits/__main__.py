@@ -8,7 +8,8 @@ Every cell is held against both theories, the linear loss's and the whitened one
     python -m sims.digits --preset=small --study=captions --pi_grid=0:1:9 --p_spu=0.99
 
 studies: arms (every method once), captions (what captions name: pi_core x pi_spu), correlation (p_spu), contrasting
-(weight of same-class negatives), temperature (fixed ones, along training), sharing (a small digit of the other class).
+(weight of same-class negatives), strength (how far the two hues are apart), temperature (fixed ones, along training),
+sharing (a small second digit, there or not, named or not).
 Each goes to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws it again.
 """
 
@@ -23,8 +24,10 @@ from sims.flags import UsageError, define, integer, names, number, numbers, path
 
 _NUMBERS = {
     "p_spu": "P(colour = the class's) in training, in [0, 1]",
+    "hue_contrast": "distance of the two hues, share of blue to orange, in [0, 1]; small: a weak spurious feature",
     "pi_core": "chance that a caption names each core detail (digit, slant, stroke, size), in [0, 1]",
     "pi_spu": "chance that a caption names the background, in [0, 1]",
+    "p_companion": "chance that a scene has a small second digit (study sharing), in [0, 1]",
     "pi_companion": "chance that a caption names the small second digit (study sharing), in [0, 1]",
     "same_class_weight": "weight of an anchor's same-class negatives, in [0, 1]; 0.5 is about the ordinary loss",
     "temperature": "temperature of CLIP's loss at the start (study temperature: all along), > 0",
@@ -32,7 +35,6 @@ _NUMBERS = {
 }
 _GRIDS = {name: [axis for axis, grid in GRIDS.items() if grid == name] for name in GRIDS.values()}
 _INTEGERS = {
-    "pool": "pixels averaged into one, each way, >= 1; must divide half of the images' side",
     "embed_dim": "dimensions of the embedding, >= 2",
     "batch_size": "pairs in a step, >= 2",
     "test": "test scenes of each group, >= 2",
@@ -53,6 +55,8 @@ def _define_flags() -> None:
         "arms", None, f"of each study's arms those named. Presets: all; smoke: {_shown(PRESETS['smoke'].arms)}", names
     )
     define("data", "builtin", "builtin: scikit-learn's digits; idx:DIR: MNIST's four IDX files, plain or .gz", str)
+    text_of = "pixels averaged into one, each way, a divisor of half the side; by itself: what leaves 12 or more a side"
+    define("pool", None, f"{text_of}. {preset('pool')}", integer)
     define("groups", None, f"digits of class -1 and of class +1. {preset('groups')}", str)
     for name, text_of in _NUMBERS.items():
         define(name, None, f"{text_of}. {preset(name)}", number)

@@ -58,12 +58,17 @@ _SHIFT = 2  # pixels
 _BRIGHTNESS = (0.6, 1.4)  # factors
 
 
+def same_class_weight(arm: Arm, point: Point) -> Any:
+    """The weight of same-class negatives; None for the ordinary loss."""
+    return point["same_class_weight"] if arm.same_class_weight == "axis" else arm.same_class_weight
+
+
 def contrast(arm: Arm, image: jax.Array, text: jax.Array, label: jax.Array, scalars: Any, point: Point) -> jax.Array:
     """The arm's loss of a batch of pairs. scalars: log_scale, the log of 1 / temperature, and SigLIP's bias."""
     scale = jnp.exp(scalars["log_scale"])
     if arm.loss == "siglip":
         return losses.siglip(image, text, scale=scale, bias=scalars["bias"], normalize=True)
-    weight = point["same_class_weight"] if arm.same_class_weight == "axis" else arm.same_class_weight
+    weight = same_class_weight(arm, point)
     weighted = {} if weight is None else {"labels": label, "same_class_weight": weight}
     return losses.info_nce(image, text, temperature=1 / scale, normalize=True, **weighted)
 

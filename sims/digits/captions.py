@@ -1,10 +1,10 @@
 """What the text says of a scene, as a grammar of words, and the tokens of it.
 
     caption = a KIND NOUN [DIGIT] [slanted|upright] [thick|thin] [large|small]
-              [on a SHADE HUE background] [with a tiny DIGIT behind] END
+              [on a SHADE HUE background] [with a tiny DIGIT beside] END
 
 The class is always named. The digit and each of its three styles are core details, each mentioned w.p. pi_core; the
-background is the spurious one, mentioned w.p. pi_spu; the companion, where the scene has one, w.p. pi_companion.
+background is the spurious one, mentioned w.p. pi_spu; the small digit, where the scene has one, w.p. pi_companion.
 Mentions are independent. What is not mentioned leaves no word, and the words move together.
 """
 
@@ -42,7 +42,7 @@ class Lexicon:
         """Every word once, at its token."""
         styles = [word for pair in STYLES for word in pair]
         words = ["<pad>", "<end>", "a", *self.kinds, self.noun, *self.items, *styles, "on", *SHADE_NAMES]
-        return tuple(dict.fromkeys([*words, *HUE_NAMES, "background", "with", "tiny", "behind"]))
+        return tuple(dict.fromkeys([*words, *HUE_NAMES, "background", "with", "tiny", "beside"]))
 
     def encode(self, text: str, length: int) -> np.ndarray:
         """(length,) tokens of a caption, END and padding after it. Raises: ValueError for unknown words or length."""
@@ -99,8 +99,9 @@ def write(
     hue = of(HUE_NAMES, (scenes.attribute + 1) // 2)
     slots += [(w, named) for w in (fixed("on"), fixed("a"), of(SHADE_NAMES, scenes.shade), hue, fixed("background"))]
     if scenes.companion is not None:
-        told = jax.random.uniform(other, (n,)) < pi_companion
-        small = (fixed("with"), fixed("a"), fixed("tiny"), of(words.items, scenes.companion), fixed("behind"))
+        told = (jax.random.uniform(other, (n,)) < pi_companion) & (scenes.companion >= 0)
+        which = of(words.items, jnp.maximum(scenes.companion, 0))
+        small = (fixed("with"), fixed("a"), fixed("tiny"), which, fixed("beside"))
         slots += [(word, told) for word in small]
     slots.append((fixed("<end>"), always))
     return _together(jnp.stack([w for w, _ in slots], 1), jnp.stack([m for _, m in slots], 1))

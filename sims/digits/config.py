@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sims.flags import UsageError
-from sims.phase_config import check_parameter
 
 ITEMS = 10  # kinds of items in every source
 IMAGE_ENCODERS = ("cnn", "vit", "linear")
 TEXT_ENCODERS = ("transformer", "bag")
-STUDIES = ("arms", "captions", "correlation", "contrasting", "temperature", "sharing")
-# The axes of every study, with the flag that lists the values where the study is about that axis.
+STUDIES = ("arms", "captions", "strength", "contrasting", "correlation", "sharing", "temperature")
+# The axes of every study, those of scenes first, with the flag that lists values where the study is about that axis.
 GRIDS = {
     "p_spu": "p_spu_grid",
+    "hue_contrast": "contrast_grid",
+    "p_companion": "companion_grid",
     "pi_core": "pi_grid",
     "pi_spu": "pi_grid",
     "pi_companion": "companion_grid",
@@ -24,10 +25,11 @@ AXES = tuple(GRIDS)
 _SWEPT = {
     "arms": (),
     "captions": ("pi_core", "pi_spu"),
+    "strength": ("hue_contrast",),
     "correlation": ("p_spu",),
     "contrasting": ("same_class_weight",),
     "temperature": ("temperature",),
-    "sharing": ("pi_companion",),
+    "sharing": ("p_companion", "pi_companion"),
 }
 ARMS_OF = {
     "arms": (
@@ -45,7 +47,8 @@ ARMS_OF = {
         "whitened",
     ),
     "captions": ("clip", "clip_linear", "linear_mmcl", "whitened"),
-    "correlation": ("clip", "rich_captions", "label_only", "cross_entropy"),
+    "strength": ("clip", "clip_linear", "linear_mmcl", "whitened", "cross_entropy"),
+    "correlation": ("clip", "label_only", "cross_entropy"),
     "contrasting": ("weighted",),
     "temperature": ("clip",),
     "sharing": ("clip", "cross_entropy"),
@@ -67,23 +70,27 @@ class Config:
     """One source of digits, and the studies to make of it. A study sweeps its own axes, the others stay as given.
 
     arms: of each study's own those that are named here.  groups: digits of the two classes.  pool: pixels averaged
-    into one, each way.  steps: after which to measure, the last ends training.  test: scenes of each group.
+    into one, each way; None: as many as leave 12 or more a side.  steps: after which to measure, the last ends
+    training.  test: scenes of each group.
     """
 
     study: tuple[str, ...] = STUDIES
     arms: tuple[str, ...] = _ALL_ARMS
     data: str = "builtin"
     groups: str = "01234:56789"
-    pool: int = 1
+    pool: int | None = None
     p_spu: float = 0.95
+    hue_contrast: float = 1.0
     pi_core: float = 0.5
     pi_spu: float = 0.5
+    p_companion: float = 1.0
     pi_companion: float = 0.5
     same_class_weight: float = 0.5
     temperature: float = 0.07
     p_spu_grid: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
-    pi_grid: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    companion_grid: tuple[float, ...] = (0.0, 0.5, 1.0)
+    contrast_grid: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4, 1.0)
+    pi_grid: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    companion_grid: tuple[float, ...] = (0.0, 1.0)
     weight_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     temperature_grid: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     image_encoder: str = "cnn"
@@ -117,7 +124,6 @@ class Config:
                 for value in values:
                     _check_axis(axis, name, value)
         for name, least, most in (
-            ("pool", 1, 64),
             ("embed_dim", 2, 4096),
             ("batch_size", 2, 65536),
             ("test", 2, 2**20),
@@ -126,6 +132,8 @@ class Config:
         ):
             if not least <= getattr(self, name) <= most:
                 raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
+        if self.pool is not None and not 1 <= self.pool <= 64:
+            raise UsageError(f"--pool must be in [1, 64] or none, got {self.pool}.")
         try:
             parse_groups(self.groups)
         except ValueError as error:
@@ -158,10 +166,8 @@ def _check_axis(axis: str, name: str, value: float) -> None:
         if not value > 0:
             raise UsageError(f"--{name} must be > 0, got {value:g}.")
         return
-    try:
-        check_parameter("pi_core" if axis == "pi_companion" else axis, value)
-    except UsageError:
-        raise UsageError(f"--{name} must be in [0, 1], got {value:g}.") from None
+    if not 0 <= value <= 1:
+        raise UsageError(f"--{name} must be in [0, 1], got {value:g}.")
 
 
 PRESETS = {
@@ -174,6 +180,6 @@ PRESETS = {
         test=256,
         seeds=2,
     ),
-    "small": Config(pool=2),
-    "full": Config(steps=(100, 300, 1000, 3000, 10000), batch_size=1024, embed_dim=128, test=4096, seeds=10),
+    "small": Config(),
+    "full": Config(pool=1, steps=(100, 300, 1000, 3000, 10000), batch_size=1024, embed_dim=128, test=4096, seeds=10),
 }

@@ -35,7 +35,7 @@ _AXIS_NAMES = {
     "p_spu": r"$p_{\mathrm{spu}}$ in training (probability)",
     "pi_core": r"captions name each core detail, $\pi_{\mathrm{core}}$ (probability)",
     "pi_spu": r"captions name the background, $\pi_{\mathrm{spu}}$ (probability)",
-    "pi_companion": r"captions name the small digit, $\pi_{\mathrm{comp}}$ (probability)",
+    "hue_contrast": "contrast of the two hues (share of blue to orange)",
     "same_class_weight": r"same-class weight $\lambda$ (share of negatives' weight)",
     "temperature": r"temperature $\tau$, fixed",
     "step": "training steps",
@@ -48,10 +48,14 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
     if study == "arms":
         return {"arms": arms(dataset), "features": features(dataset)}
     if study == "captions":
-        return {"captions": caption_map(dataset), "pi_core": against_pi_core(dataset)}
+        networks = [a for a in _NETWORKS if a in dataset.arm.values]
+        lines = {"pi_core": against_pi_core(dataset, networks)} if networks else {}
+        return {"captions": caption_map(dataset), **lines}
     if study == "temperature":
         return {"temperature": against_time(dataset)}
-    axis = {"correlation": "p_spu", "contrasting": "same_class_weight", "sharing": "pi_companion"}[study]
+    if study == "sharing":
+        return {"sharing": sharing(dataset)}
+    axis = {"correlation": "p_spu", "contrasting": "same_class_weight", "strength": "hue_contrast"}[study]
     return {study: against(dataset, axis)}
 
 
@@ -60,7 +64,7 @@ def samples(setup: training.Setup, source: images.Source) -> Figure:
     n = _SAMPLES
     key_scene, key_text = jax.random.split(jax.random.key(0))
     p_spu = np.repeat([1.0, 0.0], n // 2)
-    seen = scenes.draw(key_scene, source.train, n, p_spu, setup.companion)
+    seen = scenes.draw(key_scene, source.train, n, p_spu, p_companion=0.7 if setup.companion else None)
     tokens = np.asarray(captions.write(key_text, setup.words, seen, training.mt.captions(0.5, 0.5), 0.5))
     figure, axes = plt.subplots(2, n // 2, figsize=(13, 5.6), layout="constrained")
     for i, ax in enumerate(axes.flat):
@@ -103,7 +107,8 @@ def arms(dataset: xr.Dataset) -> Figure:
 def features(dataset: xr.Dataset) -> Figure:
     """What a linear probe on P* finds in each arm's image embedding after the last step."""
     names = [str(a) for a in dataset.arm.values]
-    found = dataset.measured.isel(step=-1).sel(measure=list(training.FEATURES))
+    names_of = [name for name in training.FEATURES if name != "companion"]
+    found = dataset.measured.isel(step=-1).sel(measure=names_of)
     mean, _ = studies.interval(found)
     value = mean.transpose("arm", ..., "measure").values.reshape(len(names), -1)
     figure, ax = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.4), layout="constrained")
@@ -111,8 +116,7 @@ def features(dataset: xr.Dataset) -> Figure:
     for i, j in np.ndindex(*value.shape):
         colour = "white" if value[i, j] < 0.6 else "black"
         ax.text(j, i, f"{value[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    chance = {"item": "0.1"}
-    labels = [f"{name}\n(chance {chance.get(name, '0.5')})" for name in training.FEATURES]
+    labels = [f"{name}\n(chance {0.1 if name == 'item' else 0.5:g})" for name in names_of]
     ax.set_xticks(range(len(labels)), labels, fontsize=9)
     ax.set_yticks(range(len(names)), [ARMS[a].label for a in names], fontsize=9)
     figure.colorbar(image, label="accuracy of a linear probe (share correct)")
@@ -128,7 +132,7 @@ def caption_map(dataset: xr.Dataset) -> Figure:
         gap = here.sel(value="conflicting") - here.sel(value="aligned")
         panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
     for theory, name in _THEORY_NAMES.items():
-        here = dataset.accuracy_predicted.sel(theory=theory, arm="clip", predicted_prompt="ensemble")
+        here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # of all alike
         gap = here.sel(group="conflicting") - here.sel(group="aligned")
         panels.append((f"predicted: {name}", _plane(gap)))
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(12, 7.6), layout="constrained", squeeze=False)
@@ -155,9 +159,8 @@ def _plane(found: xr.DataArray) -> np.ndarray:
     return found.transpose("pi_core", "pi_spu", ...).values.reshape(found.sizes["pi_core"], found.sizes["pi_spu"])
 
 
-def against_pi_core(dataset: xr.Dataset) -> Figure:
-    """Both groups of the networks against pi_core, for each pi_spu."""
-    arms = [a for a in _NETWORKS if a in dataset.arm.values]
+def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
+    """Both groups of the arms against pi_core, for each pi_spu."""
     figure, axes = plt.subplots(len(arms), 2, figsize=(11, 3.9 * len(arms)), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
     mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
@@ -181,10 +184,40 @@ def against(dataset: xr.Dataset, axis: str) -> Figure:
         for i, arm in enumerate(str(a) for a in dataset.arm.values):
             here = [v.sel(arm=arm, value=group).values.ravel() for v in (mean, half)]
             _line(ax, x, *here, i, f"{ARMS[arm].label}, trained")
-        if axis != "same_class_weight":
-            _theory(ax, dataset, x, group)
+        _theory(ax, dataset, x, group)
         _axes(ax, axis, plots.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
+    _legend(figure, axes[0])
+    return figure
+
+
+def sharing(dataset: xr.Dataset) -> Figure:
+    """What each arm's embedding keeps and how it classifies, with and without a small digit, named or not."""
+    columns: dict[tuple[float, float], str] = {}
+    for there in dataset.p_companion.values:
+        for named in dataset.pi_companion.values:
+            columns[there, named] = f"small digit w.p. {there:g}\nnamed w.p. {named:g}"
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    kept = studies.interval(dataset.measured.isel(step=-1))
+    for i, arm in enumerate(str(a) for a in dataset.arm.values):
+        colour, marker, _ = _LOOKS[i]
+        for ax, name in zip(axes, ("conflicting", "item"), strict=True):
+            for j, (there, named) in enumerate(columns):
+                at = {"arm": arm, "p_companion": there, "pi_companion": named}
+                both = [x.sel(at | {"value": name}) for x in (mean, half)] if name == "conflicting" else [
+                    x.sel(at | {"measure": name}) for x in kept]  # fmt: skip
+                m, h = (x.item() for x in both)
+                label = ARMS[arm].label if j == 0 else None
+                ax.errorbar(j + 0.1 * i, m, h, fmt=marker, color=colour, ms=6, capsize=3, label=label)
+    for ax, title in zip(axes, (plots.PANELS["conflicting"], "which digit: a linear probe of the image embedding"),
+                         strict=True):  # fmt: skip
+        ax.set_xticks(range(len(columns)), list(columns.values()), fontsize=9)
+        ax.set_xlabel("scenes, captions")
+        ax.set_title(title, fontsize=10)
+        ax.set_ylim(-0.03, 1.03)
+        ax.grid(alpha=0.25, lw=0.6)
+    axes[0].set_ylabel(f"{_ACCURACY}; 95% intervals over seeds")
     _legend(figure, axes[0])
     return figure
 
@@ -197,7 +230,9 @@ def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
             here = dataset.accuracy_predicted.sel(
                 theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
             )
-            label = f"{ARMS[arm].label}: {name} theory"
+            if here.isnull().all():
+                continue
+            label = f"{ARMS[arm].label}: {name} theory, pixels"
             ax.plot(x, here.values.ravel(), dashes, color=_LOOKS[i][0], lw=1.4, alpha=0.6, label=label, zorder=1)
 
 

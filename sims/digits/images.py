@@ -40,6 +40,7 @@ _KNOWN = {
 }
 _BUILTIN_MARGIN = 2  # pixels of background around scikit-learn's 8 x 8 digits, which fill their frame
 _BUILTIN_TEST = 0.2  # share of the images, the last, that are for tests: the writers differ
+_POOLED_SIDE = 12  # pixels, at least, where it is for us to choose
 _LARGEST_IDX = 1 << 30  # bytes, uncompressed
 
 
@@ -79,10 +80,10 @@ class Source:
     digest: str
 
 
-def load(data: str, kinds: tuple[int, ...], pool: int = 1) -> Source:
+def load(data: str, kinds: tuple[int, ...], pool: int | None = 1) -> Source:
     """`builtin`, or `idx:DIR` with the four IDX files of MNIST's names, plain or with .gz.
 
-    pool: pixels of pool x pool are averaged into one; a divisor of the side.
+    pool: pixels of pool x pool are averaged into one, a divisor of half the side; None: as many as leave 12 or more.
     Raises: UsageError saying which file, what is wrong and what is wanted.
     """
     name, parts = _builtin() if data == "builtin" else _idx(data)
@@ -90,6 +91,8 @@ def load(data: str, kinds: tuple[int, ...], pool: int = 1) -> Source:
     for images, labels in parts.values():
         digest.update(images.tobytes() + labels.tobytes())
     side = parts["train"][0].shape[1]
+    if pool is None:
+        pool = max(p for p in range(1, side) if p == 1 or (side % (2 * p) == 0 and side // p >= _POOLED_SIDE))
     if side % (2 * pool):
         raise UsageError(f"--pool must divide half of the images' side, {side // 2}, got {pool}.")
     pooled = {k: (_pooled(images, pool), labels) for k, (images, labels) in parts.items()}
@@ -120,8 +123,8 @@ def _idx(data: str) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         (images, labels), digests = zip(*(read_idx(pathlib.Path(folder), name) for name in names), strict=True)
         found |= dict(zip(names, digests, strict=True))
         where = f"{folder}: {names[0]}"
-        if images.ndim != 3 or images.shape[1] != images.shape[2] or images.shape[1] < 8:
-            raise UsageError(f"{where} must hold square images of 8 pixels or more, has shape {images.shape}.")
+        if images.ndim != 3 or images.shape[1] != images.shape[2] or images.shape[1] < 8 or images.shape[1] % 2:
+            raise UsageError(f"{where} must hold square images of an even side >= 8, has shape {images.shape}.")
         if labels.ndim != 1 or len(labels) != len(images):
             raise UsageError(f"{folder}: {names[1]} must hold a label for each of {len(images)} images, has"
                              f" shape {labels.shape}.")  # fmt: skip
@@ -157,8 +160,8 @@ def read_idx(folder: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
     uint32, the values.  Raises: UsageError for a file that is missing, cut short, too long, or of another kind.
     """
     path = folder / name
-    path = path if path.exists() else folder / f"{name}.gz"
     try:
+        path = path if path.exists() else folder / f"{name}.gz"
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read(_LARGEST_IDX + 1)
     except FileNotFoundError:

@@ -1,14 +1,17 @@
 """What the linear loss's theory (T2, T5) and the whitened one (X10) predict for the digits, from measured moments.
 
-`pixels`: the images' pixels and the captions' word counts take the place of z and u. C, S_I, S_T are measured on
-training scenes, the rule is w = C (t_+ - t_-) of the linear loss, or S_I^-1 C S_T^-1 (t_+ - t_-), t the prompts, and a
-group is right as often as if w.x were normal in each of its cells (label, attribute).
+`pixels`: the images' pixels and the captions' word counts take the place of z and u. C, S_I, S_T are measured on scenes
+of training items, the rule is w = C (t_+ - t_-) of the linear loss, or S_I^-1 C S_T^-1 (t_+ - t_-), t the prompts. A
+group of scenes of test items is right as often as if w.x were normal in each of its cells (label, attribute). X3 gives
+the linear loss's C under a same-class weight; there the whitened rule has no prediction.
 `features`: the two-feature model of the theory, its means and spreads measured along two directions of pixel space:
 the hue's, and the classes' at right angles to it. What captions can name (digit, style, shade) is the spread of a
-feature, what is left its noise.
+feature; what is left is noise, of which the model has one strength: the mean of the two directions' is taken. Captions
+have none. It knows no small digits, and has no prediction where captions name them.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,25 +20,28 @@ import numpy as np
 import scipy.special
 
 import mmcl_theory as mt
+from mmcl_theory import learners
 from sims.digits import captions, encoders, scenes
-from sims.digits.training import GROUPS, Setup, prompt_tokens, ridge
+from sims.digits.training import GROUPS, Setup, draw, prompt_tokens, ridge
 
 PROMPTS = ("class", "ensemble")
 THEORIES = ("linear_pixels", "whitened_pixels", "linear_features", "whitened_features")
+LAW = ("p_spu", "hue_contrast", "p_companion")  # parameters of scenes, not of captions or losses
 _SAMPLES = 16384
 _KEY = 20  # of the scenes that moments are measured on, apart from every run's
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Training scenes with p_spu: pixels (n, d) in float64, and what is in them."""
+    """Scenes: pixels (n, d) in float64, and what is in them."""
 
     scenes: scenes.Scenes
     pixels: np.ndarray
 
     @classmethod
-    def draw(cls, setup: Setup, train: Any, p_spu: float, key: int) -> "Seen":
-        found = scenes.draw(jax.random.key(key), train, _SAMPLES, p_spu, setup.companion)
+    def draw(cls, setup: Setup, point: Mapping[str, Any], items: str, p_spu: float, key: int) -> "Seen":
+        """Of the `train` or `test` items of the point."""
+        found = draw(setup, jax.random.key(key), point, items, _SAMPLES, p_spu)
         return cls(found, np.asarray(found.image, float).reshape(_SAMPLES, -1))
 
     def cells(self) -> list[tuple[int, str, np.ndarray]]:
@@ -47,27 +53,35 @@ class Seen:
 
 
 class Predictor:
-    """Predictions for one p_spu, whatever the captions."""
+    """Predictions for one law of scenes, whatever the captions.
 
-    def __init__(self, setup: Setup, train: Any, p_spu: float):
-        self.setup = setup
-        self.seen = Seen.draw(setup, train, p_spu, _KEY)
-        self.shifted = Seen.draw(setup, train, 0.5, _KEY + 1)
+    point: `train` and `test` items, p_spu, hue_contrast, p_companion.
+    """
+
+    def __init__(self, setup: Setup, point: Mapping[str, Any]):
+        self.setup, p_spu = setup, point["p_spu"]
+        self.model, self.obs = features(Seen.draw(setup, point, "train", 0.5, _KEY + 2), p_spu)
+        self.seen = Seen.draw(setup, point, "train", p_spu, _KEY)
+        self.shifted = Seen.draw(setup, point, "test", 0.5, _KEY + 1)
         self.mean = self.seen.pixels.mean(0)
         self.centred = self.seen.pixels - self.mean
         self.cov = ridge(np.cov(self.centred, rowvar=False))
-        self.model, self.obs = features(self.shifted, p_spu)
 
     def words(self, seen: Seen, caps: mt.data.Captions, pi_companion: float) -> np.ndarray:
         """Word counts of captions of scenes."""
-        tokens = captions.write(jax.random.key(_KEY + 2), self.setup.words, seen.scenes, caps, pi_companion)
+        tokens = captions.write(jax.random.key(_KEY + 3), self.setup.words, seen.scenes, caps, pi_companion)
         return np.asarray(encoders.word_counts(tokens, len(self.setup.words.words)), float)
 
-    def accuracy(self, pi_core: float, pi_spu: float, pi_companion: float) -> np.ndarray:
-        """(THEORIES, prompt, GROUPS): prompts that name the class, and the mean over captions that a class can have."""
+    def accuracy(self, pi_core: float, pi_spu: float, pi_companion: float, weight: float | None) -> np.ndarray:
+        """(THEORIES, prompt, GROUPS): prompts that name the class, and the mean over captions that a class can have.
+
+        weight: of same-class negatives; None: the ordinary loss.
+        """
         caps = mt.captions(pi_core, pi_spu)
         counts = self.words(self.seen, caps, pi_companion)
-        cross = self.centred.T @ counts / (_SAMPLES - 1)
+        number = None if weight is None else jnp.asarray((self.seen.scenes.label + 1) // 2)
+        with jax.enable_x64(True):
+            cross = np.asarray(learners.cross_covariance(self.centred, counts, number, weight))
         cov_text = ridge(np.cov(counts, rowvar=False))
         possible, label = self.words(self.shifted, caps, pi_companion), np.asarray(self.shifted.scenes.label)
         low, high = np.asarray(
@@ -77,10 +91,15 @@ class Predictor:
         linear = [self._groups(cross @ t) for t in prompts]
         whitened = [self._groups(np.linalg.solve(self.cov, cross @ np.linalg.solve(cov_text, t))) for t in prompts]
         with jax.enable_x64(True):
-            found = (mt.theory.mmcl_accuracy(self.model, caps, self.obs),
+            found = (mt.theory.mmcl_accuracy(self.model, caps, self.obs, same_class_weight=weight),
                      mt.theory.whitened_accuracy(self.model, caps, self.obs))  # fmt: skip
             two = [np.array([[float(f.aligned), float(f.conflicting)]] * len(prompts)) for f in found]
-        return np.stack([np.array(linear), np.array(whitened), *two])
+        every = np.stack([np.array(linear), np.array(whitened), *two])
+        if weight is not None:
+            every[[THEORIES.index("whitened_pixels"), THEORIES.index("whitened_features")]] = np.nan
+        if self.setup.companion:
+            every[[THEORIES.index("linear_features"), THEORIES.index("whitened_features")]] = np.nan
+        return every
 
     def _groups(self, rule: np.ndarray) -> list[float]:
         """Accuracy of each group, as if the rule's score were normal in each cell."""
@@ -110,6 +129,7 @@ def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.O
     (mu_core, named_core, left_core), (mu_spu, named_spu, left_spu) = parts
     with jax.enable_x64(True):
         model = mt.intra_class(p_spu, named_core**0.5, named_spu**0.5, mu_core, mu_spu)
+        # s_I^2 = sigma_image^2 / dim_image, the mean of the two.
         obs = mt.observation(dim_image=2, sigma_image=(left_core + left_spu) ** 0.5, dim_text=2, sigma_text=0.0)
     return model, obs
 

@@ -1,8 +1,10 @@
 """Scenes: a digit in light ink on a coloured background, drawn on the device from a key.
 
 The label is the digit's kind; which digit it is, and its style, is the core detail, of high variance within a class.
-The attribute is the background's hue, of low variance: three shades of it, and a little noise. With `companion`, the
-background also holds a small second digit, of the other kind: a detail of the other class.
+The attribute is the background's hue: three shades of it, and a little noise, so that it varies little for how strong
+it is. At full contrast it is a far stronger feature than the digit, beyond what contrasting protects from under the
+linear loss (X4); `hue_contrast` brings the two hues together. With `p_companion`, a scene may hold a small second digit
+of either kind, which says nothing of the label: a detail that other classes share (T4, T6).
 
 Symbols: n scenes, h side of the digit in pixels, w width of the scene (h, or 3h/2 with a companion).
 """
@@ -17,7 +19,7 @@ from mmcl_theory._checks import Scalar
 from sims.digits.images import Items
 
 SHADES = (0.6, 0.8, 1.0)  # dark, medium, light: factors of the hue
-# Hues of equal brightness, (attribute -1, attribute +1): blue and orange, which the colour-blind tell apart.
+# (attribute -1, attribute +1): blue and orange, which the colour-blind tell apart.
 HUES = ((0.15, 0.35, 0.75), (0.75, 0.35, 0.10))
 HUE_NOISE = 0.02  # sd of a background's colour, per channel
 INK = (0.85, 1.0)  # range of the ink's brightness
@@ -29,7 +31,7 @@ class Scenes:
     """image: (n, h, w, 3), in [0, 1] but for the background's noise.  label, attribute: (n,) of -1, +1.
 
     item: (n,) the digit, 0..9.  style: (n, 3) of 0, 1: slanted, thick, large.  shade: (n,) of 0, 1, 2.  companion: (n,)
-    the small digit, 0..9; None without one.
+    the small digit, 0..9, and -1 where there is none; None where there never is.
     """
 
     image: Array
@@ -42,28 +44,38 @@ class Scenes:
 
 
 def draw(
-    key: Key[Array, ""], items: Items, n: int, p_spu: Scalar | Float[Array, " n"], companion: bool = False
+    key: Key[Array, ""],
+    items: Items,
+    n: int,
+    p_spu: Scalar | Float[Array, " n"],
+    hue_contrast: Scalar = 1.0,
+    p_companion: Scalar | None = None,
 ) -> Scenes:
     """n scenes with fair labels; attribute = label w.p. p_spu (1/2: the shifted distribution; 1, 0: one group).
 
-    p_spu: in [0, 1], one for all or one each.  companion: a small digit of the other kind, at the top or the bottom of
-    a strip at the right.  Every image of a kind is equally likely.
+    p_spu: in [0, 1], one for all or one each.  hue_contrast: in [0, 1], of the two hues' distance from their mean.
+    p_companion: chance of a small digit, of all items, at the top or the bottom of a strip at the right; None: no
+    strip.  Every image of a kind is equally likely.
     """
-    keys = dict(zip(("label", "item", "attribute", "shade", "noise", "ink", "other", "place"),
-                    jax.random.split(key, 8), strict=True))  # fmt: skip
+    keys = dict(zip(("label", "item", "attribute", "shade", "noise", "ink", "other", "place", "present"),
+                    jax.random.split(key, 9), strict=True))  # fmt: skip
     items = jax.tree.map(jnp.asarray, items)
     label = jnp.where(jax.random.bernoulli(keys["label"], 0.5, (n,)), 1, -1)
     index = _index(keys["item"], items, label)
     attribute = jnp.where(jax.random.uniform(keys["attribute"], (n,)) < p_spu, label, -label)
     shade = jax.random.randint(keys["shade"], (n,), 0, len(SHADES))
-    hue = jnp.asarray(HUES)[(attribute + 1) // 2]
+    hues = jnp.asarray(HUES)
+    hues = hues.mean(0, keepdims=True) + hue_contrast * (hues - hues.mean(0, keepdims=True))
+    hue = hues[(attribute + 1) // 2]
     background = hue * jnp.asarray(SHADES)[shade][:, None] + HUE_NOISE * jax.random.normal(keys["noise"], (n, 3))
     ink = jax.random.uniform(keys["ink"], (n,), minval=INK[0], maxval=INK[1])
     cover, small_digit = items.ink[index], None
-    if companion:
-        second = _index(keys["other"], items, -label)
-        cover = _beside(cover, items.small[second], jax.random.bernoulli(keys["place"], 0.5, (n,)))
-        small_digit = items.item[second]
+    if p_companion is not None:
+        second = jax.random.randint(keys["other"], (n,), 0, len(items.item))
+        present = jax.random.uniform(keys["present"], (n,)) < p_companion
+        small = jnp.where(present[:, None, None], items.small[second], 0)
+        cover = _beside(cover, small, jax.random.bernoulli(keys["place"], 0.5, (n,)))
+        small_digit = jnp.where(present, items.item[second], -1)
     return Scenes(
         _blend(cover, ink, background), label, attribute, items.item[index], items.style[index], shade, small_digit
     )

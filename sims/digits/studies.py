@@ -1,6 +1,7 @@
 """Which arms are trained over which axes, and what comes of it: results, tables, and both theories' hits and misses."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,12 +17,12 @@ import xarray as xr
 
 from sims import results, store
 from sims.digits import captions, figures, images, moments, training
-from sims.digits.arms import ARMS
+from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, Config, parse_groups
 from sims.flags import Options, UsageError
 from sims.grid import Grid, Task
 
-VALUES = ("aligned", "conflicting", "shifted", "train", "worst")
+VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
 _CONFIDENCE = 0.95
 
 
@@ -104,17 +105,21 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
     arms = config.arms_of(study)
     shape = (len(moments.THEORIES), len(arms), *(len(axes[a]) for a in AXES), len(moments.PROMPTS), 2)
     predicted = np.full(shape, np.nan)
-    for i, p_spu in enumerate(axes["p_spu"]):
-        predictor = moments.Predictor(setup, source.train, p_spu)
-        known: dict[tuple[float, ...], np.ndarray] = {}
-        for index in np.ndindex(*shape[1 : 2 + len(AXES)]):
-            arm, at = ARMS[arms[index[0]]], {a: axes[a][j] for a, j in zip(AXES, index[1:], strict=True)}
-            if not arm.reads or index[1] != i:
+    law: dict[str, float] = {}  # of the scenes that the predictor at hand is for; the axes of scenes come first
+    known: dict[tuple[float | None, ...], np.ndarray] = {}
+    for place in np.ndindex(*shape[2 : 2 + len(AXES)]):
+        at = {a: axes[a][i] for a, i in zip(AXES, place, strict=True)}
+        if law != {name: at[name] for name in moments.LAW}:
+            law, known = {name: at[name] for name in moments.LAW}, {}
+            predictor = moments.Predictor(setup, {"train": source.train, "test": source.test, **law})
+        for i, arm in enumerate(ARMS[name] for name in arms):
+            if not arm.reads:
                 continue
             policy = (*(arm.captions or (at["pi_core"], at["pi_spu"])), at["pi_companion"])
-            if policy not in known:
-                known[policy] = predictor.accuracy(*policy)
-            predicted[(slice(None), *index)] = known[policy]
+            case = (*policy, same_class_weight(arm, at))
+            if case not in known:
+                known[case] = predictor.accuracy(*case)
+            predicted[(slice(None), i, *place)] = known[case]
     return xr.Dataset(
         {"accuracy_predicted": (("theory", "arm", *AXES, "predicted_prompt", "group"), predicted)},
         coords={
@@ -126,30 +131,25 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
 
 
 def accuracy(dataset: xr.Dataset) -> xr.DataArray:
-    """Measured accuracy (arm, seed, *axes, step, prompt, value): both groups, P*, P, the worse group."""
-    measured = dataset.measured
-    groups = xr.concat(
-        [
-            xr.concat(
-                [measured.sel(measure=f"{prompt} {group}", drop=True) for prompt in training.PROMPTS],
-                xr.DataArray(results.names(training.PROMPTS), dims="prompt", name="prompt"),
-            )
+    """Measured accuracy (arm, seed, *axes, step, prompt, value) of test items.
+
+    value: aligned and conflicting, each the mean over both labels; shifted, on P*; train, on the training distribution
+    P; worst, of the four cells (label, attribute).
+    """
+    found = dataset.measured
+    prompts = []
+    for prompt in training.PROMPTS:
+        cells = [
+            [found.sel(measure=f"{prompt} {group} {label}", drop=True) for label in training.LABELS]
             for group in training.GROUPS
-        ],
-        xr.DataArray(results.names(training.GROUPS), dims="value", name="value"),
-    )
-    return with_values(groups, dataset.p_spu)
-
-
-def with_values(groups: xr.DataArray, p_spu: xr.DataArray) -> xr.DataArray:
-    """VALUES from the two groups of the last axis `value`."""
-    aligned, conflicting = (groups.sel(value=g, drop=True) for g in training.GROUPS)
-    train = p_spu * aligned + (1 - p_spu) * conflicting
-    parts = [aligned, conflicting, (aligned + conflicting) / 2, train, np.minimum(aligned, conflicting)]
-    return xr.concat(
-        [part.transpose(*aligned.dims) for part in parts],
-        xr.DataArray(results.names(VALUES), dims="value", name="value"),
-    )
+        ]
+        aligned, conflicting = (sum(both) / 2 for both in cells)
+        train = dataset.p_spu * aligned + (1 - dataset.p_spu) * conflicting
+        worst = functools.reduce(np.minimum, [cell for both in cells for cell in both])
+        values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
+        named = xr.DataArray(results.names(VALUES), dims="value", name="value")
+        prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
+    return xr.concat(prompts, xr.DataArray(results.names(training.PROMPTS), dims="prompt", name="prompt"))
 
 
 def headline(arm: str) -> str:
@@ -229,71 +229,86 @@ def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a theory orders the cells of an arm, by the gap conflicting - aligned: n cells.
+    """How well a theory orders the cells of an arm after a number of steps, by the gap conflicting - aligned.
 
-    rank: Spearman's correlation of predicted and measured gaps, NaN where one does not vary by 1e-3.  signs: share of
-    cells, of those whose measured interval excludes 0, in which the gap's sign is as predicted.  told: their number.
-    error: mean absolute difference of the groups' accuracies.
+    rank: Spearman's correlation of predicted and measured gaps, NaN for fewer than three cells or where one of the two
+    does not vary by 1e-3.  signs: share of cells, of those whose measured interval excludes 0, in which the gap's sign
+    is as predicted.  told: their number.  error: mean absolute difference of the groups' accuracies.  nearer: cells in
+    which it is smaller than the other theory's of the same kind (pixels, features).
     """
 
     arm: str
+    step: int
     theory: str
     cells: int
     rank: float
     signs: float
     told: int
     error: float
+    nearer: int
 
 
 def scores(dataset: xr.Dataset) -> list[Score]:
-    """Each arm that reads against each theory, under the headline prompt, after the last step."""
-    found = accuracy(dataset).isel(step=-1)
+    """Each arm that reads, after each stage, against each theory that predicts it, under the headline prompt."""
     table = []
     for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
-        here = found.sel(arm=arm, prompt=headline(arm))
-        groups = [here.sel(value=group, drop=True) for group in training.GROUPS]
-        mean, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
-        means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
-        for theory in (str(t) for t in dataset.theory.values):
-            predicted = dataset.accuracy_predicted.sel(theory=theory, arm=arm, predicted_prompt=headline(arm))
-            flat = predicted.transpose(*AXES, "group").values.reshape(-1, 2)
-            table.append(_score(arm, theory, flat, means, mean, half))
+        predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
+        flat = predicted.transpose("theory", *AXES, "group").values.reshape(dataset.sizes["theory"], -1, 2)
+        of_arm = accuracy(dataset).sel(arm=arm, prompt=headline(arm))
+        for step in dataset.step.values:
+            groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
+            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
+            means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
+            errors = np.abs(flat - means[None]).mean(-1)
+            for i, theory in enumerate(str(t) for t in dataset.theory.values):
+                if np.isnan(flat[i]).any():
+                    continue
+                other = errors[i ^ 1]  # the theories stand in pairs
+                expected = flat[i, :, 1] - flat[i, :, 0]
+                table.append(_score(arm, int(step), theory, expected, gap, half, errors[i], other))
     return table
 
 
-def _score(arm: str, theory: str, predicted: np.ndarray, means: np.ndarray, gap: np.ndarray, half: np.ndarray) -> Score:
-    expected = predicted[:, 1] - predicted[:, 0]
+def _score(
+    arm: str,
+    step: int,
+    theory: str,
+    expected: np.ndarray,
+    gap: np.ndarray,
+    half: np.ndarray,
+    error: np.ndarray,
+    other: np.ndarray,
+) -> Score:
     told = np.abs(gap) > half
     rank = math.nan
     if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
         rank = float(scipy.stats.spearmanr(expected, gap).statistic)
     signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
-    return Score(arm, theory, len(gap), rank, signs, int(told.sum()), float(np.abs(predicted - means).mean()))
+    nearer = int((error < other).sum())
+    return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
 
 
 def text(dataset: xr.Dataset) -> str:
     """Each arm and cell after the last step under its headline prompt, then each theory's score."""
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
     axes = varying(dataset)
-    lines = [["arm", *axes, *(f"{v} +- 95%" for v in ("aligned", "conflicting", "shifted", "worst"))]]
+    shown = ("aligned", "conflicting", "shifted", "worst")
+    lines = [["arm", *axes, *(f"{v} +- 95%" for v in shown)]]
     for arm in dataset.arm.values:
         for index in np.ndindex(*(dataset.sizes[a] for a in AXES)):
             at = dict(zip(AXES, index, strict=True))
             line = [ARMS[str(arm)].label, *(f"{dataset[a].values[at[a]]:g}" for a in axes)]
-            for value in ("aligned", "conflicting", "shifted", "worst"):
+            for value in shown:
                 m, h = (x.isel(at).sel(arm=arm, value=value).item() for x in (mean, half))
                 line.append(f"{m:.3f} +- {h:.3f}")
             lines.append(line)
-    told = [["arm", "theory", "cells", "rank correlation", "signs right", "mean difference"]]
+    told = [["arm", "steps", "theory", "rank correlation", "signs right", "mean difference", "nearer in cells"]]
     for s in scores(dataset):
-        told.append(
-            [ARMS[s.arm].label, s.theory, str(s.cells), f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}", f"{s.error:.3f}"]
-        )
-    steps = int(dataset.step.values[-1])
-    head = f"after {steps} steps, {dataset.sizes['seed']} seeds:"
-    return "\n".join(
-        [head, _aligned(lines), "", "predicted against measured, gap conflicting - aligned:", _aligned(told)]
-    )
+        told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}",
+                     f"{s.error:.3f}", f"{s.nearer} of {s.cells}"])  # fmt: skip
+    head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
+    below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
+    return "\n".join([head, _aligned(lines), "", below, _aligned(told)])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

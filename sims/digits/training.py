@@ -23,8 +23,13 @@ from sims.grid import Task
 
 PROMPTS = ("class", "item", "ensemble")
 GROUPS = ("aligned", "conflicting")
-FEATURES = ("item", "hue", "slant", "stroke", "size")
-MEASURES = (*(f"{prompt} {group}" for prompt in PROMPTS for group in GROUPS), *FEATURES, "temperature")
+LABELS = ("low", "high")  # -1, +1
+FEATURES = ("item", "hue", "slant", "stroke", "size", "companion")
+MEASURES = (
+    *(f"{prompt} {group} {label}" for prompt in PROMPTS for group in GROUPS for label in LABELS),
+    *FEATURES,
+    "temperature",
+)
 _ENSEMBLE = 256  # captions of each class
 _RIDGE = 1e-3  # of probes and closed forms, relative to the mean variance of a feature
 
@@ -73,7 +78,8 @@ class Setup:
 def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
     """The arm's task for the engine. shared: `train` and `test` items. A run's outcomes are (stage, MEASURES).
 
-    NaN: an arm without text has no prompts, one without a temperature none; runs that diverge give infinities.
+    NaN: an arm without text has no prompts, one without a temperature none, scenes without a small digit no probe of
+    it; runs that diverge give infinities.
     """
     arm = ARMS[name]
 
@@ -95,8 +101,14 @@ def policy(arm: Arm, point: Point) -> mt.data.Captions:
 def pairs(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, n: int) -> tuple[scenes.Scenes, Array]:
     """n training scenes and the tokens of their captions."""
     key_scene, key_text = jax.random.split(key)
-    seen = scenes.draw(key_scene, point["train"], n, point["p_spu"], setup.companion)
+    seen = draw(setup, key_scene, point, "train", n, point["p_spu"])
     return seen, captions.write(key_text, setup.words, seen, policy(arm, point), point["pi_companion"])
+
+
+def draw(setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any) -> scenes.Scenes:
+    """n scenes of the `train` or `test` items, with the axes' contrast and small digits."""
+    p_companion = point["p_companion"] if setup.companion else None
+    return scenes.draw(key, point[items], n, p_spu, point["hue_contrast"], p_companion)
 
 
 def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
@@ -172,7 +184,9 @@ def closed_form(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> St
     pixels = seen.image.reshape(setup.closed, -1)
     counts = encoders.word_counts(tokens, len(setup.words.words))
     mean = pixels.mean(0)
-    cross = learners.cross_covariance(pixels, counts)
+    weight = arms.same_class_weight(arm, point)
+    number = None if weight is None else (seen.label + 1) // 2
+    cross = learners.cross_covariance(pixels, counts, number, weight)
     if arm.theta == 0:
         return {"w": learners.linear_optimum(cross), "mean": mean}
     return {"w": learners.whitened_optimum(cross, covariance(pixels), covariance(counts), arm.theta), "mean": mean}
@@ -193,58 +207,74 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     """MEASURES of what has been learnt: accuracies, what linear probes find in the image embedding, temperature.
 
     Probes are fitted on training items: those of FEATURES on P*, the label's for an arm without a classifier on P.
+    Those of two values are scored by balanced accuracy, so that chance is 1/2; items, of ten values, by accuracy.
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
     n = setup.test
     p_test = jnp.repeat(jnp.array([1.0, 0.0]), n)  # the aligned group, then the conflicting one
-    tests = scenes.draw(keys[0], point["test"], 2 * n, p_test, setup.companion)
+    tests = draw(setup, keys[0], point, "test", 2 * n, p_test)
     p_fit = jnp.concatenate([jnp.full(2 * n, 0.5), jnp.broadcast_to(point["p_spu"], (2 * n,))])
-    fits = scenes.draw(keys[1], point["train"], 4 * n, p_fit, setup.companion)
+    fits = draw(setup, keys[1], point, "train", 4 * n, p_fit)
     features = embed_image(arm, setup, params, jnp.concatenate([tests.image, fits.image]))
     test, shifted, seen = features[: 2 * n], features[2 * n : 4 * n], features[4 * n :]
-    accuracy = jnp.full((len(PROMPTS), len(GROUPS)), jnp.nan)
+    accuracy = jnp.full((len(PROMPTS), len(GROUPS) * len(LABELS)), jnp.nan)
     if arm.reads:
         prompts = prompt_embeddings(arm, setup, keys[2], point, params)
         predicted = [2 * (test @ prompts[name].T).argmax(1) - 1 for name in ("class", "ensemble")]
         item = (test @ prompts["item"].T).argmax(1)
         predicted.insert(PROMPTS.index("item"), jnp.asarray(setup.kinds)[item])
-        accuracy = jnp.stack([_by_group(guess == tests.label) for guess in predicted])
+        accuracy = jnp.stack([_by_cell(guess == tests.label, tests.label) for guess in predicted])
     elif arm.loss == "cross_entropy":
-        accuracy = accuracy.at[0].set(_by_group(2 * _head(params, test).argmax(1) - 1 == tests.label))
+        accuracy = accuracy.at[0].set(_by_cell(2 * _head(params, test).argmax(1) - 1 == tests.label, tests.label))
     else:
         score = probe(seen, fits.label[2 * n :, None].astype(seen.dtype), test)
-        accuracy = accuracy.at[0].set(_by_group((score[:, 0] > 0) == (tests.label > 0)))
+        accuracy = accuracy.at[0].set(_by_cell((score[:, 0] > 0) == (tests.label > 0), tests.label))
     score = probe(shifted, _targets(jax.tree.map(lambda x: x[: 2 * n], fits)), test)
-    kept = jnp.concatenate(
-        [
-            (score[:, :ITEMS].argmax(1) == tests.item)[:, None],
-            ((score[:, ITEMS] > 0.5) == (tests.attribute > 0))[:, None],
-            (score[:, ITEMS + 1 :] > 0.5) == (tests.style == 1),
-        ],
-        1,
-    ).mean(0)
+    two = jnp.concatenate([((tests.attribute + 1) // 2)[:, None], tests.style], 1)
+    last = ITEMS + two.shape[1]
+    kept = [
+        (score[:, :ITEMS].argmax(1) == tests.item).mean()[None],
+        _balanced((score[:, ITEMS:last] > 0.5) == (two == 1), two),
+        jnp.full(1, jnp.nan),
+    ]
+    if tests.companion is not None:
+        there = tests.companion >= 0
+        right = (score[:, last:].argmax(1) == tests.companion) & there
+        kept[2] = jnp.where(there.any(), right.sum() / jnp.maximum(there.sum(), 1), jnp.nan)[None]
     temperature = jnp.exp(-params["scalars"]["log_scale"]) if "scalars" in params else jnp.nan
-    found = jnp.concatenate([accuracy.ravel(), kept, jnp.reshape(temperature, (1,))])
+    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.reshape(temperature, (1,))])
     whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
     return jnp.where(whole, found, jnp.inf)
 
 
-def _by_group(right: Array) -> Float[Array, " groups"]:
-    """Shares of the two halves."""
-    return right.reshape(len(GROUPS), -1).mean(1)
+def _by_cell(right: Array, label: Array) -> Float[Array, " cells"]:
+    """Shares right, for each half of the scenes and each label."""
+    cell = jnp.stack([(label == y) & half for half in _halves(len(label)) for y in (-1, 1)], 1)
+    return (right[:, None] & cell).sum(0) / cell.sum(0)
+
+
+def _halves(n: int) -> tuple[Array, Array]:
+    first = jnp.arange(n) < n // 2
+    return first, ~first
+
+
+def _balanced(right: Array, target: Array) -> Float[Array, " targets"]:
+    """Mean over a target's two values of the share that is right."""
+    values = jnp.stack([target == 0, target == 1])
+    return ((right[None] & values).sum(1) / values.sum(1)).mean(0)
 
 
 def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h w c"]) -> Float[Array, "n r"]:
-    """Image embeddings; of a closed form, pixels without their mean."""
+    """Image embeddings; of a closed form, W^T x, an entry a word."""
     if arm.loss is None:
-        return image.reshape(len(image), -1) - params["mean"][None, :]
+        return (image.reshape(len(image), -1) - params["mean"][None, :]) @ params["w"]
     return setup.modules(arm)[0].apply(params["image"], image).astype(jnp.zeros((), float).dtype)
 
 
 def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"]) -> Float[Array, "n r"]:
-    """Text embeddings, of unit length; of a closed form, W u."""
+    """Text embeddings, of unit length; of a closed form, word counts."""
     if arm.loss is None:
-        return encoders.word_counts(tokens, len(setup.words.words)) @ params["w"].T
+        return encoders.word_counts(tokens, len(setup.words.words))
     embedded = setup.modules(arm)[1].apply(params["text"], tokens).astype(jnp.zeros((), float).dtype)
     return embedded / jnp.linalg.norm(embedded, axis=1, keepdims=True)
 
@@ -257,7 +287,7 @@ def prompt_embeddings(
     ensemble: over captions of the arm's own policy with items, styles and colours drawn evenly, whatever the label.
     """
     key_scene, key_text = jax.random.split(key)
-    drawn = scenes.draw(key_scene, point["train"], 2 * _ENSEMBLE, 0.5, setup.companion)
+    drawn = draw(setup, key_scene, point, "train", 2 * _ENSEMBLE, 0.5)
     tokens = captions.write(key_text, setup.words, drawn, policy(arm, point), point["pi_companion"])
     written = [jnp.asarray(prompt_tokens(setup, name)) for name in ("class", "item")]
     embedded = embed_text(arm, setup, params, jnp.concatenate([*written, tokens]))
@@ -289,6 +319,8 @@ def probe(
 
 
 def _targets(seen: scenes.Scenes) -> Float[Array, "n targets"]:
-    """The items one-hot, then hue and styles as 0, 1."""
+    """The items one-hot, then hue and styles as 0, 1, then the small digits one-hot, if there may be any."""
     hue = ((seen.attribute + 1) // 2)[:, None]
-    return jnp.concatenate([jax.nn.one_hot(seen.item, ITEMS), hue, seen.style], 1).astype(jnp.zeros((), float).dtype)
+    small = [] if seen.companion is None else [jax.nn.one_hot(seen.companion, ITEMS)]
+    found = jnp.concatenate([jax.nn.one_hot(seen.item, ITEMS), hue, seen.style, *small], 1)
+    return found.astype(jnp.zeros((), float).dtype)
