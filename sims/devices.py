@@ -22,7 +22,9 @@ def define_flags() -> None:
     """The flags that every experiment shares."""
     define("memory_gb", None, "memory for a compiled block, GiB, > 0; none: half the machine's, or 0.8 of a device's",
            optional(number))  # fmt: skip
-    flags.DEFINE_bool("overwrite", False, "measure anew what --out holds, whatever run it is of")
+    flags.DEFINE_bool(
+        "overwrite", False, "measure anew what --out holds, whatever run it is of; a repeat with it starts anew again"
+    )
     flags.DEFINE_bool("dry_run", False, "print cells, memory, compile and run time, and write nothing")
     flags.DEFINE_bool("x64", False, "measure in float64 (predictions always are)")
     define("cpu_devices", None, "devices that a CPU is split into, >= 1; none: one a core", optional(integer))

@@ -221,8 +221,8 @@ def compile_task(task: Task, size: int, axes: Sequence[str], static: Point, budg
     cpu = devices[0].platform == "cpu"
     batch, allowed = per_device, budget
     if cpu:
-        lowered = _lower(task, 2 * len(devices), 2, axes, static, devices)[0][-1]
-        batch = 1 if "lapack" in lowered.as_text() else _FIRST_BATCH
+        lowered = _lower(task, 2 * len(devices), 2, axes, static, devices)[0]
+        batch = 1 if any("lapack" in part.as_text() for part in lowered) else _FIRST_BATCH
         allowed = min(budget, _CACHE_BYTES * len(devices))
     while True:
         batch = _even(per_device, batch)

@@ -45,14 +45,16 @@ def measure(
     if first:
         store.check(out, config, options.overwrite)
     fresh = options.overwrite or not (out / store.RESULTS).exists()
-    if first and not fresh and (dataset := _complete(out)) is not None:
+    if first and not fresh and not options.dry_run and (dataset := _complete(out)) is not None:
         print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
-        for name in ("begun", "read", "measured"):  # the other processes find nothing to do
+        for name in ("begun", "read", "measured", "finished"):  # the other processes find nothing to do
             _barrier(name)
         return dataset
     programs = Programs(grid, memory_budget(options.memory_gb))
     if fresh:
         store.check_disk(out, grid)
+    else:
+        store.Measured.check(out, variable, grid)
     done = np.zeros(grid.blocks_shape, bool) if fresh else store.Measured(out, variable, grid).read()[1]
     if options.dry_run:
         plan = _plan(grid, done, programs)
@@ -63,12 +65,17 @@ def measure(
     with store.locked(out) if first else contextlib.nullcontext():
         try:
             if first:
+                store.check(out, config, options.overwrite)  # again: another run may have begun in the meantime
                 store.begin(out, config, options.overwrite)
                 store.Measured.create(out, variable, grid)
             _barrier("begun")
             _measure_missing(out, store.Measured(out, variable, grid), programs, options.keep_checkpoints)
             _barrier("measured")
-            return _finish(out, config, variable, grid, finish) if first else None
+            if first and not options.keep_checkpoints:
+                store.remove_checkpoints(out)
+            dataset = _finish(out, config, variable, grid, finish) if first else None
+            _barrier("finished")  # JAX ends a process whose others have left for long
+            return dataset
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 raise

@@ -16,8 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -115,6 +113,8 @@ def locked(out: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 100).decode(errors="replace").strip()
             raise UsageError(f"--out={out} is being written by another run ({holder}); wait for it.") from None
+        except OSError as error:
+            raise UsageError(f"--out={out} is on a file system that cannot lock files ({error.strerror}).") from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield
@@ -132,8 +132,9 @@ def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
         for old in out.iterdir():
             if old.is_dir() and (old.suffix == ".zarr" or old.name == _CHECKPOINTS):
                 shutil.rmtree(old)
-            elif old.suffix in (".json", ".csv", ".png", ".pdf"):
+            elif old.suffix in (".csv", ".png", ".pdf"):
                 old.unlink()
+        path.unlink(missing_ok=True)  # the last, so that a folder cut short here is still a run's
     if not path.exists():
         found = {"format": FORMAT, "config": config, "config_hash": config_hash(config), "provenance": provenance()}
         write_text(path, json.dumps(found, indent=1) + "\n")
@@ -196,13 +197,7 @@ class Measured:
         """
         path = out / RESULTS
         if path.exists():
-            try:
-                array = zarr.open_group(path, mode="r")[name]
-                if array.shape != grid.shape or array.chunks != grid.chunks:
-                    raise ValueError(f"{name} has another shape")
-            except Exception as error:  # zarr raises many kinds for a damaged store
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise UsageError(f"{path} is damaged ({reason}); --overwrite measures anew.") from None
+            cls.check(out, name, grid)
             return
         beside = _beside(path)
         shutil.rmtree(beside, ignore_errors=True)
@@ -217,6 +212,18 @@ class Measured:
             dimension_names=grid.dims,
         )
         os.replace(beside, path)
+
+    @staticmethod
+    def check(out: pathlib.Path, name: str, grid: Grid) -> None:
+        """Raises: UsageError if the variable that is there is damaged, or of another shape."""
+        path = out / RESULTS
+        try:
+            array = zarr.open_group(path, mode="r")[name]
+            if array.shape != grid.shape or array.chunks != grid.chunks:
+                raise ValueError(f"{name} has another shape")
+        except Exception as error:  # zarr raises many kinds for a damaged store
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"{path} is damaged ({reason}); --overwrite measures anew.") from None
 
     def write(self, block: tuple[int, ...], values: np.ndarray) -> None:
         """Store a block: a whole chunk, moved into place."""
@@ -254,10 +261,10 @@ class Checkpoint:
             with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found = list(file["outcomes"])
                 leaves = [file[f"state_{i}"] for i in range(len(wanted))]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or damaged
+        except Exception:  # none, or whatever NumPy and its archives say to damaged bytes
             return 0, None, []
         if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in wanted]:
-            return 0, None, []  # of another number of devices
+            return 0, None, []  # padded for other devices or another batch
         return len(found), jax.tree.unflatten(structure, leaves), found
 
     def save(self, state: Any, found: list[np.ndarray]) -> None:
@@ -272,10 +279,13 @@ class Checkpoint:
         os.replace(beside, self.path)
 
     def remove(self) -> None:
-        """Remove the file, and the folder with the last one."""
+        """Remove the file; the folder stays, other processes may be about to write into it."""
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.parent.rmdir()
+
+
+def remove_checkpoints(out: pathlib.Path) -> None:
+    """Remove what is left of them, once everything is measured."""
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
 
 
 def _x64() -> bool:

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,9 @@ import pytest
 import xarray as xr
 
 from sims import grid, results, store
-from sims.flags import DEFAULTS, Options, WorkFailed
+from sims.flags import DEFAULTS, Options, UsageError, WorkFailed
 from sims.grid import Grid, Programs, Task, run_blocks
+from tests.test_sims_command import ROOT
 
 STAGES = (2, 3, 5)
 BOUNDS = np.cumsum((0, *STAGES))
@@ -146,7 +149,18 @@ def lacking(path: pathlib.Path):
         np.savez(path, outcomes=file["outcomes"])
 
 
-@pytest.mark.parametrize("damage", [cut, flip, of_another_shape, lacking])
+def empty(path: pathlib.Path):
+    path.write_bytes(b"")
+
+
+def flip_directory(path: pathlib.Path):
+    """A bit of the archive's own table, such as says that a file in it is encrypted."""
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, of_another_shape, lacking, empty, flip_directory])
 def test_a_damaged_checkpoint_is_left_aside(tmp_path, damage):
     with pytest.raises(Killed):
         run(a_grid(), killed_after(tmp_path, 2))
@@ -166,6 +180,51 @@ def test_checkpoints_go_with_their_block_unless_kept(tmp_path):
     np.testing.assert_array_equal(gone.measured, kept.measured)
     measure(tmp_path / "kept", Options(overwrite=True))
     assert not (tmp_path / "kept" / "checkpoints").exists()
+
+
+def test_a_kill_inside_a_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    save = np.savez
+    left = [1]
+
+    def half(file, **arrays):
+        if left[0] == 0:
+            file.write(b"half of it")
+            raise Killed
+        left[0] -= 1
+        save(file, **arrays)
+
+    monkeypatch.setattr(store.np, "savez", half)
+    with pytest.raises(Killed):
+        run(a_grid(), functools.partial(store.Checkpoint, tmp_path))
+    monkeypatch.setattr(store.np, "savez", save)
+    (path,) = (tmp_path / "checkpoints").glob("[!.]*")
+    with np.load(path) as file:
+        assert len(file["outcomes"]) == 1
+    np.testing.assert_array_equal(run(a_grid(), functools.partial(store.Checkpoint, tmp_path)), run(a_grid()))
+
+
+def test_a_checkpoint_of_a_block_that_is_done_goes_too(tmp_path, monkeypatch):
+    """Killed after the block was stored and before its checkpoint went."""
+
+    def dying(self):
+        raise Killed
+
+    remove = store.Checkpoint.remove
+    monkeypatch.setattr(store.Checkpoint, "remove", dying)
+    with pytest.raises(Killed):
+        measure(tmp_path)
+    monkeypatch.setattr(store.Checkpoint, "remove", remove)
+    assert list((tmp_path / "checkpoints").iterdir())
+    measure(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_start_that_factorises_runs_alone():
+    def factorising(key, point):
+        return {**begin(key, point), "least": jnp.linalg.solve(jnp.eye(3), jnp.ones(3))[0]}
+
+    assert grid.compile_task(STAGED, 16, ["x"], {}, np.inf).batch > 1
+    assert grid.compile_task(dataclasses.replace(STAGED, start=factorising), 16, ["x"], {}, np.inf).batch == 1
 
 
 def test_a_full_disk_between_stages_stops_the_run_which_goes_on_later(tmp_path, monkeypatch):
@@ -209,3 +268,48 @@ def test_a_stage_that_fails_is_marked(tmp_path):
     assert np.isfinite(np.delete(values, 1, axis=2)).all() and np.isfinite(values[:, :, 1, [0, 2]]).all()
     lacks = run(a_grid(dataclasses.replace(STAGED, kernel=failing, may_lack=True)))
     assert np.isnan(lacks[:, :, 1, 1]).all()
+
+
+def test_a_dry_run_of_a_finished_folder_changes_nothing(tmp_path, capsys):
+    measure(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert measure(tmp_path, Options(dry_run=True)) is None
+    assert "nothing was written" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_damaged_metadata_are_told_in_a_line(tmp_path):
+    measure(tmp_path)
+    (tmp_path / "results.zarr" / "measured" / "zarr.json").write_text("")
+    with pytest.raises(UsageError, match=r"is damaged .*--overwrite measures anew"):
+        measure(tmp_path)
+
+
+def test_a_run_that_began_in_the_meantime_is_seen(tmp_path, monkeypatch):
+    """Another config is written between the check of the folder and its lock."""
+    checked = results._check_memory
+
+    def meanwhile(*args):
+        checked(*args)
+        store.begin(tmp_path, {"command": "another", "x64": True})
+
+    monkeypatch.setattr(results, "_check_memory", meanwhile)
+    tmp_path.joinpath(".lock").touch()
+    with pytest.raises(UsageError, match="differs in command"):
+        measure(tmp_path)
+    assert store.read_config(tmp_path)["command"] == "another"
+
+
+@pytest.mark.slow
+def test_stages_on_several_devices_are_the_same(tmp_path):
+    code = """
+import sys, jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+from tests import test_sims_stages as stages
+assert jax.device_count() == 8
+np.save(sys.argv[1], stages.run(stages.a_grid()))
+"""
+    path = tmp_path / "found.npy"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True)
+    np.testing.assert_allclose(np.load(path), run(a_grid()), rtol=0, atol=1e-12)

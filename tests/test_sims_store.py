@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,28 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     begin(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
     assert names(tmp_path) == [".lock", "config.json", "notes.txt"]
+    assert store.read_config(tmp_path)["seed"] == 1
+
+
+def test_an_overwriting_that_is_killed_can_be_repeated(tmp_path, monkeypatch):
+    begin(tmp_path)
+    store.Measured.create(tmp_path, "accuracy", GRID)
+    (tmp_path / "summary.csv").write_text("old")
+    unlink = pathlib.Path.unlink
+    left = [2]
+
+    def dying(self, missing_ok=False):
+        if self.name == "config.json" or left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(pathlib.Path, "unlink", dying)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
+    monkeypatch.setattr(pathlib.Path, "unlink", unlink)
+    assert "config.json" in names(tmp_path) and "results.zarr" not in names(tmp_path)
+    begin(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
     assert store.read_config(tmp_path)["seed"] == 1
 
 
