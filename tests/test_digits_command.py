@@ -14,7 +14,7 @@ import xarray as xr
 
 from sims import devices, results, show, store
 from sims.digits import __main__ as main
-from sims.digits import images, moments, studies, training
+from sims.digits import figures, images, moments, studies, training
 from sims.digits.arms import ARMS
 from sims.digits.config import ARMS_OF, AXES, GRIDS, PRESETS, STUDIES, Config, parse_groups
 from sims.flags import DEFAULTS, Options, UsageError, run_main
@@ -55,7 +55,7 @@ def command(capsys, monkeypatch):
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),
         ("--data=mnist", "--data must be builtin or idx:DIR"),
         ("--data=idx:/nowhere", "has no train-images-idx3-ubyte"),
-        ("--memory_gb=0.001", "a run of clip needs about"),
+        pytest.param("--memory_gb=0.001", "a run of clip needs about", marks=pytest.mark.slow),
         ("extra", "unexpected argument"),
     ],
 )
@@ -70,7 +70,9 @@ def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told
 def test_help_explains_every_flag():
     shown = subprocess.run([sys.executable, "-m", "sims.digits", "--help"], cwd=ROOT, capture_output=True, text=True)
     printed = shown.stdout
-    assert shown.returncode == 0 and "jax" not in shown.stderr
+    assert shown.returncode == 0
+    code = "import sys, sims.digits.__main__; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     for field in dataclasses.fields(Config):
         assert f"--{field.name}:" in printed or f"--[no]{field.name}:" in printed, field.name
 
@@ -131,7 +133,7 @@ def test_a_study_leaves_results_table_and_figures(finished):
     assert "checkpoints" not in folder
     assert dataset.measured.dims == ("arm", "seed", *AXES, "step", "measure")
     assert dataset.attrs["failed"] == 0
-    shape = (4, 2, 1, 2, 2, 1, 1, 1, 2, 2)
+    shape = (4, 2, 1, 1, 1, 2, 2, 1, 1, 1, 2, 2)
     assert dataset.accuracy_predicted.shape == shape and bool(dataset.accuracy_predicted.notnull().all())
     lines = (out / "captions" / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 4 * 2 * 3
@@ -176,9 +178,10 @@ def a_dataset(measured, predicted, study="captions", arms=("clip",), seeds=4):
     )
     for prompt in training.PROMPTS:
         for i, group in enumerate(training.GROUPS):
-            full.loc[{"measure": f"{prompt} {group}"}] = measured[..., i].reshape(shape[:-1])
+            for label in training.LABELS:
+                full.loc[{"measure": f"{prompt} {group} {label}"}] = measured[..., i].reshape(shape[:-1])
     filled = xr.DataArray(
-        np.full((len(moments.THEORIES), len(arms), *shape[2:8], len(moments.PROMPTS), 2), np.nan),
+        np.full((len(moments.THEORIES), len(arms), *shape[2 : 2 + len(AXES)], len(moments.PROMPTS), 2), np.nan),
         dims=("theory", "arm", *AXES, "predicted_prompt", "group"),
         coords={
             "theory": list(moments.THEORIES),
@@ -186,7 +189,9 @@ def a_dataset(measured, predicted, study="captions", arms=("clip",), seeds=4):
             "group": list(training.GROUPS),
         },
     )
-    filled[:] = predicted.reshape(1, 1, 1, cells, 1, 1, 1, 1, 1, 2)
+    at = [1] * (2 + len(AXES) + 1)
+    at[2 + AXES.index("pi_core")] = cells
+    filled[:] = predicted.reshape(*at, 2)
     return xr.Dataset({"measured": full, "accuracy_predicted": filled}, attrs={"config": json.dumps({"study": study})})
 
 
@@ -224,6 +229,16 @@ def test_scores_tell_a_right_theory_from_a_wrong_one():
     assert wrong.rank == -1.0 and wrong.signs == 0.0 and wrong.error > 0.1
 
 
+@pytest.mark.parametrize("arms", [("whitened",), ("linear_mmcl", "whitened"), ("clip_linear",)])
+def test_captions_are_drawn_for_any_of_their_arms(arms):
+    rng = np.random.default_rng(0)
+    dataset = a_dataset(rng.random((len(arms), 4, 3, 2)), rng.random((3, 2)), "captions", arms)
+    made = figures.of("captions", dataset)
+    assert ("pi_core" in made) == ("clip_linear" in arms)
+    for figure in made.values():
+        plt.close(figure)
+
+
 def test_scores_say_what_they_cannot_tell():
     flat = scored([-0.4, -0.1, 0.2, 0.3], [-1.0] * 4)
     assert np.isnan(flat.rank) and flat.signs == 0.5
@@ -235,23 +250,31 @@ def test_scores_say_what_they_cannot_tell():
 def test_every_study_has_figures_that_name_their_axes(study):
     arms = ARMS_OF[study]
     rng = np.random.default_rng(0)
-    axis = {"captions": "pi_core", "correlation": "p_spu", "contrasting": "same_class_weight"} | {
-        "temperature": "temperature", "sharing": "pi_companion", "arms": "pi_core"}  # fmt: skip
+    axis = {
+        "captions": "pi_core",
+        "correlation": "p_spu",
+        "contrasting": "same_class_weight",
+        "temperature": "temperature",
+        "sharing": "pi_companion",
+        "arms": "pi_core",
+        "strength": "hue_contrast",
+    }
     cells = 1 if study == "arms" else 3
     dataset = a_dataset(rng.random((len(arms), 4, cells, 2)), rng.random((cells, 2)), study, arms)
     if axis[study] != "pi_core":
         dataset = dataset.rename({"pi_core": "moved"}).rename({axis[study]: "pi_core"}).rename({"moved": axis[study]})
-    from sims.digits import figures
-
     made = figures.of(study, dataset)
     assert made
     for figure in made.values():
         figure.canvas.draw()
-        assert any(ax.get_xlabel() or ax.get_xticklabels() for ax in figure.axes)
+        panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+        named = [bool(ax.get_xlabel() or any(t.get_text() for t in ax.get_xticklabels())) for ax in panels]
+        side = panels[0].get_ylabel() or any(t.get_text() for t in panels[0].get_yticklabels())
+        assert panels and all(named) and side
         plt.close(figure)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_smoke_preset_runs_networks_and_survives_a_kill(tmp_path, monkeypatch):
     """The real encoders, in float32; killed after the first checkpoint it ends with the same bits."""
     config = dataclasses.replace(

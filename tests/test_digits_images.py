@@ -94,7 +94,8 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
         (IMAGES, idx(digits(40, 0)[0]) + b"x", "must have 2576 bytes"),
         (IMAGES, bytes([0, 0, 0x0D, 3]) + bytes(12), "starts with 00000d03"),
         (IMAGES, idx(np.zeros((40, 8, 9))), "must hold square images"),
-        (IMAGES, idx(np.zeros((40, 6, 6))), "8 pixels or more"),
+        (IMAGES, idx(np.zeros((40, 6, 6))), "of an even side >= 8"),
+        (IMAGES, idx(np.zeros((40, 9, 9))), "of an even side >= 8"),
         (IMAGES, idx(np.zeros((40, 10, 10))), "differ in size"),
         (IMAGES, idx(np.zeros((39, 8, 8))), "a label for each of 39 images"),
         (LABELS, idx(np.arange(40) % 11), "must hold labels 0-9, has label 10"),
@@ -123,6 +124,11 @@ def test_damaged_gzip_is_refused(folder, damage):
     path.with_name(f"{IMAGES}.gz").write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read"):
         load(folder)
+
+
+def test_a_name_that_cannot_be_is_told():
+    with pytest.raises(UsageError, match=r"cannot be read .*too long"):
+        load("x" * 300)
 
 
 @pytest.mark.parametrize("data", ["idx", "idx:", "mnist", "IDX:x", ""])

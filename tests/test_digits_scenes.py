@@ -22,7 +22,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def seen(source):
-    return scenes.draw(jax.random.key(0), source.train, N, 0.9, companion=True)
+    return scenes.draw(jax.random.key(0), source.train, N, 0.9, p_companion=0.75)
 
 
 def assert_share(found, expected, alpha=1e-6):
@@ -48,10 +48,23 @@ def test_each_scene_may_have_its_own_p_spu(source):
     assert found.companion is None and found.image.shape == (100, 12, 12, 3)
 
 
-def test_items_are_of_the_labels_kind_and_companions_of_the_other(seen):
-    kinds = np.array(KINDS)
+def test_items_are_of_the_labels_kind_and_small_digits_of_either(seen):
+    kinds, small = np.array(KINDS), np.asarray(seen.companion)
     np.testing.assert_array_equal(kinds[np.asarray(seen.item)], seen.label)
-    np.testing.assert_array_equal(kinds[np.asarray(seen.companion)], -np.asarray(seen.label))
+    assert_share((small >= 0).mean(), 0.75)
+    there = small >= 0
+    z = np.corrcoef(kinds[small[there]], np.asarray(seen.label)[there])[0, 1] * there.sum() ** 0.5
+    assert abs(z) < scipy.stats.norm.isf(1e-6 / 2)
+    assert set(small[there]) == set(range(10))
+
+
+def test_contrast_brings_the_hues_together(source):
+    for contrast in (1.0, 0.25, 0.0):
+        found = scenes.draw(jax.random.key(8), source.train, N, 0.5, contrast)
+        corner = np.asarray(found.image)[:, 0, 0] / np.array(scenes.SHADES)[np.asarray(found.shade)][:, None]
+        apart = [corner[np.asarray(found.attribute) == a].mean(0) for a in (1, -1)]
+        wanted = contrast * (np.array(scenes.HUES[1]) - np.array(scenes.HUES[0]))
+        np.testing.assert_allclose(apart[0] - apart[1], wanted, atol=6 * 0.035 / (N / 4) ** 0.5)
 
 
 def test_every_image_of_a_kind_is_equally_likely(source):
@@ -85,13 +98,15 @@ def test_pixels_are_ink_over_a_background_of_the_attributes_hue(source, seen):
 
 def test_the_small_digit_stands_in_its_strip(source):
     blank = dataclasses.replace(source.train, ink=np.zeros_like(source.train.ink))
-    found = scenes.draw(jax.random.key(3), blank, 200, 0.5, companion=True)
+    found = scenes.draw(jax.random.key(3), blank, 200, 0.5, p_companion=1.0)
     image = np.asarray(found.image)
     assert image.shape == (200, 12, 18, 3)
     moved = np.abs(image - image[:, :1, :1]).max(-1) > 0.05
     assert not moved[:, :, :12].any()
     above, below = moved[:, :6, 12:].any((1, 2)), moved[:, 6:, 12:].any((1, 2))
-    assert (above ^ below).all() and 0.3 < above.mean() < 0.7
+    assert (above ^ below).all() and scipy.stats.binomtest(int(above.sum()), 200).pvalue > 1e-6
+    none = np.asarray(scenes.draw(jax.random.key(3), blank, 200, 0.5, p_companion=0.0).image)
+    assert (none == none[:, :1, :1]).all()
 
 
 WORDS = captions.lexicon("mnist")
@@ -106,9 +121,10 @@ def told(seen, i):
     """All that can be said of a scene, by the grammar, from its fields."""
     core = [WORDS.items[seen.item[i]], *(pair[s] for pair, s in zip(captions.STYLES, seen.style[i], strict=True))]
     hue = captions.HUE_NAMES[(int(seen.attribute[i]) + 1) // 2]
+    beside = f" with a tiny {WORDS.items[seen.companion[i]]} beside" if seen.companion[i] >= 0 else ""
     return (
         f"a {WORDS.kinds[(int(seen.label[i]) + 1) // 2]} digit {' '.join(core)} on a"
-        f" {captions.SHADE_NAMES[seen.shade[i]]} {hue} background with a tiny {WORDS.items[seen.companion[i]]} behind"
+        f" {captions.SHADE_NAMES[seen.shade[i]]} {hue} background{beside}"
     )
 
 
@@ -128,10 +144,11 @@ def test_mentions_have_their_shares_and_are_independent(seen):
     item = np.array([not set(WORDS.items).isdisjoint(w[3:4]) for w in found])
     slant, stroke = (np.array([not set(pair).isdisjoint(w) for w in found]) for pair in captions.STYLES[:2])
     background = np.array(["background" in w for w in found])
-    behind = np.array(["behind" in w for w in found])
-    for mention, share in ((item, 0.3), (slant, 0.3), (stroke, 0.3), (background, 0.8), (behind, 0.6)):
+    beside = np.array(["beside" in w for w in found])
+    assert not (beside & (np.asarray(seen.companion) < 0)).any()
+    for mention, share in ((item, 0.3), (slant, 0.3), (stroke, 0.3), (background, 0.8), (beside, 0.75 * 0.6)):
         assert_share(mention.mean(), share)
-    for one, two in ((item, slant), (slant, stroke), (item, background), (background, behind)):
+    for one, two in ((item, slant), (slant, stroke), (item, background), (background, beside)):
         z = np.corrcoef(one, two)[0, 1] * N**0.5
         assert abs(z) < scipy.stats.norm.isf(1e-6 / 8)
     with pytest.raises(AssertionError):
@@ -140,12 +157,12 @@ def test_mentions_have_their_shares_and_are_independent(seen):
 
 def test_captions_without_a_companion_never_tell_of_one(source):
     alone = scenes.draw(jax.random.key(4), source.train, 200, 0.9)
-    assert not any("behind" in c for c in written(alone, 1, 1, 1))
+    assert not any("beside" in c for c in written(alone, 1, 1, 1))
 
 
 @pytest.mark.parametrize("companion", [False, True])
 def test_tokens_come_back(source, companion):
-    seen = scenes.draw(jax.random.key(6), source.train, 100, 0.9, companion)
+    seen = scenes.draw(jax.random.key(6), source.train, 100, 0.9, p_companion=0.5 if companion else None)
     tokens = np.asarray(captions.write(jax.random.key(7), WORDS, seen, mt.captions(0.5, 0.5), 0.5))
     assert tokens.shape == (100, captions.length(companion))
     for row in tokens:

@@ -11,7 +11,7 @@ import mmcl_theory as mt
 from mmcl_theory import losses
 from sims.digits import arms, captions, encoders, images, moments, scenes, training
 from sims.digits.arms import ARMS
-from sims.digits.config import parse_groups
+from sims.digits.config import AXES, parse_groups
 from tests.statistics import assert_mean_close
 
 KINDS = parse_groups("01234:56789")
@@ -25,11 +25,8 @@ def source():
 
 
 def a_point(source, p_spu=0.9, pi_core=0.5, pi_spu=0.5, weight=0.5, temperature=0.1):
-    names = ("p_spu", "pi_core", "pi_spu", "pi_companion", "same_class_weight", "temperature")
-    values = (p_spu, pi_core, pi_spu, 0.5, weight, temperature)
-    return {"train": source.train, "test": source.test} | {
-        n: jnp.asarray(v) for n, v in zip(names, values, strict=True)
-    }
+    values = (p_spu, 1.0, 0.5, pi_core, pi_spu, 0.5, weight, temperature)
+    return {"train": source.train, "test": source.test} | {n: jnp.asarray(v) for n, v in zip(AXES, values, strict=True)}
 
 
 @pytest.mark.parametrize("side", [7, 8])
@@ -135,18 +132,24 @@ def outcomes(name, setup, point, key=0):
             found.append(measured)
         return jnp.stack(found)
 
-    return {name: np.asarray(x) for name, x in zip(training.MEASURES, run(jax.random.key(key), point).T, strict=True)}
+    found = run(jax.random.key(key), point).T
+    return {name: np.asarray(x) for name, x in zip(training.MEASURES, found, strict=True)}
 
 
+def group(found, prompt, name):
+    """Accuracy of a group, the mean over its two labels, after the last stage."""
+    return np.mean([found[f"{prompt} {name} {label}"][-1] for label in training.LABELS])
+
+
+@pytest.mark.slow
 def test_arms_run_and_lack_only_what_it_has_not(source, float32):
     setup = dataclasses.replace(TINY, image_encoder="linear", text_encoder="bag")
     for name in ("weighted", "siglip", "cross_entropy", "sim_clr", "linear_mmcl"):  # the others share their code
         arm, found = ARMS[name], outcomes(name, setup, a_point(source))
         lacking = {measure for measure, value in found.items() if np.isnan(value).any()}
-        prompts = {f"{prompt} {group}" for prompt in ("item", "ensemble") for group in training.GROUPS}
-        expected = (set() if arm.reads else prompts) | (
-            {"temperature"} if arm.loss not in ("clip", "siglip") else set()
-        )
+        prompts = {measure for measure in found if measure.split()[0] in ("item", "ensemble") and " " in measure}
+        expected = {"companion"} | (set() if arm.reads else prompts)
+        expected |= {"temperature"} if arm.loss not in ("clip", "siglip") else set()
         assert lacking == expected, name
         assert all(((0 <= v) & (v <= 1)).all() for k, v in found.items() if k not in lacking), name
 
@@ -155,9 +158,9 @@ def test_arms_run_and_lack_only_what_it_has_not(source, float32):
 def test_the_shortcut_is_taken_where_it_is_perfect_and_cannot_be_where_there_is_none(source, float32, name):
     setup = dataclasses.replace(TINY, stages=(150,), batch_size=64, test=256, learning_rate=3e-3, text_encoder="bag")
     certain, none = (outcomes(name, setup, a_point(source, p_spu=p)) for p in (1.0, 0.5))
-    assert certain["class aligned"] > 0.98 and certain["class conflicting"] < 0.1
-    assert min(none["class aligned"], none["class conflicting"]) > 0.6
-    assert abs(none["class aligned"] - none["class conflicting"]) < 0.2
+    assert group(certain, "class", "aligned") > 0.95 and group(certain, "class", "conflicting") < 0.1
+    honest = [group(none, "class", name) for name in training.GROUPS]
+    assert min(honest) > 0.6 and abs(honest[0] - honest[1]) < 0.2
 
 
 def test_a_fixed_temperature_stays_and_a_learnt_one_moves(source, float32):
@@ -197,6 +200,7 @@ def test_label_only_captions_make_the_whitened_rule_least_squares(source):
     def cosine(point):
         state = training.closed_form(ARMS["whitened"], setup, jax.random.key(4), point)
         prompts = training.embed_text(ARMS["whitened"], setup, state, training.prompt_tokens(setup, "class"))
+        prompts = prompts @ state["w"].T
         seen, _ = training.pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
         pixels, label = np.asarray(seen.image).reshape(800, -1), np.asarray(seen.label)
         cov = np.cov(pixels, rowvar=False)
@@ -233,10 +237,15 @@ def test_an_ensemble_is_the_mean_over_captions_of_its_policy(source):
         assert np.allclose(found["class"], found["ensemble"]) == same
 
 
+def a_law(source, p_spu=0.9, hue_contrast=1.0):
+    law = dict(zip(moments.LAW, (p_spu, hue_contrast, 0.5), strict=True))
+    return {"train": source.train, "test": source.test, **law}
+
+
 @pytest.fixture(scope="module")
 def predictor(source):
     with jax.enable_x64(False):
-        return moments.Predictor(TINY, source.train, 0.9)
+        return moments.Predictor(TINY, a_law(source))
 
 
 def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch):
@@ -257,16 +266,36 @@ def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch
 
 
 def test_predictions_are_of_the_closed_forms_that_are_measured(source, predictor, float32):
-    """Train and test on the same items, so that only sampling and normality are left."""
-    same = {**a_point(source), "test": source.train}
+    """Left out are sampling of the moments, and scores that are not quite normal."""
     setup = dataclasses.replace(TINY, stages=(1,), test=2000, closed=16384)
-    predicted = predictor.accuracy(0.5, 0.5, 0.5)
-    for name, row in (("linear_mmcl", 0), ("whitened", 1)):
-        found = outcomes(name, setup, same)
-        for i, prompt in enumerate(moments.PROMPTS):
-            measured = [found[f"{prompt} {group}"].item() for group in training.GROUPS]
-            np.testing.assert_allclose(measured, predicted[row, i], atol=0.06)
-    assert np.abs(predicted[0] - predicted[1]).max() > 0.3
+    predicted = predictor.accuracy(0.5, 0.5, 0.5, None)
+    for arm, row in (("linear_mmcl", 0), ("whitened", 1)):
+        found = outcomes(arm, setup, a_point(source))
+        measured = np.array([[group(found, prompt, name) for name in training.GROUPS] for prompt in moments.PROMPTS])
+        np.testing.assert_allclose(measured, predicted[row], atol=0.06)
+        for wrong in (predicted[1 - row], predicted[row][:, ::-1]):
+            assert np.abs(measured - wrong).max() > 2 * 0.06
+
+
+def test_same_class_weights_are_predicted_for_the_linear_loss_alone(source, predictor):
+    ordinary, none, half = (predictor.accuracy(1.0, 1.0, 0.5, weight) for weight in (None, 0.0, 0.5))
+    whitened = [i for i, theory in enumerate(moments.THEORIES) if theory.startswith("whitened")]
+    linear = [i for i in range(len(moments.THEORIES)) if i not in whitened]
+    assert np.isfinite(ordinary).all() and np.isnan(none[whitened]).all() and np.isfinite(none[linear]).all()
+    # 1/2 is the ordinary loss in the limit of many samples.
+    np.testing.assert_allclose(half[linear], ordinary[linear], atol=1e-3)
+
+
+def test_a_weak_hue_is_within_what_contrasting_protects_from(source):
+    """X4: below the threshold the linear loss gets most of the conflicting group right, above it does not."""
+    with jax.enable_x64(False):
+        weak, strong = (moments.Predictor(TINY, a_law(source, 0.9, contrast)) for contrast in (0.01, 1.0))
+    caps = mt.captions(1.0, 1.0)
+    for found, holds in ((weak, True), (strong, False)):
+        threshold = mt.theory.strong_spurious_threshold(found.model, caps)
+        assert (float(found.model.mu_spu) < float(threshold)) == holds
+        linear = found.accuracy(1.0, 1.0, 0.5, None)[moments.THEORIES.index("linear_pixels"), 0]
+        assert (linear[1] > 0.5) == holds
 
 
 def test_two_features_are_measured_as_they_were_made(source):

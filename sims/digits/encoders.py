@@ -1,7 +1,7 @@
 """Image and text encoders (flax linen), each from a batch to (n, embed_dim) embeddings.
 
-Convolutions are written as products of patches with a matrix: in a compiled loop of training steps XLA's own are 7 to
-12 times slower on a CPU at these sizes (BENCHMARKS.md), and `vmap` over runs leaves them products.
+Convolutions are written as products of patches with a matrix: in a compiled loop of training steps XLA's own is 7 times
+slower on a CPU (BENCHMARKS.md), and `vmap` over runs leaves them products.
 """
 
 from typing import Any

@@ -81,7 +81,8 @@ class Predictor:
         counts = self.words(self.seen, caps, pi_companion)
         number = None if weight is None else jnp.asarray((self.seen.scenes.label + 1) // 2)
         with jax.enable_x64(True):
-            cross = np.asarray(learners.cross_covariance(self.centred, counts, number, weight))
+            both = jnp.asarray(self.centred), jnp.asarray(counts)
+            cross = np.asarray(learners.cross_covariance(*both, number, weight))
         cov_text = ridge(np.cov(counts, rowvar=False))
         possible, label = self.words(self.shifted, caps, pi_companion), np.asarray(self.shifted.scenes.label)
         low, high = np.asarray(
