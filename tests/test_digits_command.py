@@ -133,6 +133,7 @@ def test_a_study_leaves_results_table_and_figures(finished):
     assert "checkpoints" not in folder
     assert dataset.measured.dims == ("arm", "seed", *AXES, "step", "measure")
     assert dataset.attrs["failed"] == 0
+    assert dataset.moments.shape == (1, 1, 1, 6) and "the linear loss takes the shortcut (X4)" in studies.text(dataset)
     shape = (4, 2, 1, 1, 1, 2, 2, 1, 1, 1, 2, 2)
     assert dataset.accuracy_predicted.shape == shape and bool(dataset.accuracy_predicted.notnull().all())
     lines = (out / "captions" / "summary.csv").read_text().splitlines()

@@ -26,6 +26,7 @@ from sims.digits.training import GROUPS, Setup, draw, prompt_tokens, ridge
 
 PROMPTS = ("class", "ensemble")
 THEORIES = ("linear_pixels", "whitened_pixels", "linear_features", "whitened_features")
+MOMENTS = ("mu_core", "sigma_core", "mu_spu", "sigma_spu", "noise", "threshold")
 LAW = ("p_spu", "hue_contrast", "p_companion")  # parameters of scenes, not of captions or losses
 _SAMPLES = 16384
 _KEY = 20  # of the scenes that moments are measured on, apart from every run's
@@ -66,6 +67,14 @@ class Predictor:
         self.mean = self.seen.pixels.mean(0)
         self.centred = self.seen.pixels - self.mean
         self.cov = ridge(np.cov(self.centred, rowvar=False))
+
+    def moments(self) -> np.ndarray:
+        """MOMENTS: the two-feature model, its noise a direction, the mu_spu above which the linear loss fails (X4)."""
+        with jax.enable_x64(True):
+            threshold = mt.theory.strong_spurious_threshold(self.model, mt.captions(1.0, 1.0))
+            m = self.model
+            values = (m.mu_core, m.sigma_core, m.mu_spu, m.sigma_spu, self.obs.sd_image, threshold)
+            return np.array([float(value) for value in values])
 
     def words(self, seen: Seen, caps: mt.data.Captions, pi_companion: float) -> np.ndarray:
         """Word counts of captions of scenes."""

@@ -105,6 +105,7 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
     arms = config.arms_of(study)
     shape = (len(moments.THEORIES), len(arms), *(len(axes[a]) for a in AXES), len(moments.PROMPTS), 2)
     predicted = np.full(shape, np.nan)
+    measured = np.full((*(len(axes[a]) for a in moments.LAW), len(moments.MOMENTS)), np.nan)
     law: dict[str, float] = {}  # of the scenes that the predictor at hand is for; the axes of scenes come first
     known: dict[tuple[float | None, ...], np.ndarray] = {}
     for place in np.ndindex(*shape[2 : 2 + len(AXES)]):
@@ -112,6 +113,7 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
         if law != {name: at[name] for name in moments.LAW}:
             law, known = {name: at[name] for name in moments.LAW}, {}
             predictor = moments.Predictor(setup, {"train": source.train, "test": source.test, **law})
+            measured[place[: len(law)]] = predictor.moments()
         for i, arm in enumerate(ARMS[name] for name in arms):
             if not arm.reads:
                 continue
@@ -121,8 +123,12 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
                 known[case] = predictor.accuracy(*case)
             predicted[(slice(None), i, *place)] = known[case]
     return xr.Dataset(
-        {"accuracy_predicted": (("theory", "arm", *AXES, "predicted_prompt", "group"), predicted)},
+        {
+            "accuracy_predicted": (("theory", "arm", *AXES, "predicted_prompt", "group"), predicted),
+            "moments": ((*moments.LAW, "moment"), measured),
+        },
         coords={
+            "moment": results.names(moments.MOMENTS),
             "theory": results.names(moments.THEORIES),
             "predicted_prompt": results.names(moments.PROMPTS),
             "group": results.names(training.GROUPS),
@@ -306,9 +312,18 @@ def text(dataset: xr.Dataset) -> str:
     for s in scores(dataset):
         told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}",
                      f"{s.error:.3f}", f"{s.nearer} of {s.cells}"])  # fmt: skip
+    two = [[*moments.LAW, *moments.MOMENTS]]
+    for index in np.ndindex(*(dataset.sizes[a] for a in moments.LAW)):
+        at = dict(zip(moments.LAW, index, strict=True))
+        found = dataset.moments.isel(at).values
+        two.append([*(f"{dataset[a].values[i]:g}" for a, i in at.items()), *(f"{v:.3g}" for v in found)])
+    strong = (
+        "the two features, measured in pixels; with mu_spu over the threshold the linear loss takes the shortcut (X4)"
+    )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
     below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
-    return "\n".join([head, _aligned(lines), "", below, _aligned(told)])
+    parts = (head, _aligned(lines), "", strong, _aligned(two), "", below, _aligned(told))
+    return "\n".join(parts)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
