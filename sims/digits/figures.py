@@ -49,7 +49,7 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
         return {"arms": arms(dataset), "features": features(dataset)}
     if study == "captions":
         networks = [a for a in _NETWORKS if a in dataset.arm.values]
-        lines = {"pi_core": against_pi_core(dataset, networks)} if networks else {}
+        lines = {"pi_core": against_pi_core(dataset, networks), "drift": drift(dataset, networks)} if networks else {}
         return {"captions": caption_map(dataset), **lines}
     if study == "temperature":
         return {"temperature": against_time(dataset)}
@@ -175,6 +175,28 @@ def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
     return figure
 
 
+def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
+    """How far each theory is from the arms' accuracies along training, the mean over both groups and all cells."""
+    figure, axes = plt.subplots(1, len(arms), figsize=(5 * len(arms), 4), sharey=True, layout="constrained",
+                                squeeze=False)  # fmt: skip
+    scores = studies.scores(dataset)
+    for ax, arm in zip(axes[0], arms, strict=True):
+        for i, (theory, name) in enumerate(_THEORY_NAMES.items()):
+            here = [s for s in scores if s.arm == arm and s.theory == theory]
+            colour, marker, _ = _LOOKS[i % 2]
+            look = {"color": colour, "marker": marker, "mfc": colour if "pixels" in theory else "white"}
+            ax.plot([s.step for s in here], [s.error for s in here], ls="-" if "pixels" in theory else "--", **look,
+                    label=name)  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_title(f"{ARMS[arm].label}, trained", fontsize=10)
+        ax.set_xlabel(_AXIS_NAMES["step"])
+        ax.set_ylim(0, None)
+        ax.grid(alpha=0.25, lw=0.6)
+    axes[0, 0].set_ylabel("mean |predicted - measured| accuracy")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
 def against(dataset: xr.Dataset, axis: str) -> Figure:
     """Both groups of every arm against an axis; the whitened theory's line and the linear one's (dotted), on pixels."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
@@ -223,17 +245,18 @@ def sharing(dataset: xr.Dataset) -> Figure:
 
 
 def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
-    for i, arm in enumerate(str(a) for a in dataset.arm.values):
-        if not ARMS[arm].reads:
-            continue
-        for name, dashes in _THEORY_DASHES.items():
-            here = dataset.accuracy_predicted.sel(
-                theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
-            )
-            if here.isnull().all():
+    """Both theories on pixels: a line for all arms where they are predicted alike, else one for each."""
+    arms = [str(a) for a in dataset.arm.values if ARMS[str(a)].reads]
+    for name, dashes in _THEORY_DASHES.items():
+        at = {"theory": f"{name}_pixels", "predicted_prompt": "ensemble", "group": group}
+        lines = [dataset.accuracy_predicted.sel(at, drop=True).sel(arm=arm).values.ravel() for arm in arms]
+        alike = all(np.array_equal(line, lines[0], equal_nan=True) for line in lines)
+        for i, line in enumerate(lines[:1] if alike else lines):
+            if np.isnan(line).all():
                 continue
-            label = f"{ARMS[arm].label}: {name} theory, pixels"
-            ax.plot(x, here.values.ravel(), dashes, color=_LOOKS[i][0], lw=1.4, alpha=0.6, label=label, zorder=1)
+            label = f"{name} theory" if alike else f"{ARMS[arms[i]].label}: {name} theory"
+            colour = "0.3" if alike else _LOOKS[list(dataset.arm.values).index(arms[i])][0]
+            ax.plot(x, line, dashes, color=colour, lw=1.6, label=label, zorder=1)
 
 
 def against_time(dataset: xr.Dataset) -> Figure:
