@@ -111,7 +111,7 @@ def features(dataset: xr.Dataset) -> Figure:
     found = dataset.measured.isel(step=-1).sel(measure=names_of)
     mean, _ = studies.interval(found)
     value = mean.transpose("arm", ..., "measure").values.reshape(len(names), -1)
-    figure, ax = plt.subplots(figsize=(7.2, 0.42 * len(names) + 1.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.4), layout="constrained")
     image = ax.imshow(value, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for i, j in np.ndindex(*value.shape):
         colour = "white" if value[i, j] < 0.6 else "black"
