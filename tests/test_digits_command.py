@@ -125,6 +125,7 @@ def finished(tmp_path_factory):
     return out, found["captions"]
 
 
+@pytest.mark.slow
 def test_a_study_leaves_results_table_and_figures(finished):
     out, dataset = finished
     assert {p.name for p in out.iterdir()} == {"captions"}
@@ -140,6 +141,7 @@ def test_a_study_leaves_results_table_and_figures(finished):
     assert len(lines) == 1 + 2 * 4 * 2 * 3
 
 
+@pytest.mark.slow
 def test_the_same_command_measures_nothing_again(finished, capsys):
     out, dataset = finished
     with jax.enable_x64(False):
@@ -150,6 +152,7 @@ def test_the_same_command_measures_nothing_again(finished, capsys):
         studies.run(dataclasses.replace(TINY, p_spu=0.5), out, DEFAULTS)
 
 
+@pytest.mark.slow
 def test_show_draws_it_again(finished, tmp_path):
     out, dataset = finished
     with jax.enable_x64(False):

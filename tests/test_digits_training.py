@@ -154,6 +154,7 @@ def test_arms_run_and_lack_only_what_it_has_not(source, float32):
         assert all(((0 <= v) & (v <= 1)).all() for k, v in found.items() if k not in lacking), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross_entropy", "label_only"])
 def test_the_shortcut_is_taken_where_it_is_perfect_and_cannot_be_where_there_is_none(source, float32, name):
     setup = dataclasses.replace(TINY, stages=(150,), batch_size=64, test=256, learning_rate=3e-3, text_encoder="bag")
@@ -163,6 +164,7 @@ def test_the_shortcut_is_taken_where_it_is_perfect_and_cannot_be_where_there_is_
     assert min(honest) > 0.6 and abs(honest[0] - honest[1]) < 0.2
 
 
+@pytest.mark.slow
 def test_a_fixed_temperature_stays_and_a_learnt_one_moves(source, float32):
     for learns in (True, False):
         setup = dataclasses.replace(TINY, learns_temperature=learns, learning_rate=0.1, text_encoder="bag")
@@ -170,6 +172,7 @@ def test_a_fixed_temperature_stays_and_a_learnt_one_moves(source, float32):
         assert np.allclose(found, 0.3, rtol=1e-6) != learns
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_infinite(source, float32):
     setup = dataclasses.replace(TINY, stages=(1, 4), learning_rate=1e30, text_encoder="bag")
     found = outcomes("clip_linear", setup, a_point(source))
@@ -265,6 +268,7 @@ def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch
             assert_mean_close(right[group].astype(float), found + 0.1, resolution=0.01)
 
 
+@pytest.mark.slow
 def test_predictions_are_of_the_closed_forms_that_are_measured(source, predictor, float32):
     """Left out are sampling of the moments, and scores that are not quite normal."""
     setup = dataclasses.replace(TINY, stages=(1,), test=2000, closed=16384)
@@ -277,6 +281,7 @@ def test_predictions_are_of_the_closed_forms_that_are_measured(source, predictor
             assert np.abs(measured - wrong).max() > 2 * 0.06
 
 
+@pytest.mark.slow
 def test_same_class_weights_are_predicted_for_the_linear_loss_alone(source, predictor):
     ordinary, none, half = (predictor.accuracy(1.0, 1.0, 0.5, weight) for weight in (None, 0.0, 0.5))
     whitened = [i for i, theory in enumerate(moments.THEORIES) if theory.startswith("whitened")]
@@ -286,6 +291,7 @@ def test_same_class_weights_are_predicted_for_the_linear_loss_alone(source, pred
     np.testing.assert_allclose(half[linear], ordinary[linear], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_weak_hue_is_within_what_contrasting_protects_from(source):
     """X4: below the threshold the linear loss gets most of the conflicting group right, above it does not."""
     with jax.enable_x64(False):

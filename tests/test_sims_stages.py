@@ -95,6 +95,7 @@ def killed_after(out, saves):
     return functools.partial(Dying, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [0, 1, 2, 4])
 def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, saves):
     expected = run(a_grid())
@@ -160,6 +161,7 @@ def flip_directory(path: pathlib.Path):
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, of_another_shape, lacking, empty, flip_directory])
 def test_a_damaged_checkpoint_is_left_aside(tmp_path, damage):
     with pytest.raises(Killed):
@@ -182,6 +184,7 @@ def test_checkpoints_go_with_their_block_unless_kept(tmp_path):
     assert not (tmp_path / "kept" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_inside_a_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     save = np.savez
     left = [1]
@@ -203,6 +206,7 @@ def test_a_kill_inside_a_write_leaves_the_checkpoint_before(tmp_path, monkeypatc
     np.testing.assert_array_equal(run(a_grid(), functools.partial(store.Checkpoint, tmp_path)), run(a_grid()))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_block_that_is_done_goes_too(tmp_path, monkeypatch):
     """Killed after the block was stored and before its checkpoint went."""
 
@@ -219,6 +223,7 @@ def test_a_checkpoint_of_a_block_that_is_done_goes_too(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_factorises_runs_alone():
     def factorising(key, point):
         return {**begin(key, point), "least": jnp.linalg.solve(jnp.eye(3), jnp.ones(3))[0]}
@@ -227,6 +232,7 @@ def test_a_start_that_factorises_runs_alone():
     assert grid.compile_task(dataclasses.replace(STAGED, start=factorising), 16, ["x"], {}, np.inf).batch == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_between_stages_stops_the_run_which_goes_on_later(tmp_path, monkeypatch):
     save = store.Checkpoint.save
 
@@ -249,6 +255,7 @@ def test_a_dry_run_times_a_stage_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_block_scales_with_its_stages(monkeypatch):
     plan = a_grid()
     program = Programs(plan, np.inf).get((0,) * len(plan.blocks_shape))
@@ -258,6 +265,7 @@ def test_the_estimate_of_a_block_scales_with_its_stages(monkeypatch):
     assert seconds == 1 + 2 * sum(STAGES) / STAGES[0]
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_marked(tmp_path):
     def failing(key, point, number, state):
         state, found = stage(key, point, number, state)
