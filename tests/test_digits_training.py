@@ -45,7 +45,7 @@ def test_patches_times_a_matrix_are_the_convolution(side):
     assert not np.allclose(conv.apply(params, image), lax(kernel[::-1]))
 
 
-@pytest.mark.parametrize("kind", ["cnn", "vit", "linear"])
+@pytest.mark.parametrize("kind", ["linear", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cnn", "vit"))])
 def test_image_encoders_embed_each_image_by_itself(kind):
     image = jax.random.uniform(jax.random.key(0), (3, 12, 18, 3))
     encoder = encoders.image_encoder(kind, 5, 12)
@@ -58,7 +58,7 @@ def test_image_encoders_embed_each_image_by_itself(kind):
         np.testing.assert_allclose(encoder.apply(params, 2 * image) - zero, 2 * (found - zero), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["transformer", "bag"])
+@pytest.mark.parametrize("kind", ["bag", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_text_encoders_do_not_see_padding(kind):
     tokens = jnp.asarray(np.stack([WORDS.encode("a low digit three", 8), WORDS.encode("a high digit", 8)]))
     encoder = encoders.text_encoder(kind, 5, len(WORDS.words))
@@ -179,6 +179,7 @@ def test_a_run_that_diverges_is_infinite(source, float32):
     assert all(np.isposinf(value[-1]) for value in found.values())
 
 
+@pytest.mark.slow
 def test_closed_forms_solve_their_equations(source):
     """theta 1: S_I W S_T = C; theta 0: W is C up to its scale."""
     setup, point = dataclasses.replace(TINY, closed=800), a_point(source)
@@ -231,6 +232,7 @@ def test_prompts_name_what_they_say(source):
     assert [WORDS.decode(t) for t in by_item[[0, 7]]] == ["a low digit zero", "a high digit seven"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_over_captions_of_its_policy(source):
     """With captions that name the class alone it is the class's prompt; with others it is not."""
     state = {"w": jax.random.normal(jax.random.key(1), (7, len(WORDS.words) - 2)), "mean": jnp.zeros(7)}
@@ -251,6 +253,7 @@ def predictor(source):
         return moments.Predictor(TINY, a_law(source))
 
 
+@pytest.mark.slow
 def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch):
     """A rule whose score is normal in every cell: the formula against the share that is counted."""
     n = moments._SAMPLES

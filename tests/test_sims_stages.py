@@ -62,16 +62,24 @@ def a_grid(task=STAGED, seeds=5):
     return Grid({"arm": ("a", "b")}, lambda _: task, AXES, outcomes, seeds, 3)
 
 
-def run(plan, keep=None):
+@functools.cache
+def compiled():
+    """The programs of the ordinary grid, compiled once."""
+    return Programs(a_grid(), np.inf)
+
+
+def run(plan=None, keep=None):
+    programs = compiled() if plan is None else Programs(plan, np.inf)
+    plan = programs.grid
     values = np.full(plan.shape, np.nan)
-    for block, found in run_blocks(plan, np.zeros(plan.blocks_shape, bool), Programs(plan, np.inf), keep):
+    for block, found in run_blocks(plan, np.zeros(plan.blocks_shape, bool), programs, keep):
         values[plan.region(block)] = found
     return values
 
 
 def test_stages_are_the_run_cut_in_parts():
     together = run(a_grid(Task(whole, shared={"table": TABLE})))
-    np.testing.assert_allclose(run(a_grid()), together, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(run(), together, rtol=0, atol=1e-12)
     assert np.unique(together[0, ..., -1, 0]).size == 15
     other = dataclasses.replace(STAGED, shared={"table": 2 * TABLE})
     assert not np.allclose(run(a_grid(other)), together)
@@ -98,9 +106,9 @@ def killed_after(out, saves):
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", [0, 1, 2, 4])
 def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, saves):
-    expected = run(a_grid())
+    expected = run()
     with pytest.raises(Killed):
-        run(a_grid(), killed_after(tmp_path, saves))
+        run(keep=killed_after(tmp_path, saves))
     kept = sorted((tmp_path / "checkpoints").glob("*.npz"))
     assert len(kept) == -(-saves // len(STAGES))
     calls = []
@@ -110,7 +118,7 @@ def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, save
             calls.append(len(found))
             super().save(state, found)
 
-    resumed = run(a_grid(), functools.partial(Counting, tmp_path))
+    resumed = run(keep=functools.partial(Counting, tmp_path))
     np.testing.assert_array_equal(resumed, expected)
     blocks = int(np.prod(a_grid().blocks_shape))
     assert len(calls) == len(STAGES) * blocks - saves
@@ -119,12 +127,12 @@ def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, save
 def test_a_checkpoint_is_what_the_run_goes_on_from(tmp_path):
     """The state on disk counts: another one gives other outcomes."""
     with pytest.raises(Killed):
-        run(a_grid(), killed_after(tmp_path, 1))
+        run(keep=killed_after(tmp_path, 1))
     path = next((tmp_path / "checkpoints").glob("*.npz"))
     with np.load(path) as file:
         found = {name: file[name] for name in file.files}
     np.savez(path, **{name: x if name == "outcomes" else x + 1.0 for name, x in found.items()})
-    resumed, expected = run(a_grid(), functools.partial(store.Checkpoint, tmp_path)), run(a_grid())
+    resumed, expected = run(keep=functools.partial(store.Checkpoint, tmp_path)), run()
     first = a_grid().region((0,) * len(a_grid().blocks_shape))
     assert not np.allclose(resumed[first][..., 1:, :], expected[first][..., 1:, :])
     np.testing.assert_array_equal(resumed[first][..., 0, :], expected[first][..., 0, :])
@@ -165,9 +173,9 @@ def flip_directory(path: pathlib.Path):
 @pytest.mark.parametrize("damage", [cut, flip, of_another_shape, lacking, empty, flip_directory])
 def test_a_damaged_checkpoint_is_left_aside(tmp_path, damage):
     with pytest.raises(Killed):
-        run(a_grid(), killed_after(tmp_path, 2))
+        run(keep=killed_after(tmp_path, 2))
     damage(next((tmp_path / "checkpoints").glob("*.npz")))
-    np.testing.assert_array_equal(run(a_grid(), functools.partial(store.Checkpoint, tmp_path)), run(a_grid()))
+    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path)), run())
 
 
 def measure(out, options=DEFAULTS, task=STAGED):
@@ -198,12 +206,12 @@ def test_a_kill_inside_a_write_leaves_the_checkpoint_before(tmp_path, monkeypatc
 
     monkeypatch.setattr(store.np, "savez", half)
     with pytest.raises(Killed):
-        run(a_grid(), functools.partial(store.Checkpoint, tmp_path))
+        run(keep=functools.partial(store.Checkpoint, tmp_path))
     monkeypatch.setattr(store.np, "savez", save)
     (path,) = (tmp_path / "checkpoints").glob("[!.]*")
     with np.load(path) as file:
         assert len(file["outcomes"]) == 1
-    np.testing.assert_array_equal(run(a_grid(), functools.partial(store.Checkpoint, tmp_path)), run(a_grid()))
+    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path)), run())
 
 
 @pytest.mark.slow
@@ -245,7 +253,7 @@ def test_a_full_disk_between_stages_stops_the_run_which_goes_on_later(tmp_path, 
     with pytest.raises(WorkFailed, match="No space left on device; what is stored stays"):
         measure(tmp_path)
     monkeypatch.setattr(store.Checkpoint, "save", save)
-    np.testing.assert_array_equal(measure(tmp_path).measured, run(a_grid()))
+    np.testing.assert_array_equal(measure(tmp_path).measured, run())
 
 
 def test_a_dry_run_times_a_stage_and_writes_nothing(tmp_path, capsys):
@@ -258,7 +266,7 @@ def test_a_dry_run_times_a_stage_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_estimate_of_a_block_scales_with_its_stages(monkeypatch):
     plan = a_grid()
-    program = Programs(plan, np.inf).get((0,) * len(plan.blocks_shape))
+    program = compiled().get((0,) * len(plan.blocks_shape))
     clock = iter([0.0, 1.0, 3.0])
     monkeypatch.setattr(grid.time, "perf_counter", lambda: next(clock))
     seconds = program.seconds_of_block(jax.random.key(0), plan.inputs((0,) * len(plan.blocks_shape)))
@@ -320,4 +328,4 @@ np.save(sys.argv[1], stages.run(stages.a_grid()))
 """
     path = tmp_path / "found.npy"
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True)
-    np.testing.assert_allclose(np.load(path), run(a_grid()), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.load(path), run(), rtol=0, atol=1e-12)

@@ -317,6 +317,7 @@ def test_wrong_theories_are_rejected(name, wrong):
     rejects(check_case, name, WRONG[wrong](CASES[name]))
 
 
+@pytest.mark.slow
 def test_gap_shrinks_as_one_over_n():
     """If E acc_n = acc + b/n + O(1/n^2) at fixed d_i/n, 2 acc_2n - acc_n has no 1/n left, but acc_n and acc_2n have.
 
@@ -379,6 +380,7 @@ def inter_prediction(p, pi):
     return np.asarray(groups(accuracy(inter_class(p_spu=p, **INTER), captions(pi, 0.7), INTER_NOISE)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pi", [0.0, 0.5, 1.0])
 def test_inter_class_learnt_rules_tend_to_the_population(pi):
     """Resolution 2e-3 at n = 8,000, where the O(1/n) error, up to .02 at n = 250, is 1.4 standard errors (.0003)."""

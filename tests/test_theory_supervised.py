@@ -181,6 +181,7 @@ def assert_in_band(samples, prediction, *, margin=0.02):
     assert (error <= band).all(), f"z = {error} > {band}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     [(0.95, 1.0, 0.1, 1000, 2000, 2.0), (0.9, 1.0, 0.2, 1000, 4000, 1.0)],
@@ -237,6 +238,7 @@ def assert_below(samples, bound):
     assert z < -norm.isf(1e-6), f"z = {z:.1f}"
 
 
+@pytest.mark.slow
 def test_bound_holds_for_sampled_images():
     """In float64: the noise, .017 of the signal's norm, leaves a margin too small for float32. Standard error .02."""
 
