@@ -141,6 +141,7 @@ def check_moments(name, masking, pi, *, changed_p=None, pi_in_theory=None):
     assert_mean_close(got, want, resolution=RESOLUTION)
 
 
+@pytest.mark.slow
 @over_moments
 def test_samples_have_the_exact_moments(name, masking, pi):
     """Inter-class in all 2m coordinates: different pairs are uncorrelated, alike pairs are kron(pair, I)."""

@@ -133,6 +133,7 @@ def measured(name):
     return CASES[name].draws("ambient", seed=1)
 
 
+@pytest.mark.slow
 @over_cases
 @pytest.mark.parametrize("kind", ["latent", "statistics"])
 def test_rules_have_the_law_of_the_ambient_run(name, kind):

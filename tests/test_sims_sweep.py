@@ -194,6 +194,7 @@ def interrupt_write(patch, number):
     patch.setattr(store.Measured, "write", interrupted)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_write(patch, 5)
