@@ -55,7 +55,7 @@ def command(capsys, monkeypatch):
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),
         ("--data=mnist", "--data must be builtin or idx:DIR"),
         ("--data=idx:/nowhere", "has no train-images-idx3-ubyte"),
-        pytest.param("--memory_gb=0.001", "a run of clip needs about", marks=pytest.mark.slow),
+        pytest.param("--memory_gb=0.001", "a run of clip needs about", marks=pytest.mark.long),
         ("extra", "unexpected argument"),
     ],
 )
@@ -125,7 +125,7 @@ def finished(tmp_path_factory):
     return out, found["captions"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_leaves_results_table_and_figures(finished):
     out, dataset = finished
     assert {p.name for p in out.iterdir()} == {"captions"}
@@ -141,7 +141,7 @@ def test_a_study_leaves_results_table_and_figures(finished):
     assert len(lines) == 1 + 2 * 4 * 2 * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_measures_nothing_again(finished, capsys):
     out, dataset = finished
     with jax.enable_x64(False):
@@ -152,7 +152,7 @@ def test_the_same_command_measures_nothing_again(finished, capsys):
         studies.run(dataclasses.replace(TINY, p_spu=0.5), out, DEFAULTS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_show_draws_it_again(finished, tmp_path):
     out, dataset = finished
     with jax.enable_x64(False):

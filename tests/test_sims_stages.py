@@ -316,7 +316,7 @@ def test_a_run_that_began_in_the_meantime_is_seen(tmp_path, monkeypatch):
     assert store.read_config(tmp_path)["command"] == "another"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_on_several_devices_are_the_same(tmp_path):
     code = """
 import sys, jax, numpy as np
