@@ -154,8 +154,8 @@ def test_arms_run_and_lack_only_what_it_has_not(source, float32):
         assert all(((0 <= v) & (v <= 1)).all() for k, v in found.items() if k not in lacking), name
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["cross_entropy", "label_only"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cross_entropy", pytest.param("label_only", marks=pytest.mark.long)])
 def test_the_shortcut_is_taken_where_it_is_perfect_and_cannot_be_where_there_is_none(source, float32, name):
     setup = dataclasses.replace(TINY, stages=(150,), batch_size=64, test=256, learning_rate=3e-3, text_encoder="bag")
     certain, none = (outcomes(name, setup, a_point(source, p_spu=p)) for p in (1.0, 0.5))
@@ -179,7 +179,7 @@ def test_a_run_that_diverges_is_infinite(source, float32):
     assert all(np.isposinf(value[-1]) for value in found.values())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_closed_forms_solve_their_equations(source):
     """theta 1: S_I W S_T = C; theta 0: W is C up to its scale."""
     setup, point = dataclasses.replace(TINY, closed=800), a_point(source)
@@ -232,7 +232,7 @@ def test_prompts_name_what_they_say(source):
     assert [WORDS.decode(t) for t in by_item[[0, 7]]] == ["a low digit zero", "a high digit seven"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_over_captions_of_its_policy(source):
     """With captions that name the class alone it is the class's prompt; with others it is not."""
     state = {"w": jax.random.normal(jax.random.key(1), (7, len(WORDS.words) - 2)), "mean": jnp.zeros(7)}
@@ -253,7 +253,7 @@ def predictor(source):
         return moments.Predictor(TINY, a_law(source))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch):
     """A rule whose score is normal in every cell: the formula against the share that is counted."""
     n = moments._SAMPLES
@@ -271,7 +271,7 @@ def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch
             assert_mean_close(right[group].astype(float), found + 0.1, resolution=0.01)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_predictions_are_of_the_closed_forms_that_are_measured(source, predictor, float32):
     """Left out are sampling of the moments, and scores that are not quite normal."""
     setup = dataclasses.replace(TINY, stages=(1,), test=2000, closed=16384)
@@ -284,7 +284,7 @@ def test_predictions_are_of_the_closed_forms_that_are_measured(source, predictor
             assert np.abs(measured - wrong).max() > 2 * 0.06
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_same_class_weights_are_predicted_for_the_linear_loss_alone(source, predictor):
     ordinary, none, half = (predictor.accuracy(1.0, 1.0, 0.5, weight) for weight in (None, 0.0, 0.5))
     whitened = [i for i, theory in enumerate(moments.THEORIES) if theory.startswith("whitened")]
@@ -294,7 +294,7 @@ def test_same_class_weights_are_predicted_for_the_linear_loss_alone(source, pred
     np.testing.assert_allclose(half[linear], ordinary[linear], atol=1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_weak_hue_is_within_what_contrasting_protects_from(source):
     """X4: below the threshold the linear loss gets most of the conflicting group right, above it does not."""
     with jax.enable_x64(False):
