@@ -39,9 +39,9 @@ test: lint types ## lint, types, tests
 	$(PY) -m pytest -n $(WORKERS) -m 'not slow and not long' $(PYTEST_FLAGS)
 
 slow: $(VENV)/test ## checks of what goes beyond the paper
-	$(PY) -m pytest -n $(WORKERS) -m slow $(PYTEST_FLAGS)
+	$(PY) -m pytest -n $(WORKERS) -m 'slow and not long' $(PYTEST_FLAGS)
 
-long: $(VENV)/test ## laws over thousands of ambient runs, measured cells of every diagram (about 15 minutes; not in CI)
+long: $(VENV)/test ## laws over thousands of ambient runs, measured cells of every diagram, trained digits (about 20 minutes; not in CI)
 	$(PY) -m pytest -n $(WORKERS) -m long $(PYTEST_FLAGS)
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
