@@ -240,7 +240,7 @@ class Score:
     rank: Spearman's correlation of predicted and measured gaps, NaN for fewer than three cells or where one of the two
     does not vary by 1e-3.  signs: share of cells, of those whose measured interval excludes 0, in which the gap's sign
     is as predicted.  told: their number.  error: mean absolute difference of the groups' accuracies.  nearer: cells in
-    which it is smaller than the other theory's of the same kind (pixels, features).
+    which it is smaller than the other theory's of the same kind (pixels, features); NaN where that has no prediction.
     """
 
     arm: str
@@ -251,7 +251,7 @@ class Score:
     signs: float
     told: int
     error: float
-    nearer: int
+    nearer: float
 
 
 def scores(dataset: xr.Dataset) -> list[Score]:
@@ -290,7 +290,7 @@ def _score(
     if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
         rank = float(scipy.stats.spearmanr(expected, gap).statistic)
     signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
-    nearer = int((error < other).sum())
+    nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
     return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
 
 
@@ -311,7 +311,7 @@ def text(dataset: xr.Dataset) -> str:
     told = [["arm", "steps", "theory", "rank correlation", "signs right", "mean difference", "nearer in cells"]]
     for s in scores(dataset):
         told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}",
-                     f"{s.error:.3f}", f"{s.nearer} of {s.cells}"])  # fmt: skip
+                     f"{s.error:.3f}", "-" if math.isnan(s.nearer) else f"{s.nearer:g} of {s.cells}"])  # fmt: skip
     two = [[*moments.LAW, *moments.MOMENTS]]
     for index in np.ndindex(*(dataset.sizes[a] for a in moments.LAW)):
         at = dict(zip(moments.LAW, index, strict=True))
