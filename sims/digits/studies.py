@@ -255,13 +255,14 @@ class Score:
 
 
 def scores(dataset: xr.Dataset) -> list[Score]:
-    """Each arm that reads, after each stage, against each theory that predicts it, under the headline prompt."""
+    """Each arm that reads, after each stage (a closed form once), against each theory that predicts it, under the headline prompt."""
     table = []
     for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
         predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
         flat = predicted.transpose("theory", *AXES, "group").values.reshape(dataset.sizes["theory"], -1, 2)
         of_arm = accuracy(dataset).sel(arm=arm, prompt=headline(arm))
-        for step in dataset.step.values:
+        trained = ARMS[arm].loss is not None
+        for step in dataset.step.values[0 if trained else -1 :]:
             groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
             gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
             means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
