@@ -255,7 +255,7 @@ class Score:
 
 
 def scores(dataset: xr.Dataset) -> list[Score]:
-    """Each arm that reads, after each stage (a closed form once), against each theory that predicts it, under the headline prompt."""
+    """Each arm that reads, after each stage (a closed form once), against each theory, under the headline prompt."""
     table = []
     for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
         predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
