@@ -214,28 +214,28 @@ def against(dataset: xr.Dataset, axis: str) -> Figure:
 
 
 def sharing(dataset: xr.Dataset) -> Figure:
-    """What each arm's embedding keeps and how it classifies, with and without a small digit, named or not."""
-    columns: dict[tuple[float, float], str] = {}
-    for there in dataset.p_companion.values:
-        for named in dataset.pi_companion.values:
-            columns[there, named] = f"small digit w.p. {there:g}\nnamed w.p. {named:g}"
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    """How each arm classifies and what its embedding keeps, with and without a small digit, named or not."""
+    laws = [(there, named) for there in dataset.p_companion.values for named in dataset.pi_companion.values]
+    panels = {
+        "conflicting": plots.PANELS["conflicting"],
+        "item": "which digit: a linear probe of the embedding",
+        "companion": "which small digit: a linear probe (chance 0.1)",
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13.5, 4.8), sharey=True, layout="constrained")
+    groups = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
     kept = studies.interval(dataset.measured.isel(step=-1))
     for i, arm in enumerate(str(a) for a in dataset.arm.values):
         colour, marker, _ = _LOOKS[i]
-        for ax, name in zip(axes, ("conflicting", "item"), strict=True):
-            for j, (there, named) in enumerate(columns):
-                at = {"arm": arm, "p_companion": there, "pi_companion": named}
-                both = [x.sel(at | {"value": name}) for x in (mean, half)] if name == "conflicting" else [
-                    x.sel(at | {"measure": name}) for x in kept]  # fmt: skip
-                m, h = (x.item() for x in both)
-                label = ARMS[arm].label if j == 0 else None
-                ax.errorbar(j + 0.1 * i, m, h, fmt=marker, color=colour, ms=6, capsize=3, label=label)
-    for ax, title in zip(axes, (plots.PANELS["conflicting"], "which digit: a linear probe of the image embedding"),
-                         strict=True):  # fmt: skip
-        ax.set_xticks(range(len(columns)), list(columns.values()), fontsize=9)
-        ax.set_xlabel("scenes, captions")
+        for ax, name in zip(axes, panels, strict=True):
+            both, dim = (groups, "value") if name == "conflicting" else (kept, "measure")
+            at = [{"arm": arm, "p_companion": there, "pi_companion": named, dim: name} for there, named in laws]
+            mean, half = ([x.sel(where).item() for where in at] for x in both)
+            place = np.arange(len(laws)) + 0.1 * i
+            ax.errorbar(place, mean, half, fmt=marker, color=colour, ms=6, capsize=3, label=ARMS[arm].label)
+    names = [f"there {there:g}\nnamed {named:g}" for there, named in laws]
+    for ax, title in zip(axes, panels.values(), strict=True):
+        ax.set_xticks(range(len(names)), names, fontsize=9)
+        ax.set_xlabel("small digit (probabilities)")
         ax.set_title(title, fontsize=10)
         ax.set_ylim(-0.03, 1.03)
         ax.grid(alpha=0.25, lw=0.6)
