@@ -172,6 +172,21 @@ def test_a_fixed_temperature_stays_and_a_learnt_one_moves(source, float32):
         assert np.allclose(found, 0.3, rtol=1e-6) != learns
 
 
+@pytest.mark.parametrize("kind", ["cnn", "vit", "linear"])
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_whole(source, float32, kind):
+    setup = dataclasses.replace(TINY, bf16=True, image_encoder=kind)
+    image, text = setup.modules(ARMS["clip"])
+    key, pixels = jax.random.key(0), jnp.ones((2, 12, 12, 3))
+    params = jax.eval_shape(image.init, key, pixels)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert jax.eval_shape(image.apply, params, pixels).dtype == jnp.bfloat16
+    tokens = jnp.asarray(training.prompt_tokens(setup, "class"))
+    text_params = jax.eval_shape(text.init, key, tokens)
+    assert jax.eval_shape(text.apply, text_params, tokens).dtype == jnp.bfloat16
+    embedded = jax.eval_shape(lambda p: training.embed_image(ARMS["clip"], setup, {"image": p}, pixels), params)
+    assert embedded.dtype == jnp.float32
+
+
 @pytest.mark.long
 def test_a_run_that_diverges_is_infinite(source, float32):
     setup = dataclasses.replace(TINY, stages=(1, 4), learning_rate=1e30, text_encoder="bag")
