@@ -1,0 +1,320 @@
+"""Make captioned scenes in the layouts of COCO, for training, and of the shifted ImageNets, for evaluation.
+
+    python -m sims.clip.make_scenes --out runs/scenes
+    python -m sims.clip.make_scenes --out runs/scenes --pi_spu=0 --captions_to=runs/silent.json   # other captions alone
+
+OUT/coco             annotations/{captions,instances}_{train2017,val2017}.json, train2017, val2017
+OUT/val, balanced    the law of training, P, and with p_spu = 1/2, P*, by wnid
+OUT/imagenetv2-...   fresh draws of a slightly other law, by class number
+OUT/sketch           outlines on white
+OUT/imagenet-r       cartoons, posters and paintings on plain ground, six classes
+OUT/imagenet-a       small and half hidden in the other class's context, six classes
+OUT/objectnet-1.0    turned any way, off the centre, with the red border, seven classes and two that no class maps to
+OUT/classes.json     wnids and names;  scenes.png: samples;  scenes.json: the settings and counts, written last
+An image depends on --seed, its set, its number and the settings of the image (not of the captions).  A command that was
+stopped draws what is missing.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from sims.clip import layouts, scenes
+from sims.clip.layouts import Config, Outline, Row, Split, splits
+from sims.clip.sheet import sheet
+from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
+
+_DONE, _BEGUN = "scenes.json", ".scenes.begun.json"
+_CHUNK = 64
+_NUMBERS = {
+    "p_spu": "P(context = the class's home) in training, in [0, 1]",
+    "pi_core": "chance that a caption names each of colour, fill, size and pose, in [0, 1]",
+    "pi_spu": "chance that a caption names the context and its shade, in [0, 1]",
+    "p_companion": "chance of a small object of another pair's class, in [0, 1]",
+    "pi_companion": "chance that a caption names it, in [0, 1]",
+}
+_INTEGERS = {
+    "train": "training images, in [1, 1000000]",
+    "test": "images of a class in each evaluation set, in [1, 10000]",
+    "side": "pixels a side, in [24, 512]",
+    "captions": "captions of an image, in [1, 100]",
+    "seed": "root of all randomness, in [0, 2^32)",
+}
+
+
+def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: bool = False) -> bool:
+    """Make all sets in `root`, or what is missing of them; True if there was anything to do.
+
+    Raises: UsageError if `root` is no folder, or holds other settings' scenes (unless overwrite) or no scenes; then
+    nothing is written.  WorkFailed if writing fails; what is written stays.
+    """
+    config.check()
+    if workers < 1:
+        raise UsageError(f"--workers must be >= 1, got {workers}.")
+    if not _claim(root, config, overwrite):
+        return False
+    done = {"version": layouts.VERSION, "config": dataclasses.asdict(config), "sets": {}}
+    try:
+        with _mapper(workers) as mapped:
+            for folder, group in _by_folder(config).items():
+                rows: list[Row] = []
+                for split in group:
+                    drawn = _drawn(root, config, split, mapped)
+                    rows += [row for row, _ in drawn]
+                    if folder == "coco":
+                        _annotate(root, config, split, [outlines for _, outlines in drawn])
+                _write_csv(root / folder / "scenes.csv", rows)
+                if folder != "coco":
+                    done["sets"][folder] = layouts.counts(rows)
+        for name, text in layouts.metadata().items():
+            _write(root / name, text)
+        _write_png(root / "scenes.png", sheet(root))
+        _write(root / _DONE, json.dumps(done, indent=1))
+        (root / _BEGUN).unlink()
+    except BrokenProcessPool:
+        raise WorkFailed(
+            "a process was killed, perhaps for memory; the same command goes on, with fewer --workers."
+        ) from None
+    except OSError as error:
+        raise WorkFailed(
+            f"cannot write to {root} ({error.strerror}); the same command goes on from what is written."
+        ) from None
+    return True
+
+
+def default(root: pathlib.Path) -> None:
+    """Make the default scenes in `root` unless it holds scenes, of whatever settings."""
+    if not (root / _DONE).exists():
+        make(root, Config(), workers=_cores())
+
+
+def read_config(root: pathlib.Path) -> Config:
+    """The settings of the scenes in `root`. Raises: UsageError if there are none, unfinished or damaged ones."""
+    return _config_of(root / _DONE)
+
+
+def write_captions(
+    root: pathlib.Path, pi_core: float, pi_spu: float, pi_companion: float, path: pathlib.Path, seed: int | None = None
+) -> None:
+    """Another captions JSON for the training images in `root`, at `path`: what captions name changes, the images stay.
+
+    seed: of mentions and phrasings; None: the scenes' own, so that policies differ only in what is named.
+    """
+    config = read_config(root)
+    named = dataclasses.replace(config, pi_core=pi_core, pi_spu=pi_spu, pi_companion=pi_companion)
+    if seed is not None:
+        dataclasses.replace(named, seed=seed).check()
+    named.check()
+    told = layouts.captions_json(named, splits(config)["train2017"], config.seed if seed is None else seed)
+    try:
+        _write(path, json.dumps(told))
+    except OSError as error:
+        raise UsageError(f"--captions_to={path} cannot be written ({error.strerror}).") from None
+
+
+def _claim(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
+    """Note in `root` what is being made; False if all is there."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--out={root} is a file; name a folder.")
+    found = next((root / name for name in (_DONE, _BEGUN) if (root / name).exists()), None)
+    if found is None and root.exists() and {path.name for path in root.iterdir()} - {f".{_BEGUN}.new"}:
+        raise UsageError(f"--out={root} holds other files; name an empty or a new folder.")
+    if found is not None and not overwrite:
+        held = _config_of(found)
+        if held != config:
+            at = {f.name: getattr(held, f.name) for f in dataclasses.fields(Config)}
+            other = ", ".join(f"--{k}={v}" for k, v in at.items() if v != getattr(config, k))
+            raise UsageError(f"--out={root} holds scenes with {other}; name another folder, or --overwrite them.")
+        if found.name == _DONE:
+            return False
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if found is not None and overwrite:
+            _write(root / _BEGUN, "being removed")  # of no settings: whoever finds it may only overwrite it again
+            for name in (_DONE, *layouts.WRITTEN):
+                _remove(root / name)
+        _write(root / _BEGUN, json.dumps({"version": layouts.VERSION, "config": dataclasses.asdict(config)}))
+    except OSError as error:
+        raise UsageError(f"--out={root} cannot be written ({error.strerror}).") from None
+    return True
+
+
+def _config_of(path: pathlib.Path) -> Config:
+    try:
+        found = json.loads(path.read_text())
+        if found["version"] != layouts.VERSION:
+            raise UsageError(
+                f"{path.parent} holds scenes of another version; name another folder, or --overwrite them."
+            )
+        return Config(**found["config"])
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} has no {path.name}: no scenes, or unfinished ones; make them first.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is damaged; make the scenes anew, with --overwrite.") from None
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _by_folder(config: Config) -> dict[str, list[Split]]:
+    groups: dict[str, list[Split]] = {}
+    for split in splits(config).values():
+        groups.setdefault(split.folder, []).append(split)
+    return groups
+
+
+def _drawn(root: pathlib.Path, config: Config, split: Split, mapped: Callable) -> list[tuple[Row, list[Outline]]]:
+    """Each image's row of scenes.csv and its objects' outlines, the images drawn where they are missing."""
+    tasks = [(root, config, split.name, range(k, min(k + _CHUNK, split.count))) for k in range(0, split.count, _CHUNK)]
+    found = []
+    with tqdm(total=split.count, desc=split.name, unit="image", disable=None, leave=False) as bar:
+        for part in mapped(_draw_some, tasks):
+            found += part
+            bar.update(len(part))
+    return found
+
+
+def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row, list[Outline]]]:
+    root, config, name, numbers = task
+    split, found = splits(config)[name], []
+    for i in numbers:
+        scene = split.scene(i)
+        path = root / split.folder / split.path(i, scene)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.new")
+            beside.write_bytes(_encoded(scenes.draw(scene, config.side), split, path.suffix))
+            os.replace(beside, path)
+        outlines = layouts.outlines(scenes.masks(scene, config.side)) if split.folder == "coco" else []
+        found.append((layouts.row(split, i, scene), outlines))
+    return found
+
+
+def _encoded(image: np.ndarray, split: Split, suffix: str) -> bytes:
+    if split.border:
+        framed = np.full(
+            (image.shape[0] + 2 * split.border, image.shape[1] + 2 * split.border, 3), (255, 0, 0), np.uint8
+        )
+        framed[split.border : -split.border, split.border : -split.border] = image
+        image = framed
+    file = io.BytesIO()
+    if suffix == ".png":
+        Image.fromarray(image).save(file, "PNG")
+    else:
+        Image.fromarray(image).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """An ordered map over processes; in this one where `workers` is 1."""
+    if workers == 1:
+        yield map
+        return
+    # Spawned, since a caller may have started threads (JAX does), which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
+        yield pool.map
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _annotate(root: pathlib.Path, config: Config, split: Split, outlines: list[list[Outline]]) -> None:
+    folder = root / split.folder / "annotations"
+    instances = layouts.instances_json(config, split, outlines)
+    _write(folder / f"instances_{split.name}.json", json.dumps(instances))
+    _write(folder / f"captions_{split.name}.json", json.dumps(layouts.captions_json(config, split, config.seed)))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, file.getvalue())
+
+
+def _write_png(path: pathlib.Path, figure: "matplotlib.figure.Figure") -> None:
+    beside = path.with_name(f".{path.name}.new")
+    figure.savefig(beside, format="png", dpi=110)
+    os.replace(beside, path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _define_flags() -> None:
+    for texts, convert in ((_NUMBERS, number), (_INTEGERS, integer)):
+        for name, text in texts.items():
+            define(name, getattr(Config, name), text, convert)
+    define("workers", _cores(), "processes that draw, >= 1", integer)
+    flags.DEFINE_bool("overwrite", False, "remove the scenes that --out holds, and make these")
+    text = "write, here, another captions JSON for --out's scenes, with --pi_core, --pi_spu, --pi_companion, --seed"
+    define("captions_to", None, f"{text} (none: the scenes' own); no image", path)
+    define("out", None, "folder; another one's scenes are refused", path)
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    if values["out"] is None:
+        raise UsageError("--out is needed: the folder to make the scenes in.")
+    out = pathlib.Path(values["out"])
+    if values["captions_to"] is not None:
+        given = {name for name in (*_NUMBERS, *_INTEGERS, "overwrite") if flags.FLAGS[name].present}
+        if extra := given - {"pi_core", "pi_spu", "pi_companion", "seed"}:
+            raise UsageError(f"--captions_to keeps the images: leave out --{min(extra)}.")
+        to, seed = pathlib.Path(values["captions_to"]), values["seed"] if "seed" in given else None
+        write_captions(out, values["pi_core"], values["pi_spu"], values["pi_companion"], to, seed)
+        print(f"Captions: {to}")
+        return 0
+    config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
+    made = make(out, config, workers=values["workers"], overwrite=values["overwrite"])
+    print(f"{'Made' if made else 'Nothing to do:'} {out}; samples: {out / 'scenes.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)
