@@ -1,0 +1,118 @@
+"""Zero-shot accuracy of a trained model on ImageNet val and its shifted sets, and effective robustness.
+
+    python -m sims.clip.evaluate --run=runs/clip                                    # on the generated scenes
+    python -m sims.clip.evaluate --run=runs/cc3m --root=/data/sets --classes=imagenet_class_index.json --strict
+    python -m sims.clip.evaluate --weights=RN50.safetensors --architecture=RN50-quickgelu \\
+        --vocabulary=bpe_simple_vocab_16e6.txt.gz --root=/data/sets \\
+        --classes=names.txt --wnids=imagenet_class_index.json
+
+ROOT holds val, imagenetv2-matched-frequency, sketch, imagenet-r, imagenet-a, objectnet-1.0 (what is there is scored).
+Effective robustness rho = accuracy - what a line of standard models predicts from val over the same classes. Marks:
+  extrapolated   val is outside 55-90% (standard lines) or 5-40% (weak models'), or the fitted models' own range
+  other classes  a published line is of ImageNet's classes, this list is not of 1000
+  chance         the 99.5% interval of the accuracy, or of val's, contains chance
+  0 or all       no or every image is right, here or on val: in fits and figures half an image is moved
+  unreadable     images that could not be read are left out
+Rows are added to the table, none is changed; of one run, set and rule the last is the one that is drawn.
+"""
+
+import pathlib
+
+from absl import flags
+
+from sims.clip.config import SCENES
+from sims.flags import UsageError, define, integer, names, path, run_main
+
+_LINES = ("auto", "standard", "weak", "fit")
+
+
+def _define_flags() -> None:
+    define("run", None, "folder of a training run; or else --weights", path)
+    define("checkpoint", "last", "of the run: last, or best by held-out loss", str)
+    define("weights", None, "state dict of open_clip or OpenAI, .safetensors or .npz; with --architecture", path)
+    define("architecture", None, "of the weights, such as RN50, ViT-B-16; OpenAI's own: RN50-quickgelu", str)
+    define("vocabulary", None, "of the weights: bpe_simple_vocab_16e6.txt.gz, or a tokenizer.json of a run", path)
+    define("root", SCENES, "folder of the evaluation sets' folders", path)
+    define("sets", None, "of val, balanced, v2, sketch, r, a, objectnet; none: all that are there", names)
+    define(
+        "classes", None, 'class list, {"0": [wnid, name], ...}, or names with --wnids; none: ROOT/classes.json', path
+    )
+    define("wnids", None, "wnids of --classes' names in their order, or imagenet_class_index.json", path)
+    define(
+        "templates",
+        None,
+        "file of prompts with {} for the class, one a line or a JSON list; none: ten of our own",
+        path,
+    )
+    define("table", None, "JSON lines that results are added to; none: OUT/results.jsonl", path)
+    define("models", None, "table of other models, such as another --table or a .csv: drawn, and what fit fits", path)
+    define("line", "auto", f"rho's in the print and figure, of {', '.join(_LINES)}; auto: weak below 40% on val", str)
+    define("transform", "logit", "of the axes and lines: logit or probit", str)
+    define("batch_size", 64, "images encoded at once, >= 1", integer)
+    define("threads", None, "that decode images, >= 1; none: one a core", integer)
+    define("cache", "runs/text_weights", "folder that keeps the classes' text weights", path)
+    flags.DEFINE_bool("strict", False, "refuse a set that is not whole, in place of a warning")
+    define("out", "runs/evaluate", "folder for the figure", path)
+
+
+def _check() -> None:
+    values = flags.FLAGS
+    if (values.run is None) == (values.weights is None):
+        raise UsageError("needs one of --run=DIR and --weights=FILE; python -m sims.clip.train makes a run.")
+    if values.weights is not None and (values.architecture is None or values.vocabulary is None):
+        raise UsageError("--weights needs --architecture and --vocabulary.")
+    if values.weights is None and (values.architecture is not None or values.vocabulary is not None):
+        raise UsageError("--architecture and --vocabulary belong to --weights; a run has its own.")
+    for name, allowed in (("line", _LINES), ("transform", ("logit", "probit")), ("checkpoint", ("last", "best"))):
+        if values[name].value not in allowed:
+            raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {values[name].value!r}.")
+    if values.line == "weak" and values.transform == "probit":
+        raise UsageError("--line=weak has no probit line; use --transform=logit.")
+    if values.line == "fit" and values.models is None:
+        raise UsageError("--line=fit needs --models, the table of the models that it is fitted to.")
+    for name in ("batch_size", "threads"):
+        if values[name].value is not None and values[name].value < 1:
+            raise UsageError(f"--{name} must be >= 1, got {values[name].value}.")
+    if not pathlib.Path(values.root).is_dir():
+        mend = "python -m sims.clip.make_scenes makes the default" if values.root == SCENES else "give the sets' folder"
+        raise UsageError(f"--root={values.root} is not there; {mend}.")
+
+
+def _main() -> None:
+    _check()
+    from sims.clip import evaluation, prompts, report, sets, table
+    from sims.clip.classes import read_classes
+
+    values = flags.FLAGS
+    root, out = pathlib.Path(values.root), pathlib.Path(values.out)
+    into = pathlib.Path(values.table) if values.table else out / "results.jsonl"
+    report.check(out, f"--out={out}")
+    report.check(into.parent, f"--table={into}")
+    classes = read_classes(root, values.classes, values.wnids)
+    found = sets.open_sets(root, values.sets, classes)
+    templates = prompts.read_templates(values.templates)
+    if values.models is not None and not pathlib.Path(values.models).is_file():
+        raise UsageError(f"--models={values.models} is not there.")
+    models = table.read(pathlib.Path(values.models), "--models") if values.models else []
+    table.read(into, "--table")
+    evaluation.warn(found, {}, values.strict)
+    how = evaluation.How(values.batch_size, values.threads, pathlib.Path(values.cache), values.strict)
+    choice = evaluation.Choice(values.line, values.transform)
+    if values.line == "fit" and not any(evaluation.fit(evaluation.of_shift(models, s, ""), "logit") for s in found):
+        raise UsageError(
+            f"--line=fit: --models={values.models} has no set here with two models or more of different id_accuracy."
+        )
+    if values.run:
+        run, encoder = evaluation.load_run(pathlib.Path(values.run), values.checkpoint)
+    else:
+        vocabulary = pathlib.Path(values.vocabulary)
+        run, encoder = evaluation.load_weights(pathlib.Path(values.weights), values.architecture, vocabulary)
+    rows = evaluation.evaluate(run, encoder, found, classes, templates, models, how, choice)
+    print(report.text(rows, choice))
+    table.append(into, rows)
+    drawn = report.draw(rows, [*models, *table.read(into, "--table")], models, choice, out)
+    print(f"\nAdded to {into}" + (f"; figure: {drawn}" if drawn else "; no figure: it needs val and a shifted set"))
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

@@ -1,0 +1,261 @@
+"""What `evaluate` does: encode every set once, count, hold against the lines, one row a set; print and draw rows."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sims import store
+from sims.clip import robustness, zero_shot
+from sims.clip.classes import Classes
+from sims.clip.robustness import LINES
+from sims.clip.sets import EvaluationSet
+from sims.clip.zero_shot import Encoder, Result, Share
+from sims.flags import UsageError
+
+Row = dict[str, Any]
+_MODEL = 0.995  # level of a model's interval
+_EACH = 0.975  # two such intervals hold both accuracies, and so rho, with at least 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How images are read, which does not change the result.  threads: None: one a core.  cache: of text weights."""
+
+    batch_size: int = 64
+    threads: int | None = None
+    cache: pathlib.Path | None = None
+    strict: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Of the line that is printed and drawn.  line: auto, standard, weak or fit."""
+
+    line: str = "auto"
+    transform: str = "logit"
+
+    def of(self, val_accuracy: float) -> str:
+        """The line's name in a row's rho."""
+        if self.line == "auto":
+            return robustness.default_line(val_accuracy, self.transform)
+        return self.transform if self.line == "standard" else self.line
+
+
+def warn(sets: Mapping[str, EvaluationSet], unreadable: Mapping[str, Mapping[str, str]], strict: bool) -> None:
+    """Say on stderr what the sets lack.  Raises: UsageError if strict and they lack anything."""
+    lines = []
+    for name, found in sets.items():
+        bad = unreadable.get(name, {})
+        line = found.shortfall(len(bad))
+        if line:
+            first = next(iter(bad.items()), None)
+            lines.append(line + (f" (the first {first[0]}: {first[1]})" if first else ""))
+    if lines and strict:
+        raise UsageError(f"{'; '.join(lines)}: refused by --strict, nothing was scored. Complete the sets.")
+    for line in lines:
+        print(f"warning: {line}.", file=sys.stderr)
+
+
+def load_run(run: pathlib.Path, checkpoint: str) -> tuple[str, Encoder]:
+    """(its id in tables, the encoder) of a training run."""
+    from sims.clip import training
+
+    digest = store.config_hash(store.read_config(run))[:8]
+    return f"{run.resolve().name}-{digest}{'-best' if checkpoint == 'best' else ''}", training.load(run, checkpoint)
+
+
+def load_weights(file: pathlib.Path, architecture: str, vocabulary: pathlib.Path) -> tuple[str, Encoder]:
+    """(its id in tables, the encoder) of an imported state dict."""
+    import jax
+
+    from sims.clip import images, models, tokenizer, weights
+
+    if architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {architecture!r}.")
+    arch = models.ARCHITECTURES[architecture]
+    if vocabulary.suffix == ".json":
+        words = tokenizer.load(vocabulary)
+    else:
+        words = tokenizer.clip_tokenizer(vocabulary, arch.text.context_length)
+    has, needs = (words.vocabulary_size, words.context_length), (arch.text.vocabulary_size, arch.text.context_length)
+    if has != needs:
+        raise UsageError(
+            f"--vocabulary={vocabulary} has {has[0]} tokens and texts of {has[1]}, {architecture} {needs[0]} and"
+            f" {needs[1]}; give the one that the weights were trained with."
+        )
+    variables = jax.device_put(weights.import_state_dict(file, arch))
+    model = models.CLIP(arch)
+    image = jax.jit(lambda v, x: model.apply(v, images.normalise(x), False, method="encode_image"))
+    text = jax.jit(lambda v, tokens: model.apply(v, tokens, method="encode_text"))
+    with open(file, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:8]
+    name = f"{file.stem}-{digest}"
+    return name, Encoder(
+        name,
+        arch.image_size,
+        lambda x: np.asarray(image(variables, x)),
+        lambda texts: np.asarray(text(variables, words.encode_all(texts))),
+    )
+
+
+def evaluate(
+    run: str,
+    encoder: Encoder,
+    sets: Mapping[str, EvaluationSet],
+    classes: Classes,
+    templates: Sequence[str],
+    models: Sequence[Row] = (),
+    how: How = How(),
+    choice: Choice = Choice(),
+) -> list[Row]:
+    """One row a set, in their order.  run: the id that keys them.  models: rows of others, to fit the line `fit` to.
+
+    Raises: UsageError if an image cannot be read and how.strict, or none of a set can, or the encoder lacks a class.
+    """
+    weights, bias = zero_shot.class_weights(encoder, classes.names, templates, how.cache)
+    features, unreadable = {}, {}
+    for name, found in sets.items():
+        features[name] = zero_shot.image_features(
+            encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads
+        )
+        unreadable[name] = features[name].bad
+        if not len(features[name].kept):
+            raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {found.paths[0]}.")
+    warn({name: found for name, found in sets.items() if unreadable[name]}, unreadable, how.strict)
+    words = {"classes": _digest([classes.wnids, classes.names]), "templates": _digest(list(templates))}
+    prompts = "head" if encoder.head else f"{len(templates)} templates {words['templates']}"
+    common = {
+        "run": run,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": encoder.name,
+        "image_size": encoder.image_size,
+        **words,
+        "versions": store.provenance(),
+    }
+    val = features.get("val")
+    rows: list[Row] = []
+    for name, found in sets.items():
+        seen = features[name]
+        labels = found.labels[seen.kept]
+        order = zero_shot.ranks(seen.values, labels, weights, bias, found.scored)
+        result = zero_shot.result(order, labels, len(found.scored), _at(found.groups, seen.kept))
+        rule = f"{found.rule}; {prompts}; classes {words['classes']}"
+        row = common | {"set": name, "rule": rule} | _counts(found, result, len(seen.bad), classes)
+        if name != "val" and val is not None:
+            places, mapped = zero_shot.restricted(sets["val"].labels[val.kept], found.scored)
+            if len(places):
+                order = zero_shot.ranks(val.values[places], mapped, weights, bias, found.scored)
+                row |= _share("id_", zero_shot.result(order, mapped, len(found.scored)).top1)
+        rows.append(row)
+    val_accuracy = next((row["accuracy"] for row in rows if row["set"] == "val"), None)
+    return [_against_lines(row, val_accuracy, len(classes.wnids), models, choice) for row in rows]
+
+
+def _at(groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+    return None if groups is None else groups[kept]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+
+
+def _share(prefix: str, share: Share) -> Row:
+    """A share's counts, accuracy, and 95% and 99.5% intervals."""
+    return {
+        f"{prefix}images": share.images,
+        f"{prefix}correct": share.correct,
+        f"{prefix}accuracy": share.accuracy,
+        f"{prefix}interval_95": share.interval(0.95),
+        f"{prefix}interval_99.5": share.interval(_MODEL),
+    }
+
+
+def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Classes) -> Row:
+    worst, share = result.worst
+    members = found.scored[worst]
+    named = {"wnids": [classes.wnids[c] for c in members], "name": " / ".join(classes.names[c] for c in members)}
+    images, count = found.expected or (None, None)
+    row = _share("", result.top1) | {
+        "expected_images": images,
+        "classes_found": found.found[1],
+        "classes_scored": len(found.scored),
+        "expected_classes": count,
+        "unreadable": unreadable,
+        "dropped": found.dropped,
+        "chance": found.chance,
+        "worst_class": named | _share("", share),
+    }
+    if result.top5 is not None:
+        row["top5"] = _share("", result.top5)
+    return row | {group: _share("", share) for group, share in result.groups.items()}
+
+
+def _against_lines(
+    row: Row, val_accuracy: float | None, num_classes: int, models: Sequence[Row], choice: Choice
+) -> Row:
+    """The row with val_accuracy, rho by every line, and of the chosen one its name, interval, marks."""
+    marks = ["unreadable"] if row["unreadable"] else []
+    row = row | {"val_accuracy": val_accuracy, "rho": {}, "line": None, "rho_interval_95": None, "marks": marks}
+    if _holds(row["chance"], row["interval_99.5"]) or _holds(row["chance"], row.get("id_interval_99.5", (1, 1))):
+        marks.append("chance")
+    if "id_accuracy" not in row or val_accuracy is None:
+        return row
+    shares = [(row[f"{axis}correct"], row[f"{axis}images"]) for axis in ("id_", "")]
+    if any(k in (0, n) for k, n in shares):
+        marks.append("0 or all")
+    lines = dict(LINES.get(row["set"], {}))
+    others = of_shift(models, row["set"], row["run"])
+    if (fitted := fit(others, choice.transform)) is not None:
+        lines["fit"] = fitted
+    rho = {n: float(robustness.effective_robustness(row["id_accuracy"], row["accuracy"], x)) for n, x in lines.items()}
+    name = choice.of(val_accuracy)
+    row |= {"rho": rho, "lines": {n: dataclasses.asdict(line) for n, line in lines.items()}}
+    if name not in lines:
+        return row
+    (id_low, id_high), (low, high) = (Share(k, n).interval(_EACH) for k, n in shares)
+    line = lines[name]
+    # Lines rise for all that is known; a fitted one need not.
+    ends = sorted((float(line.at(id_low)), float(line.at(id_high))))
+    if name == "fit":
+        reached = [other["id_accuracy"] for other in others]
+        far = not min(reached) <= row["id_accuracy"] <= max(reached)
+    else:
+        far = robustness.extrapolated(name, val_accuracy)
+        marks += ["other classes"] if num_classes != 1000 else []
+    marks += ["extrapolated"] if far else []
+    return row | {"line": name, "rho_interval_95": (low - ends[1], high - ends[0])}
+
+
+def _holds(value: float, interval: Sequence[float]) -> bool:
+    return interval[0] <= value <= interval[1]
+
+
+def of_shift(models: Sequence[Row], shift: str, run: str) -> list[Row]:
+    """The latest rows on this set, of models other than `run`, that know their accuracy on val."""
+    from sims.clip import table
+
+    return [
+        other
+        for other in table.latest(models)
+        if other["set"] == shift and other["run"] != run and "id_accuracy" in other
+    ]
+
+
+def fit(others: Sequence[Row], transform: str) -> robustness.Line | None:
+    """The line through other models; None where there are not two of different accuracy on val."""
+    x, y = (inside(others, axis) for axis in ("id_", ""))
+    return robustness.fit_line(x, y, transform) if len(np.unique(x)) >= 2 else None
+
+
+def inside(rows: Sequence[Row], axis: str) -> np.ndarray:
+    """Accuracies, 0 and 1 moved inwards by half an image (by 5e-4 where their number is not told)."""
+    counts = [row.get(f"{axis}images", 1000) for row in rows]
+    shares = [row[f"{axis}accuracy"] * n for row, n in zip(rows, counts, strict=True)]
+    return robustness.inside(shares, counts) if rows else np.empty(0)

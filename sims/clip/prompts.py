@@ -1,0 +1,60 @@
+"""The words that name a class to a text tower: templates, one embedding a template, averaged."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from sims.flags import UsageError
+
+# Plain sentences that say no more than that the thing is there.
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "an image showing a {}",
+    "a {} and what is around it",
+    "there is a {} here",
+    "somebody's snapshot of a {}",
+    "a {}, drawn or photographed",
+    "this is what a {} looks like",
+)
+SLOT = "{}"
+
+
+def read_templates(path: str | pathlib.Path | None) -> tuple[str, ...]:
+    """Templates of a file, one a line or a JSON list, each with {} where the class's name goes; None: TEMPLATES.
+
+    Raises: UsageError for a file that cannot be read, holds none, or a line without {}.
+    """
+    if path is None:
+        return TEMPLATES
+    lines = read_lines(path, "--templates")
+    for number, line in enumerate(lines, 1):
+        if SLOT not in line:
+            raise UsageError(f"--templates={path}, template {number}, {line!r}, has no {SLOT} for the class's name.")
+    return lines
+
+
+def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
+    """The lines of a text file without the blank ones, or the strings of a JSON list.
+
+    Raises: UsageError if it cannot be read, or holds none.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text or no JSON list"
+        raise UsageError(f"{flag}={path} cannot be read ({reason}).") from None
+    if not all(isinstance(line, str) for line in lines):
+        raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
+    return found
+
+
+def prompts(name: str, templates: Sequence[str]) -> list[str]:
+    """The sentences of one class, in the templates' order. The name is put in as it is: braces in it mean nothing."""
+    return [template.replace(SLOT, name) for template in templates]

@@ -1,0 +1,99 @@
+"""The table of results: one JSON object a line, added to and never changed, whoever else is writing."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sims.flags import UsageError
+
+KEY = ("run", "set", "rule")
+# What every line of a table of models must tell, which may come from elsewhere.
+_NEEDED = {"run": str, "set": str, "accuracy": float}
+_SHARES = ("accuracy", "id_accuracy", "val_accuracy")
+_COUNTS = ("images", "id_images")
+
+
+def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
+    """The lines of a table; [] where there is none.
+
+    A .csv file has at least columns run, set and accuracy, and for a place against the line id_accuracy (on val over
+    the set's classes), images and id_images; shares are in [0, 1].
+    Raises: UsageError for a line that is damaged or lacks one of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{flag}={path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})."
+        ) from None
+    lines = text.splitlines()
+    if path.suffix == ".csv":
+        return [_checked(row, f"{flag}={path}, line {i}") for i, row in enumerate(csv.DictReader(lines), 2)]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        found.append(_checked(row, f"{flag}={path}, line {number}"))
+    return found
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}, is no JSON object; mend or remove the line.")
+    row = {name: value for name, value in row.items() if value not in ("", None)}
+    try:
+        row |= {name: float(row[name]) for name in _SHARES if name in row}
+        row |= {name: int(row[name]) for name in _COUNTS if name in row}
+        bad = [name for name in _SHARES if not 0 <= row.get(name, 0) <= 1]
+        bad += [name for name in _COUNTS if row.get(name, 1) < 1]
+        bad += [name for name, kind in _NEEDED.items() if not isinstance(row.get(name), kind)]
+    except (TypeError, ValueError):
+        bad = [*_SHARES, *_COUNTS]
+    if bad:
+        raise UsageError(
+            f"{where}: needs run, set and accuracy, shares in [0, 1] and counts >= 1; see {', '.join(bad)}."
+        )
+    return row
+
+
+def append(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add lines, all or none; lines that are there stay as they are, and a second writer waits for the first.
+
+    Raises: UsageError if the file cannot be written, or what it holds is damaged.
+    """
+    new = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_name(f".{path.name}.lock")):
+            read(path, "--table")
+            old = path.read_text(encoding="utf-8") if path.exists() else ""
+            beside = path.with_name(f".{path.name}.new")
+            beside.write_text(old + ("" if old.endswith("\n") or not old else "\n") + new, encoding="utf-8")
+            os.replace(beside, path)
+    except OSError as error:
+        raise UsageError(f"--table={path} cannot be written ({error.strerror}).") from None
+
+
+def latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of lines with the same run, set and rule the last one."""
+    return list({tuple(row.get(name) for name in KEY): row for row in rows}.values())
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Alone in here, among processes of this file system; a killed one's lock ends with it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
