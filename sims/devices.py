@@ -27,39 +27,51 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("dry_run", False, "print cells, memory, compile and run time, and write nothing")
     flags.DEFINE_bool("x64", False, "measure in float64 (predictions always are)")
-    define("cpu_devices", None, "devices that a CPU is split into, >= 1; none: one a core", optional(integer))
+    define_process_flags()
+
+
+def define_process_flags() -> None:
+    """The flags of devices and processes."""
+    text = "devices that a CPU is split into, >= 1; none: one a core, for CLIP one"
+    define("cpu_devices", None, text, optional(integer))
     define("coordinator", None, f"several processes: {_COORDINATOR}", optional(str))
     define("num_processes", None, "number of processes, with --coordinator=HOST:PORT", optional(integer))
     define("process_id", None, "this one's number, from 0, with --coordinator=HOST:PORT", optional(integer))
 
 
 def start() -> Options:
-    """Start JAX as the flags say, its compiled programs kept on disk; the options of this run.
+    """Start JAX as the flags say; the options of this run. Raises: UsageError for what cannot be."""
+    values = flags.FLAGS
+    if values.memory_gb is not None and not values.memory_gb > 0:
+        raise UsageError(f"--memory_gb must be > 0, got {values.memory_gb:g}.")
+    start_processes(len(os.sched_getaffinity(0)), values.x64)
+    return Options(memory_gb=values.memory_gb, overwrite=values.overwrite, dry_run=values.dry_run)
 
-    Raises: UsageError for what cannot be.
+
+def start_processes(cpu_devices: int, x64: bool = False) -> None:
+    """Start JAX as the flags of processes say, its compiled programs kept on disk.
+
+    cpu_devices: of a CPU, where the flag does not say.  Raises: UsageError for what cannot be.
     """
     values = flags.FLAGS
     for name, least in (("cpu_devices", 1), ("num_processes", 1), ("process_id", 0)):
         given = values[name].value
         if given is not None and given < least:
             raise UsageError(f"--{name} must be >= {least}, got {given}.")
-    if values.memory_gb is not None and not values.memory_gb > 0:
-        raise UsageError(f"--memory_gb must be > 0, got {values.memory_gb:g}.")
     given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
     if sum(value not in (None, "auto") for value in given.values()) not in (0, 3):
         shown = ", ".join(f"--{name}={value}" for name, value in given.items())
         raise UsageError(f"--coordinator=HOST:PORT, --num_processes, --process_id must be given together, got {shown}.")
-    _start_jax(values)
-    return Options(memory_gb=values.memory_gb, overwrite=values.overwrite, dry_run=values.dry_run)
+    _start_jax(values, values.cpu_devices or cpu_devices, x64)
 
 
-def _start_jax(values: flags.FlagValues) -> None:
+def _start_jax(values: flags.FlagValues, cpu_devices: int, x64: bool) -> None:
     import jax
 
-    if values.x64:
+    if x64:
         jax.config.update("jax_enable_x64", True)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", values.cpu_devices or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_cache()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -24,7 +24,7 @@ from tests.test_sims_command import ROOT, own_flags
 @pytest.fixture
 def command(capsys, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr), in this process."""
-    monkeypatch.setattr(devices, "_start_jax", lambda _: None)
+    monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
 
     def call(*args):
         with own_flags(), pytest.raises(SystemExit) as caught:

@@ -37,7 +37,7 @@ def own_flags():
 @pytest.fixture
 def command(capsys, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr) of the command, in this process, where JAX runs already."""
-    monkeypatch.setattr(devices, "_start_jax", lambda _: None)
+    monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
 
     def call(*args):
         with own_flags(), pytest.raises(SystemExit) as caught:

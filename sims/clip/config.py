@@ -1,0 +1,160 @@
+"""What a training run is asked for, checked. Imports neither JAX nor grain: --help and refusals are quick."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sims.flags import UsageError
+
+SCENES = "runs/scenes"  # where the generated scenes are by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """loss: info_nce, siglip, cross_entropy, sup_con.  text: what a caption becomes: natural, labels, masked.
+
+    same_class_weight: of the arm, whatever the config says; None: the config's.
+    """
+
+    label: str
+    loss: str
+    text: str | None = "natural"
+    same_class_weight: float | None = None
+
+    @property
+    def reads(self) -> bool:
+        """Learns from captions."""
+        return self.loss in ("info_nce", "siglip")
+
+
+ARMS = {
+    "clip": Arm("CLIP", "info_nce"),
+    "clip_no_intra": Arm("CLIP, no same-class negatives", "info_nce", same_class_weight=0.0),
+    "clip_labels": Arm("CLIP, captions name the class only", "info_nce", text="labels"),
+    "clip_masked": Arm("CLIP, words of captions left out", "info_nce", text="masked"),
+    "siglip": Arm("SigLIP", "siglip"),
+    "supervised": Arm("SL, cross-entropy", "cross_entropy", text=None),
+    "sup_con": Arm("SupCon + linear probe", "sup_con", text=None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. CLIP.md's recipe for RN50 on CC3M is --preset=cc3m_rn50.
+
+    data: see `sources.open_source`, or `scenes`.  captions: JSON in the place of COCO's own.  classes: JSON list of
+    class names, to find labels in the captions of tars.  same_class_weight: total weight of an anchor's same-class
+    negatives, None: the ordinary loss.  same_captions: pairs with word for word the same caption are each other's
+    negatives, as in the theory's loss.  vocabulary: CLIP's BPE, or a run's;
+    None: one of vocabulary_size is trained on the captions.
+    image_size, context_length: None: the architecture's.  chunks: a batch is embedded in so many parts, its loss is of
+    the whole.  steps: None: `epochs` of the data.  held_out: records kept from training, for the loss that tells the
+    best checkpoint.
+    """
+
+    data: str = "scenes"
+    captions: str | None = None
+    classes: str | None = None
+    arm: str = "clip"
+    pi: float = 0.5
+    same_class_weight: float | None = None
+    same_captions: bool = True
+    architecture: str = "RN-tiny"
+    image_size: int | None = None
+    context_length: int | None = None
+    vocabulary: str | None = None
+    vocabulary_size: int = 1024
+    batch_size: int = 256
+    chunks: int = 1
+    epochs: float = 30.0
+    steps: int | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    warm_up: int = 100
+    temperature: float = 0.07
+    crop_scale: float = 0.9
+    held_out: int = 256
+    max_bad: int = 100
+    bf16: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        if self.arm not in ARMS:
+            raise UsageError(f"--arm must be of {', '.join(ARMS)}, got {self.arm!r}.")
+        for name, least, most in (
+            ("vocabulary_size", 300, 1_000_000),
+            ("batch_size", 2, 2**20),
+            ("chunks", 1, 2**16),
+            ("warm_up", 0, 10**8),
+            ("held_out", 2, 2**20),
+            ("max_bad", 0, 10**9),
+            ("seed", 0, 2**32 - 1),
+        ):
+            _in(name, getattr(self, name), least, most)
+        for name, least, most in (("image_size", 16, 1024), ("context_length", 4, 1024), ("steps", 1, 10**9)):
+            if getattr(self, name) is not None:
+                _in(name, getattr(self, name), least, most)
+        for name in ("pi", "same_class_weight", "weight_decay"):
+            if getattr(self, name) is not None:
+                _in(name, getattr(self, name), 0, 1)
+        for name, most in (("learning_rate", 1), ("epsilon", 1), ("temperature", 100), ("crop_scale", 1)):
+            if not 0 < getattr(self, name) <= most:
+                raise UsageError(f"--{name} must be in (0, {most}], got {getattr(self, name):g}.")
+        if not 0 <= self.beta_2 < 1:
+            raise UsageError(f"--beta_2 must be in [0, 1), got {self.beta_2:g}.")
+        if not (self.epochs > 0 and math.isfinite(self.epochs)):
+            raise UsageError(f"--epochs must be > 0, got {self.epochs:g}.")
+        if self.batch_size % self.chunks or self.batch_size // self.chunks < 2:
+            raise UsageError(
+                f"--chunks must divide --batch_size into parts of 2 or more, got {self.chunks} and {self.batch_size}."
+            )
+        if self.same_class_weight is not None and (
+            not self.method.loss == "info_nce" or self.method.same_class_weight is not None
+        ):
+            raise UsageError(f"--same_class_weight has no meaning for --arm={self.arm}; leave it out.")
+        if not self.same_captions and self.weight is not None:
+            raise UsageError("--nosame_captions cannot be combined with a same-class weight; leave one of them out.")
+
+    @property
+    def method(self) -> Arm:
+        """The arm."""
+        return ARMS[self.arm]
+
+    @property
+    def weight(self) -> float | None:
+        """The weight of same-class negatives; None: the ordinary loss."""
+        return self.same_class_weight if self.method.same_class_weight is None else self.method.same_class_weight
+
+    @property
+    def needs_labels(self) -> bool:
+        """Only records with a label can be used."""
+        return not self.method.reads or self.weight is not None or self.method.text == "labels"
+
+    def flat(self) -> Mapping[str, Any]:
+        """What decides the result."""
+        return {"command": "clip.train", **dataclasses.asdict(self)}
+
+
+def _in(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"--{name} must be in [{least}, {most}], got {value:g}.")
+
+
+_FULL = Config(image_size=224, context_length=77, vocabulary_size=49408, weight_decay=0.1, warm_up=2000, bf16=True)
+PRESETS = {
+    "scenes": Config(),
+    "coco_rn50": dataclasses.replace(
+        _FULL, architecture="RN50", batch_size=512, epochs=100.0, learning_rate=5e-4, held_out=2048
+    ),
+    "cc3m_rn50": dataclasses.replace(
+        _FULL, architecture="RN50", batch_size=1024, epochs=30.0, learning_rate=1e-3, held_out=4096
+    ),
+    "cc3m_vit": dataclasses.replace(
+        _FULL, architecture="ViT-B-16", batch_size=1024, epochs=30.0, learning_rate=5e-4, weight_decay=0.5,
+        beta_2=0.98, epsilon=1e-6, held_out=4096,
+    ),
+}  # fmt: skip

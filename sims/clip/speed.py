@@ -1,0 +1,41 @@
+"""What the devices can do, so that what they do can be told as a share of it."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of a device, from its maker's data sheet.
+_BF16 = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+}
+_SIDE = 1024
+
+
+def peak(bf16: bool) -> float:
+    """FLOP/s of all devices together.
+
+    The maker's figure where it is known, for bfloat16; else what a product of 1024 x 1024 matrices reaches here.
+    """
+    kind, devices = jax.devices()[0].device_kind, jax.device_count()
+    for name, value in _BF16.items():
+        if bf16 and name in kind:
+            return devices * value
+    x = jnp.ones((_SIDE, _SIDE), jnp.bfloat16 if bf16 else jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = min(_time(product, x) for _ in range(5))
+    return devices * 2 * _SIDE**3 / seconds
+
+
+def _time(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> float:
+    began = time.perf_counter()
+    product(x, x).block_until_ready()
+    return time.perf_counter() - began

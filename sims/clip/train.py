@@ -1,0 +1,115 @@
+"""Train CLIP, or what it is compared with, on captioned images.
+
+    python -m sims.clip.train                                           # generated scenes, a small ResNet
+    python -m sims.clip.train --preset=cc3m_rn50 --data='tars:/data/cc3m/{00000..00331}.tar' --out=runs/cc3m
+    python -m sims.clip.train --preset=coco_rn50 --data=coco:/data/coco --arm=clip_no_intra --out=runs/coco_no_intra
+
+data: scenes (those of make_scenes, in runs/scenes; made with its defaults if absent), coco:DIR[:SPLIT], tars:GLOB
+(img2dataset), csv:FILE, cifar10:DIR[:test].
+arms: clip; clip_no_intra (no same-class negatives); clip_labels (captions name the class only); clip_masked (each word
+of a caption kept w.p. --pi); siglip; supervised; sup_con.
+A run that was stopped goes on where it was, to the same numbers. Weights for `evaluate` are in OUT/checkpoints.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+from absl import flags
+
+from sims import devices
+from sims.clip.config import ARMS, PRESETS, SCENES, Config
+from sims.flags import UsageError, define, integer, number, path, run_main
+
+_TEXTS = {
+    "arm": f"of {', '.join(ARMS)}",
+    "data": "scenes, coco:DIR[:SPLIT], tars:GLOB, csv:FILE or cifar10:DIR[:test]",
+    "captions": "JSON of COCO's layout in the place of its own captions",
+    "classes": "JSON list of class names: gives tars labels, where a caption names exactly one",
+    "architecture": "RN50, ViT-B-16, ViT-B-32, RN-tiny or ViT-tiny",
+    "vocabulary": "CLIP's bpe_simple_vocab_16e6.txt.gz, or a run's tokenizer.json; none: BPE trained on the captions",
+}
+_NUMBERS = {
+    "pi": "chance that a word of clip_masked's captions stays, in [0, 1]",
+    "same_class_weight": "weight of an anchor's same-class negatives (arm clip), in [0, 1]; none: the ordinary loss",
+    "epochs": "passes over the data, > 0; unless --steps is given",
+    "learning_rate": "of AdamW at its peak, in (0, 1]",
+    "weight_decay": "of AdamW, in [0, 1]",
+    "beta_2": "of AdamW, in [0, 1)",
+    "epsilon": "of AdamW, in (0, 1]",
+    "temperature": "of the loss at the start, in (0, 100]; it is learnt",
+    "crop_scale": "least share of an image's area that a crop keeps, in (0, 1]",
+}
+_INTEGERS = {
+    "image_size": "pixels a side, in [16, 1024]",
+    "context_length": "tokens of a caption, in [4, 1024]",
+    "vocabulary_size": "of a trained BPE, in [300, 1e6]",
+    "batch_size": "pairs of all devices together, >= 2",
+    "chunks": "parts in which a batch is embedded, to save memory; the loss stays that of the whole batch",
+    "steps": "updates in all",
+    "warm_up": "steps in which the learning rate rises",
+    "held_out": "records kept from training, for the loss that tells the best checkpoint",
+    "max_bad": "records that cannot be read before the run is refused",
+    "seed": "root of all randomness, in [0, 2^32)",
+}
+
+
+def _define_flags() -> None:
+    define("preset", "scenes", f"defaults of what follows: {', '.join(PRESETS)}", str)
+    for texts, convert in ((_TEXTS, str), (_NUMBERS, number), (_INTEGERS, integer)):
+        for name, text in texts.items():
+            shown = "; ".join(f"{preset}: {getattr(config, name)}" for preset, config in PRESETS.items())
+            same = len({getattr(config, name) for config in PRESETS.values()}) == 1
+            define(name, None, f"{text}. {'Default: ' if same else 'Presets: '}"
+                   f"{getattr(PRESETS['scenes'], name) if same else shown}", convert)  # fmt: skip
+    flags.DEFINE_bool("bf16", None, "compute in bfloat16; parameters stay float32. Presets: the full ones")
+    flags.DEFINE_bool(
+        "same_captions", None, "pairs with the very same caption are each other's negatives. Default: yes"
+    )
+    define(
+        "workers",
+        None,
+        "processes that decode images, >= 0; 0: threads of this one. Presets: scenes: 0; others: one a core, less one",
+        integer,
+    )
+    flags.DEFINE_bool("fsdp", False, "split parameters and optimizer state over the devices too")
+    define("log_every", 20, "steps between looks at the metrics, >= 1", integer)
+    define("save_every", 500, "steps between checkpoints, >= 1", integer)
+    flags.DEFINE_bool("tensorboard", True, "write OUT/tensorboard")
+    flags.DEFINE_bool("overwrite", False, "train anew, whatever --out holds")
+    devices.define_process_flags()
+    define("out", "runs/clip", "folder of the run; another run's is refused", path)
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    if values["preset"] not in PRESETS:
+        raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values['preset']!r}.")
+    given = {f.name: values[f.name] for f in dataclasses.fields(Config) if values.get(f.name) is not None}
+    config = dataclasses.replace(PRESETS[values["preset"]], **given)
+    config.check()
+    workers = values["workers"]
+    if workers is None:
+        workers = 0 if values["preset"] == "scenes" else max(len(os.sched_getaffinity(0)) - 1, 0)
+    for name, value, least in (
+        ("workers", workers, 0), ("log_every", values["log_every"], 1), ("save_every", values["save_every"], 1)
+    ):  # fmt: skip
+        if value < least:
+            raise UsageError(f"--{name} must be >= {least}, got {value}.")
+    devices.start_processes(1)
+    from sims.clip import make_scenes, speed, training
+
+    if config.data == "scenes":
+        make_scenes.default(pathlib.Path(SCENES))
+    how = training.How(
+        workers=workers, fsdp=values["fsdp"], log_every=values["log_every"], save_every=values["save_every"],
+        tensorboard=values["tensorboard"], overwrite=values["overwrite"], peak=speed.peak(config.bf16),
+    )  # fmt: skip
+    result = training.run(config, pathlib.Path(values["out"]), how)
+    print("\n".join(f"{name:16} {value}" for name, value in result.items()))
+    print(f"\nEvaluate it: python -m sims.clip.evaluate --run={values['out']}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

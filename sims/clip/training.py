@@ -1,0 +1,472 @@
+"""One training run and its folder. Stopped at any moment, it goes on to the same bits.
+
+OUT/config.json       what was asked for          OUT/metrics.jsonl     a line a step
+OUT/tokenizer.json    words to ids                OUT/skipped.jsonl     records that could not be read
+OUT/classes.json      names of the labels         OUT/checkpoints/STEP  the last state and the best
+OUT/result.json       written last                OUT/tensorboard
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tqdm
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from sims import store
+from sims.clip import captions, images, models, pipeline, sources, tokenizer
+from sims.clip import learner as learning
+from sims.clip.config import SCENES, Config
+from sims.clip.learner import Learner, State
+from sims.clip.zero_shot import Encoder
+from sims.flags import Terminated, UsageError, WorkFailed
+
+RESULT = "result.json"
+_TEXTS = 200_000  # captions that a tokenizer is trained on, at most
+_SPLIT_KEY = 1  # of what is held out
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a run is done, which does not change what it learns (fsdp: beyond rounding).
+
+    workers: processes that decode.  log_every, save_every: steps.  peak: FLOP/s of all devices, for MFU.
+
+    stop_after: steps of this call.  quiet: no bar.
+    """
+
+    workers: int = 0
+    fsdp: bool = False
+    log_every: int = 20
+    save_every: int = 500
+    tensorboard: bool = True
+    overwrite: bool = False
+    peak: float | None = None
+    stop_after: int | None = None
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The records that can be used, and the tokenizer of their captions."""
+
+    source: sources.Source
+    trained: np.ndarray
+    held_out: np.ndarray
+    unlabelled: int
+    tokenizer: tokenizer.Tokenizer | None
+
+
+def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
+    """Train, or go on with what is in `out`; the result, as result.json has it.
+
+    Raises: UsageError for what cannot be asked, WorkFailed if the loss is not finite or too many records are bad.
+    """
+    config.check()
+    flat = config.flat()
+    store.check(out, flat, how.overwrite)
+    first = jax.process_index() == 0
+    with store.locked(out) if first else contextlib.nullcontext():
+        if not how.overwrite and (out / RESULT).exists():
+            return json.loads((out / RESULT).read_text())
+        data = open_data(config)
+        arch = architecture(config, data.tokenizer)
+        per_epoch = len(data.trained) // config.batch_size
+        steps = config.steps or max(1, int(config.epochs * per_epoch))
+        classes = len(data.source.classes) if not config.method.reads else 0
+        learner = Learner(config, arch, classes, steps)
+        if first:
+            store.begin(out, flat, how.overwrite)
+            for name in ("metrics.jsonl", "skipped.jsonl", RESULT) if how.overwrite else ():
+                (out / name).unlink(missing_ok=True)
+            if data.tokenizer is not None and not (out / "tokenizer.json").exists():
+                data.tokenizer.save(out / "tokenizer.json")
+            store.write_text(out / "classes.json", json.dumps(data.source.classes, indent=1) + "\n")
+        return _train(learner, data, out, how)
+
+
+def open_data(config: Config) -> Data:
+    """The training and the held-out records. Raises: UsageError if they are too few, or have no labels where needed."""
+    if config.architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+    spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
+    classes = _class_names(config.classes)
+    source = sources.open_source(spec, captions_file=config.captions, classes=classes)
+    usable = np.arange(len(source))
+    if config.needs_labels:
+        usable = usable[source.labels >= 0]
+        if not len(usable):
+            raise UsageError(f"--data={config.data} has no labels, which --arm={config.arm} needs; see --classes.")
+    order = np.random.default_rng([_SPLIT_KEY, config.seed]).permutation(usable)
+    needed = config.held_out + config.batch_size
+    if len(order) < needed:
+        raise UsageError(
+            f"--data={config.data} has {len(order)} usable records; --batch_size and --held_out need {needed}."
+        )
+    trained = np.sort(order[config.held_out :])
+    encode = _tokenizer(config, source, trained) if config.method.reads else None
+    return Data(source, trained, np.sort(order[: config.held_out]), len(source) - len(usable), encode)
+
+
+def _class_names(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        found = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--classes={path} cannot be read as JSON ({error}).") from None
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) and name.strip() for name in found):
+        raise UsageError(f"--classes={path} must be a JSON list of class names.")
+    return tuple(found)
+
+
+def _tokenizer(config: Config, source: sources.Source, trained: np.ndarray) -> tokenizer.Tokenizer:
+    length = config.context_length or models.ARCHITECTURES[config.architecture].text.context_length
+    if config.vocabulary is not None:
+        if config.vocabulary.endswith(".json"):
+            return tokenizer.load(config.vocabulary)
+        return tokenizer.clip_tokenizer(config.vocabulary, length)
+    few = trained[:: -(-len(trained) // _TEXTS)]
+    texts = [text for i in few for text in source.captions(int(i))]
+    texts += [captions.TEMPLATE.format(name) for name in source.classes]
+    return tokenizer.train_tokenizer(texts, config.vocabulary_size, length)
+
+
+def architecture(config: Config, encode: tokenizer.Tokenizer | None) -> models.Architecture:
+    """The config's architecture at its image size, with the tokenizer's ids. Raises: UsageError if they do not fit."""
+    arch = models.ARCHITECTURES[config.architecture]
+    changed: dict[str, Any] = {"image_size": config.image_size or arch.image_size}
+    if encode is not None:
+        changed["text"] = dataclasses.replace(
+            arch.text, context_length=encode.context_length, vocabulary_size=encode.vocabulary_size
+        )
+    return dataclasses.replace(arch, **changed)
+
+
+def batches(
+    learner: Learner,
+    data: Data,
+    records: np.ndarray,
+    size: int,
+    how: How,
+    start: int = 0,
+    skipped: pathlib.Path | None = None,
+) -> pipeline.Batches:
+    """The pipeline over `records`, in batches of `size`.  skipped: file of the bad ones, known and to be told."""
+    c = learner.config
+    loading = pipeline.Loading(
+        batch_size=size, image_size=learner.arch.image_size,
+        context_length=data.tokenizer.context_length if data.tokenizer is not None else 1, seed=c.seed,
+        workers=how.workers, max_bad=c.max_bad, crop_scale=(c.crop_scale, 1.0),
+        views=2 if c.method.loss == "sup_con" else 1,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    write = captions.Writer(c.method.text or "natural", data.source.classes, c.pi)
+    encode = data.tokenizer.encode if data.tokenizer is not None else _no_tokens
+    known = {line["id"]: line["why"] for line in _lines(skipped)} if skipped is not None else {}
+
+    def tell(id: str, why: str) -> None:
+        if skipped is not None:
+            with skipped.open("a") as file:
+                file.write(json.dumps({"id": id, "why": why}) + "\n")
+
+    return pipeline.Batches(data.source, records, write, encode, loading, start, bad=known, on_bad=tell)
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that are whole: the last one of a killed run may be cut."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def _no_tokens(text: str) -> np.ndarray:
+    return np.zeros(1, np.int32)
+
+
+def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[str, Any]:
+    config, steps = learner.config, learner.steps
+    over = learning.mesh()
+    _check_devices(config, over.size)
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(learner.start, key)
+    where = learning.shardings(abstract, over, how.fsdp)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    donated = () if jax.default_backend() == "cpu" else (0,)  # on a CPU a checkpoint may still be reading the state
+    step = jax.jit(learner.step, donate_argnums=donated, out_shardings=(where, None))
+    held_out_loss = jax.jit(learner.held_out_loss)
+    first = jax.process_index() == 0
+    with _manager(out) as manager, _stoppable() as stopped:
+        done = manager.latest_step() or 0
+        if done:
+            state = _restore(manager, done, abstract, out)
+        else:
+            state = jax.jit(learner.start, out_shardings=where)(key)
+        log = Log(learner, out, how, done, len(data.trained)) if first else None
+        with batches(learner, data, data.held_out, _held(config, over.size), how) as feed:
+            held = learning.put(next(feed), over)
+        skipped = out / (f"skipped.{jax.process_index()}.jsonl" if jax.process_count() > 1 else "skipped.jsonl")
+        began, last = time.perf_counter(), min(steps, done + (how.stop_after or steps))
+        pending: list[tuple[int, np.ndarray, Any]] = []
+        with batches(learner, data, data.trained, config.batch_size, how, done, skipped) as feed:
+            for number in range(done + 1, last + 1):
+                batch = next(feed)
+                state, metrics = step(state, learning.put(batch, over))
+                pending.append((number, batch["index"], metrics))
+                interrupted = _interrupted(stopped, number)
+                saves = interrupted or number % how.save_every == 0 or number == last
+                if number % how.log_every == 0 or saves:
+                    _flush(pending, data.source, len(feed.bad), out, log)
+                if saves:
+                    loss = float(held_out_loss(state, held))
+                    manager.save(number, args=ocp.args.StandardSave(state), metrics={"held_out_loss": loss}, force=True)
+                    if log:
+                        log.held_out(number, loss)
+                if interrupted:
+                    manager.wait_until_finished()
+                    raise Terminated
+            bad = len(feed.bad)
+        manager.wait_until_finished()
+        if log:
+            log.close()
+        result = {
+            "steps": last, "epochs": last * config.batch_size / len(data.trained), "records": len(data.trained),
+            "unlabelled": data.unlabelled, "bad_records": bad, "held_out_loss": loss if last > done else None,
+            "best_step": manager.best_step(), "parameters": models.count_parameters(state.params),
+            "seconds": time.perf_counter() - began,
+        }  # fmt: skip
+        if config.method.loss == "sup_con" and first:
+            _fit_head(learner, data, state, out, how)
+        if last == steps and first:
+            store.write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def _interrupted(stopped: threading.Event, step: int) -> bool:
+    """Whether to stop after this step; of several processes all or none, once one of them was told to."""
+    if jax.process_count() == 1:
+        return stopped.is_set()
+    told = multihost_utils.process_allgather(np.asarray(stopped.is_set()))
+    return bool(told.any())
+
+
+def _held(config: Config, devices: int) -> int:
+    """Held-out records that are used: as many as the devices share evenly."""
+    return max(config.held_out // devices, 1) * devices
+
+
+def _check_devices(config: Config, devices: int) -> None:
+    if config.batch_size % (devices * config.chunks):
+        raise UsageError(
+            f"--batch_size must be a multiple of {devices} devices x {config.chunks} chunks, got {config.batch_size}."
+        )
+
+
+def _manager(out: pathlib.Path) -> ocp.CheckpointManager:
+    """Keeps the last state and the one with the smallest held-out loss; writes while training goes on."""
+    kept = policies.AnyPreservationPolicy(
+        [policies.LatestN(1), policies.BestN(get_metric_fn=lambda m: m["held_out_loss"], reverse=True, n=1)]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=kept, best_fn=lambda m: m["held_out_loss"], best_mode="min", cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager((out / "checkpoints").absolute(), options=options)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, abstract: State, out: pathlib.Path) -> State:
+    try:
+        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    except Exception as error:  # orbax has no one class for a damaged checkpoint
+        raise UsageError(
+            f"{out}/checkpoints/{step} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+            "remove that folder to go on from an older one, or --overwrite."
+        ) from error
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set, so that the step under way is finished and saved; a second one ends it."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(*_: Any) -> None:
+        if stopped.is_set():
+            raise Terminated
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """metrics.jsonl, TensorBoard and the progress bar of process 0. Lines past `done`, of a run cut short, go."""
+
+    def __init__(self, learner: Learner, out: pathlib.Path, how: How, done: int, records: int):
+        self.learner, self.how, self.records, self.path = learner, how, records, out / "metrics.jsonl"
+        self.flops = learner.flops()
+        kept = [line for line in _lines(self.path) if line["step"] <= done]
+        store.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.writer = None
+        if how.tensorboard:
+            import tensorboardX
+
+            self.writer = tensorboardX.SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+        self.bar = tqdm.tqdm(
+            total=learner.steps,
+            initial=done,
+            unit="step",
+            file=sys.stderr,
+            disable=how.quiet or not sys.stderr.isatty(),
+        )
+        self.at = time.perf_counter()
+
+    def steps(self, found: Sequence[tuple[int, dict[str, float]]], bad: int) -> None:
+        """Metrics of the steps since the last call."""
+        now = time.perf_counter()
+        rate = len(found) * self.learner.config.batch_size / (now - self.at)
+        speed = {"images_per_s": rate}
+        if self.how.peak:
+            speed["mfu"] = rate / self.learner.config.batch_size * self.flops / self.how.peak
+        self.at = now
+        lines = []
+        for number, metrics in found:
+            record = {
+                "step": number, "epoch": number * self.learner.config.batch_size / self.records, **metrics,
+                "learning_rate": float(self.learner.schedule(number - 1)),
+            }  # fmt: skip
+            if number == found[-1][0]:
+                record |= {**speed, "bad_records": bad}
+            lines.append(record)
+        self._write(lines)
+        self.bar.update(len(found))
+        shown = {"loss": f"{found[-1][1]['loss']:.3f}", "images/s": f"{rate:.0f}"}
+        self.bar.set_postfix(shown | ({"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}))
+
+    def held_out(self, number: int, loss: float) -> None:
+        """The held-out loss at a checkpoint; its time does not count as training."""
+        self._write([{"step": number, "held_out_loss": loss}])
+        self.at = time.perf_counter()
+
+    def _write(self, lines: Sequence[dict[str, float]]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines if self.writer is not None else ():
+            for name, value in line.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, int(line["step"]))
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _flush(
+    pending: list[tuple[int, np.ndarray, Any]], source: sources.Source, bad: int, out: pathlib.Path, log: Log | None
+) -> None:
+    """Read and write the metrics of the steps since the last time. Raises: WorkFailed if one is not finite."""
+    found = []
+    for number, index, metrics in pending:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(np.isfinite(value) for value in values.values()):
+            told = {
+                "step": number,
+                "ids": [source.read(int(i)).id for i in index],
+                **{k: str(v) for k, v in values.items()},
+            }
+            store.write_text(out / "not_finite.json", json.dumps(told, indent=1) + "\n")
+            raise WorkFailed(
+                f"step {number} is not finite (loss {values['loss']}, gradient norm {values['gradient_norm']}); the "
+                f"ids of its batch are in {out}/not_finite.json. Lower --learning_rate, or look at those records."
+            )
+        found.append((number, values))
+    if log and found:
+        log.steps(found, bad)
+    pending.clear()
+
+
+def _fit_head(learner: Learner, data: Data, state: State, out: pathlib.Path, how: How) -> None:
+    """A linear probe on the training records' features, by their labels: head.npz."""
+    from sims.clip.probe import fit_probe
+
+    encode = jax.jit(_features(learner))
+    features, labels = [], []
+    size = min(learner.config.batch_size, len(data.trained))
+    with batches(learner, data, data.trained, size, how) as feed:
+        for _ in range(len(data.trained) // size):
+            batch = next(feed)
+            features.append(np.asarray(encode(state.params, state.batch_stats, batch["image"][:, 0])))
+            labels.append(batch["label"])
+    weights, bias = fit_probe(np.concatenate(features), np.concatenate(labels), len(data.source.classes))
+    np.savez(out / "head.npz", weights=weights, bias=bias)
+
+
+def _features(learner: Learner) -> Callable[..., Any]:
+    """(params, batch_stats, uint8 images) -> image embeddings in float32, of unit length for SupCon."""
+    method = "encode_image" if learner.config.method.reads else "features"
+
+    def features(params: Any, batch_stats: Any, image: Any) -> Any:
+        variables = {"params": params["model"], "batch_stats": batch_stats}
+        x = learner.module.apply(variables, images.normalise(image), False, method=method).astype("float32")
+        if learner.config.method.loss == "sup_con":
+            x = x / (x**2).sum(1, keepdims=True) ** 0.5
+        return x
+
+    return features
+
+
+def load(run: pathlib.Path, which: str = "last") -> Encoder:
+    """The trained model of a run's folder.
+
+    which: last or best, by held-out loss.  Raises: UsageError if there is none, or it cannot be read.
+    """
+    run = pathlib.Path(run)
+    flat = store.read_config(run)
+    if flat.get("command") != "clip.train":
+        raise UsageError(f"{run} is not the folder of a clip.train run but of {flat.get('command')}.")
+    config = Config(**{k: v for k, v in flat.items() if k != "command"})
+    words = tokenizer.load(run / "tokenizer.json") if config.method.reads else None
+    arch, names = architecture(config, words), _class_names(str(run / "classes.json"))
+    learner = Learner(config, arch, 0 if config.method.reads else len(names), 1)
+    with _manager(run) as manager:
+        step = manager.best_step() if which == "best" else manager.latest_step()
+        if step is None:
+            raise UsageError(f"{run} has no checkpoint yet; python -m sims.clip.train makes one.")
+        state = _restore(manager, step, jax.eval_shape(learner.start, jax.random.key(0)), run)
+    encode = jax.jit(_features(learner))
+    kept = (state.params, state.batch_stats)
+    head = None
+    if config.method.loss == "cross_entropy":
+        layer = state.params["model"]["head"]
+        head = (names, np.asarray(layer["kernel"]).T, np.asarray(layer["bias"]))
+    elif config.method.loss == "sup_con":
+        with np.load(run / "head.npz", allow_pickle=False) as saved:
+            head = (names, saved["weights"], saved["bias"])
+    encode_text = None
+    if words is not None:
+        text = jax.jit(lambda p, tokens: learner.module.apply({"params": p["model"]}, tokens, method="encode_text"))
+
+        def encode_text(texts: Sequence[str]) -> np.ndarray:
+            return np.asarray(text(kept[0], words.encode_all(texts)), np.float32)
+
+    return Encoder(run.name, arch.image_size, lambda image: np.asarray(encode(*kept, image)), encode_text, head)

@@ -1,0 +1,432 @@
+"""Arms' losses, chunked and sharded gradients, and a run's folder: resumed, stopped, refused."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from mmcl_theory import losses
+from sims.clip import captions, make_scenes, models, sources, train, training
+from sims.clip.config import ARMS, PRESETS, Config
+from sims.clip.learner import Learner
+from sims.flags import UsageError, WorkFailed, run_main
+from tests.test_sims_command import ROOT, own_flags
+
+NANO = models.Architecture("nano", 8, models.ViTShape(1, 16, 16, head_width=8), 32, models.TextShape(8, 400, 16, 2, 1))
+NANO_RN = models.Architecture("nano_rn", 8, models.ResNetShape((1, 1), 4, 2), 32, NANO.text)
+
+
+@pytest.fixture(autouse=True)
+def nano(float32, monkeypatch):
+    monkeypatch.setitem(models.ARCHITECTURES, "nano", NANO)
+    monkeypatch.setitem(models.ARCHITECTURES, "nano_rn", NANO_RN)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Scenes, few and small."""
+    out = tmp_path_factory.mktemp("scenes") / "scenes"
+    make_scenes.make(out, make_scenes.Config(train=96, test=1, side=32))
+    return out
+
+
+def config_of(root, **changed):
+    given = {
+        "data": f"coco:{root}/coco", "architecture": "nano", "batch_size": 16, "steps": 12, "held_out": 8,
+        "context_length": 8, "vocabulary_size": 400, "warm_up": 2,
+    }  # fmt: skip
+    return Config(**(given | changed))
+
+
+def learner_of(arm="clip", arch=NANO, **changed):
+    return Learner(Config(arm=arm, batch_size=16, **changed), arch, 0 if ARMS[arm].reads else 10, 100)
+
+
+def batch_of(arm="clip", n=16, seed=0):
+    rng = np.random.default_rng(seed)
+    views = (2,) if arm == "sup_con" else ()
+    return {
+        "image": rng.integers(0, 256, (n, *views, 32, 32, 3), dtype=np.uint8),
+        "tokens": rng.integers(1, 400, (n, 8)).astype(np.int32),
+        "label": (np.arange(n) % 4).astype(np.int32),
+    }
+
+
+def distance(a, b):
+    """Norm of the difference of two trees, relative to the second's."""
+    of = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(float) for tree in (a, b)]
+    return np.linalg.norm(of[0] - of[1]) / np.linalg.norm(of[1])
+
+
+@pytest.mark.parametrize("arm", ["clip", "clip_no_intra", "siglip", "supervised", "sup_con"])
+def test_chunks_give_the_gradient_of_the_whole_batch(arm):
+    whole = learner_of(arm)
+    state, batch = whole.start(jax.random.key(0)), batch_of(arm)
+    loss, gradient, _ = jax.jit(whole.gradient)(state.params, state.batch_stats, batch)
+    parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
+    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)
+    assert float(chunked[0]) == pytest.approx(float(loss), rel=1e-6)
+    assert distance(chunked[1], gradient) < 1e-5
+    if arm != "supervised":  # whose loss is a mean over examples: chunks of it are as good
+        each = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
+        apart = [jax.jit(whole.gradient)(state.params, state.batch_stats, part)[1] for part in each]
+        assert distance(jax.tree.map(lambda *g: sum(g) / 4, *apart), gradient) > 1e-2
+
+
+def test_a_chunk_of_a_resnet_has_its_own_batch_statistics():
+    whole = learner_of("supervised", NANO_RN)
+    state, batch = whole.start(jax.random.key(0)), batch_of()
+    _, gradient, stats = jax.jit(whole.gradient)(state.params, state.batch_stats, batch)
+    assert distance(stats, state.batch_stats) > 1e-3
+    parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
+    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)
+    assert 1e-4 < distance(chunked[1], gradient) < 3
+
+
+def embeddings(seed=3, n=16):
+    x = np.random.default_rng(seed).standard_normal((2, n, 8))
+    return tuple(jnp.asarray(a, jnp.float32) for a in x)
+
+
+def test_losses_are_the_librarys():
+    image, text = embeddings()
+    batch = jax.tree.map(jnp.asarray, batch_of())
+    params = {"model": {"logit_scale": jnp.float32(np.log(5.0))}, "bias": jnp.float32(-3.0)}
+
+    def loss(arm, **changed):
+        return float(learner_of(arm, **changed).loss(params, (image, text), batch))
+
+    weighted = {"labels": batch["label"]}
+    plain = losses.info_nce(image, text, temperature=0.2, normalize=True)
+    none = losses.info_nce(image, text, temperature=0.2, normalize=True, same_class_weight=0.0, **weighted)
+    some = losses.info_nce(image, text, temperature=0.2, normalize=True, same_class_weight=0.3, **weighted)
+    assert loss("clip") == loss("clip_labels") == loss("clip_masked") == pytest.approx(float(plain), rel=1e-6)
+    assert loss("clip_no_intra") == pytest.approx(float(none), rel=1e-6) != pytest.approx(float(plain), rel=1e-3)
+    assert loss("clip", same_class_weight=0.3) == pytest.approx(float(some), rel=1e-6)
+    assert loss("siglip") == pytest.approx(float(losses.siglip(image, text, scale=5.0, bias=-3.0)), rel=1e-6)
+
+
+def test_pairs_with_one_caption_are_no_negatives_where_asked():
+    image, text = embeddings()
+    batch = batch_of()
+    batch["tokens"][5], batch["tokens"][9] = batch["tokens"][2], batch["tokens"][2]
+    batch, text = jax.tree.map(jnp.asarray, batch), text.at[5].set(text[2]).at[9].set(text[2])
+    params = {"model": {"logit_scale": jnp.float32(np.log(5.0))}}
+    found = learner_of(same_captions=False).loss(params, (image, text), batch)
+    x, y = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (np.asarray(image), np.asarray(text)))
+    scores, twins = 5.0 * x @ y.T, np.isin(np.arange(16), [2, 5, 9])
+    both = []
+    for s in (scores, scores.T):
+        for i in range(16):
+            others = [j for j in range(16) if j != i and not (twins[i] and twins[j])]
+            weight = 15 / len(others)  # the total weight of the negatives stays
+            both.append(np.log(np.exp(s[i, i]) + weight * np.exp(s[i, others]).sum()) - s[i, i])
+    assert float(found) == pytest.approx(np.mean(both), rel=1e-5)
+    assert float(learner_of().loss(params, (image, text), batch)) != pytest.approx(np.mean(both), rel=1e-3)
+
+
+def test_decay_spares_scales_and_the_logit_scale_is_kept_in_range():
+    one = learner_of("siglip", weight_decay=1.0)
+    state = one.start(jax.random.key(0))
+    assert float(state.params["model"]["logit_scale"]) == pytest.approx(np.log(10.0))
+    assert float(state.params["bias"]) == -10
+    nothing = jax.tree.map(jnp.zeros_like, state.params)
+    optimizer = one.optimizer()
+    _, at = optimizer.update(nothing, state.optimizer, state.params)  # the rate is 0 at the first step
+    change, _ = optimizer.update(nothing, at, state.params)
+    for path, value in jax.tree_util.tree_leaves_with_path(change):
+        assert (np.abs(value).max() > 0) == (value.ndim > 1), jax.tree_util.keystr(path)
+    far = dataclasses.replace(
+        state, params={**state.params, "model": {**state.params["model"], "logit_scale": jnp.float32(9.0)}}
+    )
+    moved, metrics = jax.jit(one.step)(far, batch_of())
+    assert float(moved.params["model"]["logit_scale"]) == pytest.approx(np.log(100.0))
+    assert float(metrics["logit_scale"]) == pytest.approx(np.log(100.0))
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    one = Learner(Config(warm_up=10, learning_rate=1e-3), NANO, 0, 50)
+    rates = np.array([float(one.schedule(i)) for i in range(51)])
+    np.testing.assert_allclose(rates[[0, 5, 10, 30, 50]], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9)
+    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
+
+
+def test_a_writer_says_what_its_arm_is_about():
+    record = sources.Record(np.zeros((1, 1, 3), np.uint8), ("a Big red Teapot, tilted, in a dark sea", "x"), 1, "i")
+    rng = np.random.default_rng(0)
+    assert captions.Writer("labels", ("cat", "tea pot"))(record, rng) == "a photo of a tea pot."
+    told = [captions.Writer("natural")(record, rng) for _ in range(200)]
+    assert set(told) == set(record.captions) and 60 < told.count("x") < 140
+    one = dataclasses.replace(record, captions=record.captions[:1])
+    masked = captions.Writer("masked", ("cat", "Teapot"), 0.3)
+    counts = {word: 0 for word in one.captions[0].split()}
+    for _ in range(4000):
+        for word in set(masked(one, rng).split()):
+            counts[word] += 1
+    for word in ("a", "Teapot,", "in"):
+        assert counts[word] == 4000
+    low, high = scipy.stats.binom.interval(1 - 1e-7, 4000, 0.3)
+    for word in ("Big", "red", "tilted,", "dark", "sea"):
+        assert low <= counts[word] <= high, word
+    assert not low <= scipy.stats.binom.mean(4000, 0.4) <= high
+    unlabelled = dataclasses.replace(one, label=-1)
+    assert "Teapot," not in captions.Writer("masked", ("cat", "Teapot"), 0.0)(unlabelled, rng)
+
+
+def losses_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines if "loss" in line}
+
+
+def state_of(out):
+    encoder = training.load(out)
+    rng = np.random.default_rng(0)
+    found = encoder.encode_image(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    return found if encoder.encode_text is None else np.concatenate([found, encoder.encode_text(["a red teapot"])])
+
+
+def how(**changed):
+    return training.How(**({"log_every": 3, "save_every": 5, "tensorboard": False, "quiet": True} | changed))
+
+
+@pytest.mark.parametrize("arm, stops", [("clip", (1, 6)), pytest.param("sup_con", (7,), marks=pytest.mark.slow)])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, stops):
+    config = config_of(root, arm=arm)
+    training.run(config, tmp_path / "whole", how())
+    for steps in (*stops, 100):
+        training.run(config, tmp_path / "parts", how(stop_after=steps))
+    assert sorted(losses_of(tmp_path / "whole")) == list(range(1, 13))
+    assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
+    np.testing.assert_array_equal(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
+    training.run(dataclasses.replace(config, seed=1), tmp_path / "other", how())
+    assert losses_of(tmp_path / "other")[5] != losses_of(tmp_path / "whole")[5]
+
+
+def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
+    config = config_of(root, steps=4)
+    result = training.run(config, tmp_path / "run", how())
+    assert result["steps"] == 4 and result["bad_records"] == 0 and result["records"] == 88
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    assert training.run(config, tmp_path / "run", how()) == result
+    assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+    with pytest.raises(UsageError, match=r"holds a different run \(differs in architecture\)"):
+        training.run(dataclasses.replace(config, architecture="ViT-tiny"), tmp_path / "run", how())
+    training.run(dataclasses.replace(config, steps=3), tmp_path / "run", how(overwrite=True))
+    assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(root, tmp_path, monkeypatch):
+    told = iter([3.0, 1.0, 2.0, 2.5])
+    monkeypatch.setattr(Learner, "held_out_loss", lambda self, state, batch: state.step * 0 + jnp.float32(0))
+    monkeypatch.setattr(training, "float", lambda x: next(told), raising=False)
+    monkeypatch.setattr(training, "_flush", lambda pending, *args: pending.clear())
+    training.run(config_of(root, steps=8), tmp_path / "run", how(save_every=2))
+    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [4, 8]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_path, monkeypatch):
+    plain = Learner.step
+
+    def broken(self, state, batch):
+        state, metrics = plain(self, state, batch)
+        return state, {**metrics, "loss": jnp.where(state.step == 7, jnp.nan, metrics["loss"])}
+
+    monkeypatch.setattr(Learner, "step", broken)
+    config = config_of(root)
+    with pytest.raises(WorkFailed, match="step 7 is not finite"):
+        training.run(config, tmp_path / "run", how())
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    data = training.open_data(config)
+    one = learner_of()
+    with training.batches(dataclasses.replace(one, config=config), data, data.trained, 16, how(), start=6) as feed:
+        expected = [data.source[int(i)].id for i in next(feed)["index"]]
+    assert told["step"] == 7 and told["ids"] == expected and len(set(expected)) == 16
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == ["5"]
+    monkeypatch.setattr(Learner, "step", plain)
+    training.run(config, tmp_path / "run", how())
+    assert sorted(losses_of(tmp_path / "run")) == list(range(1, 13))
+
+
+def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_path):
+    data = training.open_data(config_of(root))
+    folder = tmp_path / "coco"
+    subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
+    ids = [data.source[int(i)].id for i in data.trained[:3]]
+    for name in ids:
+        next(folder.rglob(f"{pathlib.Path(name).stem}.jpg")).write_bytes(b"not an image")
+    config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
+    result = training.run(config, tmp_path / "run", how())
+    told = [json.loads(line)["id"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(told) == sorted(ids) and result["bad_records"] == 3
+    with pytest.raises(WorkFailed, match="more than 2 images cannot be read"):
+        training.run(dataclasses.replace(config, max_bad=2), tmp_path / "few", how())
+
+
+def test_a_supervised_run_is_loaded_with_its_head(root, tmp_path):
+    training.run(config_of(root, arm="supervised", steps=3), tmp_path / "run", how())
+    encoder = training.load(tmp_path / "run")
+    names, weights, bias = encoder.head
+    assert encoder.encode_text is None and len(names) == 10 and weights.shape == (10, 8) and bias.shape == (10,)
+    state = dataclasses.replace(learner_of("supervised"), config=config_of(root, arm="supervised"))
+    image = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    assert encoder.encode_image(image).shape == (5, 8) and state.classes == 10
+    with pytest.raises(UsageError, match="has no checkpoint yet"):
+        (tmp_path / "empty").mkdir()
+        for name in ("config.json", "classes.json"):
+            (tmp_path / "empty" / name).write_bytes((tmp_path / "run" / name).read_bytes())
+        training.load(tmp_path / "empty")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    monkeypatch.setattr("sims.devices._start_jax", lambda *_: None)
+
+    def call(*args):
+        with own_flags(), pytest.raises(SystemExit) as caught:
+            run_main(train.__doc__, train._define_flags, train._main, ["command", *args])
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--preset=big"], "--preset must be of scenes, coco_rn50"),
+        (["--arm=clap"], "--arm must be of clip, clip_no_intra"),
+        (["--pi=1.5"], "--pi must be in [0, 1], got 1.5"),
+        (["--same_class_weight=0.5", "--arm=siglip"], "--same_class_weight has no meaning for --arm=siglip"),
+        (["--nosame_captions", "--arm=clip_no_intra"], "--nosame_captions cannot be combined"),
+        (["--batch_size=6", "--chunks=4"], "--chunks must divide --batch_size"),
+        (["--learning_rate=0"], "--learning_rate must be in (0, 1]"),
+        (["--steps=0"], "--steps must be in [1,"),
+        (["--workers=-1"], "--workers must be >= 0, got -1"),
+        (["--save_every=0"], "--save_every must be >= 1, got 0"),
+        (["--architecture=RN51", *FEW], "--architecture must be of RN50"),
+        (["--image_size=40", *FEW], "image_size 40 must be a multiple of"),
+        (["--data=coco:ROOT/coco", "--batch_size=96"], "has 96 usable records; --batch_size and --held_out need"),
+        (["--data=coco:/nowhere"], "/nowhere"),
+        (["--data=wolves"], "--data"),
+        (["--vocabulary=ROOT/scenes.json", *FEW], "scenes.json"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(command, root, tmp_path, arguments, told):
+    out = tmp_path / "out"
+    code, printed, error = command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}")
+    assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
+    assert not (out / "config.json").exists()
+
+
+def test_the_published_recipes_are_as_documented():
+    cc3m = PRESETS["cc3m_rn50"]
+    assert (cc3m.architecture, cc3m.batch_size, cc3m.epochs, cc3m.learning_rate) == ("RN50", 1024, 30, 1e-3)
+    assert (cc3m.weight_decay, cc3m.beta_2, cc3m.epsilon, cc3m.temperature) == (0.1, 0.999, 1e-8, 0.07)
+    vit = PRESETS["cc3m_vit"]
+    assert (vit.learning_rate, vit.weight_decay, vit.beta_2, vit.epsilon) == (5e-4, 0.5, 0.98, 1e-6)
+    for preset in PRESETS.values():
+        preset.check()
+
+
+def train_command(root, out, *more):
+    given = {
+        "data": f"coco:{root}/coco", "architecture": "ViT-tiny", "batch_size": 16, "held_out": 8,
+        "vocabulary_size": 400, "context_length": 16, "steps": 40, "log_every": 1, "save_every": 1000, "out": out,
+    }  # fmt: skip
+    return [sys.executable, "-m", "sims.clip.train", *(f"--{k}={v}" for k, v in given.items()), *more]
+
+
+def wait_for(path, text, process, seconds=120):
+    until = time.time() + seconds
+    while time.time() < until and process.poll() is None:
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no {text!r}: {process.communicate()}")
+
+
+@pytest.mark.slow
+def test_signals_save_and_kills_lose_no_bit(root, tmp_path):
+    """SIGTERM in the middle saves that very step; SIGKILL loses what came after the last checkpoint, and no more."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run(train_command(root, whole, "--notensorboard"), cwd=ROOT, check=True, capture_output=True)
+    begun = subprocess.Popen(
+        train_command(root, parts, "--notensorboard"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(parts / "metrics.jsonl", '"step": 9,', begun)
+    begun.send_signal(signal.SIGTERM)
+    _, error = begun.communicate(timeout=120)
+    assert begun.returncode == 143 and "interrupted" in error and "Traceback" not in error
+    saved = [int(p.name) for p in (parts / "checkpoints").iterdir() if p.name.isdigit()]
+    assert len(saved) == 1 and 9 <= saved[0] < 40 and not (parts / "result.json").exists()
+    begun = subprocess.Popen(
+        train_command(root, parts, "--notensorboard"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(parts / "metrics.jsonl", f'"step": {saved[0] + 3},', begun)
+    begun.send_signal(signal.SIGKILL)
+    begun.communicate(timeout=60)
+    subprocess.run(train_command(root, parts, "--notensorboard"), cwd=ROOT, check=True, capture_output=True)
+    assert losses_of(parts) == losses_of(whole) and len(losses_of(whole)) == 40
+
+
+SHARDED = """
+import sys, jax, numpy as np, pickle
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+import dataclasses
+from sims.clip import learner
+from tests.test_clip_training import batch_of, learner_of
+for arm in ("clip", "clip_no_intra", "siglip", "sup_con"):
+    for chunks in (1, 2):
+        one = learner_of(arm, chunks=chunks, warm_up=0, learning_rate=1e-3)
+        over = learner.mesh()
+        where = learner.shardings(jax.eval_shape(one.start, jax.random.key(0)), over, sys.argv[2] == "fsdp")
+        state = jax.jit(one.start, out_shardings=where)(jax.random.key(0))
+        split = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+        step = jax.jit(one.step, out_shardings=(where, None))
+        found = []
+        for seed in range(3):
+            state, metrics = step(state, learner.put(batch_of(arm, seed=seed), over))
+            found += [float(metrics["loss"]), float(metrics["gradient_norm"])]
+        print(arm, chunks, over.size, split, *(repr(x) for x in found))
+"""
+
+
+@pytest.mark.slow
+def test_devices_and_split_parameters_change_nothing_but_rounding():
+    def lines(devices, kind):
+        env = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+        run = subprocess.run(
+            [sys.executable, "-c", SHARDED, str(devices), kind], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        return [line.split() for line in run.stdout.splitlines()]
+
+    one, four, fsdp = lines(1, "whole"), lines(4, "whole"), lines(4, "fsdp")
+    assert len(one) == 8
+    for a, b, c in zip(one, four, fsdp, strict=True):
+        assert a[:2] == b[:2] == c[:2] and (a[2], b[2], c[2]) == ("1", "4", "4")
+        assert int(b[3]) == 0 and int(c[3]) > 0
+        for other in (b, c):
+            np.testing.assert_allclose(np.array(other[4:], float), np.array(a[4:], float), rtol=2e-5)
+    assert not np.allclose(np.array(one[0][4:], float), np.array(one[2][4:], float), rtol=1e-3)
