@@ -1,0 +1,114 @@
+"""The paper's comparison on generated scenes: CLIP, its ablations and supervised learning, over seeds.
+
+    python -m sims.clip.compare                                  # under 30 minutes on 2 cores
+    python -m sims.clip.compare --study=captions --pi_grid=0,0.25,0.5,0.75,1 --seeds=5 --out=runs/compare_captions
+
+arms: every arm on the scenes' own captions; accuracy under each shift against accuracy on val, at several times of
+training, and the two groups of balanced scenes.
+captions: CLIP over what captions name (core details, context), beside the predictions of the whitened rule (X10) and of
+the linear loss (T5) from the moments of the training images and captions.
+Results go to OUT/measured.csv and figures; a comparison that was stopped goes on.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from sims import devices
+from sims.clip.comparison_config import SHIFTS, Config
+from sims.clip.config import ARMS
+from sims.flags import define, integer, names, number, numbers, optional, path, run_main
+
+_FLAGS = {
+    "study": ("which, of arms, captions", names),
+    "root": ("scenes of make_scenes; the default ones are made if absent", path),
+    "arms": (f"of the study arms, of {', '.join(ARMS)}", names),
+    "pi_grid": ("number list: pi_core and pi_spu of the study captions, in [0, 1]", numbers),
+    "stages": ("number list: shares of the training after which to measure, in (0, 1], the last 1", numbers),
+    "architecture": "RN-tiny, ViT-tiny, RN50, ...",
+    "image_size": ("pixels a side; none: the architecture's", optional(integer)),
+    "context_length": ("tokens of a caption", integer),
+    "steps": ("updates of each run, >= 1", integer),
+    "batch_size": ("pairs, >= 2", integer),
+    "learning_rate": ("of AdamW at its peak, in (0, 1]", number),
+    "seeds": ("runs of each arm and policy, >= 2", integer),
+    "seed": ("of the first run, in [0, 2^32)", integer),
+}
+
+
+def _define_flags() -> None:
+    for name, given in _FLAGS.items():
+        text, convert = (given, str) if isinstance(given, str) else given
+        define(name, getattr(Config, name), text, convert)
+    flags.DEFINE_bool("overwrite", False, "measure anew, whatever --out holds")
+    devices.define_process_flags()
+    define("out", "runs/compare", "folder of the results; another comparison's is refused", path)
+
+
+def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
+    """What was found, as tables."""
+    from sims.clip import comparison
+    from sims.clip import comparison_figures as figures
+
+    parts = []
+    if "arms" in config.study:
+        parts.append(_arms_table(rows, config.arms))
+    if "captions" in config.study:
+        for prompts in ("ensemble", "class"):
+            table = figures.policy_table(rows, config.pi_grid, prompts)
+            scores = "; ".join(comparison.verdict(table, theory) for theory in comparison.THEORIES)
+            parts.append(f"captions, {prompts} prompts: {scores}.")
+    return "\n\n".join(parts)
+
+
+def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
+    from sims.clip import comparison
+    from sims.clip import comparison_figures as figures
+
+    sets = ("val", *SHIFTS)
+    lines = [f"{'arm':34}" + "".join(f"{name:>10}" for name in (*sets, "aligned", "conflicting"))]
+    for arm in arms:
+        cells = []
+        for name in sets:
+            found = list(
+                comparison.select(rows, arm=arm, set=name, prompts=figures.prompts_of(arm), group="all", pi_core=None)
+            )
+            end = max(row["step"] for row in found)
+            cells.append(comparison.interval([row["accuracy"] for row in found if row["step"] == end]))
+        cells += [comparison.interval(figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
+        lines.append(f"{ARMS[arm].label:34}" + "".join(f" {mean:.2f}±{half:.2f}" for mean, half in cells))
+    return "\n".join(lines)
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
+    config.check()
+    devices.start_processes(1)
+    from sims.clip import classes, comparison, make_scenes, sets
+    from sims.clip import comparison_figures as figures
+    from sims.clip.config import SCENES
+
+    root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
+    if config.root == SCENES:
+        make_scenes.default(root)
+    rows = comparison.run(config, out, values["overwrite"])
+    drawn = {}
+    if "arms" in config.study:
+        found = sets.open_sets(root, None, classes.read_classes(root))
+        drawn["arms"] = figures.against_id(rows, config.arms, {name: each.chance for name, each in found.items()})
+        drawn["groups"] = figures.groups(rows, config.arms)
+    if "captions" in config.study:
+        drawn["captions"] = figures.caption_map(figures.policy_table(rows, config.pi_grid), config.pi_grid)
+    for name, figure in drawn.items():
+        for suffix in ("png", "pdf"):
+            figure.savefig(out / f"{name}.{suffix}", dpi=150)
+    print(f"{text(rows, config)}\n\nTable and figures: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

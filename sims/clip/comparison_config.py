@@ -1,0 +1,98 @@
+"""What a comparison is asked for, checked. Imports neither JAX nor grain: --help and refusals are quick."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from sims.clip.config import ARMS, SCENES
+from sims.clip.config import Config as Training
+from sims.flags import UsageError
+
+STUDIES = ("arms", "captions")
+SHIFTS = ("v2", "sketch", "r", "a", "objectnet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """root: scenes of make_scenes.  stages: shares of the training after which to measure, the last 1.
+
+
+    pi_grid: of the captions' map.  steps: of each run.  arms: of the study `arms`, trained on the scenes' own captions.
+    """
+
+    study: tuple[str, ...] = STUDIES
+    root: str = SCENES
+    arms: tuple[str, ...] = (
+        "clip", "clip_no_intra", "clip_labels", "clip_masked", "siglip", "supervised", "sup_con",
+    )  # fmt: skip
+    pi_grid: tuple[float, ...] = (0.0, 0.5, 1.0)
+    stages: tuple[float, ...] = (0.4, 1.0)
+    architecture: str = "RN-tiny"
+    image_size: int | None = None
+    context_length: int = 24
+    steps: int = 300
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    seeds: int = 3
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        for name, allowed in (("study", STUDIES), ("arms", tuple(ARMS))):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {value!r}.")
+        for value in self.pi_grid:
+            if not 0 <= value <= 1:
+                raise UsageError(f"--pi_grid must be in [0, 1], got {value:g}.")
+        if not 0 < self.stages[0] <= self.stages[-1] == 1:
+            raise UsageError(f"--stages must be in (0, 1] and end with 1, got {self.stages}.")
+        if not 2 <= self.seeds <= 1000:
+            raise UsageError(f"--seeds must be in [2, 1000], got {self.seeds}.")
+        for run in self.runs():
+            self.training(run, pathlib.Path()).check()
+
+    def runs(self) -> list["Run"]:
+        """Every run once, by seed, so that a comparison cut short has whole seeds."""
+        found = []
+        for seed in range(self.seeds):
+            if "arms" in self.study:
+                found += [Run(arm, None, None, seed) for arm in self.arms]
+            if "captions" in self.study:
+                found += [Run("clip", core, spu, seed) for core in self.pi_grid for spu in self.pi_grid]
+        return found
+
+    def training(self, run: "Run", out: pathlib.Path) -> Training:
+        """What a run trains."""
+        return Training(
+            data=f"coco:{self.root}/coco",
+            captions=None if run.pi_core is None else str(out / "captions" / run.captions),
+            arm=run.arm, architecture=self.architecture, image_size=self.image_size,
+            context_length=self.context_length, vocabulary=str(out / "tokenizer.json"), batch_size=self.batch_size,
+            steps=self.steps, learning_rate=self.learning_rate, warm_up=max(1, self.steps // 10),
+            seed=self.seed + run.seed,
+        )  # fmt: skip
+
+    def flat(self) -> Mapping[str, Any]:
+        """What decides the results."""
+        return {"command": "clip.compare", **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """pi_core, pi_spu: chances that captions name core details and context; None: the scenes' own captions."""
+
+    arm: str
+    pi_core: float | None
+    pi_spu: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        policy = "" if self.pi_core is None else f"_core{self.pi_core:g}_spu{self.pi_spu:g}"
+        return f"{self.arm}{policy}_{self.seed}"
+
+    @property
+    def captions(self) -> str:
+        return f"core{self.pi_core:g}_spu{self.pi_spu:g}.json"

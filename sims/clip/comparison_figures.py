@@ -1,0 +1,154 @@
+"""Figures of the comparison: measurement as points with 95% intervals over seeds, fits and predictions beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.special
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sims.clip import robustness
+from sims.clip.comparison import GROUPS, THEORIES, Row, interval, select
+from sims.clip.comparison_config import SHIFTS
+from sims.clip.config import ARMS
+
+_LOOKS = [
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
+    ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
+]  # fmt: skip
+_SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet": "ObjectNet"}
+_GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
+_TICKS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
+_PANEL_NAMES = {"clip": "measured: CLIP", "whitened": "whitened rule (X10)", "linear": "linear loss's rule (T5)"}
+
+
+def prompts_of(arm: str) -> str:
+    """The prompts that an arm is judged by in figures and tables."""
+    return "class" if ARMS[arm].reads else "head"
+
+
+def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float]) -> Figure:
+    """Shifted accuracy against ID accuracy, a panel a shift: an arm's stages, its fit, and its last stage larger."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8.4), layout="constrained")
+    for ax, shift in zip(axes.flat, SHIFTS, strict=False):
+        every: list[float] = []
+        for arm, (colour, marker) in zip(arms, _LOOKS, strict=False):
+            every += _arm(
+                ax, list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None)), arm, colour, marker
+            )
+        low, high = np.clip([min([*every, chance[shift]]) * 0.8, max(every)], 0.01, 0.995)
+        line = np.array([low, 1 - (1 - high) * 0.7])
+        ax.plot(
+            scipy.special.logit(line),
+            scipy.special.logit(line),
+            color="0.6",
+            lw=0.9,
+            ls=":",
+            label="no loss under shift",
+        )
+        ax.axhline(scipy.special.logit(chance[shift]), color="0.6", lw=0.9, ls=(0, (1, 3)), label="chance")
+        for which in (ax.xaxis, ax.yaxis):
+            which.set_ticks(scipy.special.logit(_TICKS), [f"{t:g}" for t in _TICKS])
+        ends = scipy.special.logit(line)
+        ax.set(xlim=ends, ylim=ends, title=_SHIFT_NAMES[shift])
+        ax.set(
+            xlabel="accuracy on val, the shift's classes (share, logit axis)",
+            ylabel="accuracy under shift (share, logit axis)",
+        )
+        ax.grid(alpha=0.2)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(handles, labels, loc="center left", frameon=False)
+    return figure
+
+
+def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> list[float]:
+    steps = sorted({row["step"] for row in rows})
+    x = np.array([row["id_accuracy"] for row in rows])
+    y = np.array([row["accuracy"] for row in rows])
+    inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
+    if inside.sum() > 2 and np.ptp(x[inside]) > 0:
+        fit = robustness.fit_line(x[inside], y[inside])
+        span = np.linspace(x[inside].min(), x[inside].max(), 50)
+        ax.plot(scipy.special.logit(span), scipy.special.logit(fit.at(span)), color=colour, lw=1.0, alpha=0.7)
+    for step in steps:
+        at = [row for row in rows if row["step"] == step]
+        (mx, hx), (my, hy) = (interval([row[key] for row in at]) for key in ("id_accuracy", "accuracy"))
+        last = step == steps[-1]
+        ends = [np.clip([m - h, m + h], 0.005, 0.995) for m, h in ((mx, hx), (my, hy))]
+        centre = scipy.special.logit(np.clip([mx, my], 0.005, 0.995))
+        bars = [np.abs(scipy.special.logit(e) - c)[:, None] for e, c in zip(ends, centre, strict=True)]
+        ax.errorbar(
+            centre[:1], centre[1:], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, ms=7 if last else 3.5,
+            lw=1.0 if last else 0.5, label=ARMS[arm].label if last else None,
+        )  # fmt: skip
+    return [float(v) for v in np.concatenate([x, y])]
+
+
+def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figure:
+    """Each arm's aligned and conflicting accuracy after the last step."""
+    figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
+    for group, (colour, marker) in _GROUP_LOOKS.items():
+        found = [interval(last(rows, arm, group, scope)) for arm in arms]
+        mean, half = np.array(found).T
+        at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)
+        ax.errorbar(mean, at, xerr=half, fmt=marker, color=colour, capsize=3, label=group)
+    ax.axvline(0.1 if scope == "all" else 0.5, color="0.6", lw=0.9, ls=":", label="chance")
+    ax.set_yticks(np.arange(len(arms)), [ARMS[arm].label for arm in arms])
+    ax.invert_yaxis()
+    ax.set(xlabel="accuracy on balanced scenes (share correct)", xlim=(0, 1))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def last(rows: Sequence[Row], arm: str, group: str, scope: str) -> list[float]:
+    """An arm's accuracies of a group after its last step, a seed each."""
+    found = list(select(rows, arm=arm, set="balanced", group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
+    end = max(row["step"] for row in found)
+    return [row["accuracy"] for row in found if row["step"] == end]
+
+
+def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
+    """Gap between the groups within pairs over what captions name: measured and predicted; numbers are accuracies.
+
+    table: of `policy_table`.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(4.1 * 3, 4.4), layout="constrained")
+    for ax, who in zip(axes, ("clip", *THEORIES), strict=True):
+        aligned, conflicting = (table[who][group] for group in GROUPS)
+        gap = conflicting - aligned
+        drawn = ax.imshow(gap, cmap="PuOr_r", vmin=-1, vmax=1, origin="lower")
+        for i, j in np.ndindex(gap.shape):
+            text = f"{aligned[i, j]:.2f} / {conflicting[i, j]:.2f}"
+            if who == "clip":
+                text += f"\n±{table['half'][i, j]:.2f}"
+            colour = "white" if abs(gap[i, j]) > 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
+        names = [f"{v:g}" for v in grid]
+        ax.set_xticks(range(len(grid)), names)
+        ax.set_yticks(range(len(grid)), names)
+        ax.set(title=_PANEL_NAMES[who], xlabel=r"captions name the context, $\pi_{\mathrm{spu}}$ (probability)")
+    axes[0].set_ylabel(r"captions name each core detail, $\pi_{\mathrm{core}}$ (probability)")
+    figure.colorbar(drawn, ax=axes, label="conflicting minus aligned accuracy, within pairs of classes", shrink=0.85)
+    return figure
+
+
+def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ensemble") -> dict[str, Any]:
+    """Within pairs, for clip and each theory: {group: (pi_core, pi_spu)}; half: of the measured gap's interval."""
+    found: dict[str, Any] = {who: {g: np.empty((len(grid),) * 2) for g in GROUPS} for who in ("clip", *THEORIES)}
+    found["half"] = np.empty((len(grid),) * 2)
+    for i, core in enumerate(grid):
+        for j, spu in enumerate(grid):
+            of = {"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"}
+            for who in THEORIES:
+                for group in GROUPS:
+                    found[who][group][i, j] = next(select(rows, arm=who, group=group, **of))["accuracy"]
+            by_group = {g: list(select(rows, arm="clip", group=g, prompts=prompts, **of)) for g in GROUPS}
+            end = max(row["step"] for row in by_group["aligned"])
+            values = {g: np.array([row["accuracy"] for row in by_group[g] if row["step"] == end]) for g in GROUPS}
+            for group in GROUPS:
+                found["clip"][group][i, j] = values[group].mean()
+            found["half"][i, j] = interval(values["conflicting"] - values["aligned"])[1]
+    return found
