@@ -11,6 +11,7 @@ Results go to OUT/measured.csv and figures; a comparison that was stopped goes o
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from absl import flags
 from sims import devices
 from sims.clip.comparison_config import SHIFTS, Config
 from sims.clip.config import ARMS
-from sims.flags import define, integer, names, number, numbers, optional, path, run_main
+from sims.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
 
 _FLAGS = {
     "study": ("which, of arms, captions", names),
@@ -44,6 +45,8 @@ def _define_flags() -> None:
         text, convert = (given, str) if isinstance(given, str) else given
         define(name, getattr(Config, name), text, convert)
     flags.DEFINE_bool("overwrite", False, "measure anew, whatever --out holds")
+    text = "processes that train at the same time, >= 1; none: one a core, or one where there is a GPU or TPU"
+    define("workers", None, text, optional(integer))
     devices.define_process_flags()
     define("out", "runs/compare", "folder of the results; another comparison's is refused", path)
 
@@ -87,15 +90,23 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     config.check()
+    if values["workers"] is not None and values["workers"] < 1:
+        raise UsageError(f"--workers must be >= 1, got {values['workers']}.")
     devices.start_processes(1)
-    from sims.clip import classes, comparison, make_scenes, sets
+    import jax
+
+    from sims.clip import classes, comparison, make_scenes, processes, sets
     from sims.clip import comparison_figures as figures
     from sims.clip.config import SCENES
 
     root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
     if config.root == SCENES:
         make_scenes.default(root)
-    rows = comparison.run(config, out, values["overwrite"])
+    workers = values["workers"] or (processes.cores() if jax.default_backend() == "cpu" else 1)
+    # Where compiled programs are kept, for the processes that train.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    rows = comparison.run(config, out, workers=workers, overwrite=values["overwrite"])
     drawn = {}
     if "arms" in config.study:
         found = sets.open_sets(root, None, classes.read_classes(root))

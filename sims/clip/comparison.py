@@ -6,6 +6,7 @@ pairs of classes that share their two contexts, which is the theory's two-class 
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import scipy.stats
 import tqdm
 
 from sims import store
-from sims.clip import classes, images, make_scenes, scenes, sets, sources, tokenizer, training, zero_shot
+from sims.clip import classes, images, make_scenes, processes, scenes, sets, sources, tokenizer, training, zero_shot
 from sims.clip.comparison_config import Config, Run
 from sims.clip.config import Config as Training
 from sims.clip.zero_shot import Encoder
@@ -32,8 +33,11 @@ _RIDGE = 1e-3  # of the predictions' covariances, relative to a feature's mean v
 Row = dict[str, Any]
 
 
-def run(config: Config, out: pathlib.Path, overwrite: bool = False) -> list[Row]:
-    """Train and measure every run that is not done; all rows, also written to OUT/measured.csv."""
+def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool = False) -> list[Row]:
+    """Train and measure every run that is not done; all rows, also written to OUT/measured.csv.
+
+    workers: processes that train at the same time, each on its share of the cores.
+    """
     config.check()
     store.check(out, config.flat(), overwrite)
     with store.locked(out):
@@ -43,12 +47,16 @@ def run(config: Config, out: pathlib.Path, overwrite: bool = False) -> list[Row]
             old.unlink()
         scene = make_scenes.read_config(pathlib.Path(config.root))
         _write_texts(config, out, scene)
-        judge = Judge(pathlib.Path(config.root), scene)
         rows: list[Row] = []
-        with tqdm.tqdm(config.runs(), unit="run", disable=None) as bar:
-            for each in bar:
-                bar.set_description(each.name)
-                rows += _measured(config, each, out, judge, overwrite)
+        runs = config.runs()
+        tasks = [(config, each, out, overwrite) for each in runs]
+        with (
+            processes.mapper(workers, pinned=True, stopped=True) as mapped,
+            tqdm.tqdm(total=len(runs), unit="run", disable=None) as bar,
+        ):
+            for found in mapped(_measured, tasks):
+                rows += found
+                bar.update()
         if "captions" in config.study:
             rows += predictions(config, out)
         columns = {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
@@ -72,20 +80,27 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
         tokenizer.train_tokenizer(texts, Training.vocabulary_size, config.context_length).save(out / "tokenizer.json")
 
 
-def _measured(config: Config, each: Run, out: pathlib.Path, judge: "Judge", overwrite: bool) -> list[Row]:
+def _measured(task: tuple[Config, Run, pathlib.Path, bool]) -> list[Row]:
+    """A run's rows, trained and measured as far as they are not there."""
+    config, each, out, overwrite = task
     rows, done = [], 0
-    for step in (max(1, round(share * config.steps)) for share in config.stages):
+    for step in config.steps_of(each):
         kept = out / "measured" / f"{each.name}.{step}.json"
         if not kept.exists():
             how = training.How(
                 stop_after=step - done, save_every=config.steps + 1, tensorboard=False, quiet=True, overwrite=overwrite
             )
             training.run(config.training(each, out), out / "runs" / each.name, how)
-            found = judge.rows(training.load(out / "runs" / each.name), each)
+            found = _judge(config.root).rows(training.load(out / "runs" / each.name), each)
             store.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
         rows += json.loads(kept.read_text())
         done, overwrite = step, False
     return rows
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(root: str) -> "Judge":
+    return Judge(pathlib.Path(root), make_scenes.read_config(pathlib.Path(root)))
 
 
 class Judge:
@@ -104,12 +119,13 @@ class Judge:
         weights = {"head": zero_shot.class_weights(encoder, self.classes.names, TEMPLATES)}
         if encoder.head is None:
             weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), np.zeros(1, np.float32))}
+        looked = self.sets if each.pi_core is None else {name: self.sets[name] for name in ("val", "balanced")}
         seen = {
             name: zero_shot.image_features(encoder, found.paths, crop=found.crop, batch_size=256)
-            for name, found in self.sets.items()
+            for name, found in looked.items()
         }
         rows = []
-        for name, found in self.sets.items():
+        for name, found in looked.items():
             labels, values = found.labels[seen[name].kept], seen[name].values
             group = None if found.groups is None else found.groups[seen[name].kept]
             for prompts, (w, b) in weights.items():

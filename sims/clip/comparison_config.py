@@ -24,16 +24,16 @@ class Config:
     study: tuple[str, ...] = STUDIES
     root: str = SCENES
     arms: tuple[str, ...] = (
-        "clip", "clip_no_intra", "clip_labels", "clip_masked", "siglip", "supervised", "sup_con",
+        "clip", "clip_no_intra", "clip_labels", "siglip", "supervised", "sup_con",
     )  # fmt: skip
     pi_grid: tuple[float, ...] = (0.0, 0.5, 1.0)
-    stages: tuple[float, ...] = (0.4, 1.0)
+    stages: tuple[float, ...] = (0.5, 1.0)
     architecture: str = "RN-tiny"
     image_size: int | None = None
     context_length: int = 24
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     seeds: int = 3
     seed: int = 0
 
@@ -62,6 +62,11 @@ class Config:
             if "captions" in self.study:
                 found += [Run("clip", core, spu, seed) for core in self.pi_grid for spu in self.pi_grid]
         return found
+
+    def steps_of(self, run: "Run") -> list[int]:
+        """After which to measure a run: of the study `captions` the last alone."""
+        shares = self.stages if run.pi_core is None else self.stages[-1:]
+        return [max(1, round(share * self.steps)) for share in shares]
 
     def training(self, run: "Run", out: pathlib.Path) -> Training:
         """What a run trains."""

@@ -51,7 +51,7 @@ class Config:
     train: int = 8000
     test: int = 50
     side: int = 64
-    p_spu: float = 0.95
+    p_spu: float = 0.8
     pi_core: float = 0.5
     pi_spu: float = 0.5
     p_companion: float = 0.25

@@ -77,6 +77,15 @@ class Learner:
             return models.CLIP(self.arch, dtype)
         return Classifier(self.arch, self.classes, dtype)
 
+    @property
+    def anonymous(self) -> "Learner":
+        """The learner without what its computation does not depend on, so that equal ones are compiled once."""
+        blank = Config()
+        names = ("data", "captions", "classes", "vocabulary", "seed", "pi", "epochs", "steps", "held_out", "max_bad")
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, **{name: getattr(blank, name) for name in names})
+        )
+
     def start(self, key: Key[Array, ""]) -> State:
         """Parameters before training."""
         side = self.arch.image_size

@@ -15,19 +15,14 @@ An image depends on --seed, its set, its number and the settings of the image (n
 stopped draws what is missing.
 """
 
-import contextlib
 import csv
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -35,7 +30,7 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from sims.clip import layouts, scenes
+from sims.clip import layouts, processes, scenes
 from sims.clip.layouts import Config, Outline, Row, Split, splits
 from sims.clip.sheet import sheet
 from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
@@ -71,7 +66,7 @@ def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: boo
         return False
     done = {"version": layouts.VERSION, "config": dataclasses.asdict(config), "sets": {}}
     try:
-        with _mapper(workers) as mapped:
+        with processes.mapper(workers) as mapped:
             for folder, group in _by_folder(config).items():
                 rows: list[Row] = []
                 for split in group:
@@ -101,7 +96,7 @@ def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: boo
 def default(root: pathlib.Path) -> None:
     """Make the default scenes in `root` unless it holds scenes, of whatever settings."""
     if not (root / _DONE).exists():
-        make(root, Config(), workers=_cores())
+        make(root, Config(), workers=processes.cores())
 
 
 def read_config(root: pathlib.Path) -> Config:
@@ -225,35 +220,6 @@ def _encoded(image: np.ndarray, split: Split, suffix: str) -> bytes:
     return file.getvalue()
 
 
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """An ordered map over processes; in this one where `workers` is 1."""
-    if workers == 1:
-        yield map
-        return
-    # Spawned, since a caller may have started threads (JAX does), which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
-    try:
-        yield pool.map
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 def _annotate(root: pathlib.Path, config: Config, split: Split, outlines: list[list[Outline]]) -> None:
     folder = root / split.folder / "annotations"
     instances = layouts.instances_json(config, split, outlines)
@@ -282,15 +248,11 @@ def _write_png(path: pathlib.Path, figure: "matplotlib.figure.Figure") -> None:
     os.replace(beside, path)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _define_flags() -> None:
     for texts, convert in ((_NUMBERS, number), (_INTEGERS, integer)):
         for name, text in texts.items():
             define(name, getattr(Config, name), text, convert)
-    define("workers", _cores(), "processes that draw, >= 1", integer)
+    define("workers", processes.cores(), "processes that draw, >= 1", integer)
     flags.DEFINE_bool("overwrite", False, "remove the scenes that --out holds, and make these")
     text = "write, here, another captions JSON for --out's scenes, with --pi_core, --pi_spu, --pi_companion, --seed"
     define("captions_to", None, f"{text} (none: the scenes' own); no image", path)

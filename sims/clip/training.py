@@ -8,6 +8,7 @@ OUT/result.json       written last                OUT/tensorboard
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -22,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tqdm
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sims import store
@@ -197,24 +199,43 @@ def _no_tokens(text: str) -> np.ndarray:
     return np.zeros(1, np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """Compiled functions of a learner.  state: its shapes, and where they live."""
+
+    state: State
+    start: Callable[..., State]
+    step: Callable[..., Any]
+    held_out_loss: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=16)
+def _program(learner: Learner, over: Mesh, fsdp: bool) -> _Program:
+    """Kept, so that runs over seeds and captions are traced once."""
+    shapes = jax.eval_shape(learner.start, jax.random.key(0))
+    where = learning.shardings(shapes, over, fsdp)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+    donated = () if jax.default_backend() == "cpu" else (0,)  # on a CPU a checkpoint may still be reading the state
+    return _Program(
+        state,
+        jax.jit(learner.start, out_shardings=where),
+        jax.jit(learner.step, donate_argnums=donated, out_shardings=(where, None)),
+        jax.jit(learner.held_out_loss),
+    )
+
+
 def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[str, Any]:
     config, steps = learner.config, learner.steps
     over = learning.mesh()
     _check_devices(config, over.size)
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(learner.start, key)
-    where = learning.shardings(abstract, over, how.fsdp)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    donated = () if jax.default_backend() == "cpu" else (0,)  # on a CPU a checkpoint may still be reading the state
-    step = jax.jit(learner.step, donate_argnums=donated, out_shardings=(where, None))
-    held_out_loss = jax.jit(learner.held_out_loss)
+    program = _program(learner.anonymous, over, how.fsdp)
     first = jax.process_index() == 0
     with _manager(out) as manager, _stoppable() as stopped:
         done = manager.latest_step() or 0
         if done:
-            state = _restore(manager, done, abstract, out)
+            state = _restore(manager, done, program.state, out)
         else:
-            state = jax.jit(learner.start, out_shardings=where)(key)
+            state = program.start(jax.random.key(config.seed))
         log = Log(learner, out, how, done, len(data.trained)) if first else None
         with batches(learner, data, data.held_out, _held(config, over.size), how) as feed:
             held = learning.put(next(feed), over)
@@ -224,14 +245,14 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
         with batches(learner, data, data.trained, config.batch_size, how, done, skipped) as feed:
             for number in range(done + 1, last + 1):
                 batch = next(feed)
-                state, metrics = step(state, learning.put(batch, over))
+                state, metrics = program.step(state, learning.put(batch, over))
                 pending.append((number, batch["index"], metrics))
                 interrupted = _interrupted(stopped, number)
                 saves = interrupted or number % how.save_every == 0 or number == last
                 if number % how.log_every == 0 or saves:
                     _flush(pending, data.source, len(feed.bad), out, log)
                 if saves:
-                    loss = float(held_out_loss(state, held))
+                    loss = float(program.held_out_loss(state, held))
                     manager.save(number, args=ocp.args.StandardSave(state), metrics={"held_out_loss": loss}, force=True)
                     if log:
                         log.held_out(number, loss)
@@ -322,7 +343,7 @@ class Log:
 
     def __init__(self, learner: Learner, out: pathlib.Path, how: How, done: int, records: int):
         self.learner, self.how, self.records, self.path = learner, how, records, out / "metrics.jsonl"
-        self.flops = learner.flops()
+        self.flops = learner.flops() if how.peak else 0.0
         kept = [line for line in _lines(self.path) if line["step"] <= done]
         store.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.writer = None
@@ -409,7 +430,7 @@ def _fit_head(learner: Learner, data: Data, state: State, out: pathlib.Path, how
     """A linear probe on the training records' features, by their labels: head.npz."""
     from sims.clip.probe import fit_probe
 
-    encode = jax.jit(_features(learner))
+    encode = _features(learner.anonymous)
     features, labels = [], []
     size = min(learner.config.batch_size, len(data.trained))
     with batches(learner, data, data.trained, size, how) as feed:
@@ -421,6 +442,7 @@ def _fit_head(learner: Learner, data: Data, state: State, out: pathlib.Path, how
     np.savez(out / "head.npz", weights=weights, bias=bias)
 
 
+@functools.lru_cache(maxsize=16)
 def _features(learner: Learner) -> Callable[..., Any]:
     """(params, batch_stats, uint8 images) -> image embeddings in float32, of unit length for SupCon."""
     method = "encode_image" if learner.config.method.reads else "features"
@@ -432,7 +454,13 @@ def _features(learner: Learner) -> Callable[..., Any]:
             x = x / (x**2).sum(1, keepdims=True) ** 0.5
         return x
 
-    return features
+    return jax.jit(features)
+
+
+@functools.lru_cache(maxsize=16)
+def _text_features(learner: Learner) -> Callable[..., Any]:
+    """(params, tokens) -> text embeddings."""
+    return jax.jit(lambda p, tokens: learner.module.apply({"params": p["model"]}, tokens, method="encode_text"))
 
 
 def load(run: pathlib.Path, which: str = "last") -> Encoder:
@@ -452,8 +480,8 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
         step = manager.best_step() if which == "best" else manager.latest_step()
         if step is None:
             raise UsageError(f"{run} has no checkpoint yet; python -m sims.clip.train makes one.")
-        state = _restore(manager, step, jax.eval_shape(learner.start, jax.random.key(0)), run)
-    encode = jax.jit(_features(learner))
+        state = _restore(manager, step, _program(learner.anonymous, learning.mesh(), False).state, run)
+    encode = _features(learner.anonymous)
     kept = (state.params, state.batch_stats)
     head = None
     if config.method.loss == "cross_entropy":
@@ -464,7 +492,7 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
             head = (names, saved["weights"], saved["bias"])
     encode_text = None
     if words is not None:
-        text = jax.jit(lambda p, tokens: learner.module.apply({"params": p["model"]}, tokens, method="encode_text"))
+        text = _text_features(learner.anonymous)
 
         def encode_text(texts: Sequence[str]) -> np.ndarray:
             return np.asarray(text(kept[0], words.encode_all(texts)), np.float32)

@@ -1,0 +1,56 @@
+"""Work spread over processes of this machine."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+@contextlib.contextmanager
+def mapper(workers: int, *, pinned: bool = False, stopped: bool = False) -> Iterator[Callable]:
+    """An ordered map over processes; in this one where `workers` is 1.
+
+    pinned: each keeps to its share of the cores.  stopped: where the caller is interrupted, what runs is sent SIGTERM;
+    else it is waited for.
+    """
+    if workers == 1:
+        yield map
+        return
+    # Spawned, since a caller may have started threads (JAX does), which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    turn = context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, context, _start, (turn, workers if pinned else 1))
+    try:
+        yield pool.map
+    except BaseException:
+        for child in multiprocessing.active_children() if stopped else ():
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(turn: Any, shares: int) -> None:
+    """Leave Ctrl-C to the parent, end with it even if it is killed, and keep to this process's share of the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if shares > 1 and hasattr(os, "sched_setaffinity"):
+        with turn.get_lock():
+            own, turn.value = turn.value, turn.value + 1
+        found = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, found[own % shares :: shares] or found)
