@@ -22,8 +22,20 @@ from sims.flags import UsageError, define, integer, names, optional, path, run_m
 if TYPE_CHECKING:
     from sims.bench_jobs import Result, Row, Sizes
 
-JOBS = ("theory", "sampler", "draws", "prng", "gradient", "max_margin", "crossover", "devices", "digits", "start")
-_PACKAGES = ("jax", "numpy", "scipy", "scikit-learn", "torch")
+JOBS = (
+    "theory",
+    "sampler",
+    "draws",
+    "prng",
+    "gradient",
+    "max_margin",
+    "crossover",
+    "devices",
+    "digits",
+    "clip",
+    "start",
+)
+_PACKAGES = ("jax", "numpy", "scipy", "scikit-learn", "torch", "open_clip_torch")
 
 
 def versions() -> dict[str, Any]:

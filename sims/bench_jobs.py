@@ -63,6 +63,7 @@ class Sizes:
     dims: tuple[int, ...] = (20, 1000, 10**6)
     scenes: int = 20_480
     batch: int = 256
+    clip_batch: int | None = None  # 8 on a CPU, 256 on a GPU
     peak: int = 2048  # size of the matrices that find the peak
     layouts: tuple[int | None, ...] = (None, 1, 4, 16, 64)
 
@@ -630,6 +631,13 @@ def digits(sizes: Sizes, repeats: int) -> Result:
     return Result(rows)
 
 
+def clip(sizes: Sizes, repeats: int) -> Result:
+    """CLIP's towers, step and loss beside open_clip's."""
+    from sims import bench_clip
+
+    return bench_clip.run(sizes, repeats)
+
+
 JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "theory": theory,
     "sampler": sampler,
@@ -640,6 +648,7 @@ JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "crossover": crossover,
     "devices": devices,
     "digits": digits,
+    "clip": clip,
     "start": start,
 }
 
