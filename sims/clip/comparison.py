@@ -48,7 +48,9 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         scene = make_scenes.read_config(pathlib.Path(config.root))
         _write_texts(config, out, scene)
         rows: list[Row] = []
-        runs = config.runs()
+        own = (scene.pi_core, scene.pi_spu)  # a policy that the arm `clip` has already
+        shared = "arms" in config.study and "clip" in config.arms
+        runs = [each for each in config.runs() if not (shared and (each.pi_core, each.pi_spu) == own)]
         tasks = [(config, each, out, overwrite) for each in runs]
         with (
             processes.mapper(workers, pinned=True, stopped=True) as mapped,
@@ -57,6 +59,8 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
             for found in mapped(_measured, tasks):
                 rows += found
                 bar.update()
+        if shared and own[0] in config.pi_grid and own[1] in config.pi_grid:
+            rows += [row | {"pi_core": own[0], "pi_spu": own[1]} for row in select(rows, arm="clip", pi_core=None)]
         if "captions" in config.study:
             rows += predictions(config, out)
         columns = {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
