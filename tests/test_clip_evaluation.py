@@ -21,7 +21,7 @@ from sims.clip.probe import fit_probe
 from sims.clip.robustness import LINES, Line, bootstrap_band, effective_robustness, fit_line
 from sims.clip.zero_shot import Encoder, Share
 from sims.flags import UsageError, WorkFailed, run_main
-from tests.test_clip_sets import CLASSES, NAMES, class_of, make_root
+from tests.test_clip_sets import CLASSES, NAMES, class_of, make_root, picture
 from tests.test_sims_command import ROOT, own_flags
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
@@ -320,7 +320,8 @@ def called(capsys, monkeypatch, root, tmp_path):
 
     def call(name, *args, at=root):
         given = [f"--run={name}"] if name else []
-        given += [f"--root={at}", f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}", "--batch_size=7"]
+        given += [f"--root={at}"] if at else []
+        given += [f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}", "--batch_size=7"]
         with own_flags():
             try:
                 run_main(command.__doc__, command._define_flags, command._main, ["command", *given, *args])
@@ -355,6 +356,23 @@ def test_a_perfect_model(called, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "results.jsonl", "effective_robustness.png", "effective_robustness.pdf"
     }  # fmt: skip
+
+
+def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
+    shown = (0, 1, 3, 3)
+    for told, right in ((shown, 4), ((0, 1, 1, 3), 3)):
+        lines = ["path,caption,label"]
+        for i, (c, label) in enumerate(zip(shown, told, strict=True)):
+            picture(tmp_path / f"{i}.png", c)
+            lines.append(f"{i}.png,a thing,{NAMES[label]}")
+        (tmp_path / "data.csv").write_text("\n".join([*lines, "4.png,no such file,broom", "0.png,none,"]))
+        code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", f"--out={tmp_path}/{right}", at=None)
+        assert code == 0 and "1 images that cannot be read" in error
+        (row,) = rows_of(tmp_path / f"{right}/results.jsonl")
+        assert (row["images"], row["correct"], row["unreadable"]) == (4, right, 1)
+        assert row["chance"] == pytest.approx(1 / 3) and "id_accuracy" not in row
+    code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", "--sets=val")
+    assert code == 2 and "--data has its own images and classes; leave out --" in error
 
 
 def test_words_that_name_two_classes_and_a_model_that_guesses(called, tmp_path, monkeypatch):

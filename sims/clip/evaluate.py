@@ -2,6 +2,7 @@
 
     python -m sims.clip.evaluate --run=runs/clip                                    # on the generated scenes
     python -m sims.clip.evaluate --run=runs/cc3m --root=/data/sets --classes=imagenet_class_index.json --strict
+    python -m sims.clip.evaluate --run=runs/cifar --data=cifar10:DIR:test           # other data than ImageNet's
     python -m sims.clip.evaluate --weights=RN50.safetensors --architecture=RN50-quickgelu \\
         --vocabulary=bpe_simple_vocab_16e6.txt.gz --root=/data/sets \\
         --classes=names.txt --wnids=imagenet_class_index.json
@@ -32,6 +33,7 @@ def _define_flags() -> None:
     define("weights", None, "state dict of open_clip or OpenAI, .safetensors or .npz; with --architecture", path)
     define("architecture", None, "of the weights, such as RN50, ViT-B-16; OpenAI's own: RN50-quickgelu", str)
     define("vocabulary", None, "of the weights: bpe_simple_vocab_16e6.txt.gz, or a tokenizer.json of a run", path)
+    define("data", None, "in the place of --root: labelled data as train's --data, such as cifar10:DIR:test", str)
     define("root", SCENES, "folder of the evaluation sets' folders", path)
     define("sets", None, "of val, balanced, v2, sketch, r, a, objectnet; none: all that are there", names)
     define(
@@ -73,7 +75,11 @@ def _check() -> None:
     for name in ("batch_size", "threads"):
         if values[name].value is not None and values[name].value < 1:
             raise UsageError(f"--{name} must be >= 1, got {values[name].value}.")
-    if not pathlib.Path(values.root).is_dir():
+    if values.data is not None:
+        for name in ("root", "sets", "classes", "wnids"):
+            if values[name].present:
+                raise UsageError(f"--data has its own images and classes; leave out --{name}.")
+    elif not pathlib.Path(values.root).is_dir():
         mend = "python -m sims.clip.make_scenes makes the default" if values.root == SCENES else "give the sets' folder"
         raise UsageError(f"--root={values.root} is not there; {mend}.")
 
@@ -88,8 +94,11 @@ def _main() -> None:
     into = pathlib.Path(values.table) if values.table else out / "results.jsonl"
     report.check(out, f"--out={out}")
     report.check(into.parent, f"--table={into}")
-    classes = read_classes(root, values.classes, values.wnids)
-    found = sets.open_sets(root, values.sets, classes)
+    if values.data is not None:
+        found, classes = sets.of_source(values.data)
+    else:
+        classes = read_classes(root, values.classes, values.wnids)
+        found = sets.open_sets(root, values.sets, classes)
     templates = prompts.read_templates(values.templates)
     if values.models is not None and not pathlib.Path(values.models).is_file():
         raise UsageError(f"--models={values.models} is not there.")

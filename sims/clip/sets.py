@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sims.clip.classes import SYNSETS, WNID, Classes
+from sims.clip.sources import Source, open_source
 from sims.clip.zero_shot import Scored
 from sims.flags import UsageError
 
@@ -50,7 +51,7 @@ class EvaluationSet:
     """
 
     name: str
-    paths: tuple[pathlib.Path, ...]
+    paths: tuple["pathlib.Path | Item", ...]
     labels: np.ndarray
     scored: Scored
     rule: str
@@ -78,6 +79,30 @@ class EvaluationSet:
         if unreadable:
             parts.append(f"{unreadable} images that cannot be read")
         return f"{self.name} has {' and '.join(parts)}" if parts else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Item:
+    """Record i of a source, in the place of a file."""
+
+    source: Source
+    i: int
+
+    def __str__(self) -> str:
+        return f"{self.source.name}, record {self.i}"
+
+
+def of_source(spec: str) -> tuple[dict[str, EvaluationSet], Classes]:
+    """The labelled records of a source, named by its spec, and its classes. Raises: UsageError if it has no labels."""
+    source = open_source(spec)
+    kept = np.flatnonzero(source.labels >= 0)
+    if not len(kept):
+        raise UsageError(f"--data={spec} has no labels to score by.")
+    paths = tuple(Item(source, int(i)) for i in kept)
+    scored = tuple((c,) for c in range(len(source.classes)))
+    rule = f"labels of the data; all {len(scored)} classes scored"
+    found = EvaluationSet(spec, paths, source.labels[kept], scored, rule, dropped=len(source) - len(kept))
+    return {spec: found}, Classes(source.classes, source.classes, source.classes)
 
 
 def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes) -> dict[str, EvaluationSet]:

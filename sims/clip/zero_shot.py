@@ -154,9 +154,9 @@ class Features:
 
 
 def image_features(
-    encoder: Encoder, paths: Sequence[pathlib.Path], *, crop: int = 0, batch_size: int = 64, threads: int | None = None
+    encoder: Encoder, paths: Sequence[Any], *, crop: int = 0, batch_size: int = 64, threads: int | None = None
 ) -> Features:
-    """Embeddings of files: decoded, `crop` pixels cut off every side, resized and centre-cropped to the encoder's size.
+    """Embeddings of files (or `sets.Item`s), decoded, `crop` pixels cut off each side, resized and centre-cropped.
 
     threads: that decode while the encoder works; None: one a core.  A file that cannot be read goes into `bad`.
     Raises: WorkFailed if an embedding is not finite.
@@ -190,13 +190,16 @@ def image_features(
     return Features(np.concatenate(values) if values else np.empty((0, 1), np.float32), np.array(kept, int), bad)
 
 
-def _views(paths: Sequence[pathlib.Path], crop: int, size: int, threads: int, ahead: int) -> Iterator[np.ndarray | str]:
+def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int) -> Iterator[np.ndarray | str]:
     """Each file's view in order, or why there is none, decoded at most `ahead` files before it is wanted."""
     from sims.clip import images
 
-    def view(path: pathlib.Path) -> np.ndarray | str:
+    def view(path: Any) -> np.ndarray | str:
         try:
-            image = images.decode(path.read_bytes(), str(path))
+            if isinstance(path, pathlib.Path):
+                image = images.decode(path.read_bytes(), str(path))
+            else:
+                image = path.source.read(path.i).image
         except OSError as error:
             return error.strerror or str(error)
         except images.BadImage as error:
