@@ -73,7 +73,7 @@ def _start_jax(values: flags.FlagValues, cpu_devices: int, x64: bool) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(_cache()))
+        jax.config.update("jax_compilation_cache_dir", str(cache()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if values.coordinator is not None:
         _join(values)
@@ -90,7 +90,7 @@ def _join(values: flags.FlagValues) -> None:
         raise UsageError(f"--coordinator={values.coordinator} cannot be joined ({reason}).") from None
 
 
-def _cache() -> pathlib.Path:
+def cache() -> pathlib.Path:
     """Compiled programs, kept apart by kind of processor: homes are shared by machines that differ."""
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     try:

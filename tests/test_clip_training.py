@@ -22,6 +22,7 @@ from sims.clip.learner import Learner
 from sims.flags import UsageError, WorkFailed, run_main
 from tests.test_sims_command import ROOT, own_flags
 
+SLOW = pytest.mark.slow
 NANO = models.Architecture("nano", 8, models.ViTShape(1, 16, 16, head_width=8), 32, models.TextShape(8, 400, 16, 2, 1))
 NANO_RN = models.Architecture("nano_rn", 8, models.ResNetShape((1, 1), 4, 2), 32, NANO.text)
 
@@ -52,6 +53,11 @@ def learner_of(arm="clip", arch=NANO, **changed):
     return Learner(Config(arm=arm, batch_size=16, **changed), arch, 0 if ARMS[arm].reads else 10, 100)
 
 
+def started(one):
+    """Compiled: one by one, the initial arrays take seconds."""
+    return jax.jit(one.start)(jax.random.key(0))
+
+
 def batch_of(arm="clip", n=16, seed=0):
     rng = np.random.default_rng(seed)
     views = (2,) if arm == "sup_con" else ()
@@ -68,29 +74,38 @@ def distance(a, b):
     return np.linalg.norm(of[0] - of[1]) / np.linalg.norm(of[1])
 
 
-@pytest.mark.parametrize("arm", ["clip", "clip_no_intra", "siglip", "supervised", "sup_con"])
+@pytest.mark.parametrize(
+    "arm", ["clip", *(pytest.param(a, marks=SLOW) for a in ("clip_no_intra", "siglip", "sup_con", "supervised"))]
+)
 def test_chunks_give_the_gradient_of_the_whole_batch(arm):
     whole = learner_of(arm)
-    state, batch = whole.start(jax.random.key(0)), batch_of(arm)
-    loss, gradient, _ = jax.jit(whole.gradient)(state.params, state.batch_stats, batch)
+    state, batch = started(whole), batch_of(arm)
+    of_whole = jax.jit(whole.gradient)
+    loss, gradient, _ = of_whole(state.params, state.batch_stats, batch)
     parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
     chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)
     assert float(chunked[0]) == pytest.approx(float(loss), rel=1e-6)
     assert distance(chunked[1], gradient) < 1e-5
     if arm != "supervised":  # whose loss is a mean over examples: chunks of it are as good
         each = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
-        apart = [jax.jit(whole.gradient)(state.params, state.batch_stats, part)[1] for part in each]
+        apart = [of_whole(state.params, state.batch_stats, part)[1] for part in each]
         assert distance(jax.tree.map(lambda *g: sum(g) / 4, *apart), gradient) > 1e-2
 
 
+@SLOW
 def test_a_chunk_of_a_resnet_has_its_own_batch_statistics():
+    """The gradient in chunks is the mean of the chunks' own, not that of the whole batch."""
     whole = learner_of("supervised", NANO_RN)
-    state, batch = whole.start(jax.random.key(0)), batch_of()
-    _, gradient, stats = jax.jit(whole.gradient)(state.params, state.batch_stats, batch)
+    state, batch = started(whole), batch_of()
+    gradient = jax.jit(whole.gradient)
+    _, together, stats = gradient(state.params, state.batch_stats, batch)
     assert distance(stats, state.batch_stats) > 1e-3
     parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
-    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)
-    assert 1e-4 < distance(chunked[1], gradient) < 3
+    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)[1]
+    each = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
+    apart = [gradient(state.params, state.batch_stats, part)[1] for part in each]
+    assert distance(chunked, jax.tree.map(lambda *g: sum(g) / 4, *apart)) < 1e-5
+    assert distance(chunked, together) > 1e-3
 
 
 def embeddings(seed=3, n=16):
@@ -113,6 +128,12 @@ def test_losses_are_the_librarys():
     assert loss("clip") == loss("clip_labels") == loss("clip_masked") == pytest.approx(float(plain), rel=1e-6)
     assert loss("clip_no_intra") == pytest.approx(float(none), rel=1e-6) != pytest.approx(float(plain), rel=1e-3)
     assert loss("clip", same_class_weight=0.3) == pytest.approx(float(some), rel=1e-6)
+    score = np.asarray(image @ text[:4].T, float)
+    expected = np.mean(np.log(np.exp(score).sum(1)) - score[np.arange(16), batch["label"]])
+    supervised = learner_of("supervised").loss(params, (jnp.asarray(score, jnp.float32),), batch)
+    assert float(supervised) == pytest.approx(expected, rel=1e-5)
+    both, twice = jnp.concatenate([image, text]), jnp.concatenate([batch["label"]] * 2)
+    assert loss("sup_con") == pytest.approx(float(losses.sup_con(both, twice, temperature=0.1)), rel=1e-6)
     assert loss("siglip") == pytest.approx(float(losses.siglip(image, text, scale=5.0, bias=-3.0)), rel=1e-6)
 
 
@@ -137,13 +158,14 @@ def test_pairs_with_one_caption_are_no_negatives_where_asked():
 
 def test_decay_spares_scales_and_the_logit_scale_is_kept_in_range():
     one = learner_of("siglip", weight_decay=1.0)
-    state = one.start(jax.random.key(0))
+    state = started(one)
     assert float(state.params["model"]["logit_scale"]) == pytest.approx(np.log(10.0))
     assert float(state.params["bias"]) == -10
-    nothing = jax.tree.map(jnp.zeros_like, state.params)
+    nothing = jax.tree.map(np.zeros_like, state.params)
     optimizer = one.optimizer()
-    _, at = optimizer.update(nothing, state.optimizer, state.params)  # the rate is 0 at the first step
-    change, _ = optimizer.update(nothing, at, state.params)
+    update = jax.jit(optimizer.update)
+    _, at = update(nothing, state.optimizer, state.params)  # the rate is 0 at the first step
+    change, _ = update(nothing, at, state.params)
     for path, value in jax.tree_util.tree_leaves_with_path(change):
         assert (np.abs(value).max() > 0) == (value.ndim > 1), jax.tree_util.keystr(path)
     far = dataclasses.replace(
@@ -199,12 +221,12 @@ def how(**changed):
     return training.How(**({"log_every": 3, "save_every": 5, "tensorboard": False, "quiet": True} | changed))
 
 
-@pytest.mark.parametrize("arm, stops", [("clip", (1, 6)), pytest.param("sup_con", (7,), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arm, stops", [("clip", (1, 7)), pytest.param("sup_con", (7,), marks=SLOW)])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, stops):
     config = config_of(root, arm=arm)
     training.run(config, tmp_path / "whole", how())
-    for steps in (*stops, 100):
-        training.run(config, tmp_path / "parts", how(stop_after=steps))
+    for step in (*stops, 100):
+        training.run(config, tmp_path / "parts", how(stop_at=step))
     assert sorted(losses_of(tmp_path / "whole")) == list(range(1, 13))
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     np.testing.assert_array_equal(state_of(tmp_path / "parts"), state_of(tmp_path / "whole"))
@@ -221,18 +243,43 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
     with pytest.raises(UsageError, match=r"holds a different run \(differs in architecture\)"):
         training.run(dataclasses.replace(config, architecture="ViT-tiny"), tmp_path / "run", how())
-    training.run(dataclasses.replace(config, steps=3), tmp_path / "run", how(overwrite=True))
-    assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3]
+    before = state_of(tmp_path / "run")
+    other = dataclasses.replace(config, steps=3, vocabulary_size=350)
+    training.run(other, tmp_path / "run", how(overwrite=True))
+    training.run(other, tmp_path / "anew", how())
+    assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3] and losses_of(tmp_path / "run") == losses_of(
+        tmp_path / "anew"
+    )
+    for name in ("tokenizer.json", "data.json"):  # of the run that was there nothing stays
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
+    np.testing.assert_array_equal(state_of(tmp_path / "run"), state_of(tmp_path / "anew"))
+    assert not np.array_equal(state_of(tmp_path / "run"), before)
 
 
+@SLOW
+def test_other_data_under_the_same_name_is_refused(root, tmp_path):
+    folder = tmp_path / "coco"
+    subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
+    config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
+    training.run(config, tmp_path / "run", how(stop_at=3))
+    make_scenes.write_captions(root, 0.0, 0.0, 0.0, folder / "annotations/captions_train2017.json")
+    with pytest.raises(UsageError, match=r"is not what .* was begun with"):
+        training.run(config, tmp_path / "run", how())
+
+
+@SLOW
 def test_the_best_checkpoint_is_kept_beside_the_last(root, tmp_path, monkeypatch):
-    told = iter([3.0, 1.0, 2.0, 2.5])
-    monkeypatch.setattr(Learner, "held_out_loss", lambda self, state, batch: state.step * 0 + jnp.float32(0))
-    monkeypatch.setattr(training, "float", lambda x: next(told), raising=False)
-    monkeypatch.setattr(training, "_flush", lambda pending, *args: pending.clear())
-    training.run(config_of(root, steps=8), tmp_path / "run", how(save_every=2))
+    told = jnp.array([0, 0, 3.0, 0, 1.0, 0, 2.0, 0, 2.5])
+    monkeypatch.setattr(Learner, "held_out_loss", lambda self, state, batch: told[state.step])
+    training._program.cache_clear()
+    result = training.run(config_of(root, steps=8), tmp_path / "run", how(save_every=2))
+    training._program.cache_clear()
+    assert (result["best_step"], result["held_out_loss"]) == (4, 2.5)
     kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert kept == [4, 8]
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    best, last = (training.load(tmp_path / "run", which).encode_image(image) for which in ("best", "last"))
+    assert np.abs(best - last).max() > 1e-4
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_path, monkeypatch):
@@ -243,6 +290,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
         return state, {**metrics, "loss": jnp.where(state.step == 7, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(Learner, "step", broken)
+    training._program.cache_clear()
     config = config_of(root)
     with pytest.raises(WorkFailed, match="step 7 is not finite"):
         training.run(config, tmp_path / "run", how())
@@ -253,11 +301,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
         expected = [data.source[int(i)].id for i in next(feed)["index"]]
     assert told["step"] == 7 and told["ids"] == expected and len(set(expected)) == 16
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == ["5"]
+    assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]  # the way there is told
     monkeypatch.setattr(Learner, "step", plain)
+    training._program.cache_clear()
     training.run(config, tmp_path / "run", how())
     assert sorted(losses_of(tmp_path / "run")) == list(range(1, 13))
 
 
+@SLOW
 def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_path):
     data = training.open_data(config_of(root))
     folder = tmp_path / "coco"
@@ -270,22 +321,66 @@ def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_pat
     told = [json.loads(line)["id"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(told) == sorted(ids) and result["bad_records"] == 3
     with pytest.raises(WorkFailed, match="more than 2 images cannot be read"):
-        training.run(dataclasses.replace(config, max_bad=2), tmp_path / "few", how())
+        training.run(config, tmp_path / "few", how(max_bad=2, log_every=1))
+    # What was learnt before is kept, and the run goes on where more are allowed.
+    before = len(losses_of(tmp_path / "few"))
+    training.run(config, tmp_path / "few", how(max_bad=3, log_every=1))
+    assert before < 12 and losses_of(tmp_path / "few") == losses_of(tmp_path / "run")
 
 
-def test_a_supervised_run_is_loaded_with_its_head(root, tmp_path):
-    training.run(config_of(root, arm="supervised", steps=3), tmp_path / "run", how())
+@SLOW
+def test_a_run_without_class_names_is_loaded(root, tmp_path):
+    lines = ["path,caption"] + [f"{path},scene number {i}" for i, path in enumerate((root / "coco").rglob("*.jpg"))]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    training.run(config_of(root, data=f"csv:{tmp_path}/data.csv", steps=2), tmp_path / "run", how())
+    assert training.load(tmp_path / "run").encode_text(["scene"]).shape == (1, 8)
+
+
+@pytest.mark.parametrize("arm", ["supervised", pytest.param("sup_con", marks=SLOW)])
+def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
+    config = config_of(root, arm=arm, steps=3, held_out=16)
+    training.run(config, tmp_path / "run", how(save_every=1))
     encoder = training.load(tmp_path / "run")
     names, weights, bias = encoder.head
     assert encoder.encode_text is None and len(names) == 10 and weights.shape == (10, 8) and bias.shape == (10,)
-    state = dataclasses.replace(learner_of("supervised"), config=config_of(root, arm="supervised"))
-    image = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    assert encoder.encode_image(image).shape == (5, 8) and state.classes == 10
+    data = training.open_data(config)
+    one = Learner(config, NANO, 10, 3)
+    with training.batches(one, data, data.held_out, 16, how()) as feed:
+        batch = next(feed)
+    if arm == "supervised":  # the scores of features and head are those behind the loss that was told
+        scores = encoder.encode_image(batch["image"]) @ weights.T + bias
+        told = json.loads((tmp_path / "run" / "result.json").read_text())["held_out_loss"]
+        assert float(losses.cross_entropy(jnp.asarray(scores), jnp.asarray(batch["label"]))) == pytest.approx(
+            told, 1e-4
+        )
+    else:
+        with np.load(tmp_path / "run" / "head.npz") as saved:
+            np.savez(tmp_path / "run" / "head.npz", weights=saved["weights"], bias=saved["bias"], step=2)
+        with pytest.raises(UsageError, match="has no linear probe for step 3"):
+            training.load(tmp_path / "run")
     with pytest.raises(UsageError, match="has no checkpoint yet"):
         (tmp_path / "empty").mkdir()
-        for name in ("config.json", "classes.json"):
+        for name in ("config.json", "data.json"):
             (tmp_path / "empty" / name).write_bytes((tmp_path / "run" / name).read_bytes())
         training.load(tmp_path / "empty")
+    assert not (tmp_path / "empty" / "checkpoints").exists()
+
+
+@SLOW
+def test_the_held_out_loss_does_not_depend_on_its_pieces():
+    one = learner_of()
+    state, batch = started(one), batch_of(n=32)
+    found = [
+        float(
+            jax.jit(dataclasses.replace(one, config=dataclasses.replace(one.config, chunks=c)).held_out_loss)(
+                state, batch
+            )
+        )
+        for c in (1, 4)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    apart = [float(one.held_out_loss(state, jax.tree.map(lambda x, i=i: x[i::2], batch))) for i in range(2)]
+    assert np.mean(apart) != pytest.approx(found[0], rel=1e-2)
 
 
 @pytest.fixture
@@ -316,6 +411,8 @@ FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
         (["--steps=0"], "--steps must be in [1,"),
         (["--workers=-1"], "--workers must be >= 0, got -1"),
         (["--save_every=0"], "--save_every must be >= 1, got 0"),
+        (["--max_bad=-1"], "--max_bad must be >= 0, got -1"),
+        (["--temperature=2"], "--temperature must be in [0.01, 1], got 2"),
         (["--architecture=RN51", *FEW], "--architecture must be of RN50"),
         (["--image_size=40", *FEW], "image_size 40 must be a multiple of"),
         (["--data=coco:ROOT/coco", "--batch_size=96"], "has 96 usable records; --batch_size and --held_out need"),
@@ -346,7 +443,14 @@ def train_command(root, out, *more):
         "data": f"coco:{root}/coco", "architecture": "ViT-tiny", "batch_size": 16, "held_out": 8,
         "vocabulary_size": 400, "context_length": 16, "steps": 40, "log_every": 1, "save_every": 1000, "out": out,
     }  # fmt: skip
-    return [sys.executable, "-m", "sims.clip.train", *(f"--{k}={v}" for k, v in given.items()), *more]
+    return [
+        sys.executable,
+        "-m",
+        "sims.clip.train",
+        "--notensorboard",
+        *(f"--{k}={v}" for k, v in given.items()),
+        *more,
+    ]
 
 
 def wait_for(path, text, process, seconds=120):
@@ -358,35 +462,32 @@ def wait_for(path, text, process, seconds=120):
     raise AssertionError(f"{path} has no {text!r}: {process.communicate()}")
 
 
-@pytest.mark.slow
+@SLOW
 def test_signals_save_and_kills_lose_no_bit(root, tmp_path):
-    """SIGTERM in the middle saves that very step; SIGKILL loses what came after the last checkpoint, and no more."""
+    """SIGTERM saves the very step; SIGKILL, also in the middle of a save, loses what came after the last checkpoint."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    subprocess.run(train_command(root, whole, "--notensorboard"), cwd=ROOT, check=True, capture_output=True)
-    begun = subprocess.Popen(
-        train_command(root, parts, "--notensorboard"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(parts / "metrics.jsonl", '"step": 9,', begun)
-    begun.send_signal(signal.SIGTERM)
-    _, error = begun.communicate(timeout=120)
-    assert begun.returncode == 143 and "interrupted" in error and "Traceback" not in error
+    subprocess.run(train_command(root, whole), cwd=ROOT, check=True, capture_output=True)
+
+    def begun(*more):
+        return subprocess.Popen(
+            train_command(root, parts, *more), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    one = begun()
+    wait_for(parts / "metrics.jsonl", '"step": 9,', one)
+    one.send_signal(signal.SIGTERM)
+    _, error = one.communicate(timeout=120)
+    assert one.returncode == 143 and "interrupted" in error and "Traceback" not in error
     saved = [int(p.name) for p in (parts / "checkpoints").iterdir() if p.name.isdigit()]
     assert len(saved) == 1 and 9 <= saved[0] < 40 and not (parts / "result.json").exists()
-    begun = subprocess.Popen(
-        train_command(root, parts, "--notensorboard"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(parts / "metrics.jsonl", f'"step": {saved[0] + 3},', begun)
-    begun.send_signal(signal.SIGKILL)
-    begun.communicate(timeout=60)
-    subprocess.run(train_command(root, parts, "--notensorboard"), cwd=ROOT, check=True, capture_output=True)
+    rng = np.random.default_rng(0)
+    for step in (saved[0] + 3, min(saved[0] + 9, 36)):
+        one = begun("--save_every=2")
+        wait_for(parts / "metrics.jsonl", f'"step": {step},', one)
+        time.sleep(rng.uniform(0, 0.1))
+        one.send_signal(signal.SIGKILL)
+        one.communicate(timeout=60)
+    subprocess.run(train_command(root, parts), cwd=ROOT, check=True, capture_output=True)
     assert losses_of(parts) == losses_of(whole) and len(losses_of(whole)) == 40
 
 
@@ -395,10 +496,10 @@ import sys, jax, numpy as np, pickle
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import dataclasses
 from sims.clip import learner
-from tests.test_clip_training import batch_of, learner_of
-for arm in ("clip", "clip_no_intra", "siglip", "sup_con"):
+from tests.test_clip_training import NANO, NANO_RN, batch_of, learner_of
+for arm, arch in (("clip", NANO), ("clip_no_intra", NANO), ("sup_con", NANO), ("clip", NANO_RN)):
     for chunks in (1, 2):
-        one = learner_of(arm, chunks=chunks, warm_up=0, learning_rate=1e-3)
+        one = learner_of(arm, arch, chunks=chunks, warm_up=0, learning_rate=1e-3)
         over = learner.mesh()
         where = learner.shardings(jax.eval_shape(one.start, jax.random.key(0)), over, sys.argv[2] == "fsdp")
         state = jax.jit(one.start, out_shardings=where)(jax.random.key(0))
@@ -412,7 +513,7 @@ for arm in ("clip", "clip_no_intra", "siglip", "sup_con"):
 """
 
 
-@pytest.mark.slow
+@SLOW
 def test_devices_and_split_parameters_change_nothing_but_rounding():
     def lines(devices, kind):
         env = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
@@ -428,5 +529,6 @@ def test_devices_and_split_parameters_change_nothing_but_rounding():
         assert a[:2] == b[:2] == c[:2] and (a[2], b[2], c[2]) == ("1", "4", "4")
         assert int(b[3]) == 0 and int(c[3]) > 0
         for other in (b, c):
-            np.testing.assert_allclose(np.array(other[4:], float), np.array(a[4:], float), rtol=2e-5)
-    assert not np.allclose(np.array(one[0][4:], float), np.array(one[2][4:], float), rtol=1e-3)
+            np.testing.assert_allclose(np.array(other[4:], float), np.array(a[4:], float), rtol=1e-4)
+    for i in (2, 7):  # another arm, other batch statistics
+        assert not np.allclose(np.array(one[i - 1][4:], float), np.array(one[i][4:], float), rtol=1e-3)

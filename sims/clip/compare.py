@@ -14,6 +14,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from absl import flags
@@ -21,7 +22,7 @@ from absl import flags
 from sims import devices
 from sims.clip.comparison_config import SHIFTS, Config
 from sims.clip.config import ARMS
-from sims.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
+from sims.flags import UsageError, WorkFailed, define, integer, names, number, numbers, optional, path, run_main
 
 _FLAGS = {
     "study": ("which, of arms, captions", names),
@@ -47,7 +48,6 @@ def _define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "measure anew, whatever --out holds")
     text = "processes that train at the same time, >= 1; none: one a core, or one where there is a GPU or TPU"
     define("workers", None, text, optional(integer))
-    devices.define_process_flags()
     define("out", "runs/compare", "folder of the results; another comparison's is refused", path)
 
 
@@ -80,8 +80,9 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
                 comparison.select(rows, arm=arm, set=name, prompts=figures.prompts_of(arm), group="all", pi_core=None)
             )
             end = max(row["step"] for row in found)
-            cells.append(comparison.interval([row["accuracy"] for row in found if row["step"] == end]))
-        cells += [comparison.interval(figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
+            values = [row["accuracy"] for row in found if row["step"] == end]
+            cells.append(comparison.interval(values, found[0]["images"]))
+        cells += [comparison.interval(*figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
         lines.append(f"{ARMS[arm].label:34}" + "".join(f" {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)
 
@@ -92,9 +93,12 @@ def _main() -> int:
     config.check()
     if values["workers"] is not None and values["workers"] < 1:
         raise UsageError(f"--workers must be >= 1, got {values['workers']}.")
-    devices.start_processes(1)
+    # Where compiled programs are kept, of this process and of those that train; read when JAX is imported.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(devices.cache()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     import jax
 
+    from sims import results
     from sims.clip import classes, comparison, make_scenes, processes, sets
     from sims.clip import comparison_figures as figures
     from sims.clip.config import SCENES
@@ -103,10 +107,12 @@ def _main() -> int:
     if config.root == SCENES:
         make_scenes.default(root)
     workers = values["workers"] or (processes.cores() if jax.default_backend() == "cpu" else 1)
-    # Where compiled programs are kept, for the processes that train.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    rows = comparison.run(config, out, workers=workers, overwrite=values["overwrite"])
+    try:
+        rows = comparison.run(config, out, workers=workers, overwrite=values["overwrite"])
+    except BrokenProcessPool:
+        raise WorkFailed(
+            "a training process was killed, as for lack of memory; the same command goes on; --workers=1 needs less."
+        ) from None
     drawn = {}
     if "arms" in config.study:
         found = sets.open_sets(root, None, classes.read_classes(root))
@@ -115,8 +121,7 @@ def _main() -> int:
     if "captions" in config.study:
         drawn["captions"] = figures.caption_map(figures.policy_table(rows, config.pi_grid), config.pi_grid)
     for name, figure in drawn.items():
-        for suffix in ("png", "pdf"):
-            figure.savefig(out / f"{name}.{suffix}", dpi=150)
+        results.save_figure(figure, out, name, 150)
     print(f"{text(rows, config)}\n\nTable and figures: {out}")
     return 0
 

@@ -7,8 +7,10 @@ pairs of classes that share their two contexts, which is the theory's two-class 
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +30,7 @@ THEORIES = ("whitened", "linear")
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "there is a {}", "here is a {}", "a {}")
 _ENSEMBLE = 64  # scenes a class, each in both contexts
 _POOLED = 16  # pixels a side, of the predictions
-_RIDGE = 1e-3  # of the predictions' covariances, relative to a feature's mean variance, as for the digits
+RIDGES = (1e-3, 1e-4, 1e-2)  # of the predictions; the first, which the digits have too, is the one that is shown
 
 Row = dict[str, Any]
 
@@ -39,19 +41,22 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     workers: processes that train at the same time, each on its share of the cores.
     """
     config.check()
-    store.check(out, config.flat(), overwrite)
+    scene = make_scenes.read_config(pathlib.Path(config.root))
+    flat = config.flat(scene)
+    store.check(out, flat, overwrite)
     with store.locked(out):
-        store.begin(out, config.flat(), overwrite)
+        for name in ("measured", "runs", "captions") if overwrite else ():
+            shutil.rmtree(out / name, ignore_errors=True)
+        if overwrite:
+            (out / "tokenizer.json").unlink(missing_ok=True)
+        store.begin(out, flat, overwrite)
         (out / "measured").mkdir(exist_ok=True)
-        for old in (out / "measured").iterdir() if overwrite else ():
-            old.unlink()
-        scene = make_scenes.read_config(pathlib.Path(config.root))
         _write_texts(config, out, scene)
         rows: list[Row] = []
         own = (scene.pi_core, scene.pi_spu)  # a policy that the arm `clip` has already
         shared = "arms" in config.study and "clip" in config.arms
         runs = [each for each in config.runs() if not (shared and (each.pi_core, each.pi_spu) == own)]
-        tasks = [(config, each, out, overwrite) for each in runs]
+        tasks = [(config, each, out) for each in runs]
         with (
             processes.mapper(workers, pinned=True, stopped=True) as mapped,
             tqdm.tqdm(total=len(runs), unit="run", disable=None) as bar,
@@ -84,21 +89,18 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
         tokenizer.train_tokenizer(texts, Training.vocabulary_size, config.context_length).save(out / "tokenizer.json")
 
 
-def _measured(task: tuple[Config, Run, pathlib.Path, bool]) -> list[Row]:
+def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
     """A run's rows, trained and measured as far as they are not there."""
-    config, each, out, overwrite = task
-    rows, done = [], 0
+    config, each, out = task
+    rows = []
     for step in config.steps_of(each):
         kept = out / "measured" / f"{each.name}.{step}.json"
         if not kept.exists():
-            how = training.How(
-                stop_after=step - done, save_every=config.steps + 1, tensorboard=False, quiet=True, overwrite=overwrite
-            )
+            how = training.How(stop_at=step, save_every=config.steps + 1, tensorboard=False, quiet=True)
             training.run(config.training(each, out), out / "runs" / each.name, how)
             found = _judge(config.root).rows(training.load(out / "runs" / each.name), each)
             store.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
         rows += json.loads(kept.read_text())
-        done, overwrite = step, False
     return rows
 
 
@@ -136,7 +138,12 @@ class Judge:
                 right = zero_shot.ranks(values, labels, w, b, found.scored) == 0
                 places, mapped = zero_shot.restricted(self.sets["val"].labels[seen["val"].kept], found.scored)
                 on_val = zero_shot.ranks(seen["val"].values[places], mapped, w, b, found.scored) == 0
-                common = {"set": name, "prompts": prompts, "id_accuracy": float(on_val.mean())}
+                common = {
+                    "set": name,
+                    "prompts": prompts,
+                    "id_accuracy": float(on_val.mean()),
+                    "id_images": len(on_val),
+                }
                 rows.append({**common, "group": "all", "scope": "all", **_count(right)})
                 if name == "balanced":
                     within = _within_pairs(values @ w.T + b, labels)
@@ -147,7 +154,6 @@ class Judge:
 
     def ensemble(self, encoder: Encoder, each: Run) -> np.ndarray:
         """(c, r): unit mean of the unit embeddings of texts of the run's policy."""
-        assert encoder.encode_text is not None
         found = [np.asarray(encoder.encode_text(texts)) for texts in ensembles(self.scene, each)]
         mean = np.stack([(x / np.linalg.norm(x, axis=1, keepdims=True)).mean(0) for x in found])
         return mean / np.linalg.norm(mean, axis=1, keepdims=True)
@@ -180,50 +186,51 @@ def ensembles(scene: Any, each: Run) -> list[list[str]]:
 
 
 def predictions(config: Config, out: pathlib.Path) -> list[Row]:
-    """For each policy, what X10's whitened rule and the linear loss's make of the scenes: accuracy within pairs.
+    """For each policy and ridge, what X10's whitened rule and the linear loss's make of the scenes: see `rules`.
 
-    z: training pixels, pooled to 16 x 16; u: counts of the captions' words. C, S_I, S_T from the training set, a ridge
-    of 1e-3 of the mean variance on S_I, S_T; w = S_I^-1 C S_T^-1 (t_k - t_k') or C (t_k - t_k'), t_k the mean counts of
-    the class's ensemble of texts; accuracy is of the sign of w.(z - mean z) on `balanced`.
+    z: training pixels, pooled to 16 x 16; u: counts of the captions' words; targets: mean counts of each class's
+    ensemble of texts. Accuracy is of the sign of (w_k - w_k').(z - mean z) on `balanced`, k' the class that shares k's
+    contexts.
     """
     root = pathlib.Path(config.root)
     scene, found = (
         make_scenes.read_config(root),
         sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"],
     )
-    assert found.groups is not None
     test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in found.paths])
     plain = sources.open_source(f"coco:{root}/coco")
     pixels = np.stack([_pixels(plain[i].image) for i in range(len(plain))])
-    mean = pixels.mean(0)
-    pixels, test = pixels - mean, test - mean
-    cov_image = _ridge(np.cov(pixels, rowvar=False))
     rows: list[Row] = []
-    for core in config.pi_grid:
-        for spu in config.pi_grid:
-            each = Run("clip", core, spu, 0)
-            source = sources.open_source(f"coco:{root}/coco", captions_file=str(out / "captions" / each.captions))
-            told, groups = [source.captions(i) for i in range(len(source))], ensembles(scene, each)
-            words = sorted({word for texts in (*told, *groups) for text in texts for word in text.split()})
-            index = {word: i for i, word in enumerate(words)}
-            counts = np.stack([_counts(texts, index) for texts in told])
-            # Each image is seen with each of its captions: S_T is that of one caption, C of their mean.
-            cov_text = _ridge(np.cov(np.concatenate([_each(texts, index) for texts in told]), rowvar=False))
-            cross = pixels.T @ (counts - counts.mean(0)) / (len(pixels) - 1)
-            targets = np.stack([_counts(texts, index) for texts in groups])
-            rules = {
-                "linear": cross @ targets.T,
-                "whitened": np.linalg.solve(cov_image, cross @ np.linalg.solve(cov_text, targets.T)),
-            }
-            for theory, rule in rules.items():
-                right = _within_pairs(test @ rule, found.labels)
+    for core, spu in itertools.product(config.pi_grid, config.pi_grid):
+        each = Run("clip", core, spu, 0)
+        source = sources.open_source(f"coco:{root}/coco", captions_file=str(out / "captions" / each.captions))
+        told, groups = [source.captions(i) for i in range(len(source))], ensembles(scene, each)
+        words = sorted({word for texts in (*told, *groups) for text in texts for word in text.split()})
+        index = {word: i for i, word in enumerate(words)}
+        counts = [_counts(texts, index) for texts in told]
+        targets = np.stack([_counts(texts, index).mean(0) for texts in groups])
+        for ridge in RIDGES:
+            for theory, rule in rules(pixels, counts, targets, ridge).items():
+                right = _within_pairs((test - pixels.mean(0)) @ rule.T, found.labels)
                 for half in GROUPS:
-                    share = _count(right[found.groups == half])
                     rows.append({
                         "arm": theory, "pi_core": core, "pi_spu": spu, "set": "balanced", "prompts": "ensemble",
-                        "group": half, "scope": "pair", **share,
+                        "group": half, "scope": "pair", "ridge": ridge, **_count(right[found.groups == half]),
                     })  # fmt: skip
     return rows
+
+
+def rules(pixels: np.ndarray, counts: Sequence[np.ndarray], targets: np.ndarray, ridge: float) -> dict[str, np.ndarray]:
+    """w_k = C t_k of the linear loss, S_I^-1 C S_T^-1 t_k of the whitened one (X10): (k, d) each.
+
+    pixels: (n, d).  counts: n arrays (captions, v); C is of their means, S_T of each caption.  targets: (k, v), t_k.
+    ridge: added to S_I and S_T, relative to the mean variance of a feature.
+    """
+    each = np.stack([one.mean(0) for one in counts])
+    cross = (pixels - pixels.mean(0)).T @ (each - each.mean(0)) / (len(pixels) - 1)
+    cov_image, cov_text = (_ridged(np.cov(x, rowvar=False), ridge) for x in (pixels, np.concatenate(list(counts))))
+    whitened = np.linalg.solve(cov_image, cross @ np.linalg.solve(cov_text, targets.T))
+    return {"linear": (cross @ targets.T).T, "whitened": whitened.T}
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
@@ -231,7 +238,8 @@ def _pixels(image: np.ndarray) -> np.ndarray:
     return view.reshape(_POOLED, 2, _POOLED, 2, 3).mean((1, 3)).ravel()
 
 
-def _each(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
+def _counts(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
+    """(texts, words) how often each has each word."""
     found = np.zeros((len(texts), len(index)), np.float32)
     for row, text in zip(found, texts, strict=True):
         for word in text.split():
@@ -239,18 +247,31 @@ def _each(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
     return found
 
 
-def _counts(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
-    return _each(texts, index).mean(0)
+def _ridged(cov: np.ndarray, ridge: float) -> np.ndarray:
+    return cov + ridge * cov.trace() / len(cov) * np.eye(len(cov))
 
 
-def _ridge(cov: np.ndarray) -> np.ndarray:
-    return cov + _RIDGE * cov.trace() / len(cov) * np.eye(len(cov))
+def interval(values: Sequence[float], images: int) -> tuple[float, float]:
+    """Mean over seeds and half its 95% interval, of seeds (Student's t) and of the test images that they share.
 
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the 95% interval over seeds (Student's t)."""
+    images: behind each value, a share; their variance is that of independent images.  The training scenes are the same
+    for all seeds: how results vary over them is not in the interval.
+    """
     x = np.asarray(values, float)
-    return float(x.mean()), float(scipy.stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    of_images = max(float((x * (1 - x)).mean()), 0.0) / images
+    return float(x.mean()), float(_quantile(len(x)) * (x.var(ddof=1) / len(x) + of_images) ** 0.5)
+
+
+def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images: int) -> tuple[float, float]:
+    """The same of conflicting minus aligned accuracy, `images` in each group."""
+    a, c = np.asarray(aligned, float), np.asarray(conflicting, float)
+    of_images = sum(float((x * (1 - x)).mean()) for x in (a, c)) / images
+    gap = c - a
+    return float(gap.mean()), float(_quantile(len(gap)) * (gap.var(ddof=1) / len(gap) + of_images) ** 0.5)
+
+
+def _quantile(seeds: int) -> float:
+    return float(scipy.stats.t.ppf(0.975, seeds - 1))
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> Iterator[Row]:
@@ -259,10 +280,14 @@ def select(rows: Sequence[Row], **wanted: Any) -> Iterator[Row]:
 
 
 def verdict(table: Mapping[str, Any], theory: str) -> str:
-    """How often a theory has the sign of the measured gap, where that is told from 0, and its distance and ranks."""
-    gaps = {who: table[who]["conflicting"] - table[who]["aligned"] for who in ("clip", theory)}
-    told = np.abs(gaps["clip"]) > table["half"]
-    right = (np.sign(gaps["clip"]) == np.sign(gaps[theory]))[told].sum()
-    distance = np.abs(gaps["clip"] - gaps[theory]).mean()
-    rank = scipy.stats.spearmanr(gaps["clip"].ravel(), gaps[theory].ravel()).statistic
-    return f"{theory}: right sign in {right} of {told.sum()} cells told apart, rank {rank:.2f}, distance {distance:.2f}"
+    """How often a theory has the sign of the measured gap, where that is told from 0; its rank correlation, distance.
+
+    In brackets the signs with a ridge ten times smaller and larger.
+    """
+    gap = table["clip"]["conflicting"] - table["clip"]["aligned"]
+    told = np.abs(gap) > table["half"]
+    right = [int((np.sign(gap) == np.sign(predicted))[told].sum()) for predicted in table[theory]["gap"]]
+    distance = np.abs(gap - table[theory]["gap"][0]).mean()
+    rank = scipy.stats.spearmanr(gap.ravel(), table[theory]["gap"][0].ravel()).statistic if gap.size > 2 else np.nan
+    shown = f"right sign in {right[0]} ({right[1]}, {right[2]}) of {told.sum()} cells told apart"
+    return f"{theory}: {shown}, mean distance {distance:.2f}" + (f", rank {rank:.2f}" if np.isfinite(rank) else "")

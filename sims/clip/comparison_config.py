@@ -79,9 +79,9 @@ class Config:
             seed=self.seed + run.seed,
         )  # fmt: skip
 
-    def flat(self) -> Mapping[str, Any]:
-        """What decides the results."""
-        return {"command": "clip.compare", **dataclasses.asdict(self)}
+    def flat(self, scene: Any) -> Mapping[str, Any]:
+        """What decides the results.  scene: the scenes' own settings."""
+        return {"command": "clip.compare", **dataclasses.asdict(self), "scenes": dataclasses.asdict(scene)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sims.clip import robustness
-from sims.clip.comparison import GROUPS, THEORIES, Row, interval, select
+from sims.clip.comparison import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, select
 from sims.clip.comparison_config import SHIFTS
 from sims.clip.config import ARMS
 
@@ -75,7 +75,8 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> list[
         ax.plot(scipy.special.logit(span), scipy.special.logit(fit.at(span)), color=colour, lw=1.0, alpha=0.7)
     for step in steps:
         at = [row for row in rows if row["step"] == step]
-        (mx, hx), (my, hy) = (interval([row[key] for row in at]) for key in ("id_accuracy", "accuracy"))
+        images = {"id_accuracy": at[0]["id_images"], "accuracy": at[0]["images"]}
+        (mx, hx), (my, hy) = (interval([row[key] for row in at], n) for key, n in images.items())
         last = step == steps[-1]
         ends = [np.clip([m - h, m + h], 0.005, 0.995) for m, h in ((mx, hx), (my, hy))]
         centre = scipy.special.logit(np.clip([mx, my], 0.005, 0.995))
@@ -91,7 +92,7 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
     """Each arm's aligned and conflicting accuracy after the last step."""
     figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
     for group, (colour, marker) in _GROUP_LOOKS.items():
-        found = [interval(last(rows, arm, group, scope)) for arm in arms]
+        found = [interval(*last(rows, arm, group, scope)) for arm in arms]
         mean, half = np.array(found).T
         at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)
         ax.errorbar(mean, at, xerr=half, fmt=marker, color=colour, capsize=3, label=group)
@@ -103,11 +104,11 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
     return figure
 
 
-def last(rows: Sequence[Row], arm: str, group: str, scope: str) -> list[float]:
-    """An arm's accuracies of a group after its last step, a seed each."""
+def last(rows: Sequence[Row], arm: str, group: str, scope: str) -> tuple[list[float], int]:
+    """An arm's accuracies of a group of `balanced` after its last step, a seed each, and the images behind each."""
     found = list(select(rows, arm=arm, set="balanced", group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
     end = max(row["step"] for row in found)
-    return [row["accuracy"] for row in found if row["step"] == end]
+    return [row["accuracy"] for row in found if row["step"] == end], found[0]["images"]
 
 
 def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
@@ -136,19 +137,30 @@ def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
 
 
 def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ensemble") -> dict[str, Any]:
-    """Within pairs, for clip and each theory: {group: (pi_core, pi_spu)}; half: of the measured gap's interval."""
-    found: dict[str, Any] = {who: {g: np.empty((len(grid),) * 2) for g in GROUPS} for who in ("clip", *THEORIES)}
-    found["half"] = np.empty((len(grid),) * 2)
+    """Within pairs: {"clip" or a theory: {group: (pi_core, pi_spu)}}, of theories with the first of RIDGES; their "gap"
+    is (ridge, pi_core, pi_spu).  half: of the measured gap's interval.
+    """
+    size = (len(grid),) * 2
+    found: dict[str, Any] = {who: {g: np.empty(size) for g in GROUPS} for who in ("clip", *THEORIES)}
+    found["half"] = np.empty(size)
+    for who in THEORIES:
+        found[who]["gap"] = np.empty((len(RIDGES), *size))
     for i, core in enumerate(grid):
         for j, spu in enumerate(grid):
             of = {"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"}
             for who in THEORIES:
-                for group in GROUPS:
-                    found[who][group][i, j] = next(select(rows, arm=who, group=group, **of))["accuracy"]
-            by_group = {g: list(select(rows, arm="clip", group=g, prompts=prompts, **of)) for g in GROUPS}
-            end = max(row["step"] for row in by_group["aligned"])
-            values = {g: np.array([row["accuracy"] for row in by_group[g] if row["step"] == end]) for g in GROUPS}
-            for group in GROUPS:
-                found["clip"][group][i, j] = values[group].mean()
-            found["half"][i, j] = interval(values["conflicting"] - values["aligned"])[1]
+                both = [
+                    [next(select(rows, arm=who, group=g, ridge=ridge, **of))["accuracy"] for g in GROUPS]
+                    for ridge in RIDGES
+                ]
+                for g, value in zip(GROUPS, both[0], strict=True):
+                    found[who][g][i, j] = value
+                found[who]["gap"][:, i, j] = [conflicting - aligned for aligned, conflicting in both]
+            every = [row for row in select(rows, arm="clip", prompts=prompts, **of)]
+            end = max(row["step"] for row in every)
+            values = {g: [r["accuracy"] for r in every if r["group"] == g and r["step"] == end] for g in GROUPS}
+            for g in GROUPS:
+                found["clip"][g][i, j] = np.mean(values[g])
+            images = min(row["images"] for row in every)
+            found["half"][i, j] = gap_interval(values["aligned"], values["conflicting"], images)[1]
     return found

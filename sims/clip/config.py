@@ -77,7 +77,6 @@ class Config:
     temperature: float = 0.07
     crop_scale: float = 0.9
     held_out: int = 256
-    max_bad: int = 100
     bf16: bool = False
     seed: int = 0
 
@@ -91,17 +90,17 @@ class Config:
             ("chunks", 1, 2**16),
             ("warm_up", 0, 10**8),
             ("held_out", 2, 2**20),
-            ("max_bad", 0, 10**9),
             ("seed", 0, 2**32 - 1),
         ):
             _in(name, getattr(self, name), least, most)
         for name, least, most in (("image_size", 16, 1024), ("context_length", 4, 1024), ("steps", 1, 10**9)):
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), least, most)
+        _in("temperature", self.temperature, 0.01, 1)
         for name in ("pi", "same_class_weight", "weight_decay"):
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), 0, 1)
-        for name, most in (("learning_rate", 1), ("epsilon", 1), ("temperature", 100), ("crop_scale", 1)):
+        for name, most in (("learning_rate", 1), ("epsilon", 1), ("crop_scale", 1)):
             if not 0 < getattr(self, name) <= most:
                 raise UsageError(f"--{name} must be in (0, {most}], got {getattr(self, name):g}.")
         if not 0 <= self.beta_2 < 1:

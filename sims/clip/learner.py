@@ -81,7 +81,7 @@ class Learner:
     def anonymous(self) -> "Learner":
         """The learner without what its computation does not depend on, so that equal ones are compiled once."""
         blank = Config()
-        names = ("data", "captions", "classes", "vocabulary", "seed", "pi", "epochs", "steps", "held_out", "max_bad")
+        names = ("data", "captions", "classes", "vocabulary", "seed", "pi", "epochs", "steps", "held_out")
         return dataclasses.replace(
             self, config=dataclasses.replace(self.config, **{name: getattr(blank, name) for name in names})
         )
@@ -103,7 +103,7 @@ class Learner:
         return State(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), self.optimizer().init(params))
 
     def schedule(self, step: Any) -> Any:
-        """Learning rate: linear warm-up, then a cosine to 0 at the last step."""
+        """Learning rate of the update after `step` others: linear warm-up from 0, then a cosine towards 0."""
         warm_up = min(self.config.warm_up, max(self.steps - 1, 0))
         return optax.warmup_cosine_decay_schedule(0.0, self.config.learning_rate, warm_up, max(self.steps, 1))(step)
 
@@ -206,9 +206,12 @@ class Learner:
         return State(state.step + 1, params, stats, optimizer), metrics
 
     def held_out_loss(self, state: State, batch: Batch) -> Array:
-        """The loss of a batch that is not trained on, with the running statistics."""
-        outputs, _ = self.embed(state.params, state.batch_stats, batch, False)
-        return self.loss(state.params, outputs, batch)
+        """The loss of a batch that is not trained on, with the running statistics; embedded in pieces of a chunk."""
+        n, piece = len(batch["label"]), self.config.batch_size // self.config.chunks
+        pieces = n // piece if n >= piece and n % piece == 0 else 1
+        parts = jax.tree.map(lambda x: _split(x, pieces), dict(batch))
+        outputs = jax.lax.map(lambda part: self.embed(state.params, state.batch_stats, part, False)[0], parts)
+        return self.loss(state.params, jax.tree.map(_join, outputs), batch)
 
     def flops(self) -> float:
         """Floating point operations of a step: three times XLA's count for the forward pass of one example."""

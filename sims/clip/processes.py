@@ -1,6 +1,7 @@
 """Work spread over processes of this machine."""
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -14,24 +15,38 @@ from typing import Any
 def mapper(workers: int, *, pinned: bool = False, stopped: bool = False) -> Iterator[Callable]:
     """An ordered map over processes; in this one where `workers` is 1.
 
-    pinned: each keeps to its share of the cores.  stopped: where the caller is interrupted, what runs is sent SIGTERM;
-    else it is waited for.
+    pinned: each keeps to its share of the cores.  stopped: where the caller is interrupted, what runs is sent SIGTERM
+    and nothing more is begun; else what runs is waited for.
     """
     if workers == 1:
         yield map
         return
     # Spawned, since a caller may have started threads (JAX does), which a fork would break.
     context = multiprocessing.get_context("spawn")
-    turn = context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, context, _start, (turn, workers if pinned else 1))
+    turn, ended = context.Value("i", 0), context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start, (turn, workers if pinned else 1, ended))
     try:
-        yield pool.map
+        yield lambda f, tasks: pool.map(_Begun(f), tasks)
     except BaseException:
-        for child in multiprocessing.active_children() if stopped else ():
-            child.terminate()
+        if stopped:
+            ended.set()  # the pool has handed some tasks on that it can no longer take back
+            for child in multiprocessing.active_children():
+                child.terminate()
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """f, unless the caller has been interrupted."""
+
+    f: Callable
+
+    def __call__(self, task: Any) -> Any:
+        if _ended is not None and _ended.is_set():
+            raise KeyboardInterrupt
+        return self.f(task)
 
 
 def cores() -> int:
@@ -39,8 +54,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(turn: Any, shares: int) -> None:
+_ended: Any = None  # of a worker: the event that tells of the caller's interruption
+
+
+def _start(turn: Any, shares: int, ended: Any) -> None:
     """Leave Ctrl-C to the parent, end with it even if it is killed, and keep to this process's share of the cores."""
+    global _ended
+    _ended = ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

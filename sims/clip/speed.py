@@ -1,5 +1,6 @@
 """What the devices can do, so that what they do can be told as a share of it."""
 
+import re
 import time
 from collections.abc import Callable
 
@@ -16,23 +17,23 @@ _BF16 = {
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
 }
-_SIDE = 1024
 
 
 def peak(bf16: bool) -> float:
     """FLOP/s of all devices together.
 
-    The maker's figure where it is known, for bfloat16; else what a product of 1024 x 1024 matrices reaches here.
+    The maker's figure where it is known, for bfloat16; else what a product of large matrices reaches here.
     """
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     for name, value in _BF16.items():
-        if bf16 and name in kind:
+        if bf16 and re.search(rf"\b{re.escape(name)}\b(?!.*PCIe)", kind):
             return devices * value
-    x = jnp.ones((_SIDE, _SIDE), jnp.bfloat16 if bf16 else jnp.float32)
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((side, side), jnp.bfloat16 if bf16 else jnp.float32)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
     seconds = min(_time(product, x) for _ in range(5))
-    return devices * 2 * _SIDE**3 / seconds
+    return devices * 2 * side**3 / seconds
 
 
 def _time(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array) -> float:

@@ -12,12 +12,12 @@ A run that was stopped goes on where it was, to the same numbers. Weights for `e
 """
 
 import dataclasses
-import os
 import pathlib
 
 from absl import flags
 
 from sims import devices
+from sims.clip import processes
 from sims.clip.config import ARMS, PRESETS, SCENES, Config
 from sims.flags import UsageError, define, integer, number, path, run_main
 
@@ -26,7 +26,7 @@ _TEXTS = {
     "data": "scenes, coco:DIR[:SPLIT], tars:GLOB, csv:FILE or cifar10:DIR[:test]",
     "captions": "JSON of COCO's layout in the place of its own captions",
     "classes": "JSON list of class names: gives tars labels, where a caption names exactly one",
-    "architecture": "RN50, ViT-B-16, ViT-B-32, RN-tiny or ViT-tiny",
+    "architecture": "RN50, ViT-B-16, ViT-B-32, each also with -quickgelu, RN-tiny or ViT-tiny",
     "vocabulary": "CLIP's bpe_simple_vocab_16e6.txt.gz, or a run's tokenizer.json; none: BPE trained on the captions",
 }
 _NUMBERS = {
@@ -37,7 +37,7 @@ _NUMBERS = {
     "weight_decay": "of AdamW, in [0, 1]",
     "beta_2": "of AdamW, in [0, 1)",
     "epsilon": "of AdamW, in (0, 1]",
-    "temperature": "of the loss at the start, in (0, 100]; it is learnt",
+    "temperature": "of the loss at the start, in [0.01, 1], and it stays there as it is learnt",
     "crop_scale": "least share of an image's area that a crop keeps, in (0, 1]",
 }
 _INTEGERS = {
@@ -45,11 +45,11 @@ _INTEGERS = {
     "context_length": "tokens of a caption, in [4, 1024]",
     "vocabulary_size": "of a trained BPE, in [300, 1e6]",
     "batch_size": "pairs of all devices together, >= 2",
-    "chunks": "parts in which a batch is embedded, to save memory; the loss stays that of the whole batch",
+    "chunks": "parts in which a batch is embedded, to save memory; the loss is the whole batch's, a ResNet's "
+    "batch normalisation each part's",
     "steps": "updates in all",
     "warm_up": "steps in which the learning rate rises",
     "held_out": "records kept from training, for the loss that tells the best checkpoint",
-    "max_bad": "records that cannot be read before the run is refused",
     "seed": "root of all randomness, in [0, 2^32)",
 }
 
@@ -72,6 +72,7 @@ def _define_flags() -> None:
         "processes that decode images, >= 0; 0: threads of this one. Presets: scenes: 0; others: one a core, less one",
         integer,
     )
+    define("max_bad", 100, "records that cannot be read before the run is given up, >= 0", integer)
     flags.DEFINE_bool("fsdp", False, "split parameters and optimizer state over the devices too")
     define("log_every", 20, "steps between looks at the metrics, >= 1", integer)
     define("save_every", 500, "steps between checkpoints, >= 1", integer)
@@ -90,9 +91,10 @@ def _main() -> int:
     config.check()
     workers = values["workers"]
     if workers is None:
-        workers = 0 if values["preset"] == "scenes" else max(len(os.sched_getaffinity(0)) - 1, 0)
+        workers = 0 if values["preset"] == "scenes" else processes.cores() - 1
     for name, value, least in (
-        ("workers", workers, 0), ("log_every", values["log_every"], 1), ("save_every", values["save_every"], 1)
+        ("workers", workers, 0), ("log_every", values["log_every"], 1), ("save_every", values["save_every"], 1),
+        ("max_bad", values["max_bad"], 0),
     ):  # fmt: skip
         if value < least:
             raise UsageError(f"--{name} must be >= {least}, got {value}.")
@@ -104,6 +106,7 @@ def _main() -> int:
     how = training.How(
         workers=workers, fsdp=values["fsdp"], log_every=values["log_every"], save_every=values["save_every"],
         tensorboard=values["tensorboard"], overwrite=values["overwrite"], peak=speed.peak(config.bf16),
+        max_bad=values["max_bad"],
     )  # fmt: skip
     result = training.run(config, pathlib.Path(values["out"]), how)
     print("\n".join(f"{name:16} {value}" for name, value in result.items()))
