@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,19 @@ import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
 from sims.clip import evaluate as command
-from sims.clip import evaluation, models, report, robustness, scatter, table, tokenizer, weights, zero_shot
+from sims.clip import (
+    evaluation,
+    images,
+    models,
+    report,
+    robustness,
+    scatter,
+    sets,
+    table,
+    tokenizer,
+    weights,
+    zero_shot,
+)
 from sims.clip.images import normalise
 from sims.clip.probe import fit_probe
 from sims.clip.robustness import LINES, Line, bootstrap_band, effective_robustness, fit_line
@@ -80,11 +93,6 @@ def test_a_fitted_line_is_numpys(transform):
     expected = np.polyfit(g(MODELS[0]), g(MODELS[1]), 1)
     np.testing.assert_allclose([line.slope, line.intercept], expected)
     assert line.transform == transform
-    weights = np.array([1, 3, 0, 2, 1])
-    repeated = fit_line(*(np.repeat(m, weights) for m in MODELS), transform)
-    weighted = fit_line(*MODELS, transform, weights)
-    np.testing.assert_allclose([weighted.slope, weighted.intercept], [repeated.slope, repeated.intercept])
-    assert abs(weighted.slope - line.slope) > 1e-3
     exact = Line(0.8, -0.4, transform)
     found = fit_line(MODELS[0], exact.at(MODELS[0]), transform)
     np.testing.assert_allclose([found.slope, found.intercept], [0.8, -0.4])
@@ -113,8 +121,6 @@ def test_what_has_no_line_is_refused():
         ((np.array([0.0, 0.5]), np.array([0.1, 0.5])), r"must be inside \(0, 1\)"),
         ((np.array([0.5, 0.5]), np.array([0.1, 0.5])), "two different"),
         ((x, y[:2]), "shapes"),
-        ((x, y, "logit", -np.ones(5)), "weights"),
-        ((x, y, "logit", np.eye(5)[0]), "two different"),
     ):
         with pytest.raises(ValueError, match=told):
             fit_line(*arguments)
@@ -167,6 +173,7 @@ def test_ranks_and_counts_are_those_of_a_loop():
     shares = {j: Share(int((found[labels == j] == 0).sum()), int((labels == j).sum())) for j in set(labels.tolist())}
     assert result.worst[1] == shares[result.worst[0]]
     assert result.worst[1].accuracy == min(share.accuracy for share in shares.values())
+    assert result.classes == len(shares) == 5
     for name in "ab":
         assert result.groups[name] == Share(int((found[groups == name] == 0).sum()), int((groups == name).sum()))
     few = zero_shot.result(found[labels < 4], labels[labels < 4], 4)
@@ -337,7 +344,8 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_perfect_model(called, tmp_path):
+def test_a_perfect_model(called, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda *_: None)
     code, printed, error = called("perfect")
     assert (code, error) == (0, "")
     rows = rows_of(tmp_path / "out/results.jsonl")
@@ -353,9 +361,6 @@ def test_a_perfect_model(called, tmp_path):
     assert (objects["images"], objects["dropped"], objects["id_images"]) == (6, 2, 8)
     assert (rows[1]["aligned"]["images"], rows[1]["conflicting"]["accuracy"]) == (12, 1)
     assert rows[1]["rho"] == {} and "aligned" in printed
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
-        "results.jsonl", "effective_robustness.png", "effective_robustness.pdf"
-    }  # fmt: skip
 
 
 def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
@@ -365,7 +370,7 @@ def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
         for i, (c, label) in enumerate(zip(shown, told, strict=True)):
             picture(tmp_path / f"{i}.png", c)
             lines.append(f"{i}.png,a thing,{NAMES[label]}")
-        (tmp_path / "data.csv").write_text("\n".join([*lines, "4.png,no such file,broom", "0.png,none,"]))
+        (tmp_path / "data.csv").write_text("\n".join([*lines, "4.png,no such file,broom", "5.png,none,"]))
         code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", f"--out={tmp_path}/{right}", at=None)
         assert code == 0 and "1 images that cannot be read" in error
         (row,) = rows_of(tmp_path / f"{right}/results.jsonl")
@@ -399,12 +404,15 @@ def test_results_are_added_and_none_is_changed(called, tmp_path, monkeypatch):
     assert [(row["run"], row["set"]) for row in rows] == [
         ("text", "val"), ("text", "v2"), ("text", "v2"), ("perfect", "v2")
     ]  # fmt: skip
-    last = table.latest(rows)
-    assert len(last) == 3 and rows[1] not in last and rows[2] in last
     assert rows[1]["rule"] == rows[2]["rule"] != rows[3]["rule"]
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(into)
+    before = into.read_text()
+    called("text", "--sets=v2", f"--table={link}")
+    assert link.is_symlink() and len(rows_of(into)) == 5 and into.read_text().startswith(before)
     into.write_text(before + "{")
     code, _, error = called("text", "--sets=v2", f"--table={into}")
-    assert code == 2 and "line 3, is no JSON object" in error and into.read_text() == before + "{"
+    assert code == 2 and "line 5, is no JSON object" in error and into.read_text() == before + "{"
 
 
 def test_a_second_writer_waits_for_the_first(tmp_path):
@@ -426,18 +434,30 @@ def test_a_line_through_ones_own_models(called, tmp_path):
     models = tmp_path / "models.csv"
     lines = [f"{name},v2,{y},{x},1000,1000" for name, (x, y) in accuracies.items()]
     models.write_text("\n".join(["run,set,accuracy,id_accuracy,images,id_images", *lines]))
-    code, _, error = called("text", "--sets=val,v2", f"--models={models}", "--line=fit")
+    code, printed, error = called("text", "--sets=val,v2,sketch", f"--models={models}", "--line=fit")
     assert (code, error) == (0, "")
-    row = rows_of(tmp_path / "out/results.jsonl")[1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "results.jsonl", "effective_robustness.png", "effective_robustness.pdf"
+    }  # fmt: skip
+    row, other = rows_of(tmp_path / "out/results.jsonl")[1:]
+    assert other["line"] is None and "fit" not in other["rho"]  # of sketch the models tell nothing
     line = fit_line(*np.array(list(accuracies.values())).T, "logit")
     np.testing.assert_allclose(row["rho"]["fit"], effective_robustness(22 / 24, 22 / 24, line))
     assert row["line"] == "fit" and row["marks"] == ["extrapolated"]  # beyond 0.9, the best of the models
-    low, high = row["rho_interval_95"]
-    assert low < row["rho"]["fit"] < high
+    assert "rho [95%] takes the fitted line as exact" in printed
+
+    def interval(level):
+        """Both shares are 22 of 24."""
+        low, high = scipy.stats.binomtest(22, 24).proportion_ci(level, "exact")
+        return [low - line.at(high), high - line.at(low)]
+
+    np.testing.assert_allclose(row["rho_interval_95"], interval(0.975), atol=1e-12)
+    assert np.abs(np.subtract(row["rho_interval_95"], interval(0.95))).max() > 0.01
     for text, told in (
         ("run,set,accuracy\na,v2,0.5", "has no set here with two models"),
         ("run,accuracy\na,0.5", "line 2: needs run, set and accuracy"),
         ("run,set,accuracy\na,v2,50", "line 2: needs run, set and accuracy"),
+        (f"run,set,accuracy\na,v2,{'5' * 200_000}", "line 2: field larger"),
     ):
         models.write_text(text)
         code, _, error = called("text", "--sets=val,v2", f"--models={models}", "--line=fit")
@@ -460,6 +480,105 @@ def test_images_that_cannot_be_read_are_told_and_refused_if_strict(called, tmp_p
     (root / "scenes.json").write_text(json.dumps({"sets": {"v2": {"images": 13, "classes": 12}}}))
     assert "warning: v2 has 12 images of 12 classes, not 13 of 12." in called("perfect", "--sets=v2", at=root)[2]
     assert called("perfect", "--sets=v2", "--strict", at=root)[0] == 2
+
+
+def test_sets_that_are_not_there_are_told_and_refused_if_strict(called, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    root = make_root(tmp_path / "root", images=1)
+    counts = {name: {"images": 12, "classes": 12} for name in ("val", "sketch")}
+    (root / "scenes.json").write_text(json.dumps({"sets": counts}))
+    for folder in ("sketch", "balanced", "imagenetv2-matched-frequency", "imagenet-r", "imagenet-a", "objectnet-1.0"):
+        shutil.rmtree(root / folder)
+    code, _, error = called("perfect", at=root)
+    assert code == 0 and error == f"warning: --root={root} lacks sketch.\n"
+    code, printed, error = called("perfect", "--strict", at=root)
+    assert code == 2 and not printed and "lacks sketch: refused by --strict" in error
+    assert called("perfect", "--strict", "--sets=val", at=root)[::2] == (0, "")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_ends_between_two_sets_leaves_the_rows_before(called, tmp_path, monkeypatch, strict):
+    """By Ctrl-C, or by an image that cannot be read and --strict."""
+    root, into = make_root(tmp_path / "root", images=1), tmp_path / "out/results.jsonl"
+    next((root / "sketch" / CLASSES.wnids[0]).iterdir()).write_bytes(b"no image")
+
+    def interrupting(images):
+        if into.exists() and len(rows_of(into)) == 2:
+            raise KeyboardInterrupt
+        return perfect_image(images)
+
+    monkeypatch.setitem(ENCODERS, "ends", dataclasses.replace(ENCODERS["perfect"], encode_image=interrupting))
+    name, *more = ("perfect", "--strict") if strict else ("ends",)
+    code, printed, error = called(name, *more, "--sets=r,sketch,v2,val", at=root)
+    assert not printed and [row["set"] for row in rows_of(into)] == ["val", "v2"]
+    if strict:
+        assert code == 2 and "sketch has 1 images that cannot be read" in error
+    else:
+        assert code == 130 and "interrupted; the rows of val, v2 are in" in error
+        assert "the same command scores all sets again" in error
+
+
+def test_the_id_axis_leaves_out_mistakes_for_other_classes(root):
+    """Class 1 is R's, as are 3 and 10; class 0 is not."""
+
+    def mistaking(other):
+        seen = np.eye(12)
+        seen[1, other] = 2
+        encoder = dataclasses.replace(ENCODERS["perfect"], encode_image=lambda images: perfect_image(images) @ seen)
+        found = sets.open_sets(root, ["val", "r"], CLASSES)
+        val, r = evaluation.evaluate("x", encoder, found, CLASSES, ["{}"])
+        return val["accuracy"], r["id_accuracy"], r["accuracy"]
+
+    assert mistaking(0) == (22 / 24, 1, 1)
+    assert mistaking(3) == (22 / 24, 4 / 6, 4 / 6)
+
+
+def test_the_worst_class_has_the_interval_of_one_chosen_among_all(root):
+    row = next(evaluation.evaluate("x", ENCODERS["text"], sets.open_sets(root, ["val"], CLASSES), CLASSES, ["{}"]))
+    for level in (0.95, 0.995):
+        known = scipy.stats.binomtest(0, 2).proportion_ci(1 - (1 - level) / 12, "exact")
+        found = row["worst_class"][f"interval_{100 * level:g}"]
+        np.testing.assert_allclose(found, known, atol=1e-12)
+        assert found[1] > Share(0, 2).interval(level)[1] + 0.01
+
+
+def test_a_line_is_held_against_models_scored_alike_each_once():
+    row = {"run": "own", "set": "r", "classes": "a", "classes_scored": 200, "id_accuracy": 0.5, "accuracy": 0.5}
+    kept = [row | {"run": "x", "accuracy": 0.2}, row | {"run": "y", "accuracy": 0.3}]
+    told = {name: row[name] for name in ("set", "id_accuracy", "accuracy")} | {"run": "elsewhere"}
+    models = [
+        row | {"run": "x", "rule": "other templates"}, row | {"run": "own-best"}, row | {"run": "z", "set": "a"},
+        row | {"run": "z", "classes": "b"}, row | {"run": "z", "classes_scored": 100}, *kept,
+        {name: value for name, value in row.items() if name != "id_accuracy"} | {"run": "w"},
+        row | {"run": "y-best"}, told,
+    ]  # fmt: skip
+
+    def by_run(rows):
+        return sorted(rows, key=lambda row: row["run"])
+
+    assert by_run(evaluation.of_shift(models, row)) == [told, *kept]
+    best = row | {"run": "own-best"}
+    assert by_run(evaluation.of_shift(models, best)) == [told, kept[0], row | {"run": "y-best"}]
+
+
+def test_a_table_is_read_line_by_line_whatever_the_texts_hold(tmp_path):
+    row = {"run": "a\u2028b", "set": "v2", "accuracy": 0.5}
+    path = tmp_path / "t.jsonl"
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row) + "\n")
+    assert table.read(path, "--table") == [row, row]
+    (tmp_path / "t.csv").write_text('\ufeffrun,set,accuracy,classes_scored\n"a\nb",v2,.5,200\nc,v2,2,\n')
+    with pytest.raises(UsageError, match="line 4: needs"):
+        table.read(tmp_path / "t.csv", "--models")
+    (tmp_path / "t.csv").write_text('\ufeffrun,set,accuracy,classes_scored\n"a\nb",v2,.5,200\n')
+    assert table.read(tmp_path / "t.csv", "--models") == [row | {"run": "a\nb", "classes_scored": 200}]
+
+
+def test_a_file_is_read_no_further_than_an_image_may_reach(root, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 60)
+    paths = sorted(root.glob("val/*/*"))[:2]
+    assert all(path.stat().st_size > 60 for path in paths)
+    found = zero_shot.image_features(ENCODERS["text"], paths)
+    assert len(found.kept) == 0 and set(found.bad) == {str(path) for path in paths}
 
 
 def test_embeddings_that_are_not_finite_end_it(root):
@@ -486,6 +605,8 @@ def test_features_do_not_depend_on_batches_and_threads(root):
         ("text", ("--line=probit",), "--line must be of auto, standard, weak, fit, got 'probit'"),
         ("text", ("--transform=log",), "--transform must be of logit, probit, got 'log'"),
         ("text", ("--checkpoint=first",), "--checkpoint must be of last, best"),
+        ("", ("--weights=x.npz", "--architecture=RN50", "--vocabulary=x", "--checkpoint=best"), "--checkpoint belongs"),
+        ("text", ("--table=x.csv",), "--table=x.csv would be written as JSON lines"),
         ("text", ("--line=weak", "--transform=probit"), "--line=weak has no probit line"),
         ("text", ("--line=fit",), "--line=fit needs --models"),
         ("text", ("--models=/nowhere.csv",), "--models=/nowhere.csv is not there"),

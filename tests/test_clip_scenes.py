@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -226,15 +227,19 @@ def test_every_detail_is_seen(field, values):
     """Each value of a detail makes another picture where the noise is the same, and by more than the noise."""
     (scene,) = scenes.sample(np.random.default_rng(7), 1, Law(1.0), label=0)
     geometry = {"size": ("scale", (0.23, 0.4)), "pose": ("angle", (0.0, 30.0))}.get(field)
-    pictures = []
-    for k, value in enumerate(values):
+
+    def drawn(k, noise=0.0):
         more = {geometry[0]: geometry[1][k]} if geometry else {}
-        changed = dataclasses.replace(scene, noise=0.0, **{field: value}, **more)
-        pictures.append(scenes.draw(changed, 32).astype(float))
+        return scenes.draw(dataclasses.replace(scene, noise=noise, **{field: values[k]}, **more), 32).astype(float)
+
+    def differ(one, two):
+        return (np.abs(one - two).max(-1) > 40).sum() >= 10
+
+    pictures = [drawn(k) for k in range(len(values))]
     for i, one in enumerate(pictures):
-        for two in pictures[:i]:
-            assert (np.abs(one - two).max(-1) > 40).sum() >= 10
-    assert not (np.abs(pictures[0] - pictures[0]).max(-1) > 40).any()
+        assert all(differ(one, two) for two in pictures[:i])
+    noisy = drawn(0, Law(1.0).noise)
+    assert (noisy != pictures[0]).any() and not differ(noisy, pictures[0])
 
 
 def test_outlines_are_the_objects_and_the_largest_is_the_labels():
@@ -346,6 +351,8 @@ def test_every_image_has_its_line_and_is_the_scene_it_tells(made):
         lines = table(made, split.folder)
         if split.folder != "coco":
             assert set(lines) == {p for p in (made / split.folder).rglob("*") if p.suffix.lower() in IMAGES}
+            turned = split.name == "objectnet"
+            assert all((row["pose"] == "") == turned for row in lines.values())
         for i in (0, split.count - 1):
             scene = split.scene(i)
             path = made / split.folder / split.path(i, scene)
@@ -480,6 +487,38 @@ def test_overwrite_removes_its_own_files_only(tmp_path, no_sheet, monkeypatch):
     fresh = tmp_path / "fresh"
     make_scenes.make(fresh, other)
     assert digest(root) == digest(fresh) and (root / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_command_waits_for_the_first_and_finds_it_done(tmp_path, no_sheet, monkeypatch, capsys):
+    root, draw, count = tmp_path / "s", scenes.draw, 3 + 10 + 4 * 10 + 6 + 6 + 9
+    at_it, go_on, drawn, found = threading.Event(), threading.Event(), [], {}
+
+    def slow(scene, side):
+        drawn.append(scene)
+        at_it.set()
+        go_on.wait(60)
+        return draw(scene, side)
+
+    monkeypatch.setattr(scenes, "draw", slow)
+    calls = {
+        "first": lambda: make_scenes.make(root, LEAST),
+        "second": lambda: make_scenes.make(root, LEAST),
+        "default": lambda: make_scenes.default(root),
+    }
+    threads = {name: threading.Thread(target=lambda n=name, c=c: found.update({n: c()})) for name, c in calls.items()}
+    threads["first"].start()
+    assert at_it.wait(60)
+    for name in ("second", "default"):
+        threads[name].start()
+        threads[name].join(0.1)
+        assert threads[name].is_alive()
+    assert len(drawn) == 1
+    go_on.set()
+    for thread in threads.values():
+        thread.join()
+    assert found == {"first": True, "second": False, "default": None}
+    assert len(drawn) == len(digest(root, IMAGES)) == count
+    assert capsys.readouterr().err.count("waiting for another process, which makes scenes in") == 2
 
 
 def test_foreign_folders_are_refused_whatever_the_flags(tmp_path):

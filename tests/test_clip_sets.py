@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -141,6 +142,14 @@ def test_flat_val_with_a_list(root, form):
     (root / "val.txt").write_text("\n".join([*reversed(lines), ""]))
     found = sets.open_sets(root, ["val"], CLASSES)["val"]
     assert wrong_labels(found) == 0 and len(found.paths) == 12
+    (root / "val.txt").write_text("\n".join([*lines, f"x.JPEG {WNIDS[0]}"]))
+    absent = sets.open_sets(root, ["val"], CLASSES)["val"]
+    assert absent.shortfall() == "val has 1 listed images that are not there" and found.shortfall() is None
+    twin = root / "val" / f"{found.paths[0].stem}.png"
+    twin.touch()
+    with pytest.raises(UsageError, match="which a list does not tell apart"):
+        sets.open_sets(root, ["val"], CLASSES)
+    twin.unlink()
     for change, told in (
         (lines[1:], "no label for 1 images"),
         ([*lines, lines[0]], r"line 13: .* listed twice"),
@@ -155,7 +164,8 @@ def test_flat_val_with_a_list(root, form):
 def test_counts_beside_those_expected(root):
     (root / "scenes.json").write_text(json.dumps({"sets": {"val": {"images": 12, "classes": 12}}}))
     found = sets.open_sets(root, ["val", "sketch"], CLASSES)
-    assert found["val"].shortfall() is None and found["sketch"].expected is None
+    assert found["val"].shortfall() is None and found["sketch"].expected == (None, 12)
+    assert found["sketch"].shortfall() is None
     assert found["val"].shortfall(unreadable=1) == (
         "val has 11 images of 12 classes, not 12 of 12 and 1 images that cannot be read"
     )
@@ -163,6 +173,10 @@ def test_counts_beside_those_expected(root):
     next((root / "val" / WNIDS[3]).iterdir()).unlink()
     lacking = sets.open_sets(root, ["val"], CLASSES)["val"]
     assert lacking.shortfall() == "val has 11 images of 11 classes, not 12 of 12"
+    (root / "scenes.json").unlink()
+    lacking = sets.open_sets(root, ["val"], CLASSES)["val"]
+    assert lacking.shortfall() == "val has 11 images of 11 classes, not 12"
+    assert sets.open_sets(root, ["r"], CLASSES)["r"].expected is None  # which has images of some classes alone
     assert lacking.chance == 1 / 12  # a class without images is still one to be mistaken for
     (root / "scenes.json").write_text("{}")
     with pytest.raises(UsageError, match=r"scenes\.json is damaged"):
@@ -175,6 +189,33 @@ def test_a_thousand_classes_are_held_against_the_published_counts(root):
     found = sets.open_sets(root, ["r", "sketch"], classes)
     assert found["r"].shortfall() == "r has 3 images of 3 classes, not 30000 of 200"
     assert found["sketch"].expected == (50_889, 1000)
+
+
+def test_v2_may_bear_its_archives_name(root):
+    (root / "imagenetv2-matched-frequency").rename(root / "imagenetv2-matched-frequency-format-val")
+    assert tuple(sets.open_sets(root, None, CLASSES)) == sets.SETS
+    assert wrong_labels(sets.open_sets(root, ["v2"], CLASSES)["v2"]) == 0
+
+
+def test_sets_that_a_whole_root_has_and_this_one_has_not(root):
+    thousand = tuple(f"n{i + 2000000:08d}" for i in range(1000))
+    for folder in ("sketch", "balanced", "imagenet-a"):
+        shutil.rmtree(root / folder)
+    assert sets.absent(root, CLASSES) == ()
+    assert sets.absent(root, Classes(thousand, thousand, thousand)) == ("sketch", "a")
+    counts = {"images": 12, "classes": 12}
+    (root / "scenes.json").write_text(json.dumps({"sets": {"val": counts, "balanced": counts}}))
+    assert sets.absent(root, CLASSES) == ("balanced",)
+
+
+def test_lists_may_begin_with_a_byte_order_mark(root, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("\ufeffa {}\n")
+    assert read_templates(file) == ("a {}",)
+    for path in (root / "classes.json", root / "balanced/scenes.csv"):
+        path.write_text("\ufeff" + path.read_text())
+    assert read_classes(root) == CLASSES
+    assert sets.open_sets(root, ["balanced"], CLASSES)["balanced"].groups is not None
 
 
 def test_class_lists(root, tmp_path):
@@ -208,7 +249,7 @@ def test_class_lists(root, tmp_path):
 
 def test_objectnets_classes_are_found_by_name():
     def named(synonyms, names=NAMES):
-        return sets._named(synonyms, Classes(WNIDS, NAMES, names), "mapping")
+        return sets._named(synonyms, sets._by_name(Classes(WNIDS, NAMES, names)), "mapping")
 
     assert named("candle, taper, wax light") == 11
     assert named("Broom, besom") == named("besom, broom") == 3
@@ -271,6 +312,10 @@ def break_scenes_columns(root):
     (root / "balanced/scenes.csv").write_text("file,group\n1,aligned\n")
 
 
+def break_scenes_field(root):
+    (root / "balanced/scenes.csv").write_text(f"path,group\n{'x' * 200_000},aligned\n")
+
+
 BROKEN = {
     break_wnid: "tench is no class folder: its name is no wnid",
     break_foreign: "n99999999 is of no class of the list of 12",
@@ -282,6 +327,7 @@ BROKEN = {
     break_object: "it is no folder of ObjectNet",
     break_empty: "imagenet-a has no images",
     break_scenes: "has no line for",
+    break_scenes_field: "is no table",
     break_scenes_columns: "must have columns path and group",
 }
 
@@ -326,7 +372,9 @@ def test_templates(tmp_path):
         read_templates(file)
 
 
-def test_the_generated_scenes_are_read_whole(tmp_path):
+def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_scenes, "_write_png", lambda *_: None)
+    monkeypatch.setattr(make_scenes, "sheet", lambda _: None)
     make_scenes.make(tmp_path, make_scenes.Config(train=1, test=1, side=24))
     classes = read_classes(tmp_path)
     found = sets.open_sets(tmp_path, None, classes)

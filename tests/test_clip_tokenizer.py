@@ -133,6 +133,14 @@ def test_saved_and_pickled_ones_are_the_same(clip, trained, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
+@pytest.mark.parametrize("length", [16.0, "16", True, None])
+def test_a_context_length_that_is_no_whole_number_is_refused(trained, length, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    trained.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"context_length": length}))
+    refused(lambda: tokenizer.load(path), "not a saved tokenizer", f"context_length is {length!r}")
+
+
 def refused(call, *parts):
     with pytest.raises(UsageError) as caught:
         call()

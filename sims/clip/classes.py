@@ -66,7 +66,7 @@ def read_classes(root: pathlib.Path, file: str | None = None, wnids: str | None 
 def _class_index(path: pathlib.Path, flag: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     """(wnids, names) of a file in Keras's format; None for one that is no JSON object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise UsageError(f"{flag} cannot be read ({reason}).") from None

@@ -7,22 +7,26 @@
         --vocabulary=bpe_simple_vocab_16e6.txt.gz --root=/data/sets \\
         --classes=names.txt --wnids=imagenet_class_index.json
 
-ROOT holds val, imagenetv2-matched-frequency, sketch, imagenet-r, imagenet-a, objectnet-1.0 (what is there is scored).
+ROOT holds val, imagenetv2-matched-frequency[-format-val], sketch, imagenet-r, imagenet-a, objectnet-1.0 (what is there
+is scored). Images are turned upright as their EXIF says, and what is transparent lies over white. The worst class's
+interval holds for all classes at once (Bonferroni), since which is the worst is seen afterwards.
 Effective robustness rho = accuracy - what a line of standard models predicts from val over the same classes. Marks:
   extrapolated   val is outside 55-90% (standard lines) or 5-40% (weak models'), or the fitted models' own range
   other classes  a published line is of ImageNet's classes, this list is not of 1000
   chance         the 99.5% interval of the accuracy, or of val's, contains chance
   0 or all       no or every image is right, here or on val: in fits and figures half an image is moved
   unreadable     images that could not be read are left out
-Rows are added to the table, none is changed; of one run, set and rule the last is the one that is drawn.
+A row is added to the table as soon as its set is scored, none is changed; of one run and set the last is drawn. What is
+interrupted keeps its rows, and the same command scores all sets again: name those that are left, with val, as --sets.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
 from sims.clip.config import SCENES
-from sims.flags import UsageError, define, integer, names, path, run_main
+from sims.flags import Terminated, UsageError, define, integer, names, path, run_main
 
 _LINES = ("auto", "standard", "weak", "fit")
 
@@ -63,6 +67,8 @@ def _check() -> None:
         raise UsageError("needs one of --run=DIR and --weights=FILE; python -m sims.clip.train makes a run.")
     if values.weights is not None and (values.architecture is None or values.vocabulary is None):
         raise UsageError("--weights needs --architecture and --vocabulary.")
+    if values.weights is not None and values["checkpoint"].present:
+        raise UsageError("--checkpoint belongs to --run; leave it out.")
     if values.weights is None and (values.architecture is not None or values.vocabulary is not None):
         raise UsageError("--architecture and --vocabulary belong to --weights; a run has its own.")
     for name, allowed in (("line", _LINES), ("transform", ("logit", "probit")), ("checkpoint", ("last", "best"))):
@@ -72,6 +78,8 @@ def _check() -> None:
         raise UsageError("--line=weak has no probit line; use --transform=logit.")
     if values.line == "fit" and values.models is None:
         raise UsageError("--line=fit needs --models, the table of the models that it is fitted to.")
+    if values.table is not None and values.table.lower().endswith(".csv"):
+        raise UsageError(f"--table={values.table} would be written as JSON lines; name it .jsonl.")
     for name in ("batch_size", "threads"):
         if values[name].value is not None and values[name].value < 1:
             raise UsageError(f"--{name} must be >= 1, got {values[name].value}.")
@@ -84,7 +92,7 @@ def _check() -> None:
         raise UsageError(f"--root={values.root} is not there; {mend}.")
 
 
-def _main() -> None:
+def _main() -> int | None:
     _check()
     from sims.clip import evaluation, prompts, report, sets, table
     from sims.clip.classes import read_classes
@@ -93,21 +101,24 @@ def _main() -> None:
     root, out = pathlib.Path(values.root), pathlib.Path(values.out)
     into = pathlib.Path(values.table) if values.table else out / "results.jsonl"
     report.check(out, f"--out={out}")
-    report.check(into.parent, f"--table={into}")
+    report.check(into.resolve().parent, f"--table={into}")
     if values.data is not None:
         found, classes = sets.of_source(values.data)
     else:
         classes = read_classes(root, values.classes, values.wnids)
         found = sets.open_sets(root, values.sets, classes)
+        missing = sets.absent(root, classes) if values.sets is None else ()
+        evaluation.warn([f"--root={root} lacks {', '.join(missing)}" if missing else None], values.strict)
     templates = prompts.read_templates(values.templates)
     if values.models is not None and not pathlib.Path(values.models).is_file():
         raise UsageError(f"--models={values.models} is not there.")
     models = table.read(pathlib.Path(values.models), "--models") if values.models else []
     table.read(into, "--table")
-    evaluation.warn(found, {}, values.strict)
+    evaluation.warn([one.shortfall() for one in found.values()], values.strict)
     how = evaluation.How(values.batch_size, values.threads, pathlib.Path(values.cache), values.strict)
     choice = evaluation.Choice(values.line, values.transform)
-    if values.line == "fit" and not any(evaluation.fit(evaluation.of_shift(models, s, ""), "logit") for s in found):
+    alike = [evaluation.of_shift(models, evaluation.key("", one, classes)) for one in found.values()]
+    if values.line == "fit" and not any(evaluation.fit(others, "logit") for others in alike):
         raise UsageError(
             f"--line=fit: --models={values.models} has no set here with two models or more of different id_accuracy."
         )
@@ -116,11 +127,19 @@ def _main() -> None:
     else:
         vocabulary = pathlib.Path(values.vocabulary)
         run, encoder = evaluation.load_weights(pathlib.Path(values.weights), values.architecture, vocabulary)
-    rows = evaluation.evaluate(run, encoder, found, classes, templates, models, how, choice)
+    rows = []
+    try:
+        for row in evaluation.evaluate(run, encoder, found, classes, templates, models, how, choice):
+            table.append(into, [row])
+            rows.append(row)
+    except KeyboardInterrupt as error:
+        kept = f"the rows of {', '.join(row['set'] for row in rows)} are in {into}" if rows else "no set was scored"
+        print(f"error: interrupted; {kept}, and the same command scores all sets again.", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
     print(report.text(rows, choice))
-    table.append(into, rows)
     drawn = report.draw(rows, [*models, *table.read(into, "--table")], models, choice, out)
     print(f"\nAdded to {into}" + (f"; figure: {drawn}" if drawn else "; no figure: it needs val and a shifted set"))
+    return None
 
 
 if __name__ == "__main__":

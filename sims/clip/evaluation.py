@@ -6,7 +6,7 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from sims.clip.zero_shot import Encoder, Result, Share
 from sims.flags import UsageError
 
 Row = dict[str, Any]
+BEST = "-best"  # ends the id of a run's best checkpoint
 _MODEL = 0.995  # level of a model's interval
 _EACH = 0.975  # two such intervals hold both accuracies, and so rho, with at least 0.95
 
@@ -48,18 +49,12 @@ class Choice:
         return self.transform if self.line == "standard" else self.line
 
 
-def warn(sets: Mapping[str, EvaluationSet], unreadable: Mapping[str, Mapping[str, str]], strict: bool) -> None:
-    """Say on stderr what the sets lack.  Raises: UsageError if strict and they lack anything."""
-    lines = []
-    for name, found in sets.items():
-        bad = unreadable.get(name, {})
-        line = found.shortfall(len(bad))
-        if line:
-            first = next(iter(bad.items()), None)
-            lines.append(line + (f" (the first {first[0]}: {first[1]})" if first else ""))
-    if lines and strict:
-        raise UsageError(f"{'; '.join(lines)}: refused by --strict, nothing was scored. Complete the sets.")
-    for line in lines:
+def warn(lines: Sequence[str | None], strict: bool) -> None:
+    """Say on stderr what is not whole, None being nothing.  Raises: UsageError if strict and there is anything."""
+    told = [line for line in lines if line]
+    if told and strict:
+        raise UsageError(f"{'; '.join(told)}: refused by --strict, and not scored. Complete the sets.")
+    for line in told:
         print(f"warning: {line}.", file=sys.stderr)
 
 
@@ -68,7 +63,7 @@ def load_run(run: pathlib.Path, checkpoint: str) -> tuple[str, Encoder]:
     from sims.clip import training
 
     digest = store.config_hash(store.read_config(run))[:8]
-    return f"{run.resolve().name}-{digest}{'-best' if checkpoint == 'best' else ''}", training.load(run, checkpoint)
+    return f"{run.resolve().name}-{digest}{BEST if checkpoint == 'best' else ''}", training.load(run, checkpoint)
 
 
 def load_weights(file: pathlib.Path, architecture: str, vocabulary: pathlib.Path) -> tuple[str, Encoder]:
@@ -114,66 +109,75 @@ def evaluate(
     models: Sequence[Row] = (),
     how: How = How(),
     choice: Choice = Choice(),
-) -> list[Row]:
-    """One row a set, in their order.  run: the id that keys them.  models: rows of others, to fit the line `fit` to.
+) -> Iterator[Row]:
+    """One row a set as soon as it is scored, in their order, in which val is the first.
 
+    run: the id that keys them.  models: rows of others, to fit the line `fit` to.
     Raises: UsageError if an image cannot be read and how.strict, or none of a set can, or the encoder lacks a class.
     """
     weights, bias = zero_shot.class_weights(encoder, classes.names, templates, how.cache)
-    features, unreadable = {}, {}
-    for name, found in sets.items():
-        features[name] = zero_shot.image_features(
-            encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads
-        )
-        unreadable[name] = features[name].bad
-        if not len(features[name].kept):
-            raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {found.paths[0]}.")
-    warn({name: found for name, found in sets.items() if unreadable[name]}, unreadable, how.strict)
-    words = {"classes": _digest([classes.wnids, classes.names]), "templates": _digest(list(templates))}
-    prompts = "head" if encoder.head else f"{len(templates)} templates {words['templates']}"
+    words = _digest(list(templates))
+    prompts = "head" if encoder.head else f"{len(templates)} templates {words}"
     common = {
-        "run": run,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": encoder.name,
         "image_size": encoder.image_size,
-        **words,
+        "templates": words,
         "versions": store.provenance(),
     }
-    val = features.get("val")
-    rows: list[Row] = []
+    val = val_accuracy = None
     for name, found in sets.items():
-        seen = features[name]
+        seen = _seen(name, found, encoder, how)
         labels = found.labels[seen.kept]
         order = zero_shot.ranks(seen.values, labels, weights, bias, found.scored)
         result = zero_shot.result(order, labels, len(found.scored), _at(found.groups, seen.kept))
-        rule = f"{found.rule}; {prompts}; classes {words['classes']}"
-        row = common | {"set": name, "rule": rule} | _counts(found, result, len(seen.bad), classes)
-        if name != "val" and val is not None:
+        row = key(run, found, classes)
+        row |= common | {"rule": f"{found.rule}; {prompts}; classes {row['classes']}"}
+        row |= _counts(found, result, len(seen.bad), classes)
+        if name == "val":
+            val, val_accuracy = seen, row["accuracy"]
+        elif val is not None:
             places, mapped = zero_shot.restricted(sets["val"].labels[val.kept], found.scored)
             if len(places):
                 order = zero_shot.ranks(val.values[places], mapped, weights, bias, found.scored)
                 row |= _share("id_", zero_shot.result(order, mapped, len(found.scored)).top1)
-        rows.append(row)
-    val_accuracy = next((row["accuracy"] for row in rows if row["set"] == "val"), None)
-    return [_against_lines(row, val_accuracy, len(classes.wnids), models, choice) for row in rows]
+        yield _against_lines(row, val_accuracy, len(classes.wnids), models, choice)
+
+
+def _seen(name: str, found: EvaluationSet, encoder: Encoder, how: How) -> zero_shot.Features:
+    seen = zero_shot.image_features(
+        encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads
+    )
+    if not len(seen.kept):
+        raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {found.paths[0]}.")
+    if seen.bad:
+        path, why = next(iter(seen.bad.items()))
+        warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {why})"], how.strict)
+    return seen
 
 
 def _at(groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
     return None if groups is None else groups[kept]
 
 
+def key(run: str, found: EvaluationSet, classes: Classes) -> Row:
+    """What tells rows apart: the run, the set, the class list and how many of it are scored."""
+    words = _digest([classes.wnids, classes.names])
+    return {"run": run, "set": found.name, "classes": words, "classes_scored": len(found.scored)}
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
-def _share(prefix: str, share: Share) -> Row:
-    """A share's counts, accuracy, and 95% and 99.5% intervals."""
+def _share(prefix: str, share: Share, of: int = 1) -> Row:
+    """A share's counts, accuracy, and 95% and 99.5% intervals, which hold for `of` such shares at once (Bonferroni)."""
     return {
         f"{prefix}images": share.images,
         f"{prefix}correct": share.correct,
         f"{prefix}accuracy": share.accuracy,
-        f"{prefix}interval_95": share.interval(0.95),
-        f"{prefix}interval_99.5": share.interval(_MODEL),
+        f"{prefix}interval_95": share.interval(1 - 0.05 / of),
+        f"{prefix}interval_99.5": share.interval(1 - (1 - _MODEL) / of),
     }
 
 
@@ -185,12 +189,11 @@ def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Clas
     row = _share("", result.top1) | {
         "expected_images": images,
         "classes_found": found.found[1],
-        "classes_scored": len(found.scored),
         "expected_classes": count,
         "unreadable": unreadable,
         "dropped": found.dropped,
         "chance": found.chance,
-        "worst_class": named | _share("", share),
+        "worst_class": named | _share("", share, result.classes),  # the worst of them was chosen by what it has
     }
     if result.top5 is not None:
         row["top5"] = _share("", result.top5)
@@ -211,7 +214,7 @@ def _against_lines(
     if any(k in (0, n) for k, n in shares):
         marks.append("0 or all")
     lines = dict(LINES.get(row["set"], {}))
-    others = of_shift(models, row["set"], row["run"])
+    others = of_shift(models, row)
     if (fitted := fit(others, choice.transform)) is not None:
         lines["fit"] = fitted
     rho = {n: float(robustness.effective_robustness(row["id_accuracy"], row["accuracy"], x)) for n, x in lines.items()}
@@ -237,15 +240,26 @@ def _holds(value: float, interval: Sequence[float]) -> bool:
     return interval[0] <= value <= interval[1]
 
 
-def of_shift(models: Sequence[Row], shift: str, run: str) -> list[Row]:
-    """The latest rows on this set, of models other than `run`, that know their accuracy on val."""
-    from sims.clip import table
+def of_shift(models: Sequence[Row], row: Row) -> list[Row]:
+    """The last row of each model but this row's that was scored on the same set and knows its accuracy on val.
 
-    return [
+    Left out: rows of another class list, or of another number of scored classes, where they tell. The last and the best
+    checkpoint of a run are one model, of which the row's kind goes first.
+    """
+    alike = [
         other
-        for other in table.latest(models)
-        if other["set"] == shift and other["run"] != run and "id_accuracy" in other
+        for other in models
+        if other["set"] == row["set"]
+        and "id_accuracy" in other
+        and _model(other) != _model(row)
+        and all(other.get(name, row[name]) == row[name] for name in ("classes", "classes_scored"))
     ]
+    alike.sort(key=lambda other: other["run"].endswith(BEST) == row["run"].endswith(BEST))
+    return list({_model(other): other for other in alike}.values())
+
+
+def _model(row: Row) -> str:
+    return row["run"].removesuffix(BEST)
 
 
 def fit(others: Sequence[Row], transform: str) -> robustness.Line | None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,15 @@ class BadImage(Exception):
 
     def __str__(self) -> str:
         return f"{self.id}: {self.why}"
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises: OSError, also for one larger than MAX_BYTES."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
+    return data
 
 
 def decode(data: bytes, id: str, least: int | None = None) -> np.ndarray:
@@ -89,16 +99,14 @@ def random_resized_crop(
     size: int,
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: bool = False,
 ) -> np.ndarray:
     """(size, size, 3) uint8: a random part of (h, w, 3), resized by bicubic interpolation that averages.
 
     The part has area s h w and width / height r, s ~ U(scale), ln r ~ U(ln ratio), anywhere it fits, drawn anew while
-    it does not; after ten draws the largest middle part with r in `ratio`.  flip: left and right swapped w.p. 1/2.
+    it does not; after ten draws the largest middle part with r in `ratio`.
     """
     top, left, high, wide = _part(image.shape[0], image.shape[1], rng, scale, ratio)
-    view = _resized(image[top : top + high, left : left + wide], size, size)
-    return np.ascontiguousarray(view[:, ::-1]) if flip and rng.random() < 0.5 else view
+    return _resized(image[top : top + high, left : left + wide], size, size)
 
 
 def _part(

@@ -134,13 +134,13 @@ def _labels(names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def row(split: Split, i: int, scene: Scene) -> Row:
-    """Image i's line of scenes.csv; group and shade are empty where there is no context."""
+    """Image i's line of scenes.csv; group and shade are empty where there is no context, pose where any angle is."""
     context = CONTEXTS[scene.context] if scene.context >= 0 else ""
     companion = CLASSES[scene.companion].wnid if scene.companion >= 0 else ""
     return {
         "path": split.path(i, scene), "wnid": CLASSES[scene.label].wnid, "context": context, "group": scene.group,
         "shade": scene.shade if context else "", "colour": scene.colour, "fill": scene.fill, "size": scene.size,
-        "pose": scene.pose, "companion": companion, "style": scene.style,
+        "pose": "" if split.law.turned else scene.pose, "companion": companion, "style": scene.style,
     }  # fmt: skip
 
 

@@ -12,17 +12,20 @@ OUT/imagenet-a       small and half hidden in the other class's context, six cla
 OUT/objectnet-1.0    turned any way, off the centre, with the red border, seven classes and two that no class maps to
 OUT/classes.json     wnids and names;  scenes.png: samples;  scenes.json: the settings and counts, written last
 An image depends on --seed, its set, its number and the settings of the image (not of the captions).  A command that was
-stopped draws what is missing.
+stopped draws what is missing; a second one in the same folder waits for the first.
 """
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
@@ -35,7 +38,7 @@ from sims.clip.layouts import Config, Outline, Row, Split, splits
 from sims.clip.sheet import sheet
 from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
 
-_DONE, _BEGUN = "scenes.json", ".scenes.begun.json"
+_DONE, _BEGUN, _LOCK = "scenes.json", ".scenes.begun.json", ".scenes.lock"
 _CHUNK = 64
 _NUMBERS = {
     "p_spu": "P(context = the class's home) in training, in [0, 1]",
@@ -56,14 +59,24 @@ _INTEGERS = {
 def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: bool = False) -> bool:
     """Make all sets in `root`, or what is missing of them; True if there was anything to do.
 
+    Waits for another process that makes scenes there.
     Raises: UsageError if `root` is no folder, or holds other settings' scenes (unless overwrite) or no scenes; then
     nothing is written.  WorkFailed if writing fails; what is written stays.
     """
     config.check()
     if workers < 1:
         raise UsageError(f"--workers must be >= 1, got {workers}.")
-    if not _claim(root, config, overwrite):
+    if not _missing(root, config, overwrite):
         return False
+    with _locked(root):
+        if not _missing(root, config, overwrite):
+            return False
+        _begin(root, config, overwrite)
+        _make(root, config, workers)
+    return True
+
+
+def _make(root: pathlib.Path, config: Config, workers: int) -> None:
     done = {"version": layouts.VERSION, "config": dataclasses.asdict(config), "sets": {}}
     try:
         with processes.mapper(workers) as mapped:
@@ -90,11 +103,13 @@ def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: boo
         raise WorkFailed(
             f"cannot write to {root} ({error.strerror}); the same command goes on from what is written."
         ) from None
-    return True
 
 
 def default(root: pathlib.Path) -> None:
-    """Make the default scenes in `root` unless it holds scenes, of whatever settings."""
+    """Make the default scenes in `root` unless it holds scenes, of whatever settings, or another process makes some."""
+    if (root / _BEGUN).exists():
+        with _locked(root):
+            pass
     if not (root / _DONE).exists():
         make(root, Config(), workers=processes.cores())
 
@@ -123,12 +138,31 @@ def write_captions(
         raise UsageError(f"--captions_to={path} cannot be written ({error.strerror}).") from None
 
 
-def _claim(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
-    """Note in `root` what is being made; False if all is there."""
+@contextlib.contextmanager
+def _locked(root: pathlib.Path) -> Iterator[None]:
+    """Alone in `root`, made if need be, among processes that make scenes; a killed one's lock ends with it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process, which makes scenes in {root}.", file=sys.stderr)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UsageError(f"--out={root} cannot be written ({error.strerror}).") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _missing(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
+    """Whether there is anything to make in `root`. Raises: UsageError if these scenes must not go there."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out={root} is a file; name a folder.")
     found = next((root / name for name in (_DONE, _BEGUN) if (root / name).exists()), None)
-    if found is None and root.exists() and {path.name for path in root.iterdir()} - {f".{_BEGUN}.new"}:
+    if found is None and root.exists() and {path.name for path in root.iterdir()} - {f".{_BEGUN}.new", _LOCK}:
         raise UsageError(f"--out={root} holds other files; name an empty or a new folder.")
     if found is not None and not overwrite:
         held = _config_of(found)
@@ -136,18 +170,20 @@ def _claim(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
             at = {f.name: getattr(held, f.name) for f in dataclasses.fields(Config)}
             other = ", ".join(f"--{k}={v}" for k, v in at.items() if v != getattr(config, k))
             raise UsageError(f"--out={root} holds scenes with {other}; name another folder, or --overwrite them.")
-        if found.name == _DONE:
-            return False
+        return found.name != _DONE
+    return True
+
+
+def _begin(root: pathlib.Path, config: Config, overwrite: bool) -> None:
+    """Note in `root` what is being made."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if found is not None and overwrite:
+        if overwrite and ((root / _DONE).exists() or (root / _BEGUN).exists()):
             _write(root / _BEGUN, "being removed")  # of no settings: whoever finds it may only overwrite it again
             for name in (_DONE, *layouts.WRITTEN):
                 _remove(root / name)
         _write(root / _BEGUN, json.dumps({"version": layouts.VERSION, "config": dataclasses.asdict(config)}))
     except OSError as error:
         raise UsageError(f"--out={root} cannot be written ({error.strerror}).") from None
-    return True
 
 
 def _config_of(path: pathlib.Path) -> Config:

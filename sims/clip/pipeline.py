@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 from absl import flags
 
+from sims.clip import processes
 from sims.clip.images import BadImage, random_resized_crop
 from sims.clip.sources import Record, Source
 from sims.flags import UsageError, WorkFailed
@@ -218,7 +219,7 @@ def _ahead(recipe: Recipe, start: int) -> Any:
     size = o.batch_size // o.process_count * o.views * o.image_size**2 * 3
     held = max(2, min(16, _BUFFER_BYTES // size))
     # grain's threads make whole batches, in order; a worker process needs none beside its own.
-    threads = 0 if o.workers else min(held, len(os.sched_getaffinity(0)))
+    threads = 0 if o.workers else min(held, processes.cores())
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=held if threads else 0)
     batches = grain.MapDataset.range(start, _MAX_BATCHES).map(recipe).to_iter_dataset(read)
     if o.workers:

@@ -42,7 +42,7 @@ def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
     Raises: UsageError if it cannot be read, or holds none.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
         lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text or no JSON list"
@@ -53,6 +53,11 @@ def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
     if not found:
         raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
     return found
+
+
+def with_article(words: str) -> str:
+    """The words after "a", or "an" where they begin with a vowel's letter."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def prompts(name: str, templates: Sequence[str]) -> list[str]:

@@ -75,6 +75,8 @@ def text(rows: Sequence[Row], choice: Choice) -> str:
         note.append(
             "rho needs val and a shifted set" + ("" if choice.line != "fit" else " that other models have too") + "."
         )
+    if any(row["line"] == "fit" for row in rows):
+        note.append("rho [95%] takes the fitted line as exact; the figure's band shows how far it is known.")
     return "\n".join([rows[0]["run"], *body, *note])
 
 
@@ -103,9 +105,9 @@ def draw(
     size = (4.6 * columns, 4.3 * shape[0])
     figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
     for ax, row in zip(axes.flat, shifted, strict=False):
-        others = of_shift(known, row["set"], row["run"])
+        others = of_shift(known, row)
         points = [_point(other, False) for other in others] + [_point(row, True)]
-        fitted, band = _fitted(of_shift(models, row["set"], row["run"]), choice.transform)
+        fitted, band = _fitted(of_shift(models, row), choice.transform)
         line = _published(row, choice)
         scatter.against_val(ax, points, choice.transform, line, fitted, band, row["chance"])
         same = row["set"] in ("v2", "sketch", "balanced")

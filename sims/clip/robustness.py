@@ -101,21 +101,17 @@ def inside(correct: Any, images: Any) -> np.ndarray:
     return np.clip(k, 0.5, n - 0.5) / n
 
 
-def fit_line(acc_id: Any, acc_shift: Any, transform: str = "logit", weights: Any = None) -> Line:
-    """The least-squares line of g(acc_shift) on g(acc_id); weights: >= 0 a model, default equal.
+def fit_line(acc_id: Any, acc_shift: Any, transform: str = "logit") -> Line:
+    """The least-squares line of g(acc_shift) on g(acc_id).
 
-    Raises: ValueError for an accuracy that is not inside (0, 1) (see `inside`), fewer than two different ID accuracies
-    of positive weight.
+    Raises: ValueError for an accuracy that is not inside (0, 1) (see `inside`), fewer than two different ID accuracies.
     """
     x, y = (_transformed(name, a, transform) for name, a in (("acc_id", acc_id), ("acc_shift", acc_shift)))
-    w = np.ones_like(x) if weights is None else np.asarray(weights, float)
-    if x.shape != y.shape or x.shape != w.shape or x.ndim != 1:
-        raise ValueError(f"needs one ID and one shifted accuracy a model, got shapes {x.shape}, {y.shape}, {w.shape}.")
-    if not (w >= 0).all():
-        raise ValueError("weights must be >= 0.")
-    if len(np.unique(x[w > 0])) < 2:
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"needs one ID and one shifted accuracy a model, got shapes {x.shape} and {y.shape}.")
+    if len(np.unique(x)) < 2:
         raise ValueError("a line needs models of two different ID accuracies or more.")
-    slope, intercept = _fit(x[None], y[None], w[None])
+    slope, intercept = _fit(x[None], y[None])
     return Line(float(slope[0]), float(intercept[0]), transform)
 
 
@@ -142,20 +138,18 @@ def bootstrap_band(
         raise ValueError(f"a bootstrap band needs three models or more, got {len(x)}.")
     picked = rng.integers(0, len(x), (draws, len(x)))
     picked = picked[np.ptp(x[picked], axis=1) > 0]
-    slope, intercept = _fit(x[picked], y[picked], np.ones(picked.shape))
+    slope, intercept = _fit(x[picked], y[picked])
     lines = slope[:, None] * grid + intercept[:, None]
     low, high = np.quantile(lines, [(1 - level) / 2, (1 + level) / 2], axis=0)
     back = TRANSFORMS[transform][1]
     return back(low), back(high)
 
 
-def _fit(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares, a line a row."""
-    w = w / w.sum(1, keepdims=True)
-    mean_x, mean_y = (w * x).sum(1), (w * y).sum(1)
-    dx = x - mean_x[:, None]
-    slope = (w * dx * y).sum(1) / (w * dx**2).sum(1)
-    return slope, mean_y - slope * mean_x
+def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares, a line a row."""
+    dx = x - x.mean(1, keepdims=True)
+    slope = (dx * y).sum(1) / (dx**2).sum(1)
+    return slope, y.mean(1) - slope * x.mean(1)
 
 
 def _shares(name: str, values: Any) -> np.ndarray:

@@ -82,8 +82,8 @@ def against_val(
         )  # fmt: skip
     for p in [p for p in points if not p.own and len(points) <= _NAMED]:
         ax.annotate(p.name, (_drawn(p.acc_id), _drawn(p.acc_shift)), (5, -11), textcoords="offset points", fontsize=6.5)
-    for axis, ends in ((ax.xaxis, limits[0]), (ax.yaxis, limits[1])):
-        axis._set_axes_scale("function", functions=(_forward(transform), TRANSFORMS[transform][1]))
+    for axis, scale, ends in ((ax.xaxis, ax.set_xscale, limits[0]), (ax.yaxis, ax.set_yscale, limits[1])):
+        scale("function", functions=(_forward(transform), TRANSFORMS[transform][1]))
         grids = [np.array(percent) / 100 for percent in _TICKS]
         seen = [grid[(ends[0] <= grid) & (grid <= ends[1])] for grid in grids]
         ticks = next((grid for grid in seen if len(grid) >= 3), seen[-1])

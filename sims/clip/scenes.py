@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from sims.clip import backgrounds, shapes
+from sims.clip.prompts import with_article
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,22 +180,18 @@ def caption(scene: Scene, rng: np.random.Generator, pi_core: float, pi_spu: floa
     colour, fill = (word if u[k] < pi_core else "" for k, word in ((1, scene.colour), (2, scene.fill)))
     pose, behind = (scene.pose if u[3] < pi_core else ""), v[1] < 0.3
     thing = " ".join(filter(None, [size, "" if behind else pose, fill, colour, name]))
-    thing = _article(thing) + (f" that is {pose}" if pose and behind else "")
+    thing = with_article(thing) + (f" that is {pose}" if pose and behind else "")
     place = ""
     if scene.context >= 0 and u[4] < pi_spu:
         place = one(_PLACES[CONTEXTS[scene.context]], v[2]).format(scene.shade)
     companion = ""
     if scene.companion >= 0 and u[5] < pi_companion:
-        other = _article("tiny " + CLASSES[scene.companion].name)
+        other = with_article("tiny " + CLASSES[scene.companion].name)
         companion = one((f"with {other} in the background", f"and {other} behind it"), v[3])
-    lead = one((f"{_article(one(_NOUNS[scene.style], v[5]))} of", "there is", "here is", ""), v[4])
+    lead = one((f"{with_article(one(_NOUNS[scene.style], v[5]))} of", "there is", "here is", ""), v[4])
     if place and v[6] < 0.25:
         return " ".join(filter(None, [place + ",", thing, companion]))
     return " ".join(filter(None, [lead, thing, place, companion]))
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 @dataclasses.dataclass(frozen=True)

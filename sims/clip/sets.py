@@ -7,6 +7,7 @@ A set's labels count its scored classes, of which each is one or several of the 
 import collections
 import csv
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -29,6 +30,8 @@ FOLDERS = {
     "objectnet": "objectnet-1.0",
 }
 SETS = tuple(FOLDERS)
+_UNPACKED = {"v2": "imagenetv2-matched-frequency-format-val"}  # as the published archive names it
+_WHOLE = ("val", "balanced", "sketch")  # have images of every class
 # (images, classes) of the published sets.
 EXPECTED = {
     "val": (50_000, 1000),
@@ -48,6 +51,7 @@ class EvaluationSet:
     """n images.  labels: (n,) into scored.  groups: (n,) names such as aligned, or None.  crop: pixels off every side.
 
     expected: (images, classes) of the whole set; None: not known.  dropped: images of folders that are not scored.
+    absent: images that a list names and that are not there.
     """
 
     name: str
@@ -56,9 +60,10 @@ class EvaluationSet:
     scored: Scored
     rule: str
     crop: int = 0
-    expected: tuple[int, int] | None = None
+    expected: tuple[int | None, int] | None = None
     groups: np.ndarray | None = None
     dropped: int = 0
+    absent: int = 0
 
     @property
     def chance(self) -> float:
@@ -74,8 +79,12 @@ class EvaluationSet:
         """What is not as expected, as one line; None where all is there and can be read."""
         images, classes = self.found[0] - unreadable, self.found[1]
         parts = []
-        if self.expected is not None and (images, classes) != self.expected:
-            parts.append(f"{images} images of {classes} classes, not {self.expected[0]} of {self.expected[1]}")
+        wanted, count = self.expected or (None, None)
+        if wanted not in (None, images) or count not in (None, classes):
+            whole = f"{count}" if wanted is None else f"{wanted} of {count}"
+            parts.append(f"{images} images of {classes} classes, not {whole}")
+        if self.absent:
+            parts.append(f"{self.absent} listed images that are not there")
         if unreadable:
             parts.append(f"{unreadable} images that cannot be read")
         return f"{self.name} has {' and '.join(parts)}" if parts else None
@@ -113,24 +122,34 @@ def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes)
     for name in names or ():
         if name not in FOLDERS:
             raise UsageError(f"--sets must be of {', '.join(SETS)}, got {name!r}.")
-    wanted = [name for name in SETS if (name in names if names is not None else (root / FOLDERS[name]).is_dir())]
+    wanted = [name for name in SETS if (name in names if names is not None else _folder(root, name).is_dir())]
     if not wanted:
         raise UsageError(f"--root={root} has no evaluation set: none of the folders {', '.join(FOLDERS.values())}.")
     for name in wanted:
-        if not (root / FOLDERS[name]).is_dir():
+        if not _folder(root, name).is_dir():
             raise UsageError(f"--root={root} has no folder {FOLDERS[name]}; without it leave {name} out of --sets.")
-    expected = EXPECTED if len(classes.wnids) == 1000 else _expected(root / "scenes.json")
+    expected = _expected(root, classes)
     return {name: _open(root, name, classes, expected.get(name)) for name in wanted}
 
 
+def absent(root: pathlib.Path, classes: Classes) -> tuple[str, ...]:
+    """The sets that a whole root has, ImageNet's or the generated scenes', and this one has not."""
+    return tuple(name for name in _expected(root, classes) if not _folder(root, name).is_dir())
+
+
+def _folder(root: pathlib.Path, name: str) -> pathlib.Path:
+    places = (root / FOLDERS[name], root / _UNPACKED.get(name, FOLDERS[name]))
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 def _open(root: pathlib.Path, name: str, classes: Classes, expected: tuple[int, int] | None) -> EvaluationSet:
-    folder = root / FOLDERS[name]
+    folder, lacking = _folder(root, name), 0
     if name == "objectnet":
         return _with_groups(folder, _objectnet(folder, classes, expected))
     if name == "v2":
         by_class, rule = _numbered(folder, len(classes.wnids)), "the folder's number is the class"
     elif name == "val" and not any(path.is_dir() for path in _entries(folder)):
-        by_class, rule = _flat(root, folder, classes), "labels from a list"
+        (by_class, lacking), rule = _flat(root, folder, classes), "labels from a list"
     else:
         by_class, rule = _by_wnid(folder, classes), "the folder's wnid is the class"
     if name in ("r", "a"):
@@ -143,9 +162,9 @@ def _open(root: pathlib.Path, name: str, classes: Classes, expected: tuple[int, 
         raise UsageError(f"{folder} has no images ({', '.join(sorted(_IMAGES))}).")
     rule = f"{rule}; {len(scored)} of {len(classes.wnids)} classes scored"
     labels = np.array([label for _, label in pairs], np.int32)
-    found = EvaluationSet(
-        name, tuple(p for p, _ in pairs), labels, tuple((c,) for c in scored), rule, expected=expected
-    )
+    paths, singles = tuple(p for p, _ in pairs), tuple((c,) for c in scored)
+    counts = (None, len(scored)) if expected is None and name in _WHOLE else expected
+    found = EvaluationSet(name, paths, labels, singles, rule, expected=counts, absent=lacking)
     return _with_groups(folder, found)
 
 
@@ -181,8 +200,11 @@ def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]
     return found
 
 
-def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> dict[int, list[pathlib.Path]]:
-    """Images without class folders. A list tells labels: FILE WNID or FILE NUMBER a line, blank or comma between."""
+def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[dict[int, list[pathlib.Path]], int]:
+    """Images without class folders, and how many that are listed are not there.
+
+    A list tells labels: FILE WNID or FILE NUMBER a line, blank or comma between; a file's ending may be left out.
+    """
     places = [place / name for place in (folder, root) for name in _LABEL_FILES]
     listing = next((path for path in places if path.is_file()), None)
     if listing is None:
@@ -192,7 +214,11 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> dict[in
         )
     index = {wnid: i for i, wnid in enumerate(classes.wnids)}
     index |= {str(i): i for i in range(len(classes.wnids))}
-    files = {path.stem: path for path in _images(folder)}
+    files: dict[str, pathlib.Path] = {}
+    for path in _images(folder):
+        if files.setdefault(path.stem, path) is not path:
+            raise UsageError(f"{folder} has both {files[path.stem].name} and {path.name}, which a list does not tell"
+                             " apart; remove one.")  # fmt: skip
     found: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
     listed = set()
     for number, line in enumerate(_text(listing).splitlines(), 1):
@@ -213,7 +239,7 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> dict[in
     unlisted = sorted(set(files) - listed)
     if unlisted:
         raise UsageError(f"{listing} has no label for {len(unlisted)} images of {folder}, the first {unlisted[0]}.")
-    return found
+    return found, len(listed - set(files))
 
 
 def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int] | None) -> EvaluationSet:
@@ -234,7 +260,7 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
     labels: list[int] = []
     scored: list[tuple[int, ...]] = []
     owner: dict[int, str] = {}
-    dropped = 0
+    dropped, index = 0, _by_name(classes)
     for path in _folders(shots):
         label = label_of.get(path.name)
         if label is None:
@@ -242,7 +268,7 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
         if label not in synonyms_of:
             dropped += len(_images(path))
             continue
-        members = tuple(_named(text, classes, mappings / names[1]) for text in synonyms_of[label].split(";"))
+        members = tuple(_named(text, index, mappings / names[1]) for text in synonyms_of[label].split(";"))
         for c in members:
             if owner.setdefault(c, label) != label:
                 raise UsageError(f"{mappings / names[1]} gives the class {classes.names[c]!r} to two of ObjectNet's.")
@@ -259,13 +285,23 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
     )
 
 
-def _named(synonyms: str, classes: Classes, file: pathlib.Path) -> int:
+def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """The classes of a name, as it is written and in lower case."""
+    exact: dict[str, set[int]] = {}
+    folded: dict[str, set[int]] = {}
+    for i, name in enumerate(classes.synonyms):
+        exact.setdefault(name, set()).add(i)
+        folded.setdefault(name.lower(), set()).add(i)
+    return exact, folded
+
+
+def _named(synonyms: str, index: tuple[dict[str, set[int]], dict[str, set[int]]], file: pathlib.Path) -> int:
     """The class whose name is the first of these synonyms; where none is, one whose name is any of them."""
     parts = [part.strip() for part in synonyms.split(",")]
-    folded = [name.lower() for name in classes.synonyms]
+    exact, folded = index
     for tried in (parts[:1], parts[1:]):
-        exact = {i for part in tried for i, name in enumerate(classes.synonyms) if name == part}
-        found = exact or {i for part in tried for i, name in enumerate(folded) if name == part.lower()}
+        found = {i for part in tried for i in exact.get(part, ())}
+        found = found or {i for part in tried for i in folded.get(part.lower(), ())}
         if len(found) == 1:
             return found.pop()
         if found:
@@ -279,7 +315,10 @@ def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
     table = folder / "scenes.csv"
     if not table.is_file():
         return found
-    rows = list(csv.DictReader(_text(table).splitlines()))
+    try:
+        rows = list(csv.DictReader(io.StringIO(_text(table), newline="")))
+    except csv.Error as error:
+        raise UsageError(f"{table} is no table ({error}).") from None
     if not rows or not {"path", "group"} <= set(rows[0]):
         raise UsageError(f"{table} must have columns path and group.")
     of = {row["path"]: row["group"] or "" for row in rows}
@@ -290,8 +329,11 @@ def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
     return dataclasses.replace(found, groups=groups) if groups.any() else found
 
 
-def _expected(path: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Counts of the generated sets by name: scenes.json's "sets", each with images and classes."""
+def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]]:
+    """Counts by name: the published ones for ImageNet's classes, the generated scenes' by scenes.json's "sets"."""
+    path = root / "scenes.json"
+    if len(classes.wnids) == 1000:
+        return EXPECTED
     if not path.is_file():
         return {}
     by_folder = {folder: name for name, folder in FOLDERS.items()}
@@ -316,7 +358,7 @@ def _mapping(path: pathlib.Path) -> dict[str, str]:
 
 def _text(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'}).") from None
 

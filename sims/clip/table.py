@@ -1,8 +1,9 @@
-"""The table of results: one JSON object a line, added to and never changed, whoever else is writing."""
+"""The table of results: one JSON object a line, added under a lock, so that several commands can share a table."""
 
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -11,33 +12,36 @@ from typing import Any
 
 from sims.flags import UsageError
 
-KEY = ("run", "set", "rule")
 # What every line of a table of models must tell, which may come from elsewhere.
 _NEEDED = {"run": str, "set": str, "accuracy": float}
 _SHARES = ("accuracy", "id_accuracy", "val_accuracy")
-_COUNTS = ("images", "id_images")
+_COUNTS = ("images", "id_images", "classes_scored")
 
 
 def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
     """The lines of a table; [] where there is none.
 
     A .csv file has at least columns run, set and accuracy, and for a place against the line id_accuracy (on val over
-    the set's classes), images and id_images; shares are in [0, 1].
+    the set's classes), images and id_images; shares are in [0, 1].  classes_scored and classes (a digest), where told,
+    keep rows of other classes apart.
     Raises: UsageError for a line that is damaged or lacks one of these.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{flag}={path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})."
         ) from None
-    lines = text.splitlines()
     if path.suffix == ".csv":
-        return [_checked(row, f"{flag}={path}, line {i}") for i, row in enumerate(csv.DictReader(lines), 2)]
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            return [_checked(row, f"{flag}={path}, line {rows.line_num}") for row in rows]
+        except csv.Error as error:
+            raise UsageError(f"{flag}={path}, line {rows.reader.line_num}: {error}.") from None
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             row = json.loads(line)
         except ValueError:
@@ -68,9 +72,11 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 def append(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add lines, all or none; lines that are there stay as they are, and a second writer waits for the first.
 
+    Where the path is a link, it is its target that is written.
     Raises: UsageError if the file cannot be written, or what it holds is damaged.
     """
     new = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    path = pathlib.Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(f".{path.name}.lock")):
@@ -81,11 +87,6 @@ def append(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
             os.replace(beside, path)
     except OSError as error:
         raise UsageError(f"--table={path} cannot be written ({error.strerror}).") from None
-
-
-def latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of lines with the same run, set and rule the last one."""
-    return list({tuple(row.get(name) for name in KEY): row for row in rows}.values())
 
 
 @contextlib.contextmanager

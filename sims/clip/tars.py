@@ -4,6 +4,7 @@ A tar holds KEY.jpg (or png, webp, ...) and KEY.txt. Its index goes to a sidecar
 user's cache where its folder cannot be written, and counts as long as the tar's size and time of change stay the same.
 """
 
+import concurrent.futures
 import dataclasses
 import glob
 import hashlib
@@ -14,17 +15,19 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from sims.clip import processes
 from sims.clip.images import MAX_BYTES
 from sims.flags import UsageError, WorkFailed
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
-_MAX_CAPTION = 1 << 20  # bytes
+_MAX_CAPTION = _MAX_HEADER = 1 << 20  # bytes
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_SHARDS = 100_000
 
@@ -67,7 +70,7 @@ class Index:
     """Where the images of a tar lie.
 
     stamp: (2,) int64, the tar's size in bytes and time of change in ns.  offset, size: (n,) int64, bytes.  keys,
-    captions: n.  left_out: images without a caption and captions without an image.
+    captions: n.  left_out: images without a caption, captions without an image, and both with a dot in their key.
     """
 
     stamp: np.ndarray
@@ -137,10 +140,31 @@ def indices(paths: tuple[str, ...]) -> list[Index]:
     """The index of each tar, from its sidecar or made now and stored there. Raises: UsageError as `scan` does."""
     found = {path: stored(path) for path in paths}
     missing = [path for path, index in found.items() if index is None]
-    for path in tqdm(missing, "indexing tars", unit="tar", disable=None if len(missing) > 1 else True):
-        found[path] = scan(path)
-        store(path, found[path])
+
+    def made(path: str) -> Index:
+        index = scan(path)
+        store(path, index)
+        return index
+
+    pool = concurrent.futures.ThreadPoolExecutor(2 * processes.cores())  # they wait for the disk
+    try:
+        pairs, quiet = zip(missing, pool.map(made, missing), strict=True), None if len(missing) > 1 else True
+        found |= tqdm(pairs, "indexing tars", len(missing), unit="tar", disable=quiet)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [found[path] for path in paths]
+
+
+class _Bounded:
+    """A tar as tarfile reads it, at most _MAX_HEADER bytes at once: a header may claim that it goes on without end."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
 
 
 def scan(path: str) -> Index:
@@ -151,9 +175,9 @@ def scan(path: str) -> Index:
     """
     images: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
-    end = 0
+    end = dotted = 0
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open(path, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
             stamp = _stamp(file.fileno())
             while (member := tar.next()) is not None:
                 tar.members.clear()  # it keeps them all otherwise
@@ -163,6 +187,7 @@ def scan(path: str) -> Index:
                 key, extension = _split(member.name)
                 held = images if extension in IMAGES else captions if extension == ".txt" else None
                 if held is None:
+                    dotted += extension.endswith((*IMAGES, ".txt"))
                     continue
                 if key in held:
                     raise UsageError(f"{path} holds {key}{extension} twice; make it anew.")
@@ -175,12 +200,12 @@ def scan(path: str) -> Index:
             # The reader takes an unreadable header for the end; the true end is a block of zeros.
             if os.pread(file.fileno(), _BLOCK, end) != bytes(_BLOCK):
                 raise UsageError(f"{path} is cut short or damaged at byte {end}; fetch it anew or leave it out.")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:  # tarfile takes numbers for what they say
         told = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UsageError(f"{path} cannot be read as an uncompressed tar ({told}).") from None
     keys = [key for key in images if captions.get(key)]
     where = np.array([images[key] for key in keys], np.int64).reshape(-1, 2)
-    left_out = len(set(images) | set(captions)) - len(keys)
+    left_out = len(set(images) | set(captions)) - len(keys) + dotted
     return Index(stamp, where[:, 0], where[:, 1], texts(keys), texts(captions[key] for key in keys), left_out)
 
 
@@ -212,12 +237,16 @@ def _stamp(file: int | str) -> np.ndarray:
     return np.array([status.st_size, status.st_mtime_ns], np.int64)
 
 
-def sidecars(path: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the index of a tar may lie: beside it, or in the user's cache."""
+def sidecars(path: str) -> tuple[pathlib.Path, ...]:
+    """Where the index of a tar may lie: beside it, or in the user's cache, if there is a home for it."""
     whole = os.path.abspath(path)
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    beside = pathlib.Path(f"{whole}.index.npz")
+    try:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError:
+        return (beside,)
     name = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
-    return pathlib.Path(f"{whole}.index.npz"), cache / "mmcl_theory" / "tars" / f"{name}.npz"
+    return beside, cache / "mmcl_theory" / "tars" / f"{name}.npz"
 
 
 def store(path: str, index: Index) -> None:
@@ -228,7 +257,7 @@ def store(path: str, index: Index) -> None:
         held = getattr(index, name)
         arrays |= {name: np.frombuffer(held.blob, np.uint8), f"{name}_ends": held.ends}
     for sidecar in sidecars(path):
-        beside = sidecar.with_name(f".{sidecar.name}.{os.getpid()}")
+        beside = sidecar.with_name(f".{sidecar.name}.{os.uname().nodename}.{os.getpid()}")
         try:
             if sidecar.parent != pathlib.Path(path).absolute().parent:
                 sidecar.parent.mkdir(parents=True, exist_ok=True)

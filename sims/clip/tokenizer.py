@@ -96,11 +96,10 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one JSON file, whole or not at all."""
-        path = Path(path)
+        from sims import store  # takes a second, and jax along, which the processes that encode have no use for
+
         content = {"format": FORMAT, "context_length": self.context_length, "bpe": json.loads(self._bpe.to_str())}
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text(json.dumps(content))
-        os.replace(beside, path)
+        store.write_text(Path(path), json.dumps(content))
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
@@ -112,7 +111,9 @@ def load(path: str | os.PathLike) -> Tokenizer:
         content = json.loads(Path(path).read_text())
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["bpe"])), content["context_length"])
+        if type(length := content["context_length"]) is not int:
+            raise ValueError(f"its context_length is {length!r}")
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["bpe"])), length)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
     except UsageError:

@@ -9,18 +9,17 @@
 Files: safetensors or npz, which hold numbers and nothing else. A PyTorch pickle can run any code, and is refused.
 """
 
-import collections
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import flax.traverse_util
-import jax
 import numpy as np
 
-from sims.clip.models import Architecture, ResNetShape, TextShape, ViTShape, variable_shapes
+from sims.clip.models import Architecture, ViTShape, variable_shapes
 from sims.flags import UsageError
 
 # OpenAI's archives hold these numbers beside the weights.
@@ -43,31 +42,30 @@ class _Entry(NamedTuple):
     write: Callable[[np.ndarray], np.ndarray]
 
 
-def import_state_dict(
-    source: str | os.PathLike | Mapping[str, np.ndarray], arch: Architecture, *, resize: bool = False
-) -> dict:
+def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch: Architecture) -> dict:
     """Variables of CLIP(arch), float32 NumPy arrays, from a .safetensors or .npz file or a mapping of arrays.
 
-    Any floating type is read. Left out: num_batches_tracked and OpenAI's scalars.  resize: where the image tower's
-    places are another square than arch.image_size asks for, they are interpolated (bicubic, antialiased).
+    Any floating type is read. Left out: num_batches_tracked and OpenAI's scalars.
 
-    Raises: UsageError for an unreadable file, and for an entry that is missing, unknown, misshapen or not finite.
+    Raises: UsageError for an unreadable file, for an entry that is missing, unknown, misshapen or not finite, and for
+    OpenAI's own archive, as its scalars tell, where arch.quick_gelu is false.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    given = dict(source if isinstance(source, Mapping) else _read(Path(source)))
+    given = dict(source if isinstance(source, Mapping) else _read(Path(source), state_dict_shapes(arch)))
+    if not arch.quick_gelu and (told := next((name for name in _SCALARS if name in given), None)):
+        raise UsageError(f"{where}: holds {told}, as OpenAI's own weights do, which compute with the quick GELU; give"
+                         f" --architecture={arch.name}-quickgelu.")  # fmt: skip
     given = {n: x for n, x in given.items() if n not in _SCALARS and not n.endswith("num_batches_tracked")}
     flat = {}
     for entry in _entries(arch):
         if entry.name not in given:
             raise UsageError(f"{where}: no entry {entry.name}, which {arch.name} needs; {_mend(given)}.")
         x = np.asarray(given.pop(entry.name))
+        if x.shape != entry.shape:
+            raise UsageError(f"{where}: {entry.name} is {x.shape}, where {arch.name} has {entry.shape}; {_mend(None)}.")
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise UsageError(f"{where}: {entry.name} holds {x.dtype}, not floating-point numbers.")
         x = x.astype(np.float32)
-        if resize and entry.path[1] == "visual" and entry.path[-1] == "positional_embedding" and x.ndim == 2:
-            x = _resized(x, entry.shape, f"{where}: {entry.name}")
-        if x.shape != entry.shape:
-            raise UsageError(f"{where}: {entry.name} is {x.shape}, where {arch.name} has {entry.shape}; {_mend(None)}.")
         if not np.isfinite(x).all():
             raise UsageError(f"{where}: {entry.name} holds numbers that are not finite; write the file anew.")
         flat[entry.path] = np.asarray(entry.read(x), order="C")
@@ -88,36 +86,6 @@ def state_dict_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     shapes = {entry.name: entry.shape for entry in _entries(arch)}
     counters = {n.replace("running_mean", "num_batches_tracked"): () for n in shapes if n.endswith("running_mean")}
     return shapes | counters
-
-
-def architecture_of(shapes: Mapping[str, tuple[int, ...]], *, quick_gelu: bool, name: str = "imported") -> Architecture:
-    """The architecture whose state dict has these shapes. Heads are 64 wide, as in all that is published.
-
-    quick_gelu: shapes do not tell; true for OpenAI's weights.
-
-    Raises: UsageError where the names are not CLIP's.
-    """
-    try:
-        context_length, width = shapes["positional_embedding"]
-        text = TextShape(
-            context_length, shapes["token_embedding.weight"][0], width, _heads(width), _count(shapes, "transformer")
-        )
-        embed_dim = shapes["text_projection"][1]
-        if "visual.proj" in shapes:
-            wide, _, _, patch = shapes["visual.conv1.weight"]
-            side = patch * _side(shapes["visual.positional_embedding"][0] - 1)
-            vision = ViTShape(_count(shapes, "visual.transformer"), wide, patch, min(wide, 64))
-        else:
-            wide = shapes["visual.layer1.0.conv1.weight"][0]
-            blocks = collections.Counter(
-                m[1] for n in shapes if (m := re.fullmatch(r"visual\.layer(\d+)\.\d+\.conv1\.weight", n))
-            )
-            places, features = shapes["visual.attnpool.positional_embedding"]
-            vision = ResNetShape(tuple(blocks[str(i + 1)] for i in range(len(blocks))), wide, _heads(features))
-            side = 2 ** (len(blocks) + 1) * _side(places - 1)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"the state dict is not a CLIP's ({error}); {_mend(shapes)}.") from None
-    return Architecture(name, embed_dim, vision, side, text, quick_gelu)
 
 
 def _entries(arch: Architecture) -> Iterator[_Entry]:
@@ -161,41 +129,13 @@ def _to_patches(x: np.ndarray, p: int) -> np.ndarray:
     return _to_oihw(x.reshape(p, p, 3, -1))
 
 
-def _resized(x: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Row 0 belongs to no place, the others to a square of them."""
-    try:
-        old, new = _side(len(x) - 1), _side(shape[0] - 1)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}; resize interpolates between squares only.") from None
-    if old == new:
-        return x
-    grid = x[1:].reshape(old, old, -1)
-    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "bicubic", antialias=True)
-    return np.concatenate([x[:1], np.asarray(grid).reshape(new * new, -1)])
-
-
-def _side(places: int) -> int:
-    side = round(places**0.5)
-    if side**2 != places:
-        raise ValueError(f"{places} places are no square")
-    return side
-
-
-def _heads(width: int) -> int:
-    return max(1, width // 64)
-
-
-def _count(shapes: Mapping, tower: str) -> int:
-    return sum(re.fullmatch(re.escape(tower) + r"\.resblocks\.\d+\.ln_1\.weight", n) is not None for n in shapes)
-
-
 def _mend(given: Mapping | None) -> str:
     if given and any(n.startswith("module.") for n in given):
         return "take the prefix module. off its names"
     return "give the weights of this architecture, or the architecture of these weights"
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     if path.suffix not in (".safetensors", ".npz"):
         raise UsageError(
             f"{path}: weights must be a .safetensors or .npz file, since a PyTorch pickle can run any code; convert it "
@@ -203,8 +143,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         if path.suffix == ".npz":
-            with open(path, "rb") as file:  # numpy leaves a damaged file open
-                return dict(np.load(file, allow_pickle=False))
+            with zipfile.ZipFile(path) as archive:
+                return {name.removesuffix(".npy"): _entry_of(archive, name, wanted) for name in archive.namelist()}
         import safetensors.numpy
 
         return safetensors.numpy.load_file(path)
@@ -212,6 +152,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UsageError(f"{path}: no such file.") from None
     except Exception as error:  # a damaged file fails in many ways
         raise UsageError(f"{path}: not readable as {path.suffix[1:]} ({_line(error)}); download it again.") from None
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def _entry_of(archive: zipfile.ZipFile, name: str, wanted: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """An array of an .npz whose shape is the wanted one; another's shape alone, in no memory: a few bytes unpack to any
+    number of zeros."""
+    with archive.open(name) as file:
+        shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject or dtype.itemsize > 16:
+        raise ValueError(f"{name} holds {dtype}")
+    if wanted.get(name.removesuffix(".npy")) != shape:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.special
 from tqdm import tqdm
 
+from sims.clip import processes
 from sims.clip.prompts import prompts
 from sims.flags import UsageError, WorkFailed
 
@@ -84,8 +85,8 @@ def text_weights(
 ) -> np.ndarray:
     """w_y = u / |u|, u = mean over templates t of e(t, y) / |e(t, y)|: (c, r) float32, in the order of the names.
 
-    cache: folder that keeps them, by a digest of names, templates, and what the tower makes of the first class (so that
-    another model under the same name is never taken for this one).
+    cache: folder that keeps them, by a digest of names, templates, and what the tower makes of the first class: taken
+    again for any model that makes the very same of that class.
     Raises: WorkFailed if an embedding is not finite, or is 0.
     """
     first = _unit(np.asarray(encode_text(prompts(names[0], templates)), np.float32), "an embedding of a text")
@@ -170,11 +171,11 @@ def image_features(
         shown = batch + [batch[-1]] * (batch_size - len(batch))  # one shape alone, for every set
         found = np.asarray(encoder.encode_image(np.stack(shown)), np.float32)[: len(batch)]
         if not np.isfinite(found).all():
-            raise WorkFailed(f"{encoder.name} gives embeddings of images that are not finite; nothing was scored.")
+            raise WorkFailed(f"{encoder.name} gives embeddings of images that are not finite; the set was not scored.")
         values.append(found)
         batch.clear()
 
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or processes.cores()
     with tqdm(total=len(paths), unit="image", disable=None, smoothing=0.1) as bar:
         for i, view in enumerate(_views(paths, crop, encoder.image_size, workers, 2 * batch_size)):
             if isinstance(view, str):
@@ -197,7 +198,7 @@ def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int)
     def view(path: Any) -> np.ndarray | str:
         try:
             if isinstance(path, pathlib.Path):
-                image = images.decode(path.read_bytes(), str(path))
+                image = images.decode(images.read_file(path), str(path))
             else:
                 image = path.source.read(path.i).image
         except OSError as error:
@@ -245,12 +246,13 @@ def ranks(
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Of a set, over the images that could be read.  top5: None below five classes.  worst: (place among the scored
-    classes, its share), the first of equals, over classes that have images.  groups: by name, where a set has groups.
+    classes, its share), the first of equals, over the `classes` that have images.  groups: by name, where it has any.
     """
 
     top1: Share
     top5: Share | None
     worst: tuple[int, Share]
+    classes: int
     groups: dict[str, Share]
 
 
@@ -265,6 +267,7 @@ def result(found: np.ndarray, labels: np.ndarray, num_scored: int, groups: np.nd
         top1=_share(right),
         top5=_share(found < 5) if num_scored >= 5 else None,
         worst=(worst, Share(int(correct[worst]), int(images[worst]))),
+        classes=int((images > 0).sum()),
         groups={name: _share(right[groups == name]) for name in names},
     )
 
