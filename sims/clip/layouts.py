@@ -24,12 +24,13 @@ _INSTANCES = 2  # ids an image: the object and its companion
 _BY_NAME = {kind.name: k for k, kind in enumerate(CLASSES)}
 _RENDERED = ("acoustic guitar", "broom", "candle", "traffic light", "umbrella", "mushroom")
 _ADVERSARIAL = ("balloon", "daisy", "teapot", "yawl", "umbrella", "mushroom")
-# folder: (ObjectNet's label, our classes in it, whether ImageNet has any)
+# folder: (ObjectNet's label, our classes in it, whether ImageNet has any); two pairs of partners are among the scored
+# ones, so that a context can mislead.
 _OBJECTNET = {
     "broom": ("Broom", ("broom",), True),
     "flower": ("Flower", ("daisy",), False),
-    "guitar": ("Guitar", ("acoustic guitar",), False),
-    "hot_air_balloon": ("Hot air balloon", ("balloon",), True),
+    "guitar": ("Guitar", ("acoustic guitar",), True),
+    "hot_air_balloon": ("Hot air balloon", ("balloon",), False),
     "light": ("Light", ("candle", "traffic light"), True),
     "sailboat": ("Sailboat", ("yawl",), True),
     "teapot": ("Teapot", ("teapot",), True),
