@@ -23,7 +23,7 @@ _SHEET = {
 }
 
 
-def sheet(root: pathlib.Path, columns: int = 10) -> Any:
+def sheet(root: pathlib.Path, columns: int = 8) -> Any:
     """A figure of samples of each set in `root`, training ones with a caption; a matplotlib Figure.
 
     Of the training images the last three shown are conflicting, where there are so many.
