@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -237,7 +238,9 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, st
 
 def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
     config = config_of(root, steps=4)
-    result = training.run(config, tmp_path / "run", how())
+    result = training.run(config, tmp_path / "run", how(tensorboard=True))
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert events.stat().st_size > 500
     assert result["steps"] == 4 and result["bad_records"] == 0 and result["records"] == 88
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
     assert training.run(config, tmp_path / "run", how()) == result
@@ -490,6 +493,29 @@ def test_signals_save_and_kills_lose_no_bit(root, tmp_path):
         one.communicate(timeout=60)
     subprocess.run(train_command(root, parts), cwd=ROOT, check=True, capture_output=True)
     assert losses_of(parts) == losses_of(whole) and len(losses_of(whole)) == 40
+
+
+@pytest.mark.long
+def test_two_processes_train_one_model(root, tmp_path):
+    """The global batch over two hosts gives the losses of one, to rounding."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    subprocess.run(train_command(root, tmp_path / "one"), cwd=ROOT, check=True, capture_output=True)
+    joined = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [
+        subprocess.Popen(
+            train_command(root, tmp_path / "two", *joined, f"--process_id={i}"),
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) for i in range(2)
+    ]  # fmt: skip
+    for process in both:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert list(one) == list(two)
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-3)
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-5)
 
 
 SHARDED = """

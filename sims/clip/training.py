@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -349,6 +350,7 @@ def _check_devices(config: Config, devices: int) -> None:
 
 def _manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
     """Keeps the last state and the one with the smallest held-out loss; writes while training goes on."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax tells of every choice it makes
     kept = policies.AnyPreservationPolicy(
         [policies.LatestN(1), policies.BestN(get_metric_fn=lambda m: m["held_out_loss"], reverse=True, n=1)]
     )
