@@ -31,7 +31,7 @@ class Config:
     architecture: str = "RN-tiny"
     image_size: int | None = None
     context_length: int = 24
-    steps: int = 300
+    steps: int = 240
     batch_size: int = 128
     learning_rate: float = 3e-3
     seeds: int = 3
