@@ -18,6 +18,7 @@ import pytest
 import scipy.stats
 
 from mmcl_theory import losses
+from sims import store
 from sims.clip import captions, make_scenes, models, sources, train, training
 from sims.clip.config import ARMS, PRESETS, Config
 from sims.clip.learner import Learner
@@ -368,6 +369,11 @@ def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
             (tmp_path / "empty" / name).write_bytes((tmp_path / "run" / name).read_bytes())
         training.load(tmp_path / "empty")
     assert not (tmp_path / "empty" / "checkpoints").exists()
+    flat = {**config.flat(), "colour": "red"}
+    told = {"format": store.FORMAT, "config": flat, "config_hash": store.config_hash(flat)}
+    (tmp_path / "empty" / "config.json").write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="was written by another version"):
+        training.load(tmp_path / "empty")
 
 
 @SLOW

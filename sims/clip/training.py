@@ -474,7 +474,10 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
     flat = store.read_config(run)
     if flat.get("command") != "clip.train":
         raise UsageError(f"{run} is not the folder of a clip.train run but of {flat.get('command')}.")
-    config = Config(**{k: v for k, v in flat.items() if k != "command"})
+    try:
+        config = Config(**{k: v for k, v in flat.items() if k != "command"})
+    except TypeError:
+        raise UsageError(f"{run} was written by another version, whose settings differ; train it anew.") from None
     words = tokenizer.load(run / TOKENIZER) if config.method.reads else None
     arch, names = architecture(config, words), tuple(json.loads((run / DATA).read_text())["classes"])
     learner = Learner(config, arch, 0 if config.method.reads else len(names), 1)
