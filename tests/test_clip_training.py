@@ -19,7 +19,7 @@ import scipy.stats
 
 from mmcl_theory import losses
 from sims import store
-from sims.clip import captions, make_scenes, models, sources, train, training
+from sims.clip import captions, make_scenes, models, prepare, sources, train, trained, training
 from sims.clip.config import ARMS, PRESETS, Config
 from sims.clip.learner import Learner
 from sims.flags import UsageError, WorkFailed, run_main
@@ -214,7 +214,7 @@ def losses_of(out):
 
 
 def state_of(out):
-    encoder = training.load(out)
+    encoder = trained.load(out)
     rng = np.random.default_rng(0)
     found = encoder.encode_image(rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
     return found if encoder.encode_text is None else np.concatenate([found, encoder.encode_text(["a red teapot"])])
@@ -283,7 +283,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(root, tmp_path, monkeypatch
     kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert kept == [4, 8]
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    best, last = (training.load(tmp_path / "run", which).encode_image(image) for which in ("best", "last"))
+    best, last = (trained.load(tmp_path / "run", which).encode_image(image) for which in ("best", "last"))
     assert np.abs(best - last).max() > 1e-4
 
 
@@ -300,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
     with pytest.raises(WorkFailed, match="step 7 is not finite"):
         training.run(config, tmp_path / "run", how())
     told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
-    data = training.open_data(config)
+    data = prepare.open_data(config)
     one = learner_of()
     with training.batches(dataclasses.replace(one, config=config), data, data.trained, 16, how(), start=6) as feed:
         expected = [data.source[int(i)].id for i in next(feed)["index"]]
@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
 
 @SLOW
 def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_path):
-    data = training.open_data(config_of(root))
+    data = prepare.open_data(config_of(root))
     folder = tmp_path / "coco"
     subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
     ids = [data.source[int(i)].id for i in data.trained[:3]]
@@ -338,17 +338,17 @@ def test_a_run_without_class_names_is_loaded(root, tmp_path):
     lines = ["path,caption"] + [f"{path},scene number {i}" for i, path in enumerate((root / "coco").rglob("*.jpg"))]
     (tmp_path / "data.csv").write_text("\n".join(lines))
     training.run(config_of(root, data=f"csv:{tmp_path}/data.csv", steps=2), tmp_path / "run", how())
-    assert training.load(tmp_path / "run").encode_text(["scene"]).shape == (1, 8)
+    assert trained.load(tmp_path / "run").encode_text(["scene"]).shape == (1, 8)
 
 
 @pytest.mark.parametrize("arm", ["supervised", pytest.param("sup_con", marks=SLOW)])
 def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
     config = config_of(root, arm=arm, steps=3, held_out=16)
     training.run(config, tmp_path / "run", how(save_every=1))
-    encoder = training.load(tmp_path / "run")
+    encoder = trained.load(tmp_path / "run")
     names, weights, bias = encoder.head
     assert encoder.encode_text is None and len(names) == 10 and weights.shape == (10, 8) and bias.shape == (10,)
-    data = training.open_data(config)
+    data = prepare.open_data(config)
     one = Learner(config, NANO, 10, 3)
     with training.batches(one, data, data.held_out, 16, how()) as feed:
         batch = next(feed)
@@ -362,18 +362,18 @@ def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
         with np.load(tmp_path / "run" / "head.npz") as saved:
             np.savez(tmp_path / "run" / "head.npz", weights=saved["weights"], bias=saved["bias"], step=2)
         with pytest.raises(UsageError, match="has no linear probe for step 3"):
-            training.load(tmp_path / "run")
+            trained.load(tmp_path / "run")
     with pytest.raises(UsageError, match="has no checkpoint yet"):
         (tmp_path / "empty").mkdir()
         for name in ("config.json", "data.json"):
             (tmp_path / "empty" / name).write_bytes((tmp_path / "run" / name).read_bytes())
-        training.load(tmp_path / "empty")
+        trained.load(tmp_path / "empty")
     assert not (tmp_path / "empty" / "checkpoints").exists()
     flat = {**config.flat(), "colour": "red"}
     told = {"format": store.FORMAT, "config": flat, "config_hash": store.config_hash(flat)}
     (tmp_path / "empty" / "config.json").write_text(json.dumps(told))
     with pytest.raises(UsageError, match="was written by another version"):
-        training.load(tmp_path / "empty")
+        trained.load(tmp_path / "empty")
 
 
 @SLOW

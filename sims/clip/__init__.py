@@ -1,10 +1,14 @@
 """CLIP on captioned images: records from disk, towers, training, zero-shot evaluation on shifted sets.
 
-make_scenes writes captioned scenes in the layouts of COCO and of the shifted ImageNets; train, evaluate and compare
-read those or the real data.
+Commands: make_scenes draws captioned scenes in the layouts of COCO and of the shifted ImageNets; train, evaluate and
+compare read those or the real data.
 
-    what is seen                what learns                          what is compared
-    sources, tars  records      tokenizer   BPE                      sets, prompts  what is classified, by which words
-    images         decoding     models      towers, weights          zero_shot      accuracy with its interval
-    pipeline       batches      training    arms, losses, sharding   robustness     against the line of standard models
+    what is seen                     what learns                       what is compared
+    sources, tars  records on disk   tokenizer   BPE                   classes, sets  which images, which labels
+    images         decoding, crops   models      the towers            prompts        the words of a class
+    captions       an arm's words    weights     published ones        zero_shot      accuracy with its interval
+    pipeline       batches           learner     one step, sharded     probe          a head for features
+    scenes, shapes, backgrounds,     training    a run, resumed        robustness     against lines of standard models
+    layouts, sheet  generated        prepare, metrics, trained, speed  evaluation, report, scatter, table
+                                                                       comparison     arms, captions, both theories
 """

@@ -19,7 +19,19 @@ import scipy.stats
 import tqdm
 
 from sims import store
-from sims.clip import classes, images, make_scenes, processes, scenes, sets, sources, tokenizer, training, zero_shot
+from sims.clip import (
+    classes,
+    images,
+    make_scenes,
+    processes,
+    scenes,
+    sets,
+    sources,
+    tokenizer,
+    trained,
+    training,
+    zero_shot,
+)
 from sims.clip.comparison_config import Config, Run
 from sims.clip.config import Config as Training
 from sims.clip.zero_shot import Encoder
@@ -98,7 +110,7 @@ def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
         if not kept.exists():
             how = training.How(stop_at=step, save_every=config.steps + 1, tensorboard=False, quiet=True)
             training.run(config.training(each, out), out / "runs" / each.name, how)
-            found = _judge(config.root).rows(training.load(out / "runs" / each.name), each)
+            found = _judge(config.root).rows(trained.load(out / "runs" / each.name), each)
             store.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
         rows += json.loads(kept.read_text())
     return rows

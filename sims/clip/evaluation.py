@@ -60,10 +60,10 @@ def warn(lines: Sequence[str | None], strict: bool) -> None:
 
 def load_run(run: pathlib.Path, checkpoint: str) -> tuple[str, Encoder]:
     """(its id in tables, the encoder) of a training run."""
-    from sims.clip import training
+    from sims.clip import trained
 
     digest = store.config_hash(store.read_config(run))[:8]
-    return f"{run.resolve().name}-{digest}{BEST if checkpoint == 'best' else ''}", training.load(run, checkpoint)
+    return f"{run.resolve().name}-{digest}{BEST if checkpoint == 'best' else ''}", trained.load(run, checkpoint)
 
 
 def load_weights(file: pathlib.Path, architecture: str, vocabulary: pathlib.Path) -> tuple[str, Encoder]:
