@@ -72,7 +72,7 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
     from sims.clip import comparison_figures as figures
 
     sets = ("val", *SHIFTS)
-    lines = [f"{'arm':34}" + "".join(f"{name:>10}" for name in (*sets, "aligned", "conflicting"))]
+    lines = [f"{'arm':34}" + "".join(f"{name:>12}" for name in (*sets, "aligned", "conflicting"))]
     for arm in arms:
         cells = []
         for name in sets:
@@ -83,7 +83,7 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
             values = [row["accuracy"] for row in found if row["step"] == end]
             cells.append(comparison.interval(values, found[0]["images"]))
         cells += [comparison.interval(*figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
-        lines.append(f"{ARMS[arm].label:34}" + "".join(f" {mean:.2f}±{half:.2f}" for mean, half in cells))
+        lines.append(f"{ARMS[arm].label:34}" + "".join(f"   {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)
 
 

@@ -271,7 +271,7 @@ def interval(values: Sequence[float], images: int) -> tuple[float, float]:
     """
     x = np.asarray(values, float)
     of_images = max(float((x * (1 - x)).mean()), 0.0) / images
-    return float(x.mean()), float(_quantile(len(x)) * (x.var(ddof=1) / len(x) + of_images) ** 0.5)
+    return float(x.mean()), _half(x, of_images)
 
 
 def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images: int) -> tuple[float, float]:
@@ -279,11 +279,12 @@ def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images:
     a, c = np.asarray(aligned, float), np.asarray(conflicting, float)
     of_images = sum(float((x * (1 - x)).mean()) for x in (a, c)) / images
     gap = c - a
-    return float(gap.mean()), float(_quantile(len(gap)) * (gap.var(ddof=1) / len(gap) + of_images) ** 0.5)
+    return float(gap.mean()), _half(gap, of_images)
 
 
-def _quantile(seeds: int) -> float:
-    return float(scipy.stats.t.ppf(0.975, seeds - 1))
+def _half(values: np.ndarray, of_images: float) -> float:
+    of_seeds = scipy.stats.t.ppf(0.975, len(values) - 1) ** 2 * values.var(ddof=1) / len(values)
+    return float((of_seeds + scipy.stats.norm.ppf(0.975) ** 2 * of_images) ** 0.5)
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> Iterator[Row]:
