@@ -20,7 +20,8 @@ _LOOKS = [
 ]  # fmt: skip
 _SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet": "ObjectNet"}
 _GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
-_TICKS = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
+_NEAREST = (0.01, 0.99)  # what is nearer to 0 or 1 is drawn here
+_TICKS = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
 _PANEL_NAMES = {"clip": "measured: CLIP", "whitened": "whitened rule (X10)", "linear": "linear loss's rule (T5)"}
 
 
@@ -30,29 +31,25 @@ def prompts_of(arm: str) -> str:
 
 
 def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float]) -> Figure:
-    """Shifted accuracy against ID accuracy, a panel a shift: an arm's stages, its fit, and its last stage larger."""
+    """Shifted accuracy against ID accuracy, a panel a shift: an arm's times of training, its fit through all runs of
+    both, and its last time larger, with the interval."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 8.4), layout="constrained")
     for ax, shift in zip(axes.flat, SHIFTS, strict=False):
-        every: list[float] = []
+        spans = []
         for arm, (colour, marker) in zip(arms, _LOOKS, strict=False):
-            every += _arm(
-                ax, list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None)), arm, colour, marker
-            )
-        low, high = np.clip([min([*every, chance[shift]]) * 0.8, max(every)], 0.01, 0.995)
-        line = np.array([low, 1 - (1 - high) * 0.7])
-        ax.plot(
-            scipy.special.logit(line),
-            scipy.special.logit(line),
-            color="0.6",
-            lw=0.9,
-            ls=":",
-            label="no loss under shift",
-        )
+            found = list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None))
+            spans.append(_arm(ax, found, arm, colour, marker))
+        seen = np.array(spans)
+        limits = np.stack([seen[..., 0].min(0), seen[..., 1].max(0)], 1)
+        limits[1, 0] = min(limits[1, 0], scipy.special.logit(chance[shift]))
+        limits += np.array([-0.25, 0.25])
+        ax.plot([-9, 9], [-9, 9], color="0.6", lw=0.9, ls=":", label="no loss under shift")
         ax.axhline(scipy.special.logit(chance[shift]), color="0.6", lw=0.9, ls=(0, (1, 3)), label="chance")
-        for which in (ax.xaxis, ax.yaxis):
-            which.set_ticks(scipy.special.logit(_TICKS), [f"{t:g}" for t in _TICKS])
-        ends = scipy.special.logit(line)
-        ax.set(xlim=ends, ylim=ends, title=_SHIFT_NAMES[shift])
+        for which, (low, high) in zip((ax.xaxis, ax.yaxis), limits, strict=True):
+            shown = [t for t in _TICKS if low <= scipy.special.logit(t) <= high]
+            shown = shown[:: 1 + len(shown) // 9]
+            which.set_ticks(scipy.special.logit(shown), [f"{t:g}" for t in shown])
+        ax.set(xlim=limits[0], ylim=limits[1], title=_SHIFT_NAMES[shift])
         ax.set(
             xlabel="accuracy on val, the shift's classes (share, logit axis)",
             ylabel="accuracy under shift (share, logit axis)",
@@ -64,7 +61,8 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
     return figure
 
 
-def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> list[float]:
+def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.ndarray:
+    """Draw an arm; the ends of what is drawn, (x or y, low or high), on the logit axes."""
     steps = sorted({row["step"] for row in rows})
     x = np.array([row["id_accuracy"] for row in rows])
     y = np.array([row["accuracy"] for row in rows])
@@ -73,19 +71,24 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> list[
         fit = robustness.fit_line(x[inside], y[inside])
         span = np.linspace(x[inside].min(), x[inside].max(), 50)
         ax.plot(scipy.special.logit(span), scipy.special.logit(fit.at(span)), color=colour, lw=1.0, alpha=0.7)
+    ends = []
     for step in steps:
         at = [row for row in rows if row["step"] == step]
         images = {"id_accuracy": at[0]["id_images"], "accuracy": at[0]["images"]}
-        (mx, hx), (my, hy) = (interval([row[key] for row in at], n) for key, n in images.items())
-        last = step == steps[-1]
-        ends = [np.clip([m - h, m + h], 0.005, 0.995) for m, h in ((mx, hx), (my, hy))]
-        centre = scipy.special.logit(np.clip([mx, my], 0.005, 0.995))
-        bars = [np.abs(scipy.special.logit(e) - c)[:, None] for e, c in zip(ends, centre, strict=True)]
+        three = np.array([[m - h, m, m + h] for m, h in (interval([r[k] for r in at], n) for k, n in images.items())])
+        low, centre, high = scipy.special.logit(np.clip(three, *_NEAREST)).T
+        ends.append(np.stack([centre, centre], 1))
+        if step < steps[-1]:
+            ax.plot(*centre[:, None], marker, color=colour, ms=3.5)
+            continue
+        ends.append(np.stack([low, high], 1))
+        bars = np.stack([centre - low, high - centre], 1)[..., None]
         ax.errorbar(
-            centre[:1], centre[1:], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, ms=7 if last else 3.5,
-            lw=1.0 if last else 0.5, label=ARMS[arm].label if last else None,
+            *centre[:, None], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, ms=7, lw=1.0,
+            label=ARMS[arm].label,
         )  # fmt: skip
-    return [float(v) for v in np.concatenate([x, y])]
+    every = np.stack(ends)
+    return np.stack([every[..., 0].min(0), every[..., 1].max(0)], 1)
 
 
 def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figure:
@@ -99,7 +102,7 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
     ax.axvline(0.1 if scope == "all" else 0.5, color="0.6", lw=0.9, ls=":", label="chance")
     ax.set_yticks(np.arange(len(arms)), [ARMS[arm].label for arm in arms])
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy on balanced scenes (share correct)", xlim=(0, 1))
+    ax.set(xlabel="accuracy on balanced scenes (share correct)", xlim=(-0.02, 1.02))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
