@@ -219,7 +219,7 @@ def test_help_is_quick_and_whole():
 
 @pytest.mark.long
 def test_a_comparison_from_scenes_to_figures(tmp_path):
-    make_scenes.make(tmp_path / "scenes", layouts.Config(train=64, test=2, side=32))
+    make_scenes.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32))
     given = [f"--root={tmp_path}/scenes", "--steps=4", "--batch_size=8", "--seeds=2", "--pi_grid=0,1", "--workers=2",
              "--arms=clip,supervised", "--architecture=ViT-tiny"]  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
     assert call(tmp_path / "one").returncode == 0 and lost.read_text() == before
     refused = call(tmp_path / "one", "--seed=1")
     assert refused.returncode == 2 and "holds a different run (differs in seed)" in refused.stderr
-    make_scenes.make(tmp_path / "scenes", layouts.Config(train=64, test=2, side=32, seed=1), overwrite=True)
+    make_scenes.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32, seed=1), overwrite=True)
     assert "differs in scenes" in call(tmp_path / "one").stderr
 
 
