@@ -21,6 +21,7 @@ from sims.flags import run_main
 from tests.test_sims_command import ROOT, own_flags
 
 
+@pytest.mark.slow
 def test_the_rules_are_those_of_the_theory():
     """On the theory's own data: two classes, latents seen through a dictionary, one caption an image."""
     model = mt.intra_class(0.9, 1.0, 0.3)

@@ -78,7 +78,8 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize(
-    "arm", ["clip", *(pytest.param(a, marks=SLOW) for a in ("clip_no_intra", "siglip", "sup_con", "supervised"))]
+    "arm",
+    ["clip", *(pytest.param(a, marks=pytest.mark.long) for a in ("clip_no_intra", "siglip", "sup_con", "supervised"))],
 )
 def test_chunks_give_the_gradient_of_the_whole_batch(arm):
     whole = learner_of(arm)
@@ -159,6 +160,7 @@ def test_pairs_with_one_caption_are_no_negatives_where_asked():
     assert float(learner_of().loss(params, (image, text), batch)) != pytest.approx(np.mean(both), rel=1e-3)
 
 
+@SLOW
 def test_decay_spares_scales_and_the_logit_scale_is_kept_in_range():
     one = learner_of("siglip", weight_decay=1.0)
     state = started(one)
@@ -237,6 +239,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, st
     assert losses_of(tmp_path / "other")[5] != losses_of(tmp_path / "whole")[5]
 
 
+@SLOW
 def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
     config = config_of(root, steps=4)
     result = training.run(config, tmp_path / "run", how(tensorboard=True))
@@ -287,6 +290,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(root, tmp_path, monkeypatch
     assert np.abs(best - last).max() > 1e-4
 
 
+@SLOW
 def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_path, monkeypatch):
     plain = Learner.step
 
@@ -341,7 +345,8 @@ def test_a_run_without_class_names_is_loaded(root, tmp_path):
     assert trained.load(tmp_path / "run").encode_text(["scene"]).shape == (1, 8)
 
 
-@pytest.mark.parametrize("arm", ["supervised", pytest.param("sup_con", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("arm", ["supervised", "sup_con"])
 def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
     config = config_of(root, arm=arm, steps=3, held_out=16)
     training.run(config, tmp_path / "run", how(save_every=1))

@@ -212,6 +212,7 @@ def test_closed_forms_solve_their_equations(source):
     assert (white * cross).sum() / np.linalg.norm(white) / np.linalg.norm(cross) < 0.9
 
 
+@pytest.mark.slow
 def test_label_only_captions_make_the_whitened_rule_least_squares(source):
     """X5: the rule of the two class prompts is then SL's, the ridge regression of the label on pixels."""
     setup, point = dataclasses.replace(TINY, closed=800), a_point(source, pi_core=0.0, pi_spu=0.0)

@@ -246,7 +246,8 @@ def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage,
     show.show(out, out)
 
 
-@pytest.mark.parametrize("fault", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
 def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, fault):
     flags = {"p_spu": "0.5,0.9", "learners": LONG.learners[0], "seeds": 400, **SIZES, "cpu_devices": 1}
     command = [
