@@ -655,7 +655,7 @@ def test_the_sheet_shows_each_set_and_tells_conflicting_training_images(made):
     assert len(figure.axes) == 64 and sum(len(ax.images) for ax in figure.axes) >= 60
     captions = json.loads((made / "coco/annotations/captions_train2017.json").read_text())["annotations"]
     groups = [row["group"] for path, row in table(made, "coco").items() if path.parent.name == "train2017"]
-    wanted = min(groups.count("conflicting"), 3)
+    wanted = min(groups.count("conflicting"), 2)  # a third of eight
     shown = [ax.get_title().replace("\n", " ").rstrip("]").split(" [") for ax in figure.axes[:8]]
     assert [group for _, group in shown] == ["aligned"] * (8 - wanted) + ["conflicting"] * wanted and wanted > 0
     assert {text for text, _ in shown} <= {a["caption"] for a in captions}

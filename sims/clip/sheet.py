@@ -26,7 +26,7 @@ _SHEET = {
 def sheet(root: pathlib.Path, columns: int = 8) -> Any:
     """A figure of samples of each set in `root`, training ones with a caption; a matplotlib Figure.
 
-    Of the training images the last three shown are conflicting, where there are so many.
+    Of the training images the last shown are conflicting: three, or a third of the columns, where there are so many.
     """
     from matplotlib.figure import Figure
 
