@@ -31,7 +31,7 @@ def test_the_rules_are_those_of_the_theory():
     pairs = mt.sample_pairs(jax.random.key(0), model, caps, obs, 200_000, seen)
     image, text = (np.asarray(x) for x in (pairs.image, pairs.text))
     targets = np.array([[1.0], [-1.0]]) * np.asarray(seen.text)[:, 0]
-    found = comparison.rules(image, [t[None] for t in text], targets, 1e-9)
+    (found,) = comparison.rules(image, np.cov(image, rowvar=False), [t[None] for t in text], targets, [1e-9])
     expected = {
         "linear": mt.theory.mmcl_accuracy(model, caps, obs),
         "whitened": mt.theory.whitened_accuracy(model, caps, obs),

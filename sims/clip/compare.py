@@ -74,14 +74,7 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
     sets = ("val", *SHIFTS)
     lines = [f"{'arm':34}" + "".join(f"{name:>12}" for name in (*sets, "aligned", "conflicting"))]
     for arm in arms:
-        cells = []
-        for name in sets:
-            found = list(
-                comparison.select(rows, arm=arm, set=name, prompts=figures.prompts_of(arm), group="all", pi_core=None)
-            )
-            end = max(row["step"] for row in found)
-            values = [row["accuracy"] for row in found if row["step"] == end]
-            cells.append(comparison.interval(values, found[0]["images"]))
+        cells = [comparison.interval(*figures.last(rows, arm, "all", "all", name)) for name in sets]
         cells += [comparison.interval(*figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
         lines.append(f"{ARMS[arm].label:34}" + "".join(f"   {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)

@@ -205,13 +205,12 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     contexts.
     """
     root = pathlib.Path(config.root)
-    scene, found = (
-        make_scenes.read_config(root),
-        sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"],
-    )
+    scene = make_scenes.read_config(root)
+    found = sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"]
     test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in found.paths])
     plain = sources.open_source(f"coco:{root}/coco")
     pixels = np.stack([_pixels(plain[i].image) for i in range(len(plain))])
+    cov_image = np.cov(pixels, rowvar=False)  # of every policy: the images are the same
     rows: list[Row] = []
     for core, spu in itertools.product(config.pi_grid, config.pi_grid):
         each = Run("clip", core, spu, 0)
@@ -221,8 +220,8 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
         index = {word: i for i, word in enumerate(words)}
         counts = [_counts(texts, index) for texts in told]
         targets = np.stack([_counts(texts, index).mean(0) for texts in groups])
-        for ridge in RIDGES:
-            for theory, rule in rules(pixels, counts, targets, ridge).items():
+        for ridge, found_rules in zip(RIDGES, rules(pixels, cov_image, counts, targets, RIDGES), strict=True):
+            for theory, rule in found_rules.items():
                 right = _within_pairs((test - pixels.mean(0)) @ rule.T, found.labels)
                 for half in GROUPS:
                     rows.append({
@@ -232,17 +231,26 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     return rows
 
 
-def rules(pixels: np.ndarray, counts: Sequence[np.ndarray], targets: np.ndarray, ridge: float) -> dict[str, np.ndarray]:
-    """w_k = C t_k of the linear loss, S_I^-1 C S_T^-1 t_k of the whitened one (X10): (k, d) each.
+def rules(
+    pixels: np.ndarray,
+    cov_image: np.ndarray,
+    counts: Sequence[np.ndarray],
+    targets: np.ndarray,
+    ridges: Sequence[float],
+) -> list[dict[str, np.ndarray]]:
+    """w_k = C t_k of the linear loss, S_I^-1 C S_T^-1 t_k of the whitened one (X10): (k, d) each, for each ridge.
 
-    pixels: (n, d).  counts: n arrays (captions, v); C is of their means, S_T of each caption.  targets: (k, v), t_k.
-    ridge: added to S_I and S_T, relative to the mean variance of a feature.
+    pixels: (n, d), of covariance cov_image.  counts: n arrays (captions, v); C is of their means, S_T of each caption.
+    targets: (k, v), t_k.  ridges: added to S_I and S_T, relative to the mean variance of a feature.
     """
     each = np.stack([one.mean(0) for one in counts])
     cross = (pixels - pixels.mean(0)).T @ (each - each.mean(0)) / (len(pixels) - 1)
-    cov_image, cov_text = (_ridged(np.cov(x, rowvar=False), ridge) for x in (pixels, np.concatenate(list(counts))))
-    whitened = np.linalg.solve(cov_image, cross @ np.linalg.solve(cov_text, targets.T))
-    return {"linear": (cross @ targets.T).T, "whitened": whitened.T}
+    cov_text, linear = np.cov(np.concatenate(list(counts)), rowvar=False), (cross @ targets.T).T
+    found = []
+    for ridge in ridges:
+        read = np.linalg.solve(_ridged(cov_text, ridge), targets.T)
+        found.append({"linear": linear, "whitened": np.linalg.solve(_ridged(cov_image, ridge), cross @ read).T})
+    return found
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:

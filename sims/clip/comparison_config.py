@@ -17,7 +17,6 @@ SHIFTS = ("v2", "sketch", "r", "a", "objectnet")
 class Config:
     """root: scenes of make_scenes.  stages: shares of the training after which to measure, the last 1.
 
-
     pi_grid: of the captions' map.  steps: of each run.  arms: of the study `arms`, trained on the scenes' own captions.
     """
 

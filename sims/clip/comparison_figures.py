@@ -107,9 +107,9 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
     return figure
 
 
-def last(rows: Sequence[Row], arm: str, group: str, scope: str) -> tuple[list[float], int]:
-    """An arm's accuracies of a group of `balanced` after its last step, a seed each, and the images behind each."""
-    found = list(select(rows, arm=arm, set="balanced", group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
+def last(rows: Sequence[Row], arm: str, group: str, scope: str, on: str = "balanced") -> tuple[list[float], int]:
+    """An arm's accuracies of a group of the set `on` after its last step, a seed each, and the images behind each."""
+    found = list(select(rows, arm=arm, set=on, group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
     end = max(row["step"] for row in found)
     return [row["accuracy"] for row in found if row["step"] == end], found[0]["images"]
 

@@ -153,7 +153,6 @@ def _program(learner: Learner, over: Mesh, fsdp: bool) -> _Program:
 def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[str, Any]:
     config, steps = learner.config, learner.steps
     over = learning.mesh()
-    _check_devices(config, over.size)
     program = _program(learner.anonymous, over, how.fsdp)
     first = jax.process_index() == 0
     with trained.manager(out) as manager, _stoppable() as stopped:
