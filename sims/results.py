@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sims import store
+from sims import files, store
 from sims.flags import Options, UsageError, WorkFailed
 from sims.grid import Grid, Programs, run_blocks
 from sims.store import labels as names
@@ -219,9 +219,8 @@ def _barrier(name: str) -> None:
 def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
     """`figure` as NAME.png and NAME.pdf, each written whole."""
     for suffix in ("png", "pdf"):
-        beside = out / f".figure.new.{suffix}"
-        figure.savefig(beside, dpi=dpi)
-        os.replace(beside, out / f"{name}.{suffix}")
+        with files.whole(out / f"{name}.{suffix}") as new:
+            figure.savefig(new, format=suffix, dpi=dpi)
 
 
 def z_scores(

@@ -15,7 +15,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from sims import files
 from sims.flags import UsageError
 from sims.grid import Grid, Program
 
@@ -72,10 +72,9 @@ def check(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
     """
     try:
         _check_holds(out, config, overwrite)
-        existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-        os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
     except OSError as error:
         raise UsageError(f"--out={out} cannot be used ({error.strerror}); give a folder that can be written.") from None
+    files.check_folder(out, f"--out={out}")
 
 
 def _check_holds(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
@@ -137,7 +136,7 @@ def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
         path.unlink(missing_ok=True)  # the last, so that a folder cut short here is still a run's
     if not path.exists():
         found = {"format": FORMAT, "config": config, "config_hash": config_hash(config), "provenance": provenance()}
-        write_text(path, json.dumps(found, indent=1) + "\n")
+        files.write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def check_disk(out: pathlib.Path, grid: Grid) -> None:
@@ -170,17 +169,6 @@ def provenance() -> dict[str, str | None]:
     return versions
 
 
-def _beside(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(f".{path.name}.new")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    beside = _beside(path)
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
 class Measured:
     """The measured variable of a grid in results.zarr, NaN where missing: one chunk a block, with a checksum."""
 
@@ -199,7 +187,7 @@ class Measured:
         if path.exists():
             cls.check(out, name, grid)
             return
-        beside = _beside(path)
+        beside = files.beside(path)
         shutil.rmtree(beside, ignore_errors=True)
         _write(beside, xr.Dataset(coords=coordinates(grid)), "w")
         zarr.open_group(beside, mode="r+").create_array(
@@ -272,11 +260,9 @@ class Checkpoint:
         import jax
 
         self.path.parent.mkdir(exist_ok=True)
-        beside = _beside(self.path)
         leaves = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-        with open(beside, "wb") as file:
+        with files.whole(self.path) as new, new.open("wb") as file:
             np.savez(file, outcomes=np.stack(found), **leaves)
-        os.replace(beside, self.path)
 
     def remove(self) -> None:
         """Remove the file; the folder stays, other processes may be about to write into it."""
@@ -355,9 +341,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def write_csv(path: pathlib.Path, columns: Mapping[str, Any]) -> None:
     """A table from its columns, all of one length."""
-    beside = _beside(path)
-    with open(beside, "w", newline="") as file:
+    with files.whole(path) as new, new.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
-    os.replace(beside, path)

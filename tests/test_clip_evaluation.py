@@ -15,6 +15,7 @@ import pytest
 import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
+from sims import files
 from sims.clip import evaluate as command
 from sims.clip import (
     evaluation,
@@ -419,7 +420,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
     into = tmp_path / "table.jsonl"
     row = {"set": "v2", "rule": "", "accuracy": 0.5}
     writers = [threading.Thread(target=table.append, args=(into, [row | {"run": str(i)}])) for i in range(4)]
-    with table._locked(into.with_name(f".{into.name}.lock")):
+    with files.locked(into.with_name(f".{into.name}.lock")):
         for writer in writers:
             writer.start()
         writers[0].join(0.1)

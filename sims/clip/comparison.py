@@ -18,7 +18,7 @@ import numpy as np
 import scipy.stats
 import tqdm
 
-from sims import store
+from sims import files, store
 from sims.clip import (
     classes,
     images,
@@ -111,7 +111,7 @@ def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
             how = training.How(stop_at=step, save_every=config.steps + 1, tensorboard=False, quiet=True)
             training.run(config.training(each, out), out / "runs" / each.name, how)
             found = _judge(config.root).rows(trained.load(out / "runs" / each.name), each)
-            store.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
+            files.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
         rows += json.loads(kept.read_text())
     return rows
 

@@ -25,6 +25,7 @@ import sys
 
 from absl import flags
 
+from sims import files
 from sims.clip.config import SCENES
 from sims.flags import Terminated, UsageError, define, integer, names, path, run_main
 
@@ -100,8 +101,8 @@ def _main() -> int | None:
     values = flags.FLAGS
     root, out = pathlib.Path(values.root), pathlib.Path(values.out)
     into = pathlib.Path(values.table) if values.table else out / "results.jsonl"
-    report.check(out, f"--out={out}")
-    report.check(into.resolve().parent, f"--table={into}")
+    files.check_folder(out, f"--out={out}")
+    files.check_folder(into.resolve().parent, f"--table={into}")
     if values.data is not None:
         found, classes = sets.of_source(values.data)
     else:

@@ -18,25 +18,27 @@ stopped draws what is missing; a second one in the same folder waits for the fir
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import io
 import json
-import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
+from sims import files
 from sims.clip import layouts, processes, scenes
 from sims.clip.layouts import Config, Outline, Row, Split, splits
 from sims.clip.sheet import sheet
 from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DONE, _BEGUN, _LOCK = "scenes.json", ".scenes.begun.json", ".scenes.lock"
 _CHUNK = 64
@@ -140,21 +142,15 @@ def write_captions(
 
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
-    """Alone in `root`, made if need be, among processes that make scenes; a killed one's lock ends with it."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    """Alone in `root`, made if need be, among processes that make scenes."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process, which makes scenes in {root}.", file=sys.stderr)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        raise UsageError(f"--out={root} cannot be written ({error.strerror}).") from None
-    try:
+            root.mkdir(parents=True, exist_ok=True)
+            waiting = f"waiting for another process, which makes scenes in {root}."
+            stack.enter_context(files.locked(root / _LOCK, waiting))
+        except OSError as error:
+            raise UsageError(f"--out={root} cannot be written ({error.strerror}).") from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _missing(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
@@ -233,9 +229,8 @@ def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row,
         path = root / split.folder / split.path(i, scene)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.new")
-            beside.write_bytes(_encoded(scenes.draw(scene, config.side), split, path.suffix))
-            os.replace(beside, path)
+            with files.whole(path) as new:
+                new.write_bytes(_encoded(scenes.draw(scene, config.side), split, path.suffix))
         outlines = layouts.outlines(scenes.masks(scene, config.side)) if split.folder == "coco" else []
         found.append((layouts.row(split, i, scene), outlines))
     return found
@@ -265,9 +260,7 @@ def _annotate(root: pathlib.Path, config: Config, split: Split, outlines: list[l
 
 def _write(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    files.write_text(path, text)
 
 
 def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
@@ -278,12 +271,12 @@ def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
     _write(path, file.getvalue())
 
 
-def _write_png(path: pathlib.Path, figure: "matplotlib.figure.Figure") -> None:
-    beside, drawn = path.with_name(f".{path.name}.new"), io.BytesIO()
+def _write_png(path: pathlib.Path, figure: "Figure") -> None:
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=90)
-    with Image.open(drawn) as image:  # 128 colours are enough, and a third of the size
-        image.convert("RGB").quantize(128).save(beside, format="png", optimize=True)
-    os.replace(beside, path)
+    # 128 colours are enough, and a third of the size.
+    with Image.open(drawn) as image, files.whole(path) as new:
+        image.convert("RGB").quantize(128).save(new, format="png", optimize=True)
 
 
 def _define_flags() -> None:

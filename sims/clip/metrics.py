@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from sims import store
+from sims import files
 from sims.clip.learner import Learner
 
 
@@ -35,7 +35,7 @@ class Log:
         self.learner, self.peak, self.records, self.path = learner, peak, records, out / "metrics.jsonl"
         self.flops = learner.flops() if peak else 0.0
         kept = [line for line in read_lines(self.path) if line["step"] <= done]
-        store.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.writer = None
         if tensorboard:
             import tensorboardX

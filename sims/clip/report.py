@@ -1,9 +1,7 @@
 """Rows of results as a table to read, and as the figure of effective robustness."""
 
 import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +9,6 @@ import numpy as np
 
 from sims.clip.evaluation import Choice, Row, fit, inside, of_shift
 from sims.clip.robustness import LINES, Line, bootstrap_band
-from sims.flags import UsageError
 
 _NAMES = {
     "val": "ImageNet val",
@@ -29,15 +26,6 @@ _LINE_NAMES = {
     "fit": "fitted to the other models",
 }
 _COLUMNS = 3
-
-
-def check(folder: pathlib.Path, flag: str) -> None:
-    """Raises: UsageError, which names the flag, if nothing can be written in the folder. Leaves nothing."""
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
-    except OSError as error:
-        raise UsageError(f"{flag} cannot be used ({error.strerror}); give a folder that can be written.") from None
 
 
 def text(rows: Sequence[Row], choice: Choice) -> str:

@@ -1,15 +1,14 @@
 """The table of results: one JSON object a line, added under a lock, so that several commands can share a table."""
 
-import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from sims import files
 from sims.flags import UsageError
 
 # What every line of a table of models must tell, which may come from elsewhere.
@@ -79,22 +78,9 @@ def append(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     path = pathlib.Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with files.locked(path.with_name(f".{path.name}.lock")):
             read(path, "--table")
             old = path.read_text(encoding="utf-8") if path.exists() else ""
-            beside = path.with_name(f".{path.name}.new")
-            beside.write_text(old + ("" if old.endswith("\n") or not old else "\n") + new, encoding="utf-8")
-            os.replace(beside, path)
+            files.write_text(path, old + ("" if old.endswith("\n") or not old else "\n") + new)
     except OSError as error:
         raise UsageError(f"--table={path} cannot be written ({error.strerror}).") from None
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Alone in here, among processes of this file system; a killed one's lock ends with it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

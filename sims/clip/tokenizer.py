@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from sims import files
 from sims.flags import UsageError
 
 FORMAT = 1  # of saved tokenizers; another one's is refused
@@ -96,10 +97,8 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one JSON file, whole or not at all."""
-        from sims import store  # takes a second, and jax along, which the processes that encode have no use for
-
         content = {"format": FORMAT, "context_length": self.context_length, "bpe": json.loads(self._bpe.to_str())}
-        store.write_text(Path(path), json.dumps(content))
+        files.write_text(Path(path), json.dumps(content))
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sims import store
+from sims import files, store
 from sims.clip import captions, metrics, models, pipeline, prepare, sources, trained
 from sims.clip import learner as learning
 from sims.clip.config import Config
@@ -86,7 +86,7 @@ def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
             if data.tokenizer is not None and not (out / TOKENIZER).exists():
                 data.tokenizer.save(out / TOKENIZER)
             if not (out / DATA).exists():
-                store.write_text(out / DATA, json.dumps(prepare.told(data.source), indent=1) + "\n")
+                files.write_text(out / DATA, json.dumps(prepare.told(data.source), indent=1) + "\n")
         return _train(learner, data, out, how)
 
 
@@ -112,7 +112,7 @@ def batches(
     encode = data.tokenizer.encode if data.tokenizer is not None else _no_tokens
     known = {line["id"]: line["why"] for line in metrics.read_lines(skipped)} if skipped is not None else {}
     if known:  # without the last line, should it have been cut
-        store.write_text(skipped, "".join(json.dumps({"id": i, "why": why}) + "\n" for i, why in known.items()))
+        files.write_text(skipped, "".join(json.dumps({"id": i, "why": why}) + "\n" for i, why in known.items()))
 
     def tell(id: str, why: str) -> None:
         if skipped is not None:
@@ -213,7 +213,7 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
         if config.method.loss == "sup_con":
             _fit_head(learner, data, state, out, how, max(last, done))
         if last == steps and first:
-            store.write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
+            files.write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
         return result
 
 
@@ -295,7 +295,7 @@ def _flush(
             **{k: str(v) for k, v in values.items()},
         }
         where = out / ("not_finite.json" if jax.process_count() == 1 else f"not_finite.{jax.process_index()}.json")
-        store.write_text(where, json.dumps(told, indent=1) + "\n")
+        files.write_text(where, json.dumps(told, indent=1) + "\n")
         raise WorkFailed(
             f"step {number} is not finite (loss {values['loss']}, gradient norm {values['gradient_norm']}); the ids of "
             f"its batch are in {where}. Look at those records, or start another run with a lower --learning_rate."
@@ -313,7 +313,5 @@ def _fit_head(learner: Learner, data: Data, state: State, out: pathlib.Path, how
             features.append(np.asarray(encode(state.params, state.batch_stats, batch["image"][:, 0])))
             labels.append(batch["label"])
     weights, bias = fit_probe(np.concatenate(features), np.concatenate(labels), len(data.source.classes))
-    beside = out / f".{HEAD}"
-    with beside.open("wb") as file:
+    with files.whole(out / HEAD) as new, new.open("wb") as file:
         np.savez(file, weights=weights, bias=bias, step=step)
-    beside.replace(out / HEAD)
