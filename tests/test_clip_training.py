@@ -322,18 +322,18 @@ def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_pat
     data = prepare.open_data(config_of(root))
     folder = tmp_path / "coco"
     subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
-    ids = [data.source[int(i)].id for i in data.trained[:3]]
+    ids = [data.source[int(i)].id for i in (*data.trained[:3], data.held_out[0])]
     for name in ids:
         next(folder.rglob(f"{pathlib.Path(name).stem}.jpg")).write_bytes(b"not an image")
     config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
     result = training.run(config, tmp_path / "run", how())
     told = [json.loads(line)["id"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
-    assert sorted(told) == sorted(ids) and result["bad_records"] == 3
+    assert sorted(told) == sorted(ids) and result["bad_records"] == 4
     with pytest.raises(WorkFailed, match="more than 2 images cannot be read"):
         training.run(config, tmp_path / "few", how(max_bad=2, log_every=1))
     # What was learnt before is kept, and the run goes on where more are allowed.
     before = len(losses_of(tmp_path / "few"))
-    training.run(config, tmp_path / "few", how(max_bad=3, log_every=1))
+    training.run(config, tmp_path / "few", how(max_bad=4, log_every=1))
     assert before < 12 and losses_of(tmp_path / "few") == losses_of(tmp_path / "run")
 
 
@@ -420,6 +420,7 @@ FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
         (["--arm=clap"], "--arm must be of clip, clip_no_intra"),
         (["--pi=1.5"], "--pi must be in [0, 1], got 1.5"),
         (["--same_class_weight=0.5", "--arm=siglip"], "--same_class_weight has no meaning for --arm=siglip"),
+        (["--pi=0.5", "--arm=clip_labels"], "--pi has no meaning for --arm=clip_labels"),
         (["--nosame_captions", "--arm=clip_no_intra"], "--nosame_captions cannot be combined"),
         (["--batch_size=6", "--chunks=4"], "--chunks must divide --batch_size"),
         (["--learning_rate=0"], "--learning_rate must be in (0, 1]"),

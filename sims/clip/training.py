@@ -165,9 +165,9 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
         if first:
             shown = {"peak": how.peak, "tensorboard": how.tensorboard, "quiet": how.quiet}
             log = metrics.Log(learner, out, done, len(data.trained), **shown)
-        with batches(learner, data, data.held_out, _held(config, over.size), how) as feed:
-            held = _put(next(feed), over)
         skipped = out / (f"skipped.{jax.process_index()}.jsonl" if jax.process_count() > 1 else "skipped.jsonl")
+        with batches(learner, data, data.held_out, _held(config, over.size), how, 0, skipped) as feed:
+            held = _put(next(feed), over)
         began, last = time.perf_counter(), min(steps, how.stop_at or steps)
         pending: list[tuple[int, np.ndarray, Any]] = []
 
