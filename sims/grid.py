@@ -219,15 +219,14 @@ def compile_task(task: Task, size: int, axes: Sequence[str], static: Point, budg
     devices = jax.local_devices()
     per_device = -(-size // len(devices))
     cpu = devices[0].platform == "cpu"
-    batch, allowed = per_device, budget
-    if cpu:
-        lowered = _lower(task, 2 * len(devices), 2, axes, static, devices)[0]
-        batch = 1 if any("lapack" in part.as_text() for part in lowered) else _FIRST_BATCH
-        allowed = min(budget, _CACHE_BYTES * len(devices))
+    batch, allowed = (_FIRST_BATCH, min(budget, _CACHE_BYTES * len(devices))) if cpu else (per_device, budget)
     while True:
         batch = _even(per_device, batch)
         padded = -(-per_device // batch) * batch * len(devices)
         parts, state = _lower(task, padded, batch, axes, static, devices)
+        if cpu and batch > 1 and any("lapack" in part.as_text() for part in parts):
+            batch = 1
+            continue
         compiled = [part.compile() for part in parts]
         needed = max(map(_bytes, compiled)) * (len(devices) if cpu else 1)
         if needed <= allowed or batch == 1:
