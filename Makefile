@@ -36,13 +36,13 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 	done
 
 test: lint types ## lint, types, tests
-	$(PY) -m pytest -n $(WORKERS) -m 'not slow and not long' $(PYTEST_FLAGS)
+	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m 'not slow and not long' $(PYTEST_FLAGS)
 
-slow: $(VENV)/test ## checks of what goes beyond the paper
-	$(PY) -m pytest -n $(WORKERS) -m 'slow and not long' $(PYTEST_FLAGS)
+slow: $(VENV)/test ## checks of what goes beyond the paper, and of whole runs, stopped and gone on
+	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m 'slow and not long' $(PYTEST_FLAGS)
 
-long: $(VENV)/test ## laws over thousands of ambient runs, measured cells of every diagram, trained digits (about 20 minutes; not in CI)
-	$(PY) -m pytest -n $(WORKERS) -m long $(PYTEST_FLAGS)
+long: $(VENV)/test ## laws over thousands of runs, more sizes, devices and faults of what the others check once (half an hour; not in CI)
+	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m long $(PYTEST_FLAGS)
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
 	$(PY) -m proofs_checks $(LEDGER_FLAGS)

@@ -135,7 +135,7 @@ def measured(name):
 
 @pytest.mark.slow
 @over_cases
-@pytest.mark.parametrize("kind", ["latent", "statistics"])
+@pytest.mark.parametrize("kind", ["latent", pytest.param("statistics", marks=long)])
 def test_rules_have_the_law_of_the_ambient_run(name, kind):
     assert_same_law(CASES[name].draws(kind), measured(name))
 
@@ -173,7 +173,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    "wrong", [pytest.param(w, marks=long if name in SLOW else ()) for w, (name, _) in WRONG.items()]
+    "wrong", [pytest.param(w, marks=long if name in SLOW else pytest.mark.slow) for w, (name, _) in WRONG.items()]
 )
 def test_wrong_laws_are_rejected(wrong):
     name, draw = WRONG[wrong]

@@ -14,6 +14,8 @@ import sympy
 
 from proofs_checks import __main__ as command
 from proofs_checks import ledger, mutants, pages, run, symbolic, t2
+from sims.flags import run_main
+from tests.test_sims_command import own_flags
 
 RNG = np.random.default_rng(0)
 
@@ -189,6 +191,15 @@ def test_an_unchanged_module_is_not_noticed_and_a_mutant_is(tmp_path):
     assert "recovery" in mutants._watched(mutant, str(tmp_path))
 
 
+def refused(module, capsys, *arguments):
+    """The one line that a command says to arguments it refuses, in this process."""
+    with own_flags(), pytest.raises(SystemExit) as caught:
+        run_main(module.__doc__, module._define_flags, module._main, ["command", *arguments])
+    out, error = capsys.readouterr()
+    assert caught.value.code == 2 and not out and error.count("\n") == 1
+    return error
+
+
 # Pages
 
 
@@ -207,11 +218,10 @@ def test_pages_hold_docstrings_and_rows(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"profile": 1}', '{"profile": "quick", "statements": {"T2": ""}, "rows": []}']
 )
-def test_pages_refuse_what_is_no_ledger(content, tmp_path):
+def test_pages_refuse_what_is_no_ledger(content, tmp_path, capsys):
     (tmp_path / "l.json").write_text(content)
-    arguments = [f"--json={tmp_path / 'l.json'}", f"--out={tmp_path / 'out'}"]
-    done = subprocess.run([sys.executable, "-m", "proofs_checks.pages", *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+    error = refused(pages, capsys, f"--json={tmp_path / 'l.json'}", f"--out={tmp_path / 'out'}")
+    assert "l.json" in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +235,11 @@ def test_pages_refuse_what_is_no_ledger(content, tmp_path):
         ("--nonsense", "Unknown command line flag"),
     ],
 )
-def test_bad_arguments_end_in_one_line_and_exit_2(flag, message):
-    done = subprocess.run([sys.executable, "-m", "proofs_checks", flag], capture_output=True, text=True)
+def test_bad_arguments_end_in_one_line_and_exit_2(flag, message, capsys):
+    assert message in refused(command, capsys, flag)
+
+
+def test_a_refusal_of_the_process():
+    done = subprocess.run([sys.executable, "-m", "proofs_checks", "--only=T9"], capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert "--only must be of T1" in done.stderr and done.stderr.count("\n") == 1

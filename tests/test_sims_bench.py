@@ -50,7 +50,7 @@ def test_the_command_knows_every_job():
     assert tuple(bench_jobs.JOBS) == bench.JOBS
 
 
-@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=pytest.mark.long)])
 def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     if job == "max_margin":
         pytest.importorskip("sklearn")
@@ -63,7 +63,7 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     assert all(row.job in text for row in result.rows) and all(note in text for note in result.notes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("job", ["sampler", "draws", "gradient", "start", "crossover", "devices", "digits"])
 def test_the_other_jobs(job):
     if job == "gradient":

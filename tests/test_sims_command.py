@@ -181,16 +181,11 @@ def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):
 
 
 def test_refusals_of_the_process(tmp_path):
-    """What the parametrised tests see inside this process, seen from outside for a few."""
-    (tmp_path / "file").write_text("mine")
+    """What the parametrised tests see inside this process, seen from outside for two."""
     another_run(tmp_path / "other", x64=False)
     before = contents(tmp_path)
     new = f"--out={tmp_path / 'new'}"
     assert_refused(process(new, "--p_spu=0.5,1.2"), "--p_spu must be in [0, 1], got 1.2")
-    assert_refused(process(new, "--n=1000000000"), "--n=1000000000", "GiB")
-    assert_refused(process(new, "--learners=svm"), "--learners", "'svm'", ", ".join(LEARNERS))
-    assert_refused(process(new, "--p_spu"), "--p_spu")
-    assert_refused(process(f"--out={tmp_path / 'file' / 'below'}"), "Not a directory")
     assert_refused(process(f"--out={tmp_path / 'other'}"), "differs in seeds")
     assert contents(tmp_path) == before
 

@@ -78,7 +78,7 @@ def test_a_runs_draws_are_those_of_its_cell_and_seed():
         np.testing.assert_allclose(values[0, seed, i, j], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("x64, tolerance", [pytest.param(True, 1e-12, marks=pytest.mark.slow), (False, 1e-6)])
+@pytest.mark.parametrize("x64, tolerance", [pytest.param(True, 1e-12, marks=pytest.mark.long), (False, 1e-6)])
 def test_draws_do_not_depend_on_blocks_or_batches(monkeypatch, x64, tolerance):
     with jax.enable_x64(x64):
         plan = a_grid(seeds=40)
@@ -187,7 +187,7 @@ def test_eight_devices_give_the_numbers_of_one(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_processes_share_one_store_and_give_the_numbers_of_one(alone, tmp_path, count):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

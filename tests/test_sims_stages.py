@@ -77,6 +77,7 @@ def run(plan=None, keep=None):
     return values
 
 
+@pytest.mark.slow
 def test_stages_are_the_run_cut_in_parts():
     together = run(a_grid(Task(whole, shared={"table": TABLE})))
     np.testing.assert_allclose(run(), together, rtol=0, atol=1e-12)
@@ -182,6 +183,7 @@ def measure(out, options=DEFAULTS, task=STAGED):
     return results.measure(out, {"command": "test"}, "measured", a_grid(task), lambda _: xr.Dataset(), options)
 
 
+@pytest.mark.slow
 def test_checkpoints_go_with_their_block_unless_kept(tmp_path):
     gone, kept = measure(tmp_path / "gone"), measure(tmp_path / "kept", Options(keep_checkpoints=True))
     assert not (tmp_path / "gone" / "checkpoints").exists()

@@ -59,6 +59,7 @@ def no_measuring(*_):
     raise AssertionError("measured again")
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_files(finished):
     out, _ = finished
     assert sorted(p.name for p in out.iterdir()) == FILES
@@ -67,6 +68,7 @@ def test_the_folder_holds_the_files(finished):
     assert store.read_config(out) == {**json.loads(json.dumps(CONFIG.flat())), "x64": False}
 
 
+@pytest.mark.slow
 def test_the_dataset_has_the_promised_axes(finished):
     _, data = finished
     assert data.accuracy_predicted.dims == ("learner", *AXES, "group")
@@ -82,6 +84,7 @@ def test_the_dataset_has_the_promised_axes(finished):
     assert data.attrs["failed"] == 0
 
 
+@pytest.mark.slow
 def test_accuracies_are_missing_only_where_there_is_none(finished):
     _, data = finished
     assert data.accuracy_predicted.sel(learner="info_nce").isnull().all()
@@ -94,6 +97,7 @@ def test_accuracies_are_missing_only_where_there_is_none(finished):
         assert known.min() >= 0 and known.max() <= 1
 
 
+@pytest.mark.slow
 def test_predictions_stand_at_their_cells(finished):
     _, data = finished
     points = [(0.9, 1.0, 0.1, 1.0, 0.0), (0.5, 1.0, 0.1, 1.0, 0.5), (0.9, 1.0, 0.1, 1.0, 0.5)]
@@ -110,6 +114,7 @@ def test_predictions_stand_at_their_cells(finished):
             np.testing.assert_array_equal(on_curve.squeeze(), stored)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_cell_and_learner(finished):
     out, data = finished
     with open(out / "summary.csv", newline="") as file:
@@ -124,6 +129,7 @@ def test_the_table_has_a_row_for_each_cell_and_learner(finished):
             np.testing.assert_allclose(float(row[f"{group}_predicted"]), prediction, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
     figure = sweep.draw(finished[1])
     columns = len(plots.PANELS)
@@ -139,6 +145,7 @@ def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
     out, data = finished
     monkeypatch.setattr(results, "run_blocks", no_measuring)
@@ -150,6 +157,7 @@ def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
     assert capsys.readouterr().err == f"{out} already holds this run; nothing was measured again.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 1}, {"seeds": 3}, {"learners": ("mmcl",)}, {"p_spu": (0.6, 0.9)}])
 def test_another_config_is_refused_and_nothing_changes(finished, change):
     out, _ = finished
@@ -194,7 +202,7 @@ def interrupt_write(patch, number):
     patch.setattr(store.Measured, "write", interrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_write(patch, 5)
@@ -219,7 +227,7 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize(
     "variable, damage",
     [
-        ("accuracy_measured", "removed"),
+        pytest.param("accuracy_measured", "removed", marks=pytest.mark.slow),
         pytest.param("accuracy_measured", "flipped", marks=pytest.mark.slow),
         pytest.param("p_spu", "removed", marks=pytest.mark.slow),
         pytest.param("learner", "flipped", marks=pytest.mark.slow),
@@ -247,7 +255,7 @@ def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("fault", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, tmp_path, fault):
     flags = {"p_spu": "0.5,0.9", "learners": LONG.learners[0], "seeds": 400, **SIZES, "cpu_devices": 1}
     command = [
@@ -303,7 +311,7 @@ def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, caps
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("learner, sampler", [("mmcl", "statistics"), ("mmcl", "latent"), ("supervised", "latent")])
 def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
     """Means over 600 runs by group, six standard errors of their difference; another p_spu is told apart."""
@@ -325,7 +333,7 @@ def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
     assert z(ambient, wrong).max() > 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_verdict_on_a_real_run_sees_a_wrong_p_spu(tmp_path):
     setting = Setting(n=400, dim_image=8, dim_text=4, sigma_image=1.0)
     config = Config(p_spu=(0.9, 0.93), learners=("mmcl",), seeds=256, setting=setting)

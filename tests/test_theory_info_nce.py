@@ -58,6 +58,7 @@ def test_batch_optimum_is_stationary_in_the_ambient_space():
     rejects(check, optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score)
 
 
+@pytest.mark.long
 def test_batches_tend_to_the_population_as_one_over_n():
     """M_N = M + b/N + O(1/N^2): (4 M_128 - M_32)/3 has no 1/N left. In standard errors of the batches drawn."""
     want = optimum(MODEL, CAPS, OBS).score
@@ -198,6 +199,7 @@ def test_balanced_captions_are_a_joint_optimum():
     assert (np.diff(np.take_along_axis(np.asarray(shifted), order, 1), axis=1) < 0).all()
 
 
+@pytest.mark.long
 def test_balanced_captions_balance_batches():
     """The spurious weight of (4 M_128 - M_32)/3, whose 1/N has gone, in standard errors of the batches drawn."""
     obs = noise(2, 2, 0.5, 0.5)

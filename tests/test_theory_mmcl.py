@@ -317,7 +317,7 @@ def test_wrong_theories_are_rejected(name, wrong):
     rejects(check_case, name, WRONG[wrong](CASES[name]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gap_shrinks_as_one_over_n():
     """If E acc_n = acc + b/n + O(1/n^2) at fixed d_i/n, 2 acc_2n - acc_n has no 1/n left, but acc_n and acc_2n have.
 
