@@ -96,6 +96,8 @@ def _entries(arch: Architecture) -> Iterator[_Entry]:
         elif isinstance(arch.vision, ViTShape) and name == "visual.conv1.weight":
             p = arch.vision.patch
             yield _Entry(path, name, (shape[1], 3, p, p), _from_patches, lambda x, p=p: _to_patches(x, p))
+        elif path[-1] == "kernel" and re.search(r"\.layer\d", name):  # a 1 x 1 convolution
+            yield _Entry(path, name, (*shape[::-1], 1, 1), lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
         elif path[-1] == "kernel":
             yield _Entry(path, name, shape[::-1], np.transpose, np.transpose)
         else:
