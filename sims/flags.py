@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -165,7 +166,10 @@ def run_main(
     except flags.Error as error:
         _exit(2, f"{' '.join(str(error).split()).rstrip('.')}; see --help.")
     if flags.FLAGS.help:
-        print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}")
+        try:
+            print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}", flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has left; Python would try again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     if len(rest) > 1 + len(operands):
         extra = rest[1 + len(operands)]

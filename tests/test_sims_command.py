@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -195,6 +196,12 @@ def test_help_lists_every_flag():
     assert (code, err) == (0, "")
     assert out.startswith(sweep_spurious.__doc__.strip())
     assert {*re.findall(r"^  --(?:\[no\])?(\w+):", out, re.MULTILINE)} == ALL_FLAGS | {"help"}
+
+
+def test_help_may_lose_its_reader():
+    command = f"{shlex.quote(sys.executable)} -m sims.sweep_spurious --help | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_every_flag_says_its_unit_and_range():
