@@ -1,4 +1,4 @@
-"""Files written whole or not at all, a probe of folders before long work, a lock that waits. Standard library alone."""
+"""Files written whole or not at all, a probe of folders before long work, a lock that waits. No NumPy, no JAX."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,10 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to, which becomes `path` if the block ends well: a reader finds the old file or the new one."""
+    """A path to write to, which becomes `path` if the block ends well: a reader finds the old file or the new one.
+
+    For one writer at a time. What a block that fails has written stays at `beside(path)` until the next one.
+    """
     yield beside(path)
     os.replace(beside(path), path)
 

@@ -32,6 +32,7 @@ RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
 _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
+_CONFIG = "config.json"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -41,7 +42,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def read_config(out: pathlib.Path) -> dict[str, Any]:
     """The config of the run in this folder. Raises: UsageError if there is none of this version."""
-    path = out / "config.json"
+    path = out / _CONFIG
     try:
         found = json.loads(path.read_text())
         config, version, digest = found["config"], found["format"], found["config_hash"]
@@ -78,7 +79,7 @@ def check(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
 
 
 def _check_holds(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool) -> None:
-    if not (out / "config.json").exists():
+    if not (out / _CONFIG).exists():
         if out.exists() and not _empty(out):
             raise UsageError(f"--out={out} exists and is not the folder of a run; give a new or empty folder.")
     elif not overwrite:
@@ -92,7 +93,7 @@ def _check_holds(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool) 
 
 
 def _empty(out: pathlib.Path) -> bool:
-    return out.is_dir() and all(p.name in (_LOCK, ".config.json.new") for p in out.iterdir())
+    return out.is_dir() and all(p.name in (_LOCK, files.beside(out / _CONFIG).name) for p in out.iterdir())
 
 
 @contextlib.contextmanager
@@ -126,7 +127,7 @@ def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
 
     overwrite: remove the run that is there, whatever it is.
     """
-    path = out / "config.json"
+    path = out / _CONFIG
     if overwrite:
         for old in out.iterdir():
             if old.is_dir() and (old.suffix == ".zarr" or old.name == _CHECKPOINTS):

@@ -117,6 +117,7 @@ def test_the_other_activation_is_told_apart(kind, other):
         ("vit", "transformer.resblocks.0.attn.out_proj.weight", (1, 0), [True, False]),
         ("vit", "visual.conv1.weight", (0, 1, 3, 2), [False, True]),
         pytest.param("rn", "visual.layer2.0.conv2.weight", (0, 1, 3, 2), [False, True], marks=pytest.mark.slow),
+        pytest.param("rn", "visual.layer1.0.conv1.weight", (1, 0, 2, 3), [False, True], marks=pytest.mark.slow),
         pytest.param("rn", "visual.conv2.weight", (1, 0, 2, 3), [False, True], marks=pytest.mark.slow),
         pytest.param("rn", "visual.attnpool.v_proj.weight", (1, 0), [False, True], marks=pytest.mark.slow),
     ],

@@ -135,7 +135,7 @@ def measured(name):
 
 @pytest.mark.slow
 @over_cases
-@pytest.mark.parametrize("kind", ["latent", pytest.param("statistics", marks=long)])
+@pytest.mark.parametrize("kind", ["latent", "statistics"])
 def test_rules_have_the_law_of_the_ambient_run(name, kind):
     assert_same_law(CASES[name].draws(kind), measured(name))
 

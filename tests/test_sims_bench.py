@@ -14,6 +14,8 @@ from sims.baselines import numpy_ambient, scipy_cells
 from sims.bench_jobs import Differs, Result, Row, Sizes
 from sims.flags import UsageError
 
+LONG = pytest.mark.long
+
 TINY = Sizes(
     cells=4,
     scipy_cells=8,
@@ -50,7 +52,7 @@ def test_the_command_knows_every_job():
     assert tuple(bench_jobs.JOBS) == bench.JOBS
 
 
-@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=pytest.mark.long)])
+@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=LONG)])
 def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     if job == "max_margin":
         pytest.importorskip("sklearn")
@@ -63,8 +65,11 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     assert all(row.job in text for row in result.rows) and all(note in text for note in result.notes)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("job", ["sampler", "draws", "gradient", "start", "crossover", "devices", "digits"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "job",
+    ["draws", "gradient", "start", *(pytest.param(j, marks=LONG) for j in "sampler crossover devices digits".split())],
+)
 def test_the_other_jobs(job):
     if job == "gradient":
         pytest.importorskip("torch")
@@ -85,7 +90,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("job", [pytest.param("sampler", marks=pytest.mark.slow), "theory"])
+@pytest.mark.parametrize("job", [pytest.param("sampler", marks=LONG), "theory"])
 def test_a_wrong_baseline_is_refused(job, monkeypatch):
     module, name, change = WRONG[job]
     monkeypatch.setattr(module, name, off_by(module, name, change))

@@ -40,8 +40,10 @@ def test_the_lock_waits_and_says_so(tmp_path, capsys):
     other = threading.Thread(target=second)
     with files.locked(path, "never said"):
         other.start()
-        other.join(0.2)
-        assert other.is_alive()
+        said = ""
+        while not said and other.is_alive():
+            other.join(0.01)
+            said = capsys.readouterr().err
         order.append("first")
     other.join()
-    assert order == ["first", "second"] and capsys.readouterr().err == "waiting for the first\n"
+    assert order == ["first", "second"] and said == "waiting for the first\n"

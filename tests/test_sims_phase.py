@@ -84,7 +84,7 @@ def test_another_run_is_refused_and_nothing_changes(finished):
     assert contents(out) == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeypatch, capsys):
     with quick_compilation():
         with monkeypatch.context() as patch:

@@ -333,7 +333,7 @@ def test_samplers_have_the_law_of_the_ambient_run(tmp_path, learner, sampler):
     assert z(ambient, wrong).max() > 6
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_verdict_on_a_real_run_sees_a_wrong_p_spu(tmp_path):
     setting = Setting(n=400, dim_image=8, dim_text=4, sigma_image=1.0)
     config = Config(p_spu=(0.9, 0.93), learners=("mmcl",), seeds=256, setting=setting)

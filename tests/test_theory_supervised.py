@@ -112,7 +112,7 @@ def test_gradients_are_finite_differences(name):
     np.testing.assert_allclose(gradient(at), difference, rtol=1e-8)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_leaves_broadcast_like_a_loop():
     p, n, sigma = np.array([[0.7], [0.95]]), np.array([300.0, 900.0, 1500.0]), np.array([2.0, 5.0, 9.0])
     model, obs = intra_class(p, 0.9, 0.2), observation(DIM, 2, sigma, 0.0)

@@ -44,10 +44,10 @@ class Config:
     """One training run. CLIP.md's recipe for RN50 on CC3M is --preset=cc3m_rn50.
 
     data: see `sources.open_source`, or `scenes`.  captions: JSON in the place of COCO's own.  classes: JSON list of
-    class names, to find labels in the captions of tars.  same_class_weight: total weight of an anchor's same-class
-    negatives, None: the ordinary loss.  same_captions: pairs with word for word the same caption are each other's
-    negatives, as in the theory's loss.  vocabulary: CLIP's BPE, or a run's;
-    None: one of vocabulary_size is trained on the captions.
+    class names, to find labels in the captions of tars.  pi: chance that a word stays, None: .5.
+    same_class_weight: total weight of an anchor's same-class negatives, None: the ordinary loss.
+    same_captions: pairs with word for word the same caption are each other's negatives, as in the theory's loss.
+    vocabulary: CLIP's BPE, or a run's; None: one of vocabulary_size is trained on the captions.
     image_size, context_length: None: the architecture's.  chunks: a batch is embedded in so many parts, its loss is of
     the whole.  steps: None: `epochs` of the data.  held_out: records kept from training, for the loss that tells the
     best checkpoint.
@@ -57,7 +57,7 @@ class Config:
     captions: str | None = None
     classes: str | None = None
     arm: str = "clip"
-    pi: float = 0.5
+    pi: float | None = None
     same_class_weight: float | None = None
     same_captions: bool = True
     architecture: str = "RN-tiny"
@@ -115,6 +115,8 @@ class Config:
             not self.method.loss == "info_nce" or self.method.same_class_weight is not None
         ):
             raise UsageError(f"--same_class_weight has no meaning for --arm={self.arm}; leave it out.")
+        if self.pi is not None and self.method.text != "masked":
+            raise UsageError(f"--pi has no meaning for --arm={self.arm}; leave it out.")
         if not self.same_captions and self.weight is not None:
             raise UsageError("--nosame_captions cannot be combined with a same-class weight; leave one of them out.")
 

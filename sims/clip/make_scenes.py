@@ -158,7 +158,8 @@ def _missing(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out={root} is a file; name a folder.")
     found = next((root / name for name in (_DONE, _BEGUN) if (root / name).exists()), None)
-    if found is None and root.exists() and {path.name for path in root.iterdir()} - {f".{_BEGUN}.new", _LOCK}:
+    unfinished = {files.beside(root / _BEGUN).name, _LOCK}
+    if found is None and root.exists() and {path.name for path in root.iterdir()} - unfinished:
         raise UsageError(f"--out={root} holds other files; name an empty or a new folder.")
     if found is not None and not overwrite:
         held = _config_of(found)

@@ -316,7 +316,7 @@ def _dense(features: int, name: str, dtype: Any, std: float, use_bias: bool = Tr
 
 def _conv(features: int, side: int, name: str, dtype: Any, stride: int = 1) -> nn.Module:
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    if side == 1:  # a product with a matrix: on a CPU its gradient takes half a convolution's time, or a fifth
+    if side == 1:  # a product with a matrix, whose kernel gradient is 2 to 7 times as quick as XLA's on a CPU
         return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
     # Explicit padding: flax's SAME puts it on the other side than PyTorch's where the stride is 2.
     pad = side // 2

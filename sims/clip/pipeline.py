@@ -141,7 +141,8 @@ class Batches:
     told to `on_bad(id, why)` once. bad: those known from before a resume.  position: the next batch's number.
 
     workers > 0: source, write and encode are pickled. Close it, or use it in a `with`.
-    Raises: UsageError for records or sizes that give no batch; WorkFailed when more than max_bad images are bad.
+    Raises: UsageError for records or sizes that give no batch; WorkFailed when more than max_bad images are bad, known
+    ones included.
     """
 
     def __init__(
@@ -160,6 +161,8 @@ class Batches:
         check(recipe, start)
         self.position, self.bad = start, dict(bad or {})
         self._max_bad, self._on_bad = loading.max_bad, on_bad
+        if len(self.bad) > loading.max_bad:
+            raise _given_up(loading.max_bad, *list(self.bad.items())[-1])
         self._iterator = _ahead(recipe, start)
 
     def __iter__(self) -> Self:

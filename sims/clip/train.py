@@ -30,7 +30,7 @@ _TEXTS = {
     "vocabulary": "CLIP's bpe_simple_vocab_16e6.txt.gz, or a run's tokenizer.json; none: BPE trained on the captions",
 }
 _NUMBERS = {
-    "pi": "chance that a word of a caption stays (arm clip_masked), in [0, 1]",
+    "pi": "chance that a word of a caption stays (arm clip_masked), in [0, 1]; none: .5",
     "same_class_weight": "weight of an anchor's same-class negatives (arm clip), in [0, 1]; none: the ordinary loss",
     "epochs": "passes over the data, > 0; unless --steps is given",
     "learning_rate": "of AdamW at its peak, in (0, 1]",
@@ -89,8 +89,6 @@ def _main() -> int:
     given = {f.name: values[f.name] for f in dataclasses.fields(Config) if values.get(f.name) is not None}
     config = dataclasses.replace(PRESETS[values["preset"]], **given)
     config.check()
-    if values["pi"] is not None and config.method.text != "masked":
-        raise UsageError(f"--pi has no meaning for --arm={config.arm}; leave it out.")
     workers = values["workers"]
     if workers is None:
         workers = 0 if values["preset"] == "scenes" else processes.cores() - 1

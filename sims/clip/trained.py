@@ -45,7 +45,7 @@ def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.
     except Exception as error:  # orbax has no one class for a damaged checkpoint
         raise UsageError(
             f"{out}/checkpoints/{step} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "remove that folder to go on from an older one, or --overwrite."
+            "if it is damaged, remove that folder to go on from an older one; if another version wrote it, --overwrite."
         ) from error
 
 

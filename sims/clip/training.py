@@ -35,7 +35,7 @@ from sims.clip.trained import HEAD
 from sims.flags import Terminated, UsageError, WorkFailed
 
 RESULT = "result.json"
-_OWN = (RESULT, "metrics.jsonl", "skipped.jsonl", TOKENIZER, DATA, HEAD, "not_finite.json", "tensorboard")
+_OWN = (RESULT, "metrics.jsonl", TOKENIZER, DATA, HEAD, "not_finite.json", "tensorboard")
 _PROBED = 200_000  # records that a linear probe is fitted to, at most
 
 
@@ -82,6 +82,8 @@ def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
         if first:
             for name in _OWN if how.overwrite else ():  # the result first: without it the run is not finished
                 shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+            for old in out.glob("skipped*.jsonl") if how.overwrite else ():  # each process's own
+                old.unlink()
             store.begin(out, flat, how.overwrite)
             if data.tokenizer is not None and not (out / TOKENIZER).exists():
                 data.tokenizer.save(out / TOKENIZER)
@@ -108,7 +110,7 @@ def batches(
         views=2 if c.method.loss == "sup_con" else 1,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    write = captions.Writer(c.method.text or "natural", data.source.classes, c.pi)
+    write = captions.Writer(c.method.text or "natural", data.source.classes, 0.5 if c.pi is None else c.pi)
     encode = data.tokenizer.encode if data.tokenizer is not None else _no_tokens
     known = {line["id"]: line["why"] for line in metrics.read_lines(skipped)} if skipped is not None else {}
     if known:  # without the last line, should it have been cut

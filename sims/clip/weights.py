@@ -1,7 +1,8 @@
 """CLIP's variables from and to a PyTorch state dict, with the names of open_clip and of OpenAI.
 
     here (under params or batch_stats)              there
-    visual/layer1_0/conv1/kernel  (3, 3, in, out)   visual.layer1.0.conv1.weight  (out, in, 3, 3)
+    visual/layer1_0/conv1/kernel  (in, out)         visual.layer1.0.conv1.weight  (out, in, 1, 1)
+    visual/layer1_0/conv2/kernel  (3, 3, in, out)   visual.layer1.0.conv2.weight  (out, in, 3, 3)
     visual/layer1_0/bn1/scale, mean                 visual.layer1.0.bn1.weight, .running_mean
     text/.../mlp_c_fc/kernel      (in, out)         transformer.resblocks.0.mlp.c_fc.weight  (out, in)
     visual/conv1/kernel of a ViT  (p p 3, out)      visual.conv1.weight  (out, 3, p, p)
