@@ -217,7 +217,8 @@ def _measure_info_nce(key: jax.Array, p: Params) -> jax.Array:
     key_dictionaries, key_pairs, key_start, key_batches = jax.random.split(key, 4)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
     pairs = mt.sample_pairs(key_pairs, model, captions_of(p), obs, int(p["n"]), dictionaries)
-    start = learners.init_encoders(key_start, obs.dim_image, obs.dim_text, obs.dim_text, scale=0.3)
+    sizes = obs.dim_image, obs.dim_text, obs.dim_text
+    start = learners.init_encoders(key_start, *sizes, scale=0.3, dtype=pairs.image.dtype)
     steps = int(p["steps"])
     trained, _ = learners.train_encoders(
         key_batches,

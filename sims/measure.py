@@ -102,9 +102,14 @@ def _mmcl(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.
     return learners.linear_optimum(cross_cov, rank=setting.rank) @ sample.prompt
 
 
+def _start(setting: Setting, key: jax.Array, sample: _Sample) -> learners.Encoders:
+    dtype = sample.pairs.image.dtype
+    return learners.init_encoders(key, setting.dim_image, setting.dim_text, setting.rank, scale=0.3, dtype=dtype)
+
+
 def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
     cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
-    start = learners.init_encoders(key, setting.dim_image, setting.dim_text, setting.rank, scale=0.3)
+    start = _start(setting, key, sample)
     # |C|_F bounds the curvature up to a constant; 0.3 / |C|_F with momentum is stable from this start.
     optimizer = optax.sgd(0.3 / jnp.linalg.norm(cross_cov), momentum=0.9, nesterov=True)
     trained, _ = learners.train_linear_mmcl(
@@ -115,7 +120,7 @@ def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell
 
 def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
     key_start, key_batches = jax.random.split(key)
-    start = learners.init_encoders(key_start, setting.dim_image, setting.dim_text, setting.rank, scale=0.3)
+    start = _start(setting, key_start, sample)
 
     def loss(image: jax.Array, text: jax.Array, labels: jax.Array) -> jax.Array:
         return losses.info_nce(

@@ -161,7 +161,7 @@ def test_an_out_that_cannot_be_used_is_refused(command, nothing_measured, tmp_pa
 
 @pytest.mark.parametrize("signal_number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp_path, signal_number, code):
-    monkeypatch.setattr(results, "_check_memory", lambda *_: os.kill(os.getpid(), signal_number))
+    monkeypatch.setattr(results, "_check_memory", lambda *_: signal.raise_signal(signal_number))
     before = signal.getsignal(signal.SIGTERM)
     found, out, err = command(f"--out={tmp_path / 'out'}")
     signal.signal(signal.SIGTERM, before)

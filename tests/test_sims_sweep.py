@@ -279,6 +279,15 @@ def test_a_killed_process_resumes_to_the_same_bits(uninterrupted, unpredicted, t
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_is_traced_in_either_precision(learner):
+    for x64, dtype in ((True, jnp.float64), (False, jnp.float32)):
+        with jax.enable_x64(x64):
+            point = {name: jnp.asarray(0.5) for name in AXES}
+            found = jax.eval_shape(measure.task(TINY, learner).kernel, jax.random.key(0), point)
+            assert (found.shape, found.dtype) == ((2,), dtype)
+
+
 def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, capsys):
     """A learner that diverges at p_spu = 0.9 in every other seed."""
     real = measure.task
