@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import importlib.util
-import os
 import pathlib
 import re
 import shlex
