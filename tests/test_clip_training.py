@@ -226,7 +226,7 @@ def how(**changed):
 
 
 @SLOW
-@pytest.mark.parametrize("arm, stops", [("clip", (1, 7)), ("sup_con", (7,))])
+@pytest.mark.parametrize("arm, stops", [("clip", (1, 7)), pytest.param("sup_con", (7,), marks=pytest.mark.long)])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, stops):
     config = config_of(root, arm=arm)
     training.run(config, tmp_path / "whole", how())

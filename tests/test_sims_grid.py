@@ -235,7 +235,7 @@ def test_a_run_that_memory_cannot_hold_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_config_tells_x64_apart(tmp_path):
     for x64 in (False, True):
         with jax.enable_x64(x64):

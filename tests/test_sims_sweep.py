@@ -229,8 +229,8 @@ def small(tmp_path_factory):
     [
         pytest.param("accuracy_measured", "removed", marks=pytest.mark.slow),
         pytest.param("accuracy_measured", "flipped", marks=pytest.mark.slow),
-        pytest.param("p_spu", "removed", marks=pytest.mark.slow),
-        pytest.param("learner", "flipped", marks=pytest.mark.slow),
+        pytest.param("p_spu", "removed", marks=pytest.mark.long),
+        pytest.param("learner", "flipped", marks=pytest.mark.long),
     ],
 )
 def test_a_finished_run_mends_what_is_damaged(small, tmp_path, variable, damage, capsys):

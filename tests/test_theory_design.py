@@ -65,6 +65,7 @@ def test_optimum_moves_to_one_with_samples():
     assert (np.diff(weights) > 0).all() and weights[-1] > 0.95
 
 
+@pytest.mark.long
 def test_learnt_rules_are_best_at_the_predicted_weight():
     """The gain over lambda = 0, 1/2, 1 at the optimum, same samples: measured and predicted. Resolution 1.5e-3."""
     model, caps, obs, n = CASE

@@ -74,6 +74,7 @@ def test_batches_tend_to_the_population_as_one_over_n():
     assert (np.abs(combined - wrong) / error).max() > 5
 
 
+@pytest.mark.long
 def test_standard_error_is_the_spread_over_batches():
     keys = jax.random.split(jax.random.key(4), 100)
     found = jit(jax.vmap(lambda key: info_nce_batch_optimum(key, MODEL, CAPS, OBS, 16, 32)))(keys)

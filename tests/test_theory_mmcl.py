@@ -381,7 +381,7 @@ def inter_prediction(p, pi):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pi", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("pi", [0.5, *(pytest.param(pi, marks=pytest.mark.long) for pi in (0.0, 1.0))])
 def test_inter_class_learnt_rules_tend_to_the_population(pi):
     """Resolution 2e-3 at n = 8,000, where the O(1/n) error, up to .02 at n = 250, is 1.4 standard errors (.0003)."""
     model = inter_class(p_spu=0.95, **INTER)
