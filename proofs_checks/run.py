@@ -17,6 +17,7 @@ import jax
 from tqdm import tqdm
 
 from proofs_checks.ledger import FAILS, REFUTED, Gap, Row
+from sims import files
 
 COLUMNS = (
     f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'allowed':>8} {'z':>7} {'limit':>6}"
@@ -122,9 +123,7 @@ def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
         "statements": statements,
         "rows": [_finite(_record(row)) for row in rows],
     }
-    beside = target.with_name(f".{target.name}.new")
-    beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    beside.replace(target)
+    files.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _record(row: Row) -> dict[str, Any]:

@@ -308,7 +308,8 @@ class Programs:
     """The compiled programs of a grid, each made when it is first asked for. budget: bytes of memory."""
 
     def __init__(self, grid: Grid, budget: float):
-        self.grid, self.budget, self.made = grid, budget, {}  # type: ignore[var-annotated]
+        self.grid, self.budget = grid, budget
+        self.made: dict[tuple[Any, ...], Program | None] = {}
 
     def get(self, block: tuple[int, ...]) -> Program | None:
         """The program of a block; None where its task measures nothing."""

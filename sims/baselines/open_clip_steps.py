@@ -10,8 +10,8 @@ register_fake = torch.library.register_fake
 torch.library.register_fake = lambda op, *a, **k: (
     (lambda f: f) if str(op).startswith("torchvision::") else register_fake(op, *a, **k)
 )
-import open_clip  # noqa: E402
-from open_clip.loss import ClipLoss  # noqa: E402
+import open_clip  # noqa: E402  (it registers as it is imported)
+from open_clip.loss import ClipLoss  # noqa: E402  (as above)
 
 
 def device() -> str:

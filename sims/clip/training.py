@@ -35,7 +35,8 @@ from sims.clip.trained import HEAD
 from sims.flags import Terminated, UsageError, WorkFailed
 
 RESULT = "result.json"
-_OWN = (RESULT, "metrics.jsonl", TOKENIZER, DATA, HEAD, "not_finite.json", "tensorboard")
+# What --overwrite removes. The result first: without it the run is not finished. Of several processes each has its own.
+_OWN = (RESULT, "metrics.jsonl", "skipped*.jsonl", TOKENIZER, DATA, HEAD, "not_finite*.json", "tensorboard")
 _PROBED = 200_000  # records that a linear probe is fitted to, at most
 
 
@@ -80,10 +81,9 @@ def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
         learner = Learner(config, arch, classes, steps)
         _check_devices(config, jax.device_count())
         if first:
-            for name in _OWN if how.overwrite else ():  # the result first: without it the run is not finished
-                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
-            for old in out.glob("skipped*.jsonl") if how.overwrite else ():  # each process's own
-                old.unlink()
+            for pattern in _OWN if how.overwrite else ():
+                for old in out.glob(pattern):
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
             store.begin(out, flat, how.overwrite)
             if data.tokenizer is not None and not (out / TOKENIZER).exists():
                 data.tokenizer.save(out / TOKENIZER)
