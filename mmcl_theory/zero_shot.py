@@ -18,6 +18,7 @@ from mmcl_theory.data import InterClass, IntraClass, Model, class_labels
 
 PROMPTS = ("core", "train_mean")
 _QUADRATURE_NODES = 320  # error below 1e-11 up to m = 10^6, where the integrand is steepest
+_ROUNDING = 8  # units in the last place by which the score of a tie may miss 0
 _TAIL = 9.0  # Phi(-9) = 1e-19: beyond it the normal density adds nothing in float64
 
 
@@ -79,7 +80,9 @@ def linear_rule_accuracy(
     Inter-class: the rule argmax over (c', k') of c' (A x_core,k' + B x_spu,k' + its noise), weights = (A, B), every
     class with ambient norm |w|^2, the m rules orthogonal to each other; with t = s_I |w| and S = A + r B + t g
         acc_r = E_g[1{S > 0} P(|S'| < S)^(m-1)],  S' ~ 1/2 N(A beta + B alpha, t^2) + 1/2 N(A beta - B alpha, t^2).
-    The integral is Gauss-Legendre over the smooth part. Without noise both are step functions, ties counting 1/2 each.
+    The integral is Gauss-Legendre over the smooth part. Without noise both are step functions; k classes tied at the
+    top share the answer, 1/k each, as in `sampled_accuracy`. Scores count as tied when they differ by no more than the
+    rounding of their own terms.
 
     weights: (..., 2).  norm_squared: (...), |w|^2 >= |weights|^2.  sd_image: s_I >= 0.
     Returns accuracies of shape (...), NaN where an argument is.
@@ -98,7 +101,8 @@ def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise:
     noiseless = variance == 0  # a NaN variance is not, and stays NaN
     # The inner where keeps the derivative of the branch not taken finite.
     z = mean / jnp.sqrt(jnp.where(noiseless, 1.0, variance))
-    return jnp.where(noiseless, _step(mean), ndtr(z))
+    tied = _ROUNDING * jnp.finfo(mean.dtype).eps * (jnp.abs(w_core * model.mu_core) + jnp.abs(w_spu * model.mu_spu))
+    return jnp.where(noiseless, 0.5 * (1 + _sign(mean, tied)), ndtr(z))
 
 
 def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array) -> Array:
@@ -120,13 +124,32 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array
     beaten = (ndtr(score - foreign[None, :] / t) - ndtr(-score - foreign[None, :] / t)).mean(-1)
     density = jnp.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
     integral = half * (jnp.asarray(node_weights, a.dtype) * density * jnp.clip(beaten, 0.0, 1.0) ** (m - 1)).sum()
-    exact = _step(own) * _step(own - jnp.abs(foreign)).mean() ** (m - 1)
-    return jnp.where(noiseless, exact, integral)
+    return jnp.where(noiseless, _noiseless_inter_class(m, a, b, alpha, beta), integral)
 
 
-def _step(x: Array) -> Array:
-    """1 above 0, 1/2 at 0, 0 below."""
-    return 0.5 * (1 + jnp.sign(x))
+def _noiseless_inter_class(m: int, a: Array, b: Array, alpha: Array, beta: Array) -> Array:
+    """E[1{no score above the own} / number of scores tied with it].
+
+    Each of the m - 1 other pairs scores +-(a beta + b alpha) or +-(a beta - b alpha), w.p. 1/2: below the own score w.p.
+    `below`, tied with it w.p. `equal`. With J ~ Binomial pairs tied, E[1{no pair above} / (1 + J)] =
+    sum_k (below + equal)^k below^(m-1-k) / m, k = 0..m-1. At own score 0 the own pair's other class is tied too, and
+    every pair must score 0: 1/(2m).
+    """
+    own = a + b
+    foreign = jnp.abs(jnp.stack([a * beta + b * alpha, a * beta - b * alpha]))
+    rounding = _ROUNDING * jnp.finfo(a.dtype).eps * (jnp.abs(a) + jnp.abs(b)) * jnp.maximum(1.0, alpha)
+    ahead = _sign(own - foreign, rounding)
+    below, equal = (ahead > 0).mean(dtype=a.dtype), (ahead == 0).mean(dtype=a.dtype)
+    # ((below + equal)^m - below^m) / (m equal), without the division where nothing is tied.
+    tied = ((below + equal) ** m - below**m) / (m * jnp.where(equal > 0, equal, 1.0))
+    positive = jnp.where(equal > 0, tied, below ** (m - 1))
+    sign = _sign(own, rounding)
+    return jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0 * own))
+
+
+def _sign(x: Array, rounding: Array) -> Array:
+    """The sign of x, 0 where |x| <= rounding."""
+    return jnp.where(jnp.abs(x) <= rounding, 0.0 * x, jnp.sign(x))
 
 
 def sampled_accuracy(

@@ -70,8 +70,9 @@ def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named"
 class Moments:
     """Exact moments of latents z (rows) and caption code u (columns), coordinates (core, spu); all means are 0.
 
-    zu_between, uu_between: the part of Cov(z, u), Cov(u) between classes, sum_y P(y) E[z | y] E[u | y]^T; the rest is
-    within classes. Inter-class: the moments of one pair of coordinates; `all_pairs` gives the full matrix.
+    between: the part between classes, sum_y P(y) E[z | y] E[u | y]^T, and that of Cov(u); within: the rest, each
+    computed by itself, so that what vanishes is exactly 0. Inter-class: the moments of one pair of coordinates;
+    `all_pairs` gives the full matrix.
     """
 
     zz: Array  # (..., 2, 2)  Cov(z)
@@ -79,41 +80,54 @@ class Moments:
     uu: Array  # (..., 2, 2)  Cov(u)
     zu_between: Array  # (..., 2, 2)
     uu_between: Array  # (..., 2, 2)
+    zu_within: Array  # (..., 2, 2)
+    uu_within: Array  # (..., 2, 2)
 
 
 def moments(model: Model, caps: Captions) -> Moments:
-    """Exact Cov(z), Cov(z, u), Cov(u) and their between-class parts; leaves of model and caps broadcast.
+    """Exact Cov(z), Cov(z, u), Cov(u) and their parts between and within classes; leaves of model and caps broadcast.
 
     With u = b + M (z - b):  Cov(z, u) = E[z b^T] (1 - Pi) + E[z z^T] Pi,  and off the diagonal
     Cov(u) = (1-Pi) E[b b^T] (1-Pi) + (1-Pi) E[b z^T] Pi + Pi E[z b^T] (1-Pi) + Pi E[z z^T] Pi; on it M^2 = M leaves
-    (1-Pi) E[b^2] + Pi E[z^2].
+    (1-Pi) E[b^2] + Pi E[z^2]. Within classes the same with covariances, and Pi (1-Pi) E[b - z | y]^2 more on the
+    diagonal of Cov(u).
     Source: THEORY 1.5.  Check: proofs_checks/t2.py.
     """
     lat = model.latent_moments()
-    zb, bb, b_mean = _base_moments(lat, caps.masking)
+    zb, bb, zb_within, bb_within, b_mean = _base_moments(lat, caps.masking)
     pi = jnp.stack(jnp.broadcast_arrays(caps.pi_core, caps.pi_spu), -1)
-    zz, zb, bb, col, row = _broadcast(lat.zz, zb, bb, pi[..., None, :], pi[..., :, None])
-    zu = zb * (1 - col) + zz * col
-    mixed = (1 - row) * bb * (1 - col) + (1 - row) * zb.mT * col + row * zb * (1 - col) + row * zz * col
-    uu = jnp.where(jnp.broadcast_to(jnp.eye(2, dtype=bool), zz.shape), (1 - row) * bb + row * zz, mixed)
+    zz, zb, bb, zz_within, zb_within, bb_within, col, row = _broadcast(
+        lat.zz, zb, bb, lat.zz_within, zb_within, bb_within, pi[..., None, :], pi[..., :, None]
+    )
     z_mean, b_mean, pi = _broadcast(lat.class_mean, b_mean, pi)
     u_mean = b_mean * (1 - pi) + z_mean * pi
+    mixed_mean = lat.weight * (pi * (1 - pi) * (b_mean - z_mean) ** 2)[..., None, :]
+
+    def caption_covariance(zz: Array, zb: Array, bb: Array, more: Array) -> Array:
+        mixed = (1 - row) * bb * (1 - col) + (1 - row) * zb.mT * col + row * zb * (1 - col) + row * zz * col
+        diagonal = jnp.broadcast_to(jnp.eye(2, dtype=bool), zz.shape)
+        return jnp.where(diagonal, (1 - row) * bb + row * zz + more, mixed)
+
     return Moments(
         zz=zz,
-        zu=zu,
-        uu=uu,
+        zu=zb * (1 - col) + zz * col,
+        uu=caption_covariance(zz, zb, bb, jnp.zeros_like(zz)),
         zu_between=lat.weight * z_mean[..., :, None] * u_mean[..., None, :],
         uu_between=lat.weight * u_mean[..., :, None] * u_mean[..., None, :],
+        zu_within=zb_within * (1 - col) + zz_within * col,
+        uu_within=caption_covariance(zz_within, zb_within, bb_within, jnp.broadcast_to(mixed_mean, zz.shape)),
     )
 
 
-def _base_moments(lat: LatentMoments, masking: str) -> tuple[Array, Array, Array]:
-    """E[z b^T], E[b b^T] and the class mean of b."""
+def _base_moments(lat: LatentMoments, masking: str) -> tuple[Array, Array, Array, Array, Array]:
+    """E[z b^T], E[b b^T], both within classes, and the class mean of b."""
+    none = 0 * lat.zz
     if masking == "named":
-        return lat.z_class, lat.class_class, lat.class_core
+        return lat.z_class, lat.class_class, none, none, lat.class_core
     if masking == "mean":
-        return lat.attribute_attribute, lat.attribute_attribute, lat.class_mean
-    return 0 * lat.zz, 0 * lat.zz, 0 * lat.class_mean
+        total, within = lat.attribute_attribute, lat.attribute_within
+        return total, total, within, within, lat.class_mean
+    return none, none, none, none, 0 * lat.class_mean
 
 
 def _broadcast(*arrays: Array) -> list[Array]:

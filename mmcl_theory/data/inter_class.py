@@ -71,11 +71,14 @@ class InterClass:
         m = self.num_pairs
         q = 2 * self.p_spu - 1
         zero, one = 0 * q, 1 + 0 * q
+        spread = 4 * self.p_spu * (1 - self.p_spu)  # of E[spu_k | a] given y
         return LatentMoments(
             zz=pair_matrix(1 + (m - 1) * self.beta**2, q, q, 1 + (m - 1) * self.alpha**2) / m,
             z_class=pair_matrix(one, zero, q, zero) / m,
             class_class=pair_matrix(one, zero, zero, zero) / m,
             attribute_attribute=pair_matrix(one, q, q, one) / m,
+            zz_within=pair_matrix((m - 1) * self.beta**2, zero, zero, spread + (m - 1) * self.alpha**2) / m,
+            attribute_within=pair_matrix(zero, zero, zero, spread) / m,
             class_mean=jnp.stack([one, q], -1),
             class_core=jnp.stack([one, zero], -1),
             weight=jnp.asarray(1 / m, self.p_spu.dtype),

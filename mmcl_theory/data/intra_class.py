@@ -60,11 +60,14 @@ class IntraClass:
         q = 2 * p_spu - 1
         zero = 0 * q
         core, cross, spu = mu_core**2, q * mu_core * mu_spu, mu_spu**2
+        spread = 4 * p_spu * (1 - p_spu) * spu  # of E[z_spu | a] given y
         return LatentMoments(
             zz=pair_matrix(core + sigma_core**2, cross, cross, spu + sigma_spu**2),
             z_class=pair_matrix(core, zero, cross, zero),
             class_class=pair_matrix(core, zero, zero, zero),
             attribute_attribute=pair_matrix(core, cross, cross, spu),
+            zz_within=pair_matrix(sigma_core**2, zero, zero, sigma_spu**2 + spread),
+            attribute_within=pair_matrix(zero, zero, zero, spread),
             class_mean=jnp.stack([mu_core, q * mu_spu], -1),
             class_core=jnp.stack([mu_core, zero], -1),
             weight=jnp.ones((), self.p_spu.dtype),

@@ -24,13 +24,16 @@ class LatentMoments:
 
     In the inter-class model these are the moments of one pair of coordinates, all pairs being alike and uncorrelated.
     `weight` is the share of the samples whose class owns the pair (1 in the intra-class model, 1/m in the other), and
-    y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y] are the class means on that share.
+    y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y] are the class means on that share. The parts within classes
+    are given by themselves: as differences of totals and means they would be rounding where they vanish.
     """
 
     zz: Array  # (..., 2, 2)  E[z z^T]
     z_class: Array  # (..., 2, 2)  E[z E_{P*}[z | y]^T]
     class_class: Array  # (..., 2, 2)
     attribute_attribute: Array  # (..., 2, 2)  = E[z E[z | y, a]^T]
+    zz_within: Array  # (..., 2, 2)  E Cov(z | y)
+    attribute_within: Array  # (..., 2, 2)  E Cov(E[z | y, a] | y)
     class_mean: Array  # (..., 2)
     class_core: Array  # (..., 2)
     weight: Array  # ()

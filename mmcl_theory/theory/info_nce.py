@@ -15,6 +15,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
+from mmcl_theory._slopes import root_of_square, undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation
 from mmcl_theory.theory.finite_sample import mention_cases
 from mmcl_theory.theory.mmcl import pair_prompt
@@ -23,6 +24,7 @@ from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 _NEWTON_STEPS = 60
 _ROOT_STEPS = 60
 _ROOT_TOLERANCE = 1e-12
+_LARGEST_EXPONENT = 80.0  # exp of it is finite in float32; quadrature weights of such points are far below exp(-80)
 
 
 @jax.tree_util.register_dataclass
@@ -52,15 +54,19 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
 
     By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations are
     closed (Gaussian mixtures), the outer ones Gauss-Hermite quadrature, the minimum Newton's. Unique unless a
-    coordinate of x or t is 0 almost surely. For Gaussian (x, t) it is `whitened_rule`'s theta = 1 (X5); a temperature
-    only scales M.
-    nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable. NaN
-    (residual inf) where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
+    coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `whitened_rule`'s
+    theta = 1 (X5); a temperature only scales M.
+    nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable, from
+    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN where there is no slope: in a
+    pi at which captions that never occur would vary so much more than the others that the loss has an infinite one
+    (pi = 0, little noise); in a pi = 0 without text noise; in everything where a coordinate of x, or one of t that is
+    mentioned, is 0 almost surely. NaN (residual inf)
+    where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
     Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("nodes", nodes, 2)
-    mixture = _mixture(model, caps, obs)
-    loss = functools.partial(_population_loss, jax.lax.stop_gradient(mixture), nodes)
+    mixture = jax.lax.stop_gradient(_mixture(model, caps, obs))
+    loss = functools.partial(_population_loss, mixture, nodes)
 
     def derivatives(m: Array) -> tuple[Array, Array, Array]:
         return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
@@ -68,8 +74,10 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss))
     good = jnp.abs(gradient).max() < jnp.sqrt(jnp.finfo(m.dtype).eps)
     # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
-    live = functools.partial(_population_loss, mixture, nodes)
-    m = m - jnp.linalg.solve(hessian, jax.grad(live)(m))
+    inverse, singular = _pseudo_inverse(hessian)
+    model, caps, lost = _mark_undefined_slopes(model, caps, mixture, m, singular)
+    live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes)
+    m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
     score = jnp.where(good, m, jnp.nan).reshape(2, 2)
     return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
@@ -200,7 +208,7 @@ def _newton(
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         m, value, gradient, hessian, _, iteration = state
-        move = -jnp.linalg.solve(hessian, gradient)
+        move = -_pseudo_inverse(hessian)[0] @ gradient
         rounding = 8 * jnp.finfo(m.dtype).eps * jnp.abs(value)
 
         def too_long(size: Array) -> Array:
@@ -220,16 +228,26 @@ def _newton(
     return m, value, gradient, hessian
 
 
+def _pseudo_inverse(hessian: Float[Array, "4 4"]) -> tuple[Float[Array, "4 4"], Array]:
+    """The pseudo-inverse of a symmetric matrix >= 0, in units that make its diagonal 1, and whether it is singular."""
+    diagonal = jnp.diagonal(hessian)
+    scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    values, vectors = jnp.linalg.eigh(hessian * jnp.outer(scale, scale))
+    kept = values > 16 * jnp.finfo(hessian.dtype).eps
+    inverse = (vectors * jnp.where(kept, 1 / jnp.where(kept, values, 1.0), 0.0)[None, :]) @ vectors.T
+    return inverse * jnp.outer(scale, scale), ~kept.all()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Mixture:
-    """The 8 cases of (x, t) given y = +1; y = -1 mirrors all means. Variances are diagonal."""
+    """The 8 cases of (x, t) given y = +1; y = -1 mirrors all means. Coordinates are independent within a case."""
 
     probability: Array  # (8,)
     image_mean: Array  # (8, 2)
     text_mean: Array  # (8, 2)
-    image_variance: Array  # (8, 2)
-    text_variance: Array  # (8, 2)
+    image_sd: Array  # (8, 2)
+    text_sd: Array  # (8, 2)
     cross_moment: Array  # (2, 2)  E x t^T
 
 
@@ -245,32 +263,64 @@ def _mixture(model: IntraClass, caps: Captions, obs: Observation) -> _Mixture:
         probability=probability,
         image_mean=mean,
         text_mean=text_mean,
-        image_variance=jnp.broadcast_to(variance + obs.sd_image**2, mean.shape),
-        text_variance=mention * variance + obs.sd_text**2,
+        image_sd=jnp.broadcast_to(root_of_square(variance + obs.sd_image**2), mean.shape),
+        text_sd=root_of_square(mention * variance + obs.sd_text**2),
         cross_moment=cross,
     )
 
 
+def _mark_undefined_slopes(
+    model: IntraClass, caps: Captions, mixture: _Mixture, m: Float[Array, "4"], singular: Array
+) -> tuple[IntraClass, Captions, Array]:
+    """Model and captions, NaN for the derivative in each probability that has none at M = m; and whether all are lost.
+
+    A case of probability 0 has an infinite slope, E_x exp(s(x, t_k)) / E exp s(x, t'), unless in every direction its
+    text variance exceeds the largest one that occurs by less than x's precision. (Images vary alike in all cases, so
+    that the other half of the loss has finite slopes.) Where the only text coordinate that is always 0 is one that is
+    never mentioned, M has a limit as mentions become rare, but not that of least norm: its pi has no slope here, all
+    else has.
+    """
+    occurs = mixture.probability > 0
+    largest = jnp.where(occurs[:, None], mixture.text_sd, 0.0).max(0)
+    more = jnp.maximum(mixture.text_sd**2 - largest[None, :] ** 2, 0.0)  # (8, 2)
+    root = mixture.image_sd[0][:, None] * m.reshape(2, 2)
+    infinite = ~occurs & (jnp.linalg.eigvalsh(jnp.einsum("ij,kj,lj->kil", root, more, root))[:, -1] >= 1.0)
+
+    def cases(probabilities: tuple[Array, ...]) -> Array:
+        return mention_cases(caps.masking, probabilities[0], model.mu_core, model.mu_spu, *probabilities[1:])[0]
+
+    slopes = jnp.stack(jax.jacfwd(cases)((model.p_spu, caps.pi_core, caps.pi_spu)), -1)  # (8, 3)
+    undefined = (infinite[:, None] & (slopes != 0)).any(0)
+    absent = ~(occurs[:, None] & ((mixture.text_mean != 0) | (mixture.text_sd > 0))).any(0)
+    silent = absent & (jnp.stack([caps.pi_core, caps.pi_spu]) == 0)
+    undefined = undefined.at[1:].set(undefined[1:] | silent)
+    model = dataclasses.replace(model, p_spu=undefined_slope(model.p_spu, undefined[0]))
+    pi_core, pi_spu = (undefined_slope(pi, u) for pi, u in ((caps.pi_core, undefined[1]), (caps.pi_spu, undefined[2])))
+    caps = dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu)
+    seen = ((mixture.image_mean != 0) | (mixture.image_sd > 0)).any(0).all()
+    return model, caps, singular & ~(seen & (absent == silent).all())
+
+
 def _population_loss(mixture: _Mixture, nodes: int, m: Float[Array, "4"]) -> Float[Array, ""]:
     score = m.reshape(2, 2)
-    image = (mixture.image_mean, mixture.image_variance)
-    text = (mixture.text_mean, mixture.text_variance)
-    log_probability = jnp.where(
-        mixture.probability > 0, jnp.log(jnp.where(mixture.probability > 0, mixture.probability, 1.0)), -jnp.inf
-    )
+    image = (mixture.image_mean, mixture.image_sd)
+    text = (mixture.text_mean, mixture.text_sd)
+    occurs = jnp.concatenate(2 * [mixture.probability > 0])
 
     def side(outer: tuple[Array, Array], inner: tuple[Array, Array], score: Array) -> Array:
         """E_outer log E_inner exp(outer^T score inner)."""
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
         weights = weights / weights.sum()
         grid = jnp.stack(jnp.meshgrid(*2 * [jnp.asarray(points)], indexing="ij"), -1).reshape(-1, 2)
-        at = outer[0][:, None, :] + jnp.sqrt(outer[1])[:, None, :] * grid[None]  # (8, nodes^2, 2)
+        at = outer[0][:, None, :] + outer[1][:, None, :] * grid[None]  # (8, nodes^2, 2)
         slope = at @ score
-        quadratic = 0.5 * slope**2 @ inner[1].T
+        quadratic = 0.5 * slope**2 @ (inner[1] ** 2).T
         linear = slope @ inner[0].T
         exponent = jnp.concatenate([quadratic + linear, quadratic - linear], -1)  # both signs of y'
-        prior = jnp.concatenate(2 * [log_probability]) - jnp.log(2.0)
-        inside = jax.nn.logsumexp(exponent + prior[None, None, :], axis=-1)
+        # A case of probability 0 adds nothing but a derivative, so its term must be there; none may overflow.
+        top = jax.lax.stop_gradient(jnp.where(occurs, exponent, -jnp.inf).max(-1, keepdims=True))
+        terms = jnp.exp(jnp.minimum(exponent - top, _LARGEST_EXPONENT))
+        inside = jnp.log(terms @ jnp.concatenate(2 * [mixture.probability]) / 2) + top[..., 0]
         return mixture.probability @ (inside @ jnp.asarray(np.outer(weights, weights).ravel()))
 
     both = side(image, text, score) + side(text, image, score.T)

@@ -5,13 +5,17 @@ Symbols: z latents, u caption code, C = Cov(z, u), lambda same-class weight, K c
 """
 
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.theory.finite_sample import rule_variance
 from mmcl_theory.theory.spiked import MAX_OUTLIERS, outliers
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
+
+_LARGEST_MOVE = 0.02
 
 
 def mmcl_accuracy(
@@ -32,7 +36,9 @@ def mmcl_accuracy(
     n samples, intra-class: the rule's ambient norm grows by its noise,
         |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
         U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
-    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n). Truncated to
+    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n), in
+    `mmcl_mean_accuracy`. NaN where n is too small for it: where the learnt rule's own variance (`rule_variance`),
+    added to that of the score, would move the accuracy by more than .02 (mu_spu >> mu_core). Truncated to
     embed_dim < min(d_I, d_T), w = sum_k s_k l_k (r_k . p) and |w_amb|^2 = sum_k s_k^2 (r_k . p)^2 over the singular
     values of `outliers` among the embed_dim largest, which is the limit at fixed embed_dim <= 4 (the bulk's vectors
     that a larger embedding keeps are not in it); NaN where the noise buries every one of them, or one modality has
@@ -67,21 +73,43 @@ def mmcl_accuracy(
             variance = obs.sd_image**2 * (obs.dim_image / n) * prompt_noise
             norm, variance = jnp.broadcast_arrays(norm, variance)
             norm = norm + variance
-    return linear_rule_accuracy(model, weights, norm, 0.0 if obs is None else obs.sd_image)
+    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    accuracy = linear_rule_accuracy(model, weights, norm, sd_image)
+    if n is None or isinstance(model, InterClass):
+        return accuracy
+    more = rule_variance(model, caps or captions(), obs, n, same_class_weight, prompts)
+    return _where_the_rule_is_steady(model, accuracy, weights, sd_image**2 * norm, more)
+
+
+def _where_the_rule_is_steady(
+    model: IntraClass, accuracy: GroupAccuracy, weights: Array, noise: Array, more: tuple[Array, Array]
+) -> GroupAccuracy:
+    """The accuracies, NaN where `more` variance of the score moves one by more than _LARGEST_MOVE."""
+    core, spu = weights[..., 0], weights[..., 1]
+
+    def steady(acc: Array, sign: int, more: Array) -> Array:
+        arrays = (acc, core, spu, noise, more, model.mu_core, model.mu_spu, model.sigma_core, model.sigma_spu)
+        acc, c, s, noise_part, extra, mu_c, mu_s, sigma_c, sigma_s = jnp.broadcast_arrays(*arrays)
+        mean = c * mu_c + sign * s * mu_s
+        variance = (c * sigma_c) ** 2 + (s * sigma_s) ** 2 + noise_part + extra
+        moved = ndtr(mean / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)))
+        return jnp.where((variance > 0) & (jnp.abs(acc - moved) > _LARGEST_MOVE), jnp.nan, acc)
+
+    return GroupAccuracy(steady(accuracy.aligned, 1, more[0]), steady(accuracy.conflicting, -1, more[1]))
 
 
 def _truncated_accuracy(
     model: IntraClass, caps: Captions, obs: Observation, n: Scalar, embed_dim: int, prompts: str
 ) -> GroupAccuracy:
     """X2: the rule sum_k s_k l_k (r_k . p) over the outliers among the embed_dim largest singular values."""
-    found = outliers(model, caps, obs, n)
-    rank = min(embed_dim, found.value.shape[-1])
-    value, left, right = found.value[..., :rank], found.left[..., :rank, :], found.right[..., :rank, :]
-    exists = found.exists[..., :rank]
+    signal = outliers(model, caps, obs, n)
+    rank = min(embed_dim, MAX_OUTLIERS)
+    exists = signal.exists[..., :rank]
+    left, right = (jnp.where(exists[..., None], x[..., :rank, :], 0.0) for x in (signal.left, signal.right))
     prompt = pair_prompt(model, prompts)
     prompt = jnp.broadcast_to(prompt, (*left.shape[:-2], 2))[..., None, :]
-    strength = jnp.where(exists, value * (right * prompt).sum(-1), 0.0)
-    weights = (strength[..., None] * jnp.where(exists[..., None], left, 0.0)).sum(-2)
+    strength = jnp.where(exists, signal.strength[..., :rank], 0.0) * (right * prompt).sum(-1)
+    weights = (strength[..., None] * left).sum(-2)
     weights = jnp.where(exists.any(-1)[..., None], weights, jnp.nan)
     return linear_rule_accuracy(model, weights, (strength**2).sum(-1), obs.sd_image)
 
@@ -128,13 +156,13 @@ def _population_rule(
     """The rule w = C_lambda p, (..., 2), and p^T U_lambda p + s_T^2 |p|^2, the second moment of its text factor."""
     mom = moments(model, caps)
     if same_class_weight is None:
-        between = jnp.zeros((), mom.zu.dtype)
+        zu, uu = mom.zu, mom.uu
     else:
         classes = model.num_classes
         weight = _checks.real("same_class_weight", same_class_weight, "in [0, 1]")
-        between = (1 - weight) * (classes / (classes - 1)) - 1
-    zu = _plus(mom.zu, between, mom.zu_between)
-    uu = _plus(mom.uu, (1 + between) ** 2 - 1, mom.uu_between)
+        between = (1 - weight) * (classes / (classes - 1))
+        zu = _plus(mom.zu_within, between, mom.zu_between)
+        uu = _plus(mom.uu_within, between**2, mom.uu_between)
     prompt = pair_prompt(model, prompts)
     if embed_dim is not None:
         zu = _truncate(zu, model, embed_dim)
@@ -148,11 +176,11 @@ def _population_rule(
     return weights, text_variance
 
 
-def _plus(total: Array, factor: Array, between: Array) -> Array:
-    """total + factor * between, factor (...) against matrices (..., 2, 2), batch ranks broadcast."""
-    shape = jnp.broadcast_shapes((*factor.shape, 1, 1), total.shape)
-    total, between = jnp.broadcast_to(total, shape), jnp.broadcast_to(between, shape)
-    return total + jnp.broadcast_to(factor[..., None, None], shape) * between
+def _plus(within: Array, factor: Array, between: Array) -> Array:
+    """within + factor * between, factor (...) against matrices (..., 2, 2), batch ranks broadcast."""
+    shape = jnp.broadcast_shapes((*factor.shape, 1, 1), within.shape)
+    within, between = jnp.broadcast_to(within, shape), jnp.broadcast_to(between, shape)
+    return within + jnp.broadcast_to(factor[..., None, None], shape) * between
 
 
 def pair_prompt(model: Model, kind: str) -> Float[Array, "... 2"]:

@@ -1,11 +1,12 @@
 """Singular values and vectors of a sample cross-covariance: which features a truncated embedding finds in n samples.
 
-Symbols: S = X^T Y / (n s_I s_T) in units of the noise, a_I = d_I/n, a_T = d_T/n, G_xx = E zz^T / s_I^2,
-G_yy = E uu^T / s_T^2, G_xy = E zu^T / (s_I s_T), lambda = singular value squared, t the variable in which
-lambda(t) = (1+t)(a_I+t)(a_T+t)/t, falling on (0, t_edge); l, r overlaps of singular vectors and signal coordinates.
+Symbols: S = X^T Y / n, a_I = d_I/n, a_T = d_T/n, t the variable in which the singular values of S, over s_I s_T, are
+sqrt(lambda(t)), lambda(t) = (1+t)(a_I+t)(a_T+t)/t, falling on (0, t_edge); tau = t / (s_I s_T)^2, in which all stays
+finite without noise; l, r overlaps of singular vectors and signal coordinates.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
+from mmcl_theory._slopes import undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation, moments
 
-_BISECTIONS = 60
+_BISECTIONS = 70
+_ROUNDING = 64  # units in the last place by which an eigenvalue may miss 0
 MAX_OUTLIERS = 4
 
 
@@ -24,11 +27,13 @@ MAX_OUTLIERS = 4
 class Outliers:
     """Singular values of S above its bulk, largest first, in the limit n, d_I, d_T -> inf at fixed ratios.
 
-    value is in units of s_I s_T. left and right are the inner products of the unit singular vectors with the columns of
-    the two dictionaries, (core, spurious); their common sign is arbitrary. Where `exists` is False the rest is NaN.
+    value is in units of s_I s_T (inf without noise), strength in those of the data. left and right are the inner products
+    of the unit singular vectors with the columns of the two dictionaries, (core, spurious); their common sign is
+    arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN.
     """
 
     value: Array  # (..., 4), MAX_OUTLIERS
+    strength: Array  # (..., 4)
     left: Array  # (..., 4, 2)
     right: Array  # (..., 4, 2)
     exists: Array  # (..., 4) bool
@@ -52,28 +57,27 @@ def bulk_edge(aspect_image: Scalar, aspect_text: Scalar) -> Float[Array, "..."]:
 def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> Outliers:
     """The singular values of the sample cross-covariance of n pairs that stand out of the noise, and their vectors.
 
-    An outlier sits at each t in (0, t_edge) where
-        B(t) = [[a_T I - t G_yy, -sqrt(t(1+t)) G_xy^T], [-sqrt(t(1+t)) G_xy, a_I I - t G_xx]]
-    is singular, at the value sqrt(lambda(t)): up to four, for a strong feature of one modality alone drags noise of the
-    other along. Overlaps from the null vector c of Kinv - Wb(s), normalised to -c^T Wb'(s) c = 1, as sqrt(2) Kinv c.
+    With U = E uu^T, Z = E zz^T, X = E zu^T, an outlier sits at each t = s_I^2 s_T^2 tau in (0, t_edge) where
+        B = [[a_T I - tau s_I^2 U, -sqrt(tau (1+t)) X^T], [-sqrt(tau (1+t)) X, a_I I - tau s_T^2 Z]]
+    is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau): up to four, for a strong feature of one modality alone
+    drags noise of the other along. With (b_T, b_I) the null vector of B there and
+        g = d/dtau log(strength^2) / (b^T (dB/dtau) b),
+    left = sqrt(g (a_I + t)) b_I and right = sqrt(g (a_T + t)) b_T. Null vectors of one tau are made orthogonal in dB/dtau
+    first. As a noise goes to 0 so does t, and all of it has a limit: the singular vectors of X without any noise.
 
-    n: >= 2, real values allowed.  Leaves of model, caps, obs and n broadcast; differentiable. All NaN without noise in
-    both modalities.
+    n: >= 2, real values allowed.  Leaves of model, caps, obs and n broadcast. Differentiable; NaN derivatives where two
+    outliers share a singular value, whose vectors have none.
     Raises: ValueError for n < 2.
     Source: X2.  Check: proofs_checks/x2.py.
     """
     mom = moments(model, caps)
     n_array = _checks.sample_size(n)
-    sd_image, sd_text = obs.sd_image, obs.sd_text
-    batch = jnp.broadcast_shapes(mom.zu.shape[:-2], sd_image.shape, sd_text.shape, n_array.shape)
+    noises = (obs.sd_image**2, obs.sd_text**2)
+    batch = jnp.broadcast_shapes(mom.zu.shape[:-2], *(x.shape for x in noises), n_array.shape)
     zz, zu, uu = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (mom.zz, mom.zu, mom.uu))
-    scalars = [jnp.broadcast_to(x, batch) for x in (sd_image, sd_text, n_array)]
-    noisy = (scalars[0] > 0) & (scalars[1] > 0)
-    s_i, s_t = (jnp.where(noisy, s, 1.0)[..., None, None] for s in scalars[:2])
-    aspects = (obs.dim_image / scalars[2], obs.dim_text / scalars[2])
-    one = jnp.vectorize(_outliers, signature="(l,l),(l,l),(l,l),(),(),()->(k),(k,l),(k,l),(k)")
-    found = one(zz / s_i**2, uu / s_t**2, zu / (s_i * s_t), *aspects, noisy)
-    return Outliers(*found)
+    v_i, v_t, n_array = (jnp.broadcast_to(x, batch) for x in (*noises, n_array))
+    one = jnp.vectorize(_outliers, signature="(l,l),(l,l),(l,l),(),(),(),()->(k),(k),(k,l),(k,l),(k)")
+    return Outliers(*one(zz, uu, zu, v_i, v_t, obs.dim_image / n_array, obs.dim_text / n_array))
 
 
 def _squared_value(t: Array, a_i: Array, a_t: Array) -> Array:
@@ -89,46 +93,55 @@ def _edge(a_i: Array, a_t: Array) -> Array:
     return t
 
 
-def _singular_at(t: Array, g_xx: Array, g_yy: Array, g_xy: Array, a_i: Array, a_t: Array) -> Float[Array, "4 4"]:
-    """B(t)."""
-    eye = jnp.eye(2, dtype=t.dtype)
-    cross = -jnp.sqrt(t * (1 + t)) * g_xy
-    return jnp.block([[a_t * eye - t * g_yy, cross.T], [cross, a_i * eye - t * g_xx]])
+def _singular_at(
+    tau: Array, zz: Array, uu: Array, zu: Array, v_i: Array, v_t: Array, a_i: Array, a_t: Array
+) -> Float[Array, "4 4"]:
+    """B, with v_I = s_I^2 and v_T = s_T^2."""
+    eye = jnp.eye(2, dtype=tau.dtype)
+    cross = -jnp.sqrt(tau * (1 + v_i * v_t * tau)) * zu
+    return jnp.block([[a_t * eye - tau * v_i * uu, cross.T], [cross, a_i * eye - tau * v_t * zz]])
 
 
-def _outliers(
-    g_xx: Array, g_yy: Array, g_xy: Array, a_i: Array, a_t: Array, noisy: Array
-) -> tuple[Array, Array, Array, Array]:
-    """The fields of `Outliers` for one set of parameters."""
-    arguments = (g_xx, g_yy, g_xy, a_i, a_t)
-    fixed = jax.lax.stop_gradient(arguments)
-    edge = _edge(*fixed[3:])
+def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """The fields of `Outliers` for one set of the parameters of `_singular_at`."""
+    fixed = jax.lax.stop_gradient(parameters)
+    zz, uu, zu, v_i, v_t, a_i, a_t = fixed
+    eps = jnp.finfo(zz.dtype).eps
+    # Below `low` B > 0, by norms of its blocks; 1e-30 where the data are all 0.
+    norms = [jnp.linalg.norm(x) for x in (uu, zz, zu)]
+    bounds = jnp.stack([v_i * norms[0] / a_t, v_t * norms[1] / a_i, 2 * norms[2] ** 2 / (a_i * a_t), v_i * v_t])
+    low = 0.25 / jnp.maximum(bounds.max(), 1e-30)
+    # Without noise there is no edge; strengths below eps of the largest are rounding.
+    noise = v_i * v_t
+    edge = jnp.where(noise > 0, _edge(a_i, a_t) / jnp.where(noise > 0, noise, 1.0), jnp.inf)
+    high = jnp.minimum(edge, low / eps**2)
 
-    def eigenvalues(t: Array) -> Array:
-        return jnp.linalg.eigvalsh(_singular_at(t, *fixed))
+    def eigenvalues(tau: Array) -> Array:
+        return jnp.linalg.eigvalsh(_singular_at(tau, *fixed))
 
-    # B(0) > 0: eigenvalue k of B crosses 0 on the way to the edge iff it is negative there.
-    exists = (eigenvalues(edge) < 0) & noisy
+    # Eigenvalue k of B, positive at `low`, crosses 0 on the way to the edge iff it is negative there.
+    at_high = eigenvalues(high)
+    exists = (at_high < -_ROUNDING * eps * jnp.abs(at_high).max()) & (bounds[2] > 0)
 
     def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bracket
-        middle = (low + high) / 2
-        below = jax.vmap(lambda t, k: eigenvalues(t)[k])(middle, jnp.arange(4)) < 0
+        middle = jnp.sqrt(low) * jnp.sqrt(high)
+        below = jax.vmap(lambda tau, k: eigenvalues(tau)[k])(middle, jnp.arange(4)) < 0
         return (jnp.where(below, low, middle), jnp.where(below, middle, high)), None
 
-    (low, high), _ = jax.lax.scan(halve, (jnp.zeros_like(exists, edge.dtype), jnp.full(4, edge)), None, _BISECTIONS)
-    t = jnp.where(exists, (low + high) / 2, edge / 2)
-
-    def overlaps(t: Array) -> tuple[Array, Array, Array]:
-        # One Newton step moves nothing but carries the derivative in the parameters.
-        determinant = jnp.linalg.det(_singular_at(t, *arguments))
-        t = t - determinant / jax.lax.stop_gradient(jax.jacfwd(lambda x: jnp.linalg.det(_singular_at(x, *fixed)))(t))
-        return _vectors(t, *arguments)
-
-    value, left, right = jax.vmap(overlaps)(t)
+    (lows, highs), _ = jax.lax.scan(halve, (jnp.full(4, low), jnp.full(4, high)), None, _BISECTIONS)
+    tau = jnp.sqrt(lows) * jnp.sqrt(highs)
+    # Vectors of roots this close would mix by more than the sqrt(eps) that their roots differ: they count as one root.
+    for k in range(1, 4):
+        tied = exists[k] & (jnp.abs(tau[k] - tau[k - 1]) <= jnp.sqrt(eps) * tau[k])
+        tau = tau.at[k].set(jnp.where(tied, tau[k - 1], tau[k]))
+    equal = exists[:, None] & exists[None, :] & (tau[:, None] == tau[None, :])
+    rank = (equal & jnp.tri(4, k=-1, dtype=bool)).sum(1)  # among those of its value
+    value, strength, left, right = jax.vmap(functools.partial(_vectors, parameters))(tau, rank, equal.sum(1), exists)
     hide = exists[:, None]
     return (
         jnp.where(exists, value, jnp.nan),
+        jnp.where(exists, strength, jnp.nan),
         jnp.where(hide, left, jnp.nan),
         jnp.where(hide, right, jnp.nan),
         exists,
@@ -136,31 +149,41 @@ def _outliers(
 
 
 def _vectors(
-    t: Array, g_xx: Array, g_yy: Array, g_xy: Array, a_i: Array, a_t: Array
-) -> tuple[Array, Float[Array, "2"], Float[Array, "2"]]:
-    """Singular value and signed overlaps at a root t."""
-    eye, zero = jnp.eye(2, dtype=t.dtype), jnp.zeros((2, 2), t.dtype)
-    k_inverse = jnp.block(
-        [[zero, zero, eye, zero], [zero, zero, -g_xy.T, eye], [eye, -g_xy, zero, zero], [zero, eye, zero, zero]]
-    )
+    parameters: tuple[Array, ...], root: Array, rank: Array, multiplicity: Array, exists: Array
+) -> tuple[Array, Array, Float[Array, "2"], Float[Array, "2"]]:
+    """Value, strength and signed overlaps at a root tau; rank: which of its `multiplicity` null vectors. Finite, with
+    finite derivatives, where there is no root."""
+    eye = jnp.eye(2, dtype=root.dtype)
+    harmless = (eye, eye, jnp.diag(jnp.asarray([2.0, 1.0], root.dtype)), 0.0, 0.0, 1.0, 1.0)  # singular at 1/4
+    parameters = tuple(jnp.where(exists, x, y) for x, y in zip(parameters, harmless, strict=True))
+    root, rank, multiplicity = (jnp.where(exists, *x) for x in ((root, 0.25), (rank, 0), (multiplicity, 1)))
+    fixed = jax.lax.stop_gradient(parameters)
+    _, _, _, v_i, v_t, a_i, a_t = parameters
+    matrix = _singular_at(root, *fixed)
+    slope = jax.jacfwd(lambda tau: _singular_at(tau, *fixed))(root)
+    values, vectors = jnp.linalg.eigh(matrix)
+    order = jnp.argsort(jnp.abs(values))
+    basis, null = vectors[:, order], jnp.arange(4) < multiplicity
+    # The null vectors, orthogonal and of norm 1 in -dB/dtau; the others are left out.
+    gram = jnp.where(null[:, None] & null[None, :], -basis.T @ slope @ basis, jnp.eye(4, dtype=root.dtype))
+    weights, rotation = jnp.linalg.eigh(gram)
+    basis = basis @ (rotation / jnp.sqrt(weights)[None, :]) @ rotation.T
+    b = jax.lax.stop_gradient(basis[:, rank])
 
-    def wb(t: Array) -> Array:
-        squared = _squared_value(t, a_i, a_t)
-        s = jnp.sqrt(squared)
-        g_x, g_y = (a_i + t) / (a_i * squared), (a_t + t) / (a_t * squared)
-        f_a, f_b = (a_i + t) * (1 + t) / squared, (a_t + t) * (1 + t) / squared
-        return jnp.block(
-            [
-                [s * g_x * eye, zero, zero, zero],
-                [zero, s * f_a * g_yy, t * g_xy.T, zero],
-                [zero, t * g_xy, s * f_b * g_xx, zero],
-                [zero, zero, zero, s * g_y * eye],
-            ]
-        )
+    # One Newton step for tau, and one bordered solve for b, move nothing but carry the derivative in the parameters.
+    tau = root + b @ _singular_at(root, *parameters) @ b  # the slope is -1
+    border = jnp.block([[matrix, b[:, None]], [b[None, :], jnp.zeros((1, 1), root.dtype)]])
+    single = multiplicity == 1
+    border = jnp.where(single, border, jnp.eye(5, dtype=root.dtype))
+    residual = jnp.where(single, _singular_at(tau, *parameters) @ b, 0.0)
+    b = b - jnp.linalg.solve(border, jnp.append(residual - b * (b @ residual) / (b @ b), 0.0))[:4]
+    b = b / jnp.sqrt(-b @ jax.jacfwd(lambda tau: _singular_at(tau, *parameters))(tau) @ b)
+    b = undefined_slope(b, ~single)
 
-    values, vectors = jnp.linalg.eigh(k_inverse - wb(t))
-    null = vectors[:, jnp.argmin(jnp.abs(values))]
-    s, s_slope = jax.value_and_grad(lambda x: jnp.sqrt(_squared_value(x, a_i, a_t)))(t)
-    slope = null @ (jax.jacfwd(wb)(t) / s_slope) @ null
-    both = jnp.sqrt(2.0) * k_inverse @ null / jnp.sqrt(-slope)
-    return s, both[:2], both[-2:]
+    t = v_i * v_t * tau
+    strength_squared = (1 + t) * (a_i + t) * (a_t + t) / tau
+    fall = 1 / tau - v_i * v_t * (1 / (1 + t) + 1 / (a_i + t) + 1 / (a_t + t))
+    noise = v_i * v_t
+    value = jnp.where(noise > 0, jnp.sqrt(strength_squared / jnp.where(noise > 0, noise, 1.0)), jnp.inf)
+    left, right = jnp.sqrt(fall * (a_i + t)) * b[2:], jnp.sqrt(fall * (a_t + t)) * b[:2]
+    return value, jnp.sqrt(strength_squared), left, right
