@@ -1,12 +1,14 @@
 """Records from disk: what each layout gives, what is refused, and images that strangers wrote."""
 
 import csv
+import gzip
 import io
 import json
 import os
 import pickle
 import struct
 import tarfile
+import time
 import warnings
 import zlib
 
@@ -640,3 +642,155 @@ def test_bright_and_dark_are_normalised_on_the_device():
     exact = (values / 255.0 - images.MEAN.astype(float)) / images.STD.astype(float)
     np.testing.assert_allclose(found, exact, atol=1e-6)
     assert images.normalise(np.zeros((2, 2, 4, 4, 3), np.uint8)).shape == (2, 2, 4, 4, 3)
+
+
+def test_a_crowd_is_not_the_largest_instance(coco):
+    crowd = {"id": 5, "image_id": 4, "category_id": 18, "area": 100.0, "iscrowd": 1}
+    alone = crowd | {"id": 6, "image_id": 9}
+    write(coco, "instances", INSTANCES | {"annotations": [*INSTANCES["annotations"], crowd, alone]})
+    assert open_source(f"coco:{coco}").labels.tolist() == [-1, 0]  # one crowd alone is no label
+    write(coco, "instances", INSTANCES | {"annotations": [*INSTANCES["annotations"], crowd | {"iscrowd": 0}]})
+    assert open_source(f"coco:{coco}").labels.tolist() == [-1, 1]
+    for change in ({"iscrowd": "1"}, {"iscrowd": None}, {"area": float("nan")}):
+        write(coco, "instances", INSTANCES | {"annotations": [crowd | change]})
+        assert "must be finite, and 0 or 1" in refused(f"coco:{coco}")
+
+
+def test_an_id_that_is_a_string_is_told(coco):
+    write(coco, "captions", COCO | {"images": [{"id": "9", "file_name": "a.png"}]})
+    assert "it must be a whole number, not '9'" in refused(f"coco:{coco}")
+    write(coco, "captions", COCO | {"annotations": [{"image_id": "9", "caption": "x" * 300_000}]})
+    assert "it must be a whole number, not '9'" in refused(f"coco:{coco}")
+
+
+@pytest.mark.parametrize(
+    "name, header, told",
+    [
+        ("t.csv", "path\tcaption", "separated by tabs, where commas are read"),
+        ("t.csv", '"path";"caption"', "separated by semicolons, where commas are read"),
+        ("t.tsv", "path,caption", "separated by commas, where tabs are read"),
+        ("t.csv", "path,caption\na\tb", "separated by tabs, where commas are read"),
+        ("t.csv", "<!DOCTYPE html><html>", "it is an HTML page"),
+        ("t.csv", "x" * 300_000, "too long a field"),
+        ("t.csv", "x," * 30_000, "must name one column"),
+        ("t.csv", "path,caption,label\na,b,c\na,d," + "x" * 100_000, "has the label"),
+    ],
+)
+def test_what_a_table_is_instead_is_told(tmp_path, name, header, told):
+    (tmp_path / name).write_text(header)
+    line = refused(f"csv:{tmp_path}/{name}")
+    assert told in line and len(line) < 1000
+
+
+@pytest.mark.parametrize("content, told", [(gzip.compress(b"path,caption\n"), "gzip"), (b"\xff\xfep\0", "UTF-16")])
+def test_a_packed_table_is_told(tmp_path, content, told):
+    (tmp_path / "t.csv").write_bytes(content)
+    assert told in refused(f"csv:{tmp_path}/t.csv")
+
+
+@pytest.mark.parametrize("content, told", [("[" * 100_000, "nested too deeply"), ("<html>", "HTML page")])
+def test_deep_or_foreign_json_is_told(coco, content, told):
+    for which in ("captions", "instances"):
+        write(coco, "captions", COCO)
+        (coco / "annotations" / f"{which}_train2017.json").write_text(content)
+        assert told in refused(f"coco:{coco}")
+    path = coco / "annotations" / "captions_train2017.json"
+    path.write_bytes(gzip.compress(b"{}"))
+    assert "compressed by gzip" in refused(f"coco:{coco}")
+
+
+def test_tars_joined_to_one_file_are_read_whole(shards):
+    whole = shards / "all.tar"
+    whole.write_bytes(b"".join((shards / f"{s:05d}.tar").read_bytes() for s in range(3)))
+    source = open_source(f"tars:{whole}")
+    assert len(source) == 9 and source.captions(8) == ("a thing, number 22",)
+    np.testing.assert_array_equal(source[8].image, picture(22))
+    parts = [(shards / f"{s:05d}.tar").read_bytes() for s in (0, 1)]
+    whole.write_bytes(parts[0] + parts[0])
+    assert "twice" in refused(f"tars:{whole}")
+    whole.write_bytes(parts[0] + parts[1][:1500])
+    assert "cut short" in refused(f"tars:{whole}")
+    whole.write_bytes(parts[0] + b"words" * 200)
+    assert "goes on after its end" in refused(f"tars:{whole}")
+    whole.write_bytes(parts[0] + bytes(2 << 20))
+    assert "only zeros from byte" in refused(f"tars:{whole}")
+
+
+def test_each_line_of_a_text_is_a_caption(tmp_path, capsys):
+    lines = b"a dog \n\n the  dog\r\nit runs\n"
+    members = [member("a.jpg", JPG), member("a.txt", lines), member("b.jpg", JPG), member("b.txt", b"a cat\n")]
+    pack(tmp_path / "x.tar", members)
+    source = open_source(f"tars:{tmp_path}/x.tar", classes=["dog", "cat"])
+    assert source.captions(0) == ("a dog", "the dog", "it runs") and source.captions(1) == ("a cat",)
+    assert source.labels.tolist() == [0, 1] and source[1].captions == ("a cat",)
+    assert "1 texts have several lines" in capsys.readouterr().err
+    assert open_source(f"tars:{tmp_path}/x.tar").captions(1) == ("a cat",)  # by the sidecar
+    # img2dataset's JSON tells a caption that holds line ends.
+    for told, expected in (
+        (lines.decode(), ("a dog the dog it runs",)),
+        ("other words", ("a dog", "the dog", "it runs")),
+        ("[" * 9999, ("a dog", "the dog", "it runs")),
+    ):
+        described = told.encode() if told.startswith("[") else json.dumps({"caption": told}).encode()
+        pack(tmp_path / "x.tar", [member("a.json", described), *members])
+        assert open_source(f"tars:{tmp_path}/x.tar").captions(0) == expected
+
+
+def test_headers_take_time_as_they_are_long(tmp_path):
+    """What once was quadratic or recursed: PAX headers without an end, and a chain of long names."""
+    plain = pack(tmp_path / "p.tar", PAIR).read_bytes()
+    for data in (b"1" * (1 << 20), b"11 a=" + b"=" * (1 << 20), b"7 a=bc\n" * ((1 << 20) // 7)):
+        info, _ = member("x", type=tarfile.XHDTYPE)
+        info.size = len(data) - len(data) % 512
+        (tmp_path / "x.tar").write_bytes(info.tobuf() + data[: info.size] + plain)
+        began = time.process_time()
+        try:
+            open_source(f"tars:{tmp_path}/x.tar")
+        except UsageError as error:
+            assert "PAX header" in str(error)
+        assert time.process_time() - began < 5
+    info, _ = member("././@LongLink", type=tarfile.GNUTYPE_LONGNAME)
+    info.size = 512
+    chain = (info.tobuf(tarfile.GNU_FORMAT) + b"long/name.jpg".ljust(512, b"\0")) * 5000
+    text = pack(tmp_path / "t.tar", [member("long/name.txt", b"words")]).read_bytes()
+    (tmp_path / "x.tar").write_bytes(chain + plain + text)
+    assert list(open_source(f"tars:{tmp_path}/x.tar").ids) == ["x.tar/long/name"]
+
+
+@pytest.mark.parametrize("headers", [{"GNU.sparse.major": "1"}, {"GNU.sparse.map": "0,1"}])
+def test_sparse_files_are_refused(tmp_path, headers):
+    pack(tmp_path / "x.tar", [*PAIR, member("b.jpg", JPG, pax_headers=headers)])
+    assert "sparse" in refused(f"tars:{tmp_path}/x.tar")
+    pack(tmp_path / "x.tar", [*PAIR, member("b.jpg", type=tarfile.GNUTYPE_SPARSE)])
+    assert "sparse" in refused(f"tars:{tmp_path}/x.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_every_format_are_read_as_tarfile_does(tmp_path, form):
+    folders = [f"{'x' * 60}/{'y' * 80}/é{i}" for i in range(3)]
+    if form != tarfile.USTAR_FORMAT:
+        folders.append("z" * 400 + "/q")
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+        for i, name in enumerate(folders):
+            for info, data in (member(f"{name}.jpg", encoded(picture(i))), member(f"{name}.txt", b"word")):
+                tar.addfile(info, io.BytesIO(data))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        known = {m.name: m.offset_data for m in tar if m.name.endswith(".jpg")}
+    index = tars.scan(str(tmp_path / "x.tar"))
+    assert {f"{key}.jpg": at for key, at in zip(index.keys, index.offset.tolist(), strict=True)} == known
+
+
+def test_a_damaged_index_of_any_kind_is_made_anew(shards):
+    """Every byte of a sidecar, one at a time: its index is the tar's, or there is none."""
+    path = shards / "00001.tar"
+    open_source(f"tars:{path}")
+    sidecar = shards / "00001.tar.index.npz"
+    whole, known = sidecar.read_bytes(), tars.stored(str(path))
+    rng = np.random.default_rng(0)
+    for at in rng.permutation(len(whole))[:300]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        sidecar.write_bytes(damaged)
+        if (found := tars.stored(str(path))) is not None:
+            assert list(found.captions) == list(known.captions) and list(found.keys) == list(known.keys)
+            assert (found.offset == known.offset).all() and (found.size == known.size).all()

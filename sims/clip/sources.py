@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import json
+import math
 import os
 import re
 import sys
@@ -14,6 +14,7 @@ import numpy as np
 from sims.clip import tars
 from sims.clip.images import BadImage, decode, read_file
 from sims.clip.prompts import with_article
+from sims.clip.reading import brief, foreign, json_of, reason, separated
 from sims.clip.tars import Texts
 from sims.flags import UsageError
 
@@ -36,6 +37,7 @@ _COLUMNS = {"path": ("path", "filepath", "image"), "caption": ("caption", "title
 _QUOTING = "a field that begins with a quote is quoted as a whole, its own quotes doubled"
 _CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR_BYTES = 3 * 32 * 32
+_KINDS = {int: "a whole number", str: "a string", int | float: "a number"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ class Stored:
         except FileNotFoundError:
             raise BadImage(id, "the file is missing") from None
         except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
-            raise BadImage(id, getattr(error, "strerror", None) or str(error)) from None
+            raise BadImage(id, reason(error)) from None
         return Record(decode(data, id, least), self.captions(i), int(self.labels[i]), id)
 
     def captions(self, i: int) -> tuple[str, ...]:
@@ -140,7 +142,8 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
     """The source that `spec` names; only indices and captions are read yet.
 
     coco:DIR, coco:DIR:SPLIT (default train2017): annotations/captions_SPLIT.json; the label is the category of the
-    image's largest instance in annotations/instances_SPLIT.json, if there; images without captions are left out.
+    image's largest instance in annotations/instances_SPLIT.json, if there, crowds (iscrowd) aside; images without
+    captions are left out.
     captions_file: in place of the captions JSON.  tars:GLOB: see `tars`; a shard that is cut short or missing is
     refused, not passed over.  csv:FILE (.csv, .tsv): columns path and caption, label if there; paths are relative to
     the file, and lines of one path are captions of one record.  A field that begins with a quote is quoted as a whole,
@@ -165,7 +168,7 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
         if split not in ("train", "test") or classes:
             raise UsageError(f"{spec}: cifar10 has the splits train and test, and its own ten classes.")
         return _cifar(folder, split)
-    raise UsageError(f"--data must be {KINDS}, got {spec!r}.")
+    raise UsageError(f"--data must be {KINDS}, got {brief(repr(spec))}.")
 
 
 def _split(rest: str, default: str) -> tuple[str, str]:
@@ -185,7 +188,7 @@ def _coco(folder: str, split: str, captions_file: str | None, classes: tuple[str
         if image["id"] in names:
             raise UsageError(f"{path} lists the image id {image['id']} twice.")
         if os.path.isabs(name) or ".." in name.split("/"):
-            raise UsageError(f"{path} has the file_name {name!r}; it must be a name inside {split}/.")
+            raise UsageError(f"{path} has the file_name {brief(repr(name))}; it must be a name inside {split}/.")
         names[image["id"]] = name
     captions: dict[int, list[str]] = {id: [] for id in names}
     for told in content["annotations"]:
@@ -208,7 +211,10 @@ def _coco(folder: str, split: str, captions_file: str | None, classes: tuple[str
 
 
 def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the categories by id, and of each image the category of its largest instance; ties: the lowest id."""
+    """Names of the categories by id, and of each image the category of its largest instance; ties: the lowest id.
+
+    A crowd is no instance: its region holds several, and what lies between.
+    """
     instance = {"id": int, "image_id": int, "category_id": int, "area": int | float}
     wanted = {"categories": {"id": int, "name": str}, "annotations": instance}
     content = _json(path, wanted)
@@ -217,11 +223,18 @@ def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]
     best: dict[int, tuple[float, int]] = {}
     largest: dict[int, int] = {}
     for told in content["annotations"]:
+        if not math.isfinite(told["area"]) or told.get("iscrowd", 0) not in (0, 1):
+            raise UsageError(
+                f"{path}: instance {told['id']} has the area {told['area']} and iscrowd"
+                f" {brief(repr(told.get('iscrowd', 0)))}; they must be finite, and 0 or 1."
+            )
         rank = -told["area"], told["id"]
         if told["category_id"] not in number:
             raise UsageError(
                 f"{path}: instance {told['id']} is of category {told['category_id']}, which is not listed."
             )
+        if told.get("iscrowd"):
+            continue
         if told["image_id"] not in best or rank < best[told["image_id"]]:
             best[told["image_id"]], largest[told["image_id"]] = rank, number[told["category_id"]]
     return tuple(c["name"] for c in categories), np.array([largest.get(id, -1) for id in kept], np.int32)
@@ -235,23 +248,27 @@ def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[s
         return found
 
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=without_outlines)
+        content = json_of(path, without_outlines)
     except FileNotFoundError:
         raise UsageError(
             f"there is no {path}; coco:DIR wants annotations/captions_SPLIT.json and SPLIT/ in DIR."
         ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no whole JSON file ({error}); fetch it anew.") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no whole JSON file ({reason(error)}); fetch it anew.") from None
     for name, keys in wanted.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UsageError(f'{path} has no list "{name}"; it must be a file of COCO\'s annotations.')
         for i, entry in enumerate(content[name]):
             for key, type_ in keys.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(key), type_):
-                    raise UsageError(f'{path}: entry {i} of "{name}" has no proper "{key}".')
+                if not isinstance(entry, dict) or key not in entry:
+                    raise UsageError(f'{path}: entry {i} of "{name}" has no proper "{key}": there is none.')
+                if not isinstance(entry[key], type_) or isinstance(entry[key], bool):
+                    raise UsageError(
+                        f'{path}: entry {i} of "{name}" has no proper "{key}": it must be {_KINDS[type_]}, not'
+                        f" {brief(repr(entry[key]))}."
+                    )
     return content
 
 
@@ -274,19 +291,30 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     names = [os.path.relpath(p, common) for p in whole]  # shards of two folders may bear the same one
     ids = tars.texts(f"{name}/{key}" for name, index in zip(names, found, strict=True) for key in index.keys)
     captions = tars.concatenate([index.captions for index in found])
-    labels = _named(classes, ((text,) for text in captions), len(captions))
-    return Stored("tars", classes, labels, ids, captions, np.arange(len(captions) + 1), fetch)
+    counts = np.concatenate([np.diff(index.first) for index in found])
+    if several := int((counts > 1).sum()):
+        print(f"warning: tars:{brief(spec)}: {several} texts have several lines, each of which is taken for a caption.",
+              file=sys.stderr)  # fmt: skip
+    first = np.cumsum([0, *counts], dtype=np.int64)
+    groups = ([captions[j] for j in range(first[i], first[i + 1])] for i in range(len(counts)))
+    return Stored("tars", classes, _named(classes, groups, len(counts)), ids, captions, first, fetch)
 
 
 def _table(path: str, classes: tuple[str, ...]) -> Stored:
     captions: dict[str, list[str]] = {}
     told: dict[str, str] = {}
-    left_out, end, tabs = 0, 0, path.lower().endswith(".tsv")
+    left_out, end, hint, tabs = 0, 0, "", path.lower().endswith(".tsv")
+    by = "\t" if tabs else ","
     try:
+        with open(path, "rb") as file:
+            top = file.readline(1 << 16)
+        if problem := foreign(top):
+            raise UsageError(f"{path} is no table: {problem}.")
+        hint = separated(top.decode(errors="replace"), by, _names_columns)
         with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
+            lines = csv.reader(file, delimiter=by, strict=True)
             header = [name.strip().lower() for name in next(lines, [])]
-            at, caption = (_column(path, header, which) for which in ("path", "caption"))
+            at, caption = (_column(path, header, which, hint) for which in ("path", "caption"))
             label = header.index("label") if "label" in header else None
             end = lines.line_num
             for row in lines:
@@ -298,7 +326,8 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise UsageError(f"{where}: {len(row)} fields, the header has {len(header)}.")
+                    hint = hint or separated(by.join(row), by, lambda fields: len(fields) == len(header))
+                    raise UsageError(f"{where}: {len(row)} fields, the header has {len(header)}{hint}.")
                 name, text = row[at].strip(), " ".join(row[caption].split())
                 if not text or not name:
                     left_out += 1
@@ -307,14 +336,17 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
                 of = "" if label is None else row[label].strip()
                 if told.setdefault(name, of) != of:
                     raise UsageError(
-                        f"{where}: {name} has the label {of!r} here and {told[name]!r} in an earlier line."
+                        f"{where}: {brief(name)} has the label {brief(repr(of))} here and {brief(repr(told[name]))} in"
+                        " an earlier line."
                     )
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no UTF-8 table ({error}).") from None
+        raise UsageError(f"{path} is no UTF-8 table ({reason(error)}).") from None
     except csv.Error as error:
-        raise UsageError(f"{path}, line {end + 1}: wrong quoting ({error}); {_QUOTING}.") from None
+        raise UsageError(
+            f"{path}, line {end + 1}: wrong quoting, or too long a field ({error}){hint}; {_QUOTING}."
+        ) from None
     if not captions:
         raise UsageError(f"{path} has no line with a path and a caption.")
     if left_out:
@@ -324,19 +356,23 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
         classes = classes or tuple(sorted(set(told.values()) - {""}))
         number_of = {"": -1} | {name: i for i, name in enumerate(classes)}
         if unknown := next((name for name in told.values() if name not in number_of), None):
-            raise UsageError(f"{path} has the label {unknown!r}, which is not among the classes.")
+            raise UsageError(f"{path} has the label {brief(repr(unknown))}, which is not among the classes.")
         found = np.array([number_of[name] for name in told.values()], np.int32)
     ids = tars.texts(captions)
     fetch = FileBytes(os.path.dirname(os.path.abspath(path)), ids)
     return _stored("csv", classes, found, ids, list(captions.values()), fetch)
 
 
-def _column(path: str, header: list[str], which: str) -> int:
+def _names_columns(fields: list[str]) -> bool:
+    return any(set(map(str.lower, fields)) & set(names) for names in _COLUMNS.values())
+
+
+def _column(path: str, header: list[str], which: str, hint: str) -> int:
     found = [i for i, name in enumerate(header) if name in _COLUMNS[which]]
     if len(found) != 1:
-        hint = " A list of web addresses is fetched by img2dataset first." if "http" in "".join(header) else ""
+        hint += "; a list of web addresses is fetched by img2dataset first" if "http" in "".join(header) else ""
         raise UsageError(f"{path} must name one column {' or '.join(_COLUMNS[which])} in its first line, which is"
-                         f" {', '.join(header)[:80] or 'empty'}.{hint}")  # fmt: skip
+                         f" {brief(', '.join(header)) or 'empty'}{hint}.")  # fmt: skip
     return found[0]
 
 
@@ -424,8 +460,7 @@ def _cifar_npm(folder: str, stems: list[str], split: str) -> tuple[np.ndarray, n
         parts.append(rows.reshape(-1, 32, 32, 3))
     path = os.path.join(folder, f"{split}_lables.json")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            labels = np.array(json.load(file), np.int32)
+        labels = np.array(json_of(path), np.int32)
     except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"{path} must be a JSON list of labels 0-9 ({error}).") from None
+        raise UsageError(f"{path} must be a JSON list of labels 0-9 ({reason(error)}).") from None
     return np.concatenate(parts), labels

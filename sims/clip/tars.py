@@ -1,7 +1,9 @@
 """Tars of captioned images as img2dataset writes them: indexed once, read by offset, never extracted.
 
-A tar holds KEY.jpg (or png, webp, ...) and KEY.txt. Its index goes to a sidecar `TAR.index.npz` beside it, or into the
-user's cache where its folder cannot be written, and counts as long as the tar's size and time of change stay the same.
+A tar holds KEY.jpg (or png, webp, ...) and KEY.txt, each line of which is a caption; the lines are one caption where
+img2dataset's KEY.json says so. What follows the end of a tar, as in `cat a.tar b.tar`, is read too. Its index goes to a
+sidecar `TAR.index.npz` beside it, or into the user's cache where its folder cannot be written, and counts as long as the
+tar's size and time of change stay the same.
 """
 
 import concurrent.futures
@@ -12,22 +14,21 @@ import os
 import pathlib
 import re
 import sys
-import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from sims.clip import processes
 from sims.clip.images import MAX_BYTES
+from sims.clip.reading import arrays_of, brief, foreign, parsed, reason
 from sims.flags import UsageError, WorkFailed
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_VERSION = 2
+_VERSION = 3
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
-_MAX_CAPTION = _MAX_HEADER = 1 << 20  # bytes
+_MAX_CAPTION = _MAX_HEADER = _MAX_PADDING = 1 << 20  # bytes; more zeros are the hole of a download cut short
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_SHARDS = 100_000
 
@@ -51,6 +52,15 @@ class Texts:
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def sound(self) -> bool:
+        """Whether the ends rise from 0 to the blob's."""
+        return _rises(self.ends) and self.ends[-1] == len(self.blob)
+
+
+def _rises(ends: np.ndarray) -> bool:
+    return bool(ends.ndim == 1 and ends.dtype.kind == "i" and ends.size and ends[0] == 0 and (np.diff(ends) >= 0).all())
+
 
 def texts(strings: Iterable[str]) -> Texts:
     """The strings as Texts."""
@@ -69,8 +79,9 @@ def concatenate(parts: list[Texts]) -> Texts:
 class Index:
     """Where the images of a tar lie.
 
-    stamp: (2,) int64, the tar's size in bytes and time of change in ns.  offset, size: (n,) int64, bytes.  keys,
-    captions: n.  left_out: images without a caption, captions without an image, and both with a dot in their key.
+    stamp: (2,) int64, the tar's size in bytes and time of change in ns.  offset, size: (n,) int64, bytes.  keys: n.
+    captions: those of image i are first[i] to first[i + 1].  left_out: images without a caption, captions without an
+    image, and both with a dot in their key.
     """
 
     stamp: np.ndarray
@@ -78,7 +89,15 @@ class Index:
     size: np.ndarray
     keys: Texts
     captions: Texts
+    first: np.ndarray
     left_out: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether the parts fit each other."""
+        n = len(self.keys)
+        fits = self.offset.shape == self.size.shape == (n,) and self.first.shape == (n + 1,) and _rises(self.first)
+        return fits and self.keys.sound and self.captions.sound and self.first[-1] == len(self.captions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,69 +174,162 @@ def indices(paths: tuple[str, ...]) -> list[Index]:
     return [found[path] for path in paths]
 
 
-class _Bounded:
-    """A tar as tarfile reads it, at most _MAX_HEADER bytes at once: a header may claim that it goes on without end."""
+class _Member(NamedTuple):
+    """type: as in the header.  offset: of its bytes."""
 
-    def __init__(self, file: BinaryIO):
-        self._file, self.seek, self.tell = file, file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+    name: str
+    type: bytes
+    offset: int
+    size: int
 
 
 def scan(path: str) -> Index:
     """The index of a tar from its headers and captions; images are passed over.
 
     Raises: UsageError for what is no plain tar, cut short, or holds what may not be in it: names that are absolute or
-    climb out by `..`, links, devices, a key twice.
+    climb out by `..`, links, devices, sparse files, a key twice.
     """
     images: dict[str, tuple[int, int]] = {}
-    captions: dict[str, str] = {}
-    end = dotted = 0
+    captions: dict[str, list[str]] = {}
+    described: dict[str, tuple[int, int]] = {}
+    dotted = 0
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
-            stamp = _stamp(file.fileno())
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # it keeps them all otherwise
-                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
+        with open(path, "rb") as opened:
+            file = opened.fileno()
+            stamp = _stamp(file)
+            for member in _members(path, file):
                 if not _allowed(path, member):
                     continue
                 key, extension = _split(member.name)
+                if extension == ".json":
+                    described[key] = member.offset, member.size
+                    continue
                 held = images if extension in IMAGES else captions if extension == ".txt" else None
                 if held is None:
                     dotted += extension.endswith((*IMAGES, ".txt"))
                     continue
                 if key in held:
-                    raise UsageError(f"{path} holds {key}{extension} twice; make it anew.")
+                    raise UsageError(f"{path} holds {brief(key)}{extension} twice; make it anew.")
                 if held is images:
-                    images[key] = member.offset_data, member.size
+                    images[key] = member.offset, member.size
                 else:
-                    captions[key] = _caption(
-                        os.pread(file.fileno(), min(member.size, _MAX_CAPTION), member.offset_data)
-                    )
-            # The reader takes an unreadable header for the end; the true end is a block of zeros.
-            if os.pread(file.fileno(), _BLOCK, end) != bytes(_BLOCK):
-                raise UsageError(f"{path} is cut short or damaged at byte {end}; fetch it anew or leave it out.")
-    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:  # tarfile takes numbers for what they say
-        told = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read as an uncompressed tar ({told}).") from None
+                    captions[key] = _lines(os.pread(file, min(member.size, _MAX_CAPTION), member.offset))
+            for key in described.keys() & images.keys():
+                if len(lines := captions.get(key, ())) > 1:
+                    offset, size = described[key]
+                    captions[key] = _joined(lines, os.pread(file, min(size, _MAX_HEADER), offset))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path} cannot be read as an uncompressed tar ({reason(error)}).") from None
     keys = [key for key in images if captions.get(key)]
     where = np.array([images[key] for key in keys], np.int64).reshape(-1, 2)
     left_out = len(set(images) | set(captions)) - len(keys) + dotted
-    return Index(stamp, where[:, 0], where[:, 1], texts(keys), texts(captions[key] for key in keys), left_out)
+    first = np.cumsum([0, *(len(captions[key]) for key in keys)], dtype=np.int64)
+    every = texts(line for key in keys for line in captions[key])
+    return Index(stamp, where[:, 0], where[:, 1], texts(keys), every, first, left_out)
 
 
-def _allowed(path: str, member: tarfile.TarInfo) -> bool:
-    """Whether it is a file; False for a folder."""
-    name = pathlib.PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-        raise UsageError(f"{path} holds the name {member.name!r}, which leads out of it; such a tar is not read.")
-    if member.isdir():
+def _members(path: str, file: int) -> Iterator[_Member]:
+    """What a tar holds, also after its end: `cat a.tar b.tar` has two.
+
+    Time and memory grow as the headers do: no header is read twice, and a chain of long names is a loop.
+    Raises: UsageError where it is cut short; ValueError for a header that is none.
+    """
+    at, end, told = 0, None, {}
+    while block := os.pread(file, _BLOCK, at):
+        if not block.strip(b"\0") and not told and (end is not None or len(block) == _BLOCK):
+            end = at if end is None else end
+            at += _BLOCK
+            if at - end > _MAX_PADDING:
+                raise UsageError(f"{path} has only zeros from byte {end}, as a download that was cut short; fetch it"
+                                 " anew or leave it out.")  # fmt: skip
+            continue
+        if len(block) < _BLOCK or not _is_header(block):
+            if at == 0:
+                raise ValueError(foreign(block) or "it does not begin with a tar's header")
+            if end is not None:
+                raise UsageError(f"{path} goes on after its end, at byte {at}, with what is no tar; cut that off.")
+            raise _cut(path, at)
+        kind, size, end = block[156:157], _number(block[124:136]), None
+        at += _BLOCK
+        if kind in (b"L", b"K", b"x", b"X", b"g"):  # of the member that follows, or (g) of all
+            if size > _MAX_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            data = os.pread(file, size, at)
+            if len(data) < size:
+                raise _cut(path, at)
+            if kind == b"L":
+                told = {b"path": data.split(b"\0", 1)[0], **told}
+            elif kind != b"K":
+                told |= _records(data)
+            if kind == b"g" and told:
+                raise ValueError("a header that names or measures all that follows")
+            at += -(-size // _BLOCK) * _BLOCK
+            continue
+        if told.keys() - {b"path", b"size"}:
+            raise UsageError(f"{path} holds a sparse file; only plain files are read.")
+        size = _number(told.get(b"size", b""), 10) or size
+        prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
+        name = told.get(b"path") or b"/".join(filter(None, (prefix, block[:100].split(b"\0", 1)[0])))
+        kind = b"5" if kind == b"\0" and name.endswith(b"/") else kind
+        yield _Member(name.decode("utf-8", "surrogateescape"), kind, at, size)
+        at += -(-size // _BLOCK) * _BLOCK if kind in _PLAIN else 0
+        told = {}
+    if at == 0:
+        raise ValueError("it is empty")
+    if end is None:
+        raise _cut(path, at)
+
+
+_PLAIN = (b"0", b"\0")
+
+
+def _cut(path: str, at: int) -> UsageError:
+    return UsageError(f"{path} is cut short or damaged at byte {at}; fetch it anew or leave it out.")
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether its checksum is right: the sum of its bytes, of signed ones in some old tars, blanks in its own place."""
+    counted = block[:148] + b" " * 8 + block[156:]
+    try:
+        found = _number(block[148:156])
+    except ValueError:
         return False
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise UsageError(f"{path} holds {member.name!r}, a link or device; only plain files are read.")
+    return found == sum(counted) or found == sum(counted) - 256 * sum(byte > 127 for byte in counted)
+
+
+def _number(field: bytes, base: int = 8) -> int:
+    """Digits, or the base 256 of what is larger; nothing is 0."""
+    large = field[:1] == b"\x80"
+    found = int.from_bytes(field[1:], "big") if large else int(field.split(b"\0", 1)[0].strip()[:40] or b"0", base)
+    if not 0 <= found < 1 << 62:
+        raise ValueError("a number that no file can have")
+    return found
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """Path, size and what makes a file sparse, of a PAX header: records `LENGTH KEY=VALUE\\n` in their order."""
+    found, at = {}, 0
+    while at < len(data) and data[at]:  # zeros may follow
+        blank = data.find(b" ", at, at + 20)
+        length = int(data[at:blank]) if blank > 0 and data[at:blank].isdigit() else 0
+        key, equals, value = data[blank + 1 : at + length].partition(b"=")
+        if not equals or at + length > len(data) or not value.endswith(b"\n"):
+            raise ValueError("a damaged PAX header")
+        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
+            found[key] = value[:-1]
+        at += length
+    return found
+
+
+def _allowed(path: str, member: _Member) -> bool:
+    """Whether it is a file; False for a folder."""
+    name, shown = pathlib.PurePosixPath(member.name), brief(repr(member.name))
+    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+        raise UsageError(f"{path} holds the name {shown}, which leads out of it; such a tar is not read.")
+    if member.type == b"5":
+        return False
+    if member.type not in _PLAIN:
+        raise UsageError(f"{path} holds {shown}, a link or device or sparse file; only plain files are read.")
     return True
 
 
@@ -228,8 +340,20 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, (dot + extension).lower()
 
 
-def _caption(data: bytes) -> str:
-    return " ".join(data.decode(errors="replace").split())
+def _lines(data: bytes) -> list[str]:
+    """The captions: lines that are not blank."""
+    lines = re.split(r"[\r\n]+", data.decode("utf-8-sig", "replace"))
+    return [text for line in lines if (text := " ".join(line.split()))]
+
+
+def _joined(lines: list[str], description: bytes) -> list[str]:
+    """The lines as one caption, where that is the caption of img2dataset's KEY.json; else as they are."""
+    try:
+        told = parsed(description)
+    except ValueError:
+        return lines
+    caption, whole = told.get("caption") if isinstance(told, dict) else None, " ".join(lines)
+    return [whole] if isinstance(caption, str) and " ".join(caption.split()) == whole else lines
 
 
 def _stamp(file: int | str) -> np.ndarray:
@@ -252,7 +376,7 @@ def sidecars(path: str) -> tuple[pathlib.Path, ...]:
 def store(path: str, index: Index) -> None:
     """Write the sidecar, whole or not at all; a warning where it can be written nowhere."""
     arrays = {"version": np.array(_VERSION), "stamp": index.stamp, "offset": index.offset, "size": index.size,
-              "left_out": np.array(index.left_out)}  # fmt: skip
+              "first": index.first, "left_out": np.array(index.left_out)}  # fmt: skip
     for name in ("keys", "captions"):
         held = getattr(index, name)
         arrays |= {name: np.frombuffer(held.blob, np.uint8), f"{name}_ends": held.ends}
@@ -278,13 +402,14 @@ def stored(path: str) -> Index | None:
     """The sidecar's index, where there is one that is whole and the tar's."""
     for sidecar in sidecars(path):
         try:
-            with open(sidecar, "rb") as file, np.load(file, allow_pickle=False) as held:
-                if held["version"] != _VERSION or (held["stamp"] != _stamp(path)).any():
-                    continue
-                keys, captions = (Texts(held[k].tobytes(), held[f"{k}_ends"]) for k in ("keys", "captions"))
-                index = Index(held["stamp"], held["offset"], held["size"], keys, captions, int(held["left_out"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            held = arrays_of(sidecar)
+            if held["version"] != _VERSION or (held["stamp"] != _stamp(path)).any():
+                continue
+            keys, captions = (Texts(held[k].tobytes(), held[f"{k}_ends"]) for k in ("keys", "captions"))
+            where = held["offset"], held["size"]
+            index = Index(held["stamp"], *where, keys, captions, held["first"], int(held["left_out"]))
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-        if len(index.offset) == len(index.size) == len(keys) == len(captions):
+        if index.sound:
             return index
     return None
