@@ -271,7 +271,7 @@ def test_one_batch_of_bad_images_ends_before_all_are_tried():
 
 
 def test_no_good_image_ends_the_work():
-    with pytest.raises(WorkFailed, match="no image of the data"):
+    with pytest.raises(WorkFailed, match=r"no image of the data can be read, the first r\d \(broken\)"):
         take(1, Fake(n=BATCH, bad=frozenset(range(BATCH))))
     # Where all others are in the batch, one comes twice rather than none.
     batch = take(1, Fake(n=BATCH, bad=frozenset({5})))[0]

@@ -7,8 +7,11 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import time
+import tracemalloc
 import warnings
 import zlib
 
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from sims.clip import images, sources, tars
 from sims.clip.images import BadImage, decode
@@ -139,7 +143,7 @@ def test_other_sources_are_refused(spec):
 
 
 @pytest.mark.parametrize(
-    "damage, told", [("gone", "missing"), ("cut", "truncated"), ("text", "identify"), ("none", "empty")]
+    "damage, told", [("gone", "missing"), ("cut", "truncated"), ("text", "it is an HTML page"), ("none", "empty")]
 )
 def test_a_bad_image_is_told_apart(coco, damage, told):
     path = coco / "train2017" / "a.png"
@@ -633,6 +637,71 @@ def test_the_evaluation_view_is_the_middle(h, w, size, high, wide):
     if (high - size) % 2:
         top = 2 * round((high - size) / 4)  # half of an odd rest goes to the even side
     np.testing.assert_array_equal(images.evaluation_view(image, size), whole[top : top + size, left : left + size])
+
+
+def enlarged(image, size):
+    """The view as other toolkits take it: the whole image enlarged, then its middle."""
+    h, w = image.shape[:2]
+    high, wide = (size, size * w // h) if h <= w else (size * h // w, size)
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    whole = Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC)
+    return np.asarray(whole)[top : top + size, left : left + size]
+
+
+def test_a_thin_image_is_cut_before_it_is_enlarged():
+    rng = np.random.default_rng(2)
+    for h, w in ((7, 112), (90, 7), (48, 64), (31, 200)):  # up to 16 to 1 nothing is another
+        image = rng.integers(0, 256, (h, w, 3), np.uint8)
+        np.testing.assert_array_equal(images.evaluation_view(image, 24), enlarged(image, 24))
+    for w in (160, 161, 325, 700):  # a ramp, whose values tell where the view lies: 2 a pixel of 8 in the view
+        ramp = np.repeat((np.arange(w) * 16 - w * 8 + 128).clip(0, 255).astype(np.uint8)[None, :, None], 8, 0)
+        for image in (np.repeat(ramp, 3, 2), np.repeat(ramp, 3, 2).transpose(1, 0, 2)):
+            found, known = images.evaluation_view(image, 64), enlarged(image, 64)
+            assert np.abs(found.astype(int) - known).max() <= 4
+    tracemalloc.start()
+    for shape in ((1, 20_000), (20_000, 1), (1, 65_535)):
+        assert images.evaluation_view(np.full((*shape, 3), 7, np.uint8), 224).shape == (224, 224, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_side_has_a_limit():
+    assert decode(encoded(np.zeros((1, 65_535), np.uint8)), "x").shape == (1, 65_535, 3)
+    with pytest.raises(BadImage, match="65536 x 1 pixels are more than 65535 on a side"):
+        decode(encoded(np.zeros((1, 65_536), np.uint8)), "x")
+
+
+def test_scans_without_end_are_not_decoded():
+    plain = encoded(Image.new("RGB", (2000, 1500)), "JPEG", progressive=True)
+    assert decode(plain, "x").shape == (1500, 2000, 3)
+    last = plain.rindex(b"\xff\xda")
+    with pytest.raises(BadImage, match="scans of 2000 x 1500 pixels take too long"):
+        decode(plain[:last] + plain[last:-2] * 20_000 + b"\xff\xd9", "x")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, struct.error, Image.DecompressionBombError, KeyError])
+def test_whatever_decoding_raises_is_a_bad_image(monkeypatch, error):
+    def broken(self):
+        raise error
+
+    data = encoded(SMOOTH)
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    with pytest.raises(BadImage, match=r"x: \w"):
+        decode(data, "x")
+
+
+def test_pillows_warnings_are_not_shown():
+    """In a process of its own: pytest has its own filters."""
+    script = (
+        "import io, numpy as np; from PIL import Image; from sims.clip.images import decode; out = io.BytesIO();"
+        "Image.new('RGB', (9, 9)).save(out, 'JPEG', exif=b'Exif\\0\\0MM\\0*\\0\\0\\0\\x08\\xff\\xff');"
+        "print(decode(out.getvalue(), 'x').shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "(9, 9, 3)\n" and not done.stderr
+    shown = subprocess.run([sys.executable, "-c", script.replace("print", "import warnings; warnings.resetwarnings();"
+                           "print")], capture_output=True, text=True, check=True)  # fmt: skip
+    assert "Corrupt EXIF" in shown.stderr
 
 
 def test_bright_and_dark_are_normalised_on_the_device():

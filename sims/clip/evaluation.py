@@ -14,6 +14,7 @@ import numpy as np
 from sims import store
 from sims.clip import robustness, zero_shot
 from sims.clip.classes import Classes
+from sims.clip.reading import brief
 from sims.clip.robustness import LINES
 from sims.clip.sets import EvaluationSet
 from sims.clip.zero_shot import Encoder, Result, Share
@@ -149,10 +150,11 @@ def _seen(name: str, found: EvaluationSet, encoder: Encoder, how: How) -> zero_s
         encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads
     )
     if not len(seen.kept):
-        raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {found.paths[0]}.")
+        path, why = next(iter(seen.bad.items()))
+        raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {path} ({brief(why)}).")
     if seen.bad:
         path, why = next(iter(seen.bad.items()))
-        warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {why})"], how.strict)
+        warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {brief(why)})"], how.strict)
     return seen
 
 

@@ -3,18 +3,28 @@
 import io
 import math
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from sims.clip.reading import brief, foreign
+
 if TYPE_CHECKING:
     from jax import Array
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of strangers' files: what matters is raised
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of red, green, blue in [0, 1], over CLIP's data
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MAX_PIXELS = 1 << 26  # 67 million: a file of a few kB can claim more and fill the memory
+MAX_SIDE = 65_535  # a JPEG's own limit
 MAX_BYTES = 1 << 28
+_MAX_SCANNED = (
+    1 << 31
+)  # pixels times scans of a JPEG: seconds; a file of 1 MB can have 20,000 scans, each over all pixels
+_MAX_ASPECT = 16  # of what an evaluation view enlarges
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others call programs (PostScript) or are rarely read and tested
 _ORIENTATION = 0x0112
@@ -58,23 +68,31 @@ def decode(data: bytes, id: str, least: int | None = None) -> np.ndarray:
 
     Grey, palette and CMYK become RGB, 16 bits 8; what is transparent lies over white; the EXIF orientation is applied.
     least: a JPEG may come at 1/2, 1/4 or 1/8 of its size, averaged, while both sides keep that many pixels.
-    Raises: BadImage, with `id` as its name.
+    Raises: BadImage, with `id` as its name, for whatever goes wrong, and for images beyond MAX_PIXELS or MAX_SIDE.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:  # as the header says; nothing is decoded yet
-                raise BadImage(id, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+            pixels, shape = image.width * image.height, f"{image.width} x {image.height} pixels"
+            if pixels > MAX_PIXELS:  # as the header says; nothing is decoded yet
+                raise BadImage(id, f"{shape} are more than {MAX_PIXELS}")
+            if max(image.size) > MAX_SIDE:
+                raise BadImage(id, f"{shape} are more than {MAX_SIDE} on a side")
+            if image.format in ("JPEG", "MPO") and (scans := data.count(b"\xff\xda")) * pixels > _MAX_SCANNED:
+                raise BadImage(id, f"{scans} scans of {shape} take too long")
             if least:
                 image.draft(None, (least, least))
             image.load()
             turn = _UPRIGHT.get(_orientation(image))
             image = _rgb(image)
             return np.asarray(image if turn is None else image.transpose(turn))
-    except (BadImage, MemoryError):
+    except BadImage:
         raise
+    except MemoryError:
+        raise BadImage(id, "there is not enough memory to decode it") from None
     except Exception as error:  # Pillow raises anything on foreign bytes: OSError, SyntaxError, struct.error, ...
-        told = " ".join(str(error).split()).split(" <_io")[0]
-        raise BadImage(id, told if data else "the file is empty") from None
+        told = brief(str(error).split(" <_io")[0]) or type(error).__name__
+        known = foreign(data)
+        raise BadImage(id, f"{told}{f': {known}' if known else ''}" if data else "the file is empty") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -125,12 +143,21 @@ def _part(
 def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
     """(size, size, 3) uint8: the middle of (h, w, 3) after its short side is resized to `size`, bicubic.
 
-    The long side becomes floor(size long / short); the crop starts at half of what is left, rounded to even.
+    The long side becomes floor(size long / short); the crop starts at half of what is left, rounded to even. Of images
+    longer than 16 to 1 the middle is taken first, which would else fill the memory; it moves the view by a pixel at
+    most.
     """
+    image = _middle(_middle(image, 0, image.shape[1]), 1, image.shape[0])
     h, w = image.shape[:2]
     high, wide = (size, size * w // h) if h <= w else (size * h // w, size)
     top, left = round((high - size) / 2), round((wide - size) / 2)
     return _resized(image, high, wide)[top : top + size, left : left + size]
+
+
+def _middle(image: np.ndarray, axis: int, other: int) -> np.ndarray:
+    """The image, its middle alone where this side is far longer than the other."""
+    cut = max(0, image.shape[axis] - _MAX_ASPECT * other) // 2
+    return np.moveaxis(np.moveaxis(image, axis, 0)[cut : image.shape[axis] - cut], 0, axis)
 
 
 def _resized(image: np.ndarray, high: int, wide: int) -> np.ndarray:

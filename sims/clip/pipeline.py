@@ -23,6 +23,7 @@ from absl import flags
 
 from sims.clip import processes
 from sims.clip.images import BadImage, random_resized_crop
+from sims.clip.reading import brief
 from sims.clip.sources import Record, Source
 from sims.flags import UsageError, WorkFailed
 
@@ -98,7 +99,8 @@ class Recipe:
                 bad[i] = error
                 if len(bad) > o.max_bad:
                     raise _given_up(o.max_bad, error.id, error.why) from None
-        raise WorkFailed("no image of the data can be read.")
+        first = next(iter(bad.values()))
+        raise WorkFailed(f"no image of the data can be read, the first {brief(first.id)} ({brief(first.why)}).")
 
 
 def _candidates(n: int, batch_size: int, j: int, slot: int) -> Iterator[int]:
@@ -126,7 +128,7 @@ def _generator(seed: int, *parts: int) -> np.random.Generator:
 
 
 def _given_up(max_bad: int, id: str, why: str) -> WorkFailed:
-    return WorkFailed(f"more than {max_bad} images cannot be read, the last {id} ({why}); mend the data, or allow more"
+    return WorkFailed(f"more than {max_bad} images cannot be read, the last {brief(id)} ({brief(why)}); mend the data, or allow more"
                       " bad ones.")  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def arrays_of(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def separated(line: str, by: str, fit: Callable[[list[str]], Any]) -> str:
-    """A hint where the fields of a line, which do not fit as split by `by`, fit with another separator; else nothing."""
+    """A hint where the fields of a line, which do not fit as split by `by`, fit with another separator; else ''."""
     for other, named in _SEPARATORS.items():
         if other != by and other in line and fit([field.strip().strip('"') for field in line.split(other)]):
             return f"; its fields are separated by {named}, where {_SEPARATORS[by]} are read"

@@ -1,9 +1,10 @@
 """Tars of captioned images as img2dataset writes them: indexed once, read by offset, never extracted.
 
 A tar holds KEY.jpg (or png, webp, ...) and KEY.txt, each line of which is a caption; the lines are one caption where
-img2dataset's KEY.json says so. What follows the end of a tar, as in `cat a.tar b.tar`, is read too. Its index goes to a
-sidecar `TAR.index.npz` beside it, or into the user's cache where its folder cannot be written, and counts as long as the
-tar's size and time of change stay the same.
+img2dataset's KEY.json says so. What follows the end of a tar, as in `cat a.tar b.tar`, is read too.
+
+The index goes to a sidecar `TAR.index.npz` beside the tar, or into the user's cache where its folder cannot be written,
+and counts as long as the tar's size and time of change stay the same.
 """
 
 import concurrent.futures

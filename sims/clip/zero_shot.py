@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sims.clip import processes
 from sims.clip.prompts import prompts
+from sims.clip.reading import arrays_of, reason
 from sims.flags import UsageError, WorkFailed
 
 Scored = tuple[tuple[int, ...], ...]
@@ -201,13 +202,15 @@ def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int)
                 image = images.decode(images.read_file(path), str(path))
             else:
                 image = path.source.read(path.i).image
-        except OSError as error:
-            return error.strerror or str(error)
+            if min(image.shape[:2]) <= 2 * crop:
+                return f"it has {image.shape[1]} x {image.shape[0]} pixels, and {crop} are cut off every side"
+            return images.evaluation_view(image[crop : image.shape[0] - crop, crop : image.shape[1] - crop], size)
         except images.BadImage as error:
             return error.why
-        if min(image.shape[:2]) <= 2 * crop:
-            return f"it has {image.shape[1]} x {image.shape[0]} pixels, and {crop} are cut off every side"
-        return images.evaluation_view(image[crop : image.shape[0] - crop, crop : image.shape[1] - crop], size)
+        except (OSError, ValueError) as error:
+            return reason(error)
+        except MemoryError:
+            return "there is not enough memory to read it"
 
     waiting: collections.deque[concurrent.futures.Future[np.ndarray | str]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
