@@ -309,7 +309,7 @@ def guessed(images):
 ENCODERS = {
     # The text tower cannot tell the cranes apart, a head can.
     "perfect": Encoder("perfect", 8, perfect_image, head=(NAMES, np.eye(12), np.zeros(12))),
-    "text": Encoder("text", 8, perfect_image, named),
+    "text": Encoder("text", 8, lambda images: perfect_image(images) @ np.eye(12)[[*range(10), 2, 11]], named),
     "chance": Encoder("chance", 8, guessed, named),
     "fish": Encoder("fish", 8, perfect_image, head=(("trout", "carp"), np.eye(2, 12), np.zeros(2))),
 }
@@ -339,6 +339,12 @@ def called(capsys, monkeypatch, root, tmp_path):
         return code, *capsys.readouterr()
 
     return call
+
+
+CRANES = (
+    "warning: more than one class has the name crane, and the very same prompts: top-1 takes the first for the"
+    " prediction, as published accuracies do; for the worst class either is right.\n"
+)
 
 
 def rows_of(path):
@@ -383,11 +389,14 @@ def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
 
 def test_words_that_name_two_classes_and_a_model_that_guesses(called, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw", lambda *_: None)
-    called("text", "--sets=val,v2")
+    _, printed, error = called("text", "--sets=val,v2")
+    assert error == CRANES and "val: top-1 100.00 [85.8, 100.0] where either of two" in printed
     called("chance", "--sets=val,v2", "--line=standard", "--transform=probit")
     both, _, guesses, shifted = rows_of(tmp_path / "out/results.jsonl")
-    assert both["accuracy"] == 22 / 24 and both["worst_class"]["name"] == "crane"
-    assert both["worst_class"] == both["worst_class"] | {"correct": 0, "images": 2, "wnids": [CLASSES.wnids[10]]}
+    # Of top-1 the first crane is the prediction for both, as published; no class is the worst by its place in the list.
+    assert both["accuracy"] == 22 / 24 and both["either"]["accuracy"] == 1
+    assert both["worst_class"] == both["worst_class"] | {"correct": 2, "images": 2}
+    assert "either" not in guesses or guesses["either"]["correct"] >= guesses["correct"]
     assert guesses["interval_99.5"][0] <= 1 / 12 <= guesses["interval_99.5"][1]
     assert "chance" in shifted["marks"] and "chance" not in both["marks"]
     assert shifted["line"] == "probit"
@@ -436,7 +445,7 @@ def test_a_line_through_ones_own_models(called, tmp_path):
     lines = [f"{name},v2,{y},{x},1000,1000" for name, (x, y) in accuracies.items()]
     models.write_text("\n".join(["run,set,accuracy,id_accuracy,images,id_images", *lines]))
     code, printed, error = called("text", "--sets=val,v2,sketch", f"--models={models}", "--line=fit")
-    assert (code, error) == (0, "")
+    assert code == 0 and error == CRANES
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "results.jsonl", "effective_robustness.png", "effective_robustness.pdf"
     }  # fmt: skip
@@ -459,6 +468,8 @@ def test_a_line_through_ones_own_models(called, tmp_path):
         ("run,accuracy\na,0.5", "line 2: needs run, set and accuracy"),
         ("run,set,accuracy\na,v2,50", "line 2: needs run, set and accuracy"),
         (f"run,set,accuracy\na,v2,{'5' * 200_000}", "line 2: field larger"),
+        ("run;set;accuracy\na;v2;0.5", "its fields are separated by semicolons, where commas are read"),
+        ("run,set,accuracy,images\na,v2,0.5,inf", "line 2: needs run, set and accuracy"),
     ):
         models.write_text(text)
         code, _, error = called("text", "--sets=val,v2", f"--models={models}", "--line=fit")
@@ -519,6 +530,61 @@ def test_what_ends_between_two_sets_leaves_the_rows_before(called, tmp_path, mon
         assert "the same command scores all sets again" in error
 
 
+@pytest.mark.parametrize("width", [6, 512])
+def test_twins_are_judged_alike_and_top1_is_the_first(width):
+    """Scores of equal rows may round apart in a product; images of both twins, and of others, are counted by a loop."""
+    rng = np.random.default_rng(width)
+    names = ("missile", "cup", "Missile", "bird", "rocket", "missile ")
+    weights = zero_shot.text_weights(lambda s: np.stack([embed([t.strip().lower()])[0] for t in s]), names, ["{}"])
+    weights = np.concatenate([weights] * width, 1)[:, :width]
+    bias, scored = np.zeros(6), tuple((c,) for c in range(6))
+    assert zero_shot.twins(weights, bias, scored).tolist() == [0, 1, 0, 3, 4, 0]
+    assert zero_shot.twins(weights, np.arange(6), scored).tolist() == list(range(6))  # told apart by the bias
+    assert zero_shot.twins(weights, bias, ((0, 1), (3,), (1, 5), (2,))).tolist() == [0, 1, 0, 3]
+    features, labels = rng.normal(size=(600, width)).astype(np.float32), rng.integers(0, 6, 600)
+    plain = zero_shot.ranks(features, labels, weights, bias, scored)
+    fair = zero_shot.ranks(features, labels, weights, bias, scored, zero_shot.twins(weights, bias, scored))
+    best = (features.astype(float) @ weights[[0, 1, 3, 4]].T.astype(float)).argmax(1)
+    first = np.array([0, 1, 0, 2, 3, 0])[labels] == best
+    assert (fair == 0).tolist() == first.tolist()
+    assert (plain == 0).tolist() == (first & ~np.isin(labels, (2, 5))).tolist()
+    both = zero_shot.result(plain, labels, 6, fair=fair)
+    shares = [(fair[labels == c] == 0).mean() for c in range(6)]
+    assert both.top1.correct == (plain == 0).sum() and both.worst[1].accuracy == min(shares) > 0
+    assert zero_shot.result(plain, labels, 6).worst[1].accuracy == 0
+
+
+def test_kept_text_weights_have_a_checksum(tmp_path):
+    names, whole = ("fish", "bird"), None
+    for at in range(0, 300, 7):
+        found = zero_shot.text_weights(embed, names, ["{}"], cache=tmp_path)
+        whole = found if whole is None else whole
+        np.testing.assert_array_equal(found, whole)
+        (file,) = tmp_path.iterdir()
+        damaged = bytearray(file.read_bytes())
+        damaged[at] ^= 4
+        file.write_bytes(damaged)
+
+
+def test_wnids_and_numbers_do_not_come_into_prompts(root, called, tmp_path):
+    lines = [f"{wnid} {name}, other words" for wnid, name in zip(CLASSES.wnids, NAMES, strict=True)]
+    (tmp_path / "names").write_text("\n".join(lines))
+    code, _, error = called("text", "--sets=val", f"--classes={tmp_path / 'names'}")
+    assert code == 0 and error == CRANES and rows_of(tmp_path / "out/results.jsonl")[0]["accuracy"] == 22 / 24
+    picture(tmp_path / "0.png", 0)
+    (tmp_path / "t.csv").write_text("path,caption,label\n0.png,a,n01440764\n0.png,b,n01440764\n")
+    code, _, error = called("text", f"--data=csv:{tmp_path}/t.csv", at=None)
+    assert code == 2 and "the class list has the class name 'n01440764', with a wnid" in error
+
+
+def test_the_first_image_that_cannot_be_read_is_named_with_why(called, tmp_path):
+    root = make_root(tmp_path / "root", images=1)
+    for path in (root / "sketch").glob("*/*"):
+        path.write_bytes(b"<!DOCTYPE html>" + b"x" * 300_000)
+    code, _, error = called("perfect", "--sets=sketch", at=root)
+    assert code == 2 and "sketch_0.JPEG (cannot identify image file: it is an HTML page" in error and len(error) < 600
+
+
 def test_the_id_axis_leaves_out_mistakes_for_other_classes(root):
     """Class 1 is R's, as are 3 and 10; class 0 is not."""
 
@@ -535,7 +601,9 @@ def test_the_id_axis_leaves_out_mistakes_for_other_classes(root):
 
 
 def test_the_worst_class_has_the_interval_of_one_chosen_among_all(root):
-    row = next(evaluation.evaluate("x", ENCODERS["text"], sets.open_sets(root, ["val"], CLASSES), CLASSES, ["{}"]))
+    head = (NAMES, np.roll(np.eye(12), 1, 0), np.zeros(12))
+    wrong = dataclasses.replace(ENCODERS["perfect"], head=head)
+    row = next(evaluation.evaluate("x", wrong, sets.open_sets(root, ["val"], CLASSES), CLASSES, ["{}"]))
     for level in (0.95, 0.995):
         known = scipy.stats.binomtest(0, 2).proportion_ci(1 - (1 - level) / 12, "exact")
         found = row["worst_class"][f"interval_{100 * level:g}"]
@@ -591,7 +659,7 @@ def test_embeddings_that_are_not_finite_end_it(root):
 def test_features_do_not_depend_on_batches_and_threads(root):
     paths = sorted(root.glob("val/*/*"))
     for batch_size, threads in ((1, 1), (5, 2), (100, 3)):
-        found = zero_shot.image_features(ENCODERS["text"], paths, batch_size=batch_size, threads=threads)
+        found = zero_shot.image_features(ENCODERS["perfect"], paths, batch_size=batch_size, threads=threads)
         assert found.values.argmax(1).tolist() == np.repeat(range(12), 2).tolist()
         assert found.kept.tolist() == list(range(24)) and not found.bad
 

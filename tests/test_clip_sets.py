@@ -247,6 +247,33 @@ def test_class_lists(root, tmp_path):
         read_classes(root)
 
 
+@pytest.mark.parametrize("form", ["{0} {1}, {2}", "{0}\t{1}", "{0},{1},{2}", "{0}: {1}", '{0} "{1}, {2}"', "{0} {3}"])
+def test_class_lists_with_wnids_in_their_lines(tmp_path, form):
+    file = tmp_path / "list"
+    rows = [(wnid, name, "other words", name.replace(" ", "_")) for wnid, name in zip(WNIDS, NAMES, strict=True)]
+    lines = [form.format(*row) for row in rows]
+    for text in ("\n".join(lines), json.dumps(lines), json.dumps({row[0]: f"{row[3]}, {row[2]}" for row in rows})):
+        file.write_text(text)
+        assert read_classes(tmp_path, str(file)) == CLASSES
+    names = tmp_path / "names"
+    names.write_text("\n".join(f"a {name}" for name in NAMES))
+    assert read_classes(tmp_path, str(names), str(file)) == Classes(WNIDS, tuple(f"a {n}" for n in NAMES), NAMES)
+    file.write_text("\n".join(lines[::-1]))
+    with pytest.raises(UsageError, match="in the order of their wnids"):
+        read_classes(tmp_path, str(file))
+
+
+@pytest.mark.parametrize(
+    "form, told", [("{1} ({0})", "with a wnid"), ("{0}", "with a wnid"), ("{2}: {1}", "numbers its names")]
+)
+def test_names_that_are_no_names_are_refused(tmp_path, form, told):
+    rows = zip(WNIDS, NAMES, range(12), strict=True)
+    (tmp_path / "names").write_text("\n".join(form.format(*row) for row in rows))
+    (tmp_path / "wnids").write_text("\n".join(WNIDS))
+    with pytest.raises(UsageError, match=told):
+        read_classes(tmp_path, str(tmp_path / "names"), str(tmp_path / "wnids"))
+
+
 def test_objectnets_classes_are_found_by_name():
     def named(synonyms, names=NAMES):
         return sets._named(synonyms, sets._by_name(Classes(WNIDS, NAMES, names)), "mapping")
@@ -308,6 +335,18 @@ def break_scenes(root):
     table.write_text("\n".join(table.read_text().splitlines()[:-1]))
 
 
+def break_deep(root):
+    (root / "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").write_text("[" * 100_000)
+
+
+def break_deep_scenes(root):
+    (root / "scenes.json").write_text('{"sets":' * 100_000)
+
+
+def break_semicolons(root):
+    (root / "balanced/scenes.csv").write_text("path;group\na;b\n")
+
+
 def break_scenes_columns(root):
     (root / "balanced/scenes.csv").write_text("file,group\n1,aligned\n")
 
@@ -329,6 +368,9 @@ BROKEN = {
     break_scenes: "has no line for",
     break_scenes_field: "is no table",
     break_scenes_columns: "must have columns path and group",
+    break_semicolons: "its fields are separated by semicolons",
+    break_deep: "must be a JSON object",
+    break_deep_scenes: "is damaged",
 }
 
 
@@ -362,14 +404,18 @@ def test_templates(tmp_path):
         ("one\n", "template 1, 'one', has no {}"),
         ("", "is empty"),
         ("[1]", "must be"),
-        ("[", "no JSON"),
+        ("[", "cannot be read"),
+        ("[" * 100_000, "nested too deeply"),
+        ("<!DOCTYPE html>", "HTML page"),
+        ("x" * 300_000, r"template 1, .{1,130}, has no \{\}"),
     ):
         file.write_text(text)
         with pytest.raises(UsageError, match=told):
             read_templates(file)
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="no UTF-8"):
-        read_templates(file)
+    for content, told in ((b"\xff", "no UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\x1f\x8b\x08", "gzip")):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=told):
+            read_templates(file)
 
 
 def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):

@@ -9,7 +9,9 @@
 
 ROOT holds val, imagenetv2-matched-frequency[-format-val], sketch, imagenet-r, imagenet-a, objectnet-1.0 (what is there
 is scored). Images are turned upright as their EXIF says, and what is transparent lies over white. The worst class's
-interval holds for all classes at once (Bonferroni), since which is the worst is seen afterwards.
+interval holds for all classes at once (Bonferroni), since which is the worst is seen afterwards. Classes of one name
+(CLIP's list has missile and sunglasses twice) share their prompts: top-1 takes the first for the prediction, as
+published accuracies do; for the worst class either is right, and top-1 with either is printed beside.
 Effective robustness rho = accuracy - what a line of standard models predicts from val over the same classes. Marks:
   extrapolated   val is outside 55-90% (standard lines) or 5-40% (weak models'), or the fitted models' own range
   other classes  a published line is of ImageNet's classes, this list is not of 1000
@@ -42,7 +44,10 @@ def _define_flags() -> None:
     define("root", SCENES, "folder of the evaluation sets' folders", path)
     define("sets", None, "of val, balanced, v2, sketch, r, a, objectnet; none: all that are there", names)
     define(
-        "classes", None, 'class list, {"0": [wnid, name], ...}, or names with --wnids; none: ROOT/classes.json', path
+        "classes",
+        None,
+        'class list, {"0": [wnid, name], ...}, or `wnid name` a line, or names with --wnids; none: ROOT/classes.json',
+        path,
     )
     define("wnids", None, "wnids of --classes' names in their order, or imagenet_class_index.json", path)
     define(

@@ -117,6 +117,14 @@ def evaluate(
     Raises: UsageError if an image cannot be read and how.strict, or none of a set can, or the encoder lacks a class.
     """
     weights, bias = zero_shot.class_weights(encoder, classes.names, templates, how.cache)
+    every = tuple((c,) for c in range(len(classes.names)))
+    twice = np.flatnonzero(zero_shot.twins(weights, bias, every) != np.arange(len(every)))
+    if len(twice):
+        told = brief(", ".join(sorted({classes.names[c] for c in twice})))
+        line = (
+            "top-1 takes the first for the prediction, as published accuracies do; for the worst class either is right"
+        )
+        warn([f"more than one class has the name {told}, and the very same prompts: {line}"], strict=False)
     words = _digest(list(templates))
     prompts = "head" if encoder.head else f"{len(templates)} templates {words}"
     common = {
@@ -130,11 +138,16 @@ def evaluate(
     for name, found in sets.items():
         seen = _seen(name, found, encoder, how)
         labels = found.labels[seen.kept]
-        order = zero_shot.ranks(seen.values, labels, weights, bias, found.scored)
-        result = zero_shot.result(order, labels, len(found.scored), _at(found.groups, seen.kept))
+        order = fair = zero_shot.ranks(seen.values, labels, weights, bias, found.scored)
+        alike = zero_shot.twins(weights, bias, found.scored)
+        if (alike != np.arange(len(alike))).any():
+            fair = zero_shot.ranks(seen.values, labels, weights, bias, found.scored, alike)
+        result = zero_shot.result(order, labels, len(found.scored), _at(found.groups, seen.kept), fair)
         row = key(run, found, classes)
         row |= common | {"rule": f"{found.rule}; {prompts}; classes {row['classes']}"}
         row |= _counts(found, result, len(seen.bad), classes)
+        if fair is not order:
+            row["either"] = _share("", zero_shot.result(fair, labels, len(found.scored)).top1)
         if name == "val":
             val, val_accuracy = seen, row["accuracy"]
         elif val is not None:

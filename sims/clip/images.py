@@ -21,9 +21,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MAX_PIXELS = 1 << 26  # 67 million: a file of a few kB can claim more and fill the memory
 MAX_SIDE = 65_535  # a JPEG's own limit
 MAX_BYTES = 1 << 28
-_MAX_SCANNED = (
-    1 << 31
-)  # pixels times scans of a JPEG: seconds; a file of 1 MB can have 20,000 scans, each over all pixels
+_MAX_SCANNED = 1 << 31  # pixels times scans of a JPEG, which take seconds: 1 MB can hold 20,000 scans
 _MAX_ASPECT = 16  # of what an evaluation view enlarges
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others call programs (PostScript) or are rarely read and tested

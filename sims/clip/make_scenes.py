@@ -34,6 +34,7 @@ from tqdm import tqdm
 from sims import files
 from sims.clip import layouts, processes, scenes
 from sims.clip.layouts import Config, Outline, Row, Split, splits
+from sims.clip.reading import json_of
 from sims.clip.sheet import sheet
 from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
 
@@ -185,12 +186,14 @@ def _begin(root: pathlib.Path, config: Config, overwrite: bool) -> None:
 
 def _config_of(path: pathlib.Path) -> Config:
     try:
-        found = json.loads(path.read_text())
+        found = json_of(path)
         if found["version"] != layouts.VERSION:
             raise UsageError(
                 f"{path.parent} holds scenes of another version; name another folder, or --overwrite them."
             )
-        return Config(**found["config"])
+        config = Config(**found["config"])
+        config.check()
+        return config
     except FileNotFoundError:
         raise UsageError(f"{path.parent} has no {path.name}: no scenes, or unfinished ones; make them first.") from None
     except (OSError, ValueError, KeyError, TypeError):

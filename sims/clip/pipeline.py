@@ -128,8 +128,8 @@ def _generator(seed: int, *parts: int) -> np.random.Generator:
 
 
 def _given_up(max_bad: int, id: str, why: str) -> WorkFailed:
-    return WorkFailed(f"more than {max_bad} images cannot be read, the last {brief(id)} ({brief(why)}); mend the data, or allow more"
-                      " bad ones.")  # fmt: skip
+    return WorkFailed(f"more than {max_bad} images cannot be read, the last {brief(id)} ({brief(why)}); mend the data,"
+                      " or allow more bad ones.")  # fmt: skip
 
 
 class Batches:

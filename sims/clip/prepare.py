@@ -2,14 +2,16 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 
 from sims.clip import captions, models, sources, tokenizer
+from sims.clip.classes import check_names
 from sims.clip.config import SCENES, Config
+from sims.clip.reading import brief, json_of, own_json, reason
 from sims.flags import UsageError
 
 TOKENIZER, DATA = "tokenizer.json", "data.json"  # in a run's folder
@@ -39,11 +41,13 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
     spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
     classes = _class_names(config.classes)
     source = sources.open_source(spec, captions_file=config.captions, classes=classes)
-    if out is not None and (out / DATA).exists() and json.loads((out / DATA).read_text()) != told(source):
+    if out is not None and (out / DATA).exists() and read_data(out) != told(source):
         raise UsageError(
             f"--data={config.data} is not what {out} was begun with: its records, labels or captions differ; "
             "give another --out, or --overwrite."
         )
+    if config.method.text == "labels":
+        check_names(source.classes, f"--data={config.data}")
     usable = np.arange(len(source))
     if config.needs_labels:
         usable = usable[source.labels >= 0]
@@ -64,12 +68,25 @@ def _class_names(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        found = json.loads(pathlib.Path(path).read_text())
+        found = json_of(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--classes={path} cannot be read as JSON ({error}).") from None
+        raise UsageError(f"--classes={path} cannot be read as JSON ({reason(error)}).") from None
     if not isinstance(found, list) or not found or not all(isinstance(name, str) and name.strip() for name in found):
         raise UsageError(f"--classes={path} must be a JSON list of class names.")
+    check_names(found, f"--classes={path}")
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        print(f"warning: --classes={path} has {brief(', '.join(twice))} more than once; captions do not tell which, and"
+              " give no such label.", file=sys.stderr)  # fmt: skip
     return tuple(found)
+
+
+def read_data(out: pathlib.Path) -> dict[str, Any]:
+    """A run's data.json. Raises: UsageError if it is damaged."""
+    found = own_json(out / DATA, "train anew, with --overwrite")
+    names = found.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{out / DATA} is damaged (it has no list of classes); train anew, with --overwrite.")
+    return found
 
 
 def _tokenizer(

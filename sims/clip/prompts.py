@@ -1,9 +1,9 @@
 """The words that name a class to a text tower: templates, one embedding a template, averaged."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
+from sims.clip.reading import brief, parsed, reason, text_of
 from sims.flags import UsageError
 
 # Plain sentences that say no more than that the thing is there.
@@ -32,7 +32,9 @@ def read_templates(path: str | pathlib.Path | None) -> tuple[str, ...]:
     lines = read_lines(path, "--templates")
     for number, line in enumerate(lines, 1):
         if SLOT not in line:
-            raise UsageError(f"--templates={path}, template {number}, {line!r}, has no {SLOT} for the class's name.")
+            raise UsageError(
+                f"--templates={path}, template {number}, {brief(repr(line))}, has no {SLOT} for the class's name."
+            )
     return lines
 
 
@@ -42,11 +44,10 @@ def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
     Raises: UsageError if it cannot be read, or holds none.
     """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        text = text_of(path)
+        lines = parsed(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text or no JSON list"
-        raise UsageError(f"{flag}={path} cannot be read ({reason}).") from None
+        raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
     if not all(isinstance(line, str) for line in lines):
         raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
     found = tuple(line.strip() for line in lines if line.strip())

@@ -59,6 +59,8 @@ def text(rows: Sequence[Row], choice: Choice) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     note = [f"warning: {n} of {row['set']} could not be read." for row in rows if (n := row["unreadable"])]
+    note += [f"{row['set']}: top-1 {_percent(row['either'])} where either of two classes that share their prompts"
+             " counts." for row in rows if "either" in row]  # fmt: skip
     if all(row["line"] is None for row in rows):
         note.append(
             "rho needs val and a shifted set" + ("" if choice.line != "fit" else " that other models have too") + "."

@@ -8,7 +8,6 @@ import collections
 import csv
 import dataclasses
 import io
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sims.clip.classes import SYNSETS, WNID, Classes
+from sims.clip.reading import brief, parsed, reason, separated, text_of
 from sims.clip.sources import Source, open_source
 from sims.clip.zero_shot import Scored
 from sims.flags import UsageError
@@ -227,12 +227,12 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[d
             continue
         if len(parts) < 2 or parts[1] not in index:
             raise UsageError(
-                f"{listing}, line {number}: needs a file's name and its wnid, or the place of its wnid among the"
-                f" {len(classes.wnids)} in order, from 0."
+                f"{listing}, line {number}: needs a file's name and its wnid, a blank or a comma between, or the place"
+                f" of its wnid among the {len(classes.wnids)} in order, from 0."
             )
         stem = pathlib.PurePath(parts[0]).stem
         if stem in listed:
-            raise UsageError(f"{listing}, line {number}: {parts[0]} is listed twice.")
+            raise UsageError(f"{listing}, line {number}: {brief(parts[0])} is listed twice.")
         listed.add(stem)
         if stem in files:
             found[index[parts[1]]].append(files[stem])
@@ -307,7 +307,8 @@ def _named(synonyms: str, index: tuple[dict[str, set[int]], dict[str, set[int]]]
         if found:
             break
     problem = "is the name of several classes" if found else "is no class's name"
-    raise UsageError(f"{file}: {synonyms.strip()!r} {problem} in the list; give {SYNSETS}, as --classes or --wnids.")
+    shown = brief(repr(synonyms.strip()))
+    raise UsageError(f"{file}: {shown} {problem} in the list; give {SYNSETS}, as --classes or --wnids.")
 
 
 def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
@@ -315,12 +316,14 @@ def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
     table = folder / "scenes.csv"
     if not table.is_file():
         return found
+    text = _text(table)
     try:
-        rows = list(csv.DictReader(io.StringIO(_text(table), newline="")))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise UsageError(f"{table} is no table ({error}).") from None
     if not rows or not {"path", "group"} <= set(rows[0]):
-        raise UsageError(f"{table} must have columns path and group.")
+        hint = separated(text.partition("\n")[0], ",", lambda fields: {"path", "group"} <= set(fields))
+        raise UsageError(f"{table} must have columns path and group{hint}.")
     of = {row["path"]: row["group"] or "" for row in rows}
     try:
         groups = np.array([of[path.relative_to(folder).as_posix()] for path in found.paths])
@@ -338,9 +341,9 @@ def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]
         return {}
     by_folder = {folder: name for name, folder in FOLDERS.items()}
     try:
-        sets = json.loads(_text(path))["sets"]
+        sets = parsed(_text(path))["sets"]
         return {by_folder.get(k, k): (int(v["images"]), int(v["classes"])) for k, v in sets.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UsageError(
             f'{path} is damaged: it needs "sets", each with images and classes; make the scenes anew.'
         ) from None
@@ -348,7 +351,7 @@ def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]
 
 def _mapping(path: pathlib.Path) -> dict[str, str]:
     try:
-        found = json.loads(_text(path))
+        found = parsed(_text(path))
     except ValueError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
@@ -358,9 +361,9 @@ def _mapping(path: pathlib.Path) -> dict[str, str]:
 
 def _text(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return text_of(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'}).") from None
+        raise UsageError(f"{path} cannot be read ({reason(error)}).") from None
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:

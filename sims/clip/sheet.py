@@ -1,7 +1,6 @@
 """A sheet of samples of the generated scenes, read from their folder."""
 
 import csv
-import json
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sims.clip.layouts import Row
+from sims.clip.reading import own_json
 from sims.clip.scenes import CLASSES
 
 _SHEET = {
@@ -37,7 +37,7 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
         left=0.6 / (1.5 * columns + 1), right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4
     )
     names = {kind.wnid: kind.name for kind in CLASSES}
-    captions = json.loads((root / "coco/annotations/captions_train2017.json").read_text())
+    captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes anew, with --overwrite")
     told: dict[str, str] = {}
     for entry in captions["annotations"]:
         told.setdefault(f"train2017/{entry['image_id']:012d}.jpg", entry["caption"])

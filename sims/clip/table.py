@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sims import files
+from sims.clip.reading import parsed, reason, separated, text_of
 from sims.flags import UsageError
 
 # What every line of a table of models must tell, which may come from elsewhere.
@@ -26,15 +27,15 @@ def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
     Raises: UsageError for a line that is damaged or lacks one of these.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = text_of(path)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{flag}={path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})."
-        ) from None
+        raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(text, newline=""))
+        if hint := separated(text.partition("\n")[0], ",", lambda fields: set(_NEEDED) <= set(fields)):
+            raise UsageError(f"{flag}={path} needs run, set and accuracy{hint}.")
         try:
             return [_checked(row, f"{flag}={path}, line {rows.line_num}") for row in rows]
         except csv.Error as error:
@@ -42,7 +43,7 @@ def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError:
             row = None
         found.append(_checked(row, f"{flag}={path}, line {number}"))
@@ -59,7 +60,7 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
         bad = [name for name in _SHARES if not 0 <= row.get(name, 0) <= 1]
         bad += [name for name in _COUNTS if row.get(name, 1) < 1]
         bad += [name for name, kind in _NEEDED.items() if not isinstance(row.get(name), kind)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bad = [*_SHARES, *_COUNTS]
     if bad:
         raise UsageError(

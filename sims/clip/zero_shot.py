@@ -19,8 +19,9 @@ import scipy.special
 from tqdm import tqdm
 
 from sims.clip import processes
+from sims.clip.classes import check_names
 from sims.clip.prompts import prompts
-from sims.clip.reading import arrays_of, reason
+from sims.clip.reading import arrays_of, brief, reason
 from sims.flags import UsageError, WorkFailed
 
 Scored = tuple[tuple[int, ...], ...]
@@ -86,16 +87,23 @@ def text_weights(
 ) -> np.ndarray:
     """w_y = u / |u|, u = mean over templates t of e(t, y) / |e(t, y)|: (c, r) float32, in the order of the names.
 
+    Classes whose names are the same to the tokenizer have the very same row.
     cache: folder that keeps them, by a digest of names, templates, and what the tower makes of the first class: taken
     again for any model that makes the very same of that class.
     Raises: WorkFailed if an embedding is not finite, or is 0.
     """
+    from sims.clip.tokenizer import clean
+
     first = _unit(np.asarray(encode_text(prompts(names[0], templates)), np.float32), "an embedding of a text")
     words = json.dumps([list(names), list(templates)]).encode()
-    file = None if cache is None else cache / f"{hashlib.sha256(words + first.tobytes()).hexdigest()[:32]}.npy"
+    file = None if cache is None else cache / f"{hashlib.sha256(words + first.tobytes()).hexdigest()[:32]}.npz"
     if file is not None and (kept := _kept(file, (len(names), first.shape[1]))) is not None:
         return kept
-    sentences = [sentence for name in names for sentence in prompts(name, templates)]
+    unlike: dict[str, str] = {}
+    keys = [clean(name) for name in names]
+    for key, name in zip(keys, names, strict=True):
+        unlike.setdefault(key, name)
+    sentences = [sentence for name in unlike.values() for sentence in prompts(name, templates)]
     found = np.empty((len(sentences), first.shape[1]), np.float32)
     with tqdm(total=len(sentences), unit="text", disable=None) as bar:
         for at in range(0, len(sentences), batch_size):
@@ -104,8 +112,9 @@ def text_weights(
             whole = batch + [batch[-1]] * (min(batch_size, len(sentences)) - len(batch))
             found[at : at + len(batch)] = np.asarray(encode_text(whole), np.float32)[: len(batch)]
             bar.update(len(batch))
-    each = _unit(found, "an embedding of a text").reshape(len(names), len(templates), -1)
-    weights = _unit(each.mean(1), "a class's mean embedding")
+    each = _unit(found, "an embedding of a text").reshape(len(unlike), len(templates), -1)
+    row = {key: i for i, key in enumerate(unlike)}
+    weights = _unit(each.mean(1), "a class's mean embedding")[[row[key] for key in keys]]
     if file is not None:
         _keep(file, weights)
     return weights
@@ -118,11 +127,13 @@ def class_weights(
 
     A head's rows are those of the same class names. Text weights have no bias; as the highest score counts, the length
     of an image's features does not.
-    Raises: UsageError if a head lacks a class or has it twice, or the encoder has neither head nor text.
+    Raises: UsageError if a head lacks a class or has it twice, names for a text tower are wnids or numbers, or the
+    encoder has neither head nor text.
     """
     if encoder.head is None:
         if encoder.encode_text is None:
             raise UsageError(f"{encoder.name} has neither a text tower nor a head; fit a linear probe first.")
+        check_names(names, "the class list")
         weights = text_weights(encoder.encode_text, names, templates, cache=cache)
         return weights, np.zeros(len(names), np.float32)
     own, weights, bias = encoder.head
@@ -135,13 +146,13 @@ def _rows(encoder: str, own: list[str], names: Sequence[str]) -> np.ndarray:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(
-            f"the head of {encoder} has no class {missing[0]!r}{more}: it can be scored only on classes it was trained"
-            f" on, which are {', '.join(map(str, own[:5]))}{', ...' if len(own) > 5 else ''}."
+            f"the head of {encoder} has no class {brief(repr(missing[0]))}{more}: it can be scored only on classes it"
+            f" was trained on, which are {brief(', '.join(map(str, own[:5])))}{', ...' if len(own) > 5 else ''}."
         )
     twice = [name for name in names if own.count(name) > 1]
     if twice:
         raise UsageError(
-            f"the head of {encoder} has the class {twice[0]!r} more than once; give its own list, --classes."
+            f"the head of {encoder} has the class {brief(repr(twice[0]))} more than once; give its own list, --classes."
         )
     return np.array([own.index(name) for name in names])
 
@@ -225,24 +236,44 @@ def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int)
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def twins(weights: np.ndarray, bias: np.ndarray, scored: Scored) -> np.ndarray:
+    """(len(scored),) for each scored class the first with the very same weights, which nothing tells from it.
+
+    That is itself but where a class list has a name twice, as CLIP's has missile and sunglasses.
+    """
+    row: dict[bytes, int] = {}
+    same = [row.setdefault(one.tobytes(), i) for i, one in enumerate(np.column_stack([weights, bias]))]
+    first: dict[frozenset[int], int] = {}
+    return np.array([first.setdefault(frozenset(same[c] for c in group), i) for i, group in enumerate(scored)])
+
+
 def ranks(
-    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, bias: np.ndarray, scored: Scored
+    features: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    scored: Scored,
+    alike: np.ndarray | None = None,
 ) -> np.ndarray:
     """How many scored classes come before the true one: (n,), 0 where the prediction is right.
 
     features: (n, r), finite.  labels: (n,) into `scored`.  A scored class is one or several of the c classes, and its
-    score the highest of theirs; of equal scores the class listed first comes first.
+    score the highest of theirs; of equal scores the class listed first comes first.  alike: `twins`, none of which
+    comes before another: where the prediction is either of two, both are right.
     """
+    place, rows = np.unique(twins(weights, bias, tuple((c,) for c in range(len(weights)))), return_inverse=True)
     members = [list(group) for group in scored]
     single = np.array([group[0] for group in scored]) if all(len(group) == 1 for group in scored) else None
     found = np.empty(len(labels), int)
     for at in range(0, len(labels), 4096):
-        scores = features[at : at + 4096] @ weights.T + bias
+        # Equal rows are multiplied once: a product may round them otherwise in another column.
+        scores = (features[at : at + 4096] @ weights[place].T + bias[place])[:, rows]
         scores = scores[:, single] if single is not None else np.stack([scores[:, g].max(1) for g in members], 1)
         truth = labels[at : at + 4096, None]
         own = np.take_along_axis(scores, truth, 1)
         earlier = np.arange(len(scored)) < truth
-        found[at : at + 4096] = ((scores > own) | ((scores == own) & earlier)).sum(1)
+        before = (scores > own) | ((scores == own) & earlier)
+        found[at : at + 4096] = (before if alike is None else before & (alike != alike[truth])).sum(1)
     return found
 
 
@@ -259,11 +290,20 @@ class Result:
     groups: dict[str, Share]
 
 
-def result(found: np.ndarray, labels: np.ndarray, num_scored: int, groups: np.ndarray | None = None) -> Result:
-    """Counts from ranks.  found, labels, groups: (n,), n > 0; groups: names, "" for none."""
+def result(
+    found: np.ndarray,
+    labels: np.ndarray,
+    num_scored: int,
+    groups: np.ndarray | None = None,
+    fair: np.ndarray | None = None,
+) -> Result:
+    """Counts from ranks.  found, labels, groups: (n,), n > 0; groups: names, "" for none.
+
+    fair: ranks by which a class is judged, the worst one too, where `twins` are alike; else `found`.
+    """
     right = found == 0
     images = np.bincount(labels, minlength=num_scored)
-    correct = np.bincount(labels[right], minlength=num_scored)
+    correct = np.bincount(labels[right if fair is None else fair == 0], minlength=num_scored)
     worst = int(np.argmin(np.where(images > 0, correct / np.maximum(images, 1), np.inf)))
     names = sorted(set(groups.tolist()) - {""}) if groups is not None else []
     return Result(
@@ -296,8 +336,8 @@ def _unit(x: np.ndarray, what: str) -> np.ndarray:
 
 def _kept(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
     try:
-        found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        found = arrays_of(file)["weights"]
+    except (OSError, ValueError, KeyError):
         return None  # none, or a damaged one, which is written anew
     return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
@@ -306,9 +346,9 @@ def _keep(file: pathlib.Path, weights: np.ndarray) -> None:
     """Best effort: a cache that cannot be written costs time alone."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".npy")
+        descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".npz")
         with open(descriptor, "wb") as out:
-            np.save(out, weights)
+            np.savez(out, weights=weights)  # with a checksum
         os.replace(beside, file)
     except OSError:
         pass
