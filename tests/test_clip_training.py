@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,8 @@ import scipy.stats
 
 from mmcl_theory import losses
 from sims import store
-from sims.clip import captions, make_scenes, models, prepare, sources, train, trained, training
+from sims.clip import captions, make_scenes, metrics, models, prepare, sources, train, trained, training
+from sims.clip import learner as learning
 from sims.clip.config import ARMS, PRESETS, Config
 from sims.clip.learner import Learner
 from sims.flags import UsageError, WorkFailed, run_main
@@ -347,6 +349,110 @@ def test_a_run_without_class_names_is_loaded(root, tmp_path):
     assert trained.load(tmp_path / "run").encode_text(["scene"]).shape == (1, 8)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """(folder with one checkpoint, a learner's state in it, where it is read into)."""
+    out, one = tmp_path_factory.mktemp("kept"), learner_of()
+    with jax.enable_x64(False):
+        state, wanted = started(one), trained.abstract(one, learning.mesh(), False)
+        with trained.manager(out) as kept:
+            trained.save(kept, 7, state, 2.5)
+    return out, state, wanted
+
+
+def read_back(out, wanted):
+    with trained.manager(out, read_only=True) as kept:
+        return trained.restore(kept, 7, wanted, out)
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(60, marks=SLOW)])
+def test_a_bit_that_flips_in_a_checkpoint_is_seen(checkpoint, tmp_path, monkeypatch, count):
+    """In any file: what is read is what was written, or the refusal is a line that names the folder."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # put back at the end
+    out, state, wanted = checkpoint
+    assert trained.digest(read_back(out, wanted)) == trained.digest(state)
+    shutil.copytree(out, tmp_path / "run")
+    parts = sorted(path for path in (tmp_path / "run").rglob("*") if path.stat().st_size and path.is_file())
+    rng, refused = np.random.default_rng(0), 0
+    flips = [max(parts, key=lambda path: path.stat().st_size)] * count + [parts[i % len(parts)] for i in range(count)]
+    for path in flips:
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            assert trained.digest(read_back(tmp_path / "run", wanted)) == trained.digest(state)
+        except UsageError as error:
+            refused += 1
+            assert f"{tmp_path}/run/checkpoints/7" in str(error) and "\n" not in str(error)
+        path.write_bytes(whole)
+    assert refused >= count / 2
+
+
+@SLOW
+def test_a_refused_checkpoint_is_one_line_on_the_screen(checkpoint, tmp_path):
+    """In a process of its own, to whose stderr orbax's threads write."""
+    shutil.copytree(checkpoint[0], tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints/7/default").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    script = (
+        "import pathlib, sys; from tests.test_clip_training import learner_of, learning, read_back, trained\n"
+        "from sims.flags import UsageError\n"
+        "try: read_back(pathlib.Path(sys.argv[1]), trained.abstract(learner_of(), learning.mesh(), False))\n"
+        "except UsageError as error: print(error, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, f"{tmp_path}/run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1 and "checkpoints/7" in done.stderr
+
+
+def test_other_weights_under_the_digest_are_refused(checkpoint, tmp_path, capsys):
+    out, state, wanted = checkpoint
+    moved = dataclasses.replace(state, params=jax.tree.map(lambda x: x + 1e-3, state.params))
+    assert trained.digest(moved) != trained.digest(state)
+    with trained.manager(tmp_path) as kept:
+        trained.save(kept, 7, moved, 2.5)
+    told = tmp_path / "checkpoints/7/metrics/metrics"
+    told.write_bytes((out / "checkpoints/7/metrics/metrics").read_bytes())
+    with pytest.raises(UsageError, match=r"checkpoints/7 is damaged \(its digest differs\); without that step"):
+        read_back(tmp_path, wanted)
+    # Of an earlier version: no digest, and said so.
+    told.write_text('{"held_out_loss": 2.5}')
+    assert trained.digest(read_back(tmp_path, wanted)) == trained.digest(moved)
+    assert "was written without a digest, by an earlier version" in capsys.readouterr().err
+    for content in ('{"held_out_loss": 2.5, "sha256": "x", "seal": "y"}', "[" * 100_000, "", "[]", "\0"):
+        told.write_text(content)
+        with pytest.raises(UsageError, match="checkpoints/7/metrics/metrics is damaged"):
+            trained.manager(tmp_path, read_only=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"classes": "cat"}', '{"classes": [1]}', "\xff"])
+def test_damaged_files_of_a_run_are_named_in_a_line(root, tmp_path, content):
+    config = config_of(root)
+    store.begin(tmp_path, config.flat())
+    for name, call in (
+        (prepare.DATA, lambda: prepare.open_data(config, tmp_path)),
+        (training.RESULT, lambda: training.run(config, tmp_path)),
+    ):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+        if name == training.RESULT and content.startswith('{"'):
+            continue  # any object is one
+        with pytest.raises(UsageError, match=f"{name} is damaged") as caught:
+            call()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_damaged_lines_are_refused_and_a_cut_last_one_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert metrics.read_lines(path, {"step": int}) == [{"step": 1}, {"step": 2}]
+    for bad in ("{", "[]", "3", '{"step": "x"}', "[" * 100_000, "\0"):
+        path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n')
+        with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2, is damaged") as caught:
+            metrics.read_lines(path, {"step": int})
+        assert len(str(caught.value)) < 400
+    assert metrics.read_lines(tmp_path / "none", {}) == []
+
+
 @SLOW
 @pytest.mark.parametrize("arm", ["supervised", "sup_con"])
 def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
@@ -437,10 +543,14 @@ FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
         (["--data=coco:/nowhere"], "/nowhere"),
         (["--data=wolves"], "--data"),
         (["--vocabulary=ROOT/scenes.json", *FEW], "scenes.json"),
+        (["--classes=ROOT/wnids.json", "--data=tars:x"], "has the class name 'n01440764'"),
+        (["--classes=ROOT/deep.json", "--data=tars:x"], "nested too deeply"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_2(command, root, tmp_path, arguments, told):
     out = tmp_path / "out"
+    (root / "wnids.json").write_text('["n01440764", "n01443537"]')
+    (root / "deep.json").write_text("[" * 100_000)
     code, printed, error = command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}")
     assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
     assert not (out / "config.json").exists()

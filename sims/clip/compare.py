@@ -28,8 +28,11 @@ _FLAGS = {
     "study": ("which, of arms, captions", names),
     "root": ("scenes of make_scenes; the default ones are made if absent", path),
     "arms": (f"of the study arms, of {', '.join(ARMS)}", names),
-    "pi_grid": ("number list: pi_core and pi_spu of the study captions, in [0, 1]", numbers),
-    "stages": ("number list: shares of the training after which to measure, in (0, 1], the last 1", numbers),
+    "pi_grid": ("number list: pi_core and pi_spu of the study captions, in [0, 1]; at most 10000 runs in all", numbers),
+    "stages": (
+        "number list: shares of the training after which to measure, in (0, 1], the last 1; at most 100",
+        numbers,
+    ),
     "architecture": "RN-tiny, ViT-tiny, RN50, ...",
     "image_size": ("pixels a side; none: the architecture's", optional(integer)),
     "context_length": ("tokens of a caption", integer),
@@ -95,6 +98,7 @@ def _main() -> int:
     from sims.clip import classes, comparison, make_scenes, processes, sets
     from sims.clip import comparison_figures as figures
     from sims.clip.config import SCENES
+    from sims.clip.images import BadImage
 
     root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
     if config.root == SCENES:
@@ -106,6 +110,8 @@ def _main() -> int:
         raise WorkFailed(
             "a training process was killed, as for lack of memory; the same command goes on; --workers=1 needs less."
         ) from None
+    except BadImage as error:
+        raise UsageError(f"{error.id} cannot be read ({error.why}); make the scenes anew, with --overwrite.") from None
     drawn = {}
     if "arms" in config.study:
         found = sets.open_sets(root, None, classes.read_classes(root))

@@ -8,7 +8,6 @@ pairs of classes that share their two contexts, which is the theory's two-class 
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,9 @@ from sims.clip import (
 )
 from sims.clip.comparison_config import Config, Run
 from sims.clip.config import Config as Training
+from sims.clip.reading import sealed, unsealed
 from sims.clip.zero_shot import Encoder
+from sims.flags import UsageError
 
 GROUPS = ("aligned", "conflicting")
 THEORIES = ("whitened", "linear")
@@ -104,15 +105,19 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
 def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
     """A run's rows, trained and measured as far as they are not there."""
     config, each, out = task
+    mend = f"remove {out}/runs/{each.name} and {out}/measured/{each.name}.*, and the same command trains that run again"
     rows = []
     for step in config.steps_of(each):
         kept = out / "measured" / f"{each.name}.{step}.json"
         if not kept.exists():
             how = training.How(stop_at=step, save_every=config.steps + 1, tensorboard=False, quiet=True)
-            training.run(config.training(each, out), out / "runs" / each.name, how)
+            result = training.run(config.training(each, out), out / "runs" / each.name, how)
+            if result["steps"] != step:
+                raise UsageError(f"{out}/runs/{each.name} is past step {step}, and {kept} is not there; {mend}.")
             found = _judge(config.root).rows(trained.load(out / "runs" / each.name), each)
-            files.write_text(kept, json.dumps([{**dataclasses.asdict(each), "step": step, **row} for row in found]))
-        rows += json.loads(kept.read_text())
+            measured = [{**dataclasses.asdict(each), "step": step, **row} for row in found]
+            files.write_text(kept, sealed({"rows": measured}))
+        rows += unsealed(kept, mend)["rows"]
     return rows
 
 
@@ -142,6 +147,8 @@ class Judge:
             name: zero_shot.image_features(encoder, found.paths, crop=found.crop, batch_size=256)
             for name, found in looked.items()
         }
+        if bad := next((bad for one in seen.values() for bad in one.bad.items()), None):
+            raise UsageError(f"{bad[0]} cannot be read ({bad[1]}); make the scenes anew, with --overwrite.")
         rows = []
         for name, found in looked.items():
             labels, values = found.labels[seen[name].kept], seen[name].values

@@ -10,6 +10,7 @@ from sims.clip.config import Config as Training
 from sims.flags import UsageError
 
 STUDIES = ("arms", "captions")
+_MAX_RUNS, _MAX_STAGES = 10_000, 100
 SHIFTS = ("v2", "sketch", "r", "a", "objectnet")
 
 
@@ -45,10 +46,22 @@ class Config:
         for value in self.pi_grid:
             if not 0 <= value <= 1:
                 raise UsageError(f"--pi_grid must be in [0, 1], got {value:g}.")
+        for name in ("pi_grid", "stages"):
+            if len({f"{value:g}" for value in getattr(self, name)}) < len(getattr(self, name)):
+                raise UsageError(f"--{name} must have values that differ in six digits, by which runs are named.")
+        if len(self.stages) > _MAX_STAGES:
+            raise UsageError(f"--stages must be at most {_MAX_STAGES}, got {len(self.stages)}.")
         if not 0 < self.stages[0] <= self.stages[-1] == 1:
             raise UsageError(f"--stages must be in (0, 1] and end with 1, got {self.stages}.")
         if not 2 <= self.seeds <= 1000:
             raise UsageError(f"--seeds must be in [2, 1000], got {self.seeds}.")
+        policies = len(self.pi_grid) ** 2 if "captions" in self.study else 0
+        count = self.seeds * (policies + len(self.arms) * ("arms" in self.study))
+        if count > _MAX_RUNS:
+            raise UsageError(
+                f"--pi_grid of {len(self.pi_grid)} values and --seeds={self.seeds} make {count} runs; at most"
+                f" {_MAX_RUNS} are allowed."
+            )
         for run in self.runs():
             self.training(run, pathlib.Path()).check()
 

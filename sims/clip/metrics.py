@@ -1,11 +1,10 @@
 """What a training run tells as it goes: metrics.jsonl, TensorBoard, and the progress bar."""
 
-import contextlib
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ import tqdm
 
 from sims import files
 from sims.clip.learner import Learner
+from sims.clip.reading import brief, parsed
+from sims.flags import UsageError
 
 
 class Log:
@@ -34,7 +35,7 @@ class Log:
     ):
         self.learner, self.peak, self.records, self.path = learner, peak, records, out / "metrics.jsonl"
         self.flops = learner.flops() if peak else 0.0
-        kept = [line for line in read_lines(self.path) if line["step"] <= done]
+        kept = [line for line in read_lines(self.path, {"step": int}) if line["step"] <= done]
         files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.writer = None
         if tensorboard:
@@ -94,10 +95,20 @@ class Log:
             self.writer.close()
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that are whole: the last one of a killed run may be cut."""
+def read_lines(path: pathlib.Path, wanted: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, each with these keys, of these types; the last one of a killed run may be cut.
+
+    Raises: UsageError if another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parsed(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and all(isinstance(row.get(key), type_) for key, type_ in wanted.items()):
+            found.append(row)
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise UsageError(f"{path}, line {number}, is damaged ({brief(line)}); mend or remove the line.")
     return found

@@ -81,18 +81,19 @@ def own_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
 
 def sealed(content: Mapping[str, Any]) -> str:
     """The content as JSON with its digest, for `unsealed`."""
-    return json.dumps({**content, "sha256": _digest(content)})
+    return json.dumps({**content, "sha256": digest(content)})
 
 
 def unsealed(path: pathlib.Path, mend: str) -> dict[str, Any]:
     """What was `sealed` in a file.  Raises: UsageError, with what to do, where it is not what was written."""
     found = own_json(path, mend)
-    if found.pop("sha256", None) != _digest(found):
+    if found.pop("sha256", None) != digest(found):
         raise UsageError(f"{path} is damaged or of an earlier version (its digest differs); {mend}.")
     return found
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content as canonical JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

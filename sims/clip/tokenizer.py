@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from sims import files
+from sims.clip import reading
 from sims.flags import UsageError
 
 FORMAT = 1  # of saved tokenizers; another one's is refused
@@ -98,7 +99,7 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Write one JSON file, whole or not at all."""
         content = {"format": FORMAT, "context_length": self.context_length, "bpe": json.loads(self._bpe.to_str())}
-        files.write_text(Path(path), json.dumps(content))
+        files.write_text(Path(path), reading.sealed(content))
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
@@ -107,9 +108,11 @@ def load(path: str | os.PathLike) -> Tokenizer:
     Raises: UsageError for a file that is not a tokenizer of this version.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = reading.json_of(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
+        if content.pop("sha256", None) not in (None, reading.digest(content)):  # earlier versions wrote none
+            raise ValueError("it is damaged: its digest differs")
         if type(length := content["context_length"]) is not int:
             raise ValueError(f"its context_length is {length!r}")
         return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["bpe"])), length)
@@ -118,7 +121,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     except UsageError:
         raise
     except Exception as error:  # the tokenizers library raises no narrower class
-        raise UsageError(f"{path}: not a saved tokenizer ({error}); train or save it anew.") from None
+        raise UsageError(f"{path}: not a saved tokenizer ({reading.reason(error)}); train or save it anew.") from None
 
 
 def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> Tokenizer:

@@ -1,15 +1,17 @@
 """A trained run read back: its checkpoints, and its model as evaluation sees it."""
 
 import functools
-import json
+import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -18,15 +20,24 @@ from sims.clip import images, tokenizer
 from sims.clip import learner as learning
 from sims.clip.config import Config
 from sims.clip.learner import Learner, State
-from sims.clip.prepare import DATA, TOKENIZER, architecture
+from sims.clip.prepare import TOKENIZER, architecture, read_data
+from sims.clip.reading import arrays_of, brief, own_json
 from sims.clip.zero_shot import Encoder
 from sims.flags import UsageError
 
 HEAD = "head.npz"
+_MEND = "without that step's folder and result.json, training goes on from an older step or the start"
 
 
 def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """Keeps the last state and the one with the smallest held-out loss; writes while training goes on."""
+    """Keeps the last state and the one with the smallest held-out loss; writes while training goes on.
+
+    Raises: UsageError if the loss of a state that is there is damaged.
+    """
+    for folder in (out / "checkpoints").glob("[0-9]*"):
+        told = own_json(folder / "metrics" / "metrics", _MEND)
+        if not isinstance(told.get("held_out_loss"), float) or told.get("seal") not in (None, _seal(told)):
+            raise UsageError(f"{folder}/metrics/metrics is damaged (its digest differs); {_MEND}.")
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax tells of every choice it makes
     kept = policies.AnyPreservationPolicy(
         [policies.LatestN(1), policies.BestN(get_metric_fn=lambda m: m["held_out_loss"], reverse=True, n=1)]
@@ -38,15 +49,50 @@ def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager
     return ocp.CheckpointManager((out / "checkpoints").absolute(), options=options)
 
 
+def save(kept: ocp.CheckpointManager, step: int, state: State, held_out_loss: float) -> None:
+    """Begin to write a state with its digest; of several processes each calls it."""
+    told = {"held_out_loss": held_out_loss, "sha256": digest(state)}
+    kept.save(step, args=ocp.args.StandardSave(state), metrics=told | {"seal": _seal(told)}, force=True)
+
+
+def _seal(told: Mapping[str, Any]) -> str:
+    """A digest of a checkpoint's other metrics, which a file system may damage too."""
+    return hashlib.sha256(f"{told['held_out_loss']!r} {told.get('sha256')}".encode()).hexdigest()
+
+
+def digest(state: State) -> str:
+    """SHA-256 of the names, shapes and bytes of a state's arrays, however they are split over devices."""
+    found = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        whole = x.is_fully_addressable or x.is_fully_replicated
+        array = np.asarray(x if whole else multihost_utils.process_allgather(x, tiled=True))
+        found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
 def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.Path) -> State:
-    """The state of a step. Raises: UsageError if it cannot be read."""
+    """The state of a step. Raises: UsageError if it cannot be read, or its digest is not the one it was written with.
+
+    One of an earlier version has none, which is said on stderr.
+    """
+    # Once orbax gives up on a damaged file, its other reads end in tracebacks on stderr; all that matters is raised.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        return kept.restore(step, args=ocp.args.StandardRestore(wanted))
+        state = kept.restore(step, args=ocp.args.StandardRestore(wanted))
     except Exception as error:  # orbax has no one class for a damaged checkpoint
         raise UsageError(
-            f"{out}/checkpoints/{step} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "if it is damaged, remove that folder to go on from an older one; if another version wrote it, --overwrite."
+            f"{out}/checkpoints/{step} cannot be read ({type(error).__name__}: {brief(error)}); if it is damaged,"
+            f" {_MEND}; if another version wrote it, --overwrite."
         ) from error
+    sys.unraisablehook = hook
+    told = kept.metrics(step).get("sha256")
+    if told is None and jax.process_index() == 0:
+        print(f"warning: {out}/checkpoints/{step} was written without a digest, by an earlier version: damage to it is"
+              " not seen.", file=sys.stderr)  # fmt: skip
+    if told is not None and told != digest(state):
+        raise UsageError(f"{out}/checkpoints/{step} is damaged (its digest differs); {_MEND}.")
+    return state
 
 
 def abstract(learner: Learner, over: Mesh, fsdp: bool) -> State:
@@ -91,7 +137,7 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
     except TypeError:
         raise UsageError(f"{run} was written by another version, whose settings differ; train it anew.") from None
     words = tokenizer.load(run / TOKENIZER) if config.method.reads else None
-    arch, names = architecture(config, words), tuple(json.loads((run / DATA).read_text())["classes"])
+    arch, names = architecture(config, words), tuple(read_data(run)["classes"])
     learner = Learner(config, arch, 0 if config.method.reads else len(names), 1)
     if not (run / "checkpoints").is_dir():
         raise UsageError(f"{run} has no checkpoint yet; python -m sims.clip.train makes one.")
@@ -120,11 +166,14 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
 
 def _head(run: pathlib.Path, step: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(run / HEAD, allow_pickle=False) as saved:
-            if int(saved["step"]) == step:
-                return saved["weights"], saved["bias"]
-    except (OSError, ValueError, KeyError):
+        saved = arrays_of(run / HEAD)
+        if int(saved["step"]) == step:
+            return saved["weights"], saved["bias"]
+    except FileNotFoundError:
         pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run / HEAD} is damaged ({brief(error)}); remove it and {run}/result.json, and the training"
+                         " command fits the probe again.") from None  # fmt: skip
     raise UsageError(
         f"{run} has no linear probe for step {step}: it is fitted to the last state when training ends; let the run "
         "end, and take --checkpoint=last."

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -31,6 +30,7 @@ from sims.clip.config import Config
 from sims.clip.learner import Learner, State
 from sims.clip.prepare import DATA, TOKENIZER, Data
 from sims.clip.probe import fit_probe
+from sims.clip.reading import own_json
 from sims.clip.trained import HEAD
 from sims.flags import Terminated, UsageError, WorkFailed
 
@@ -72,7 +72,7 @@ def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
     first = jax.process_index() == 0
     with store.locked(out) if first else contextlib.nullcontext():
         if not how.overwrite and (out / RESULT).exists():
-            return json.loads((out / RESULT).read_text())
+            return own_json(out / RESULT, "remove it, and the same command writes it again")
         data = prepare.open_data(config, None if how.overwrite else out)
         arch = prepare.architecture(config, data.tokenizer)
         per_epoch = len(data.trained) // config.batch_size
@@ -112,7 +112,8 @@ def batches(
     )  # fmt: skip
     write = captions.Writer(c.method.text or "natural", data.source.classes, 0.5 if c.pi is None else c.pi)
     encode = data.tokenizer.encode if data.tokenizer is not None else _no_tokens
-    known = {line["id"]: line["why"] for line in metrics.read_lines(skipped)} if skipped is not None else {}
+    lines = metrics.read_lines(skipped, {"id": str, "why": str}) if skipped is not None else []
+    known = {line["id"]: line["why"] for line in lines}
     if known:  # without the last line, should it have been cut
         files.write_text(skipped, "".join(json.dumps({"id": i, "why": why}) + "\n" for i, why in known.items()))
 
@@ -180,7 +181,7 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
                 raise WorkFailed(f"the held-out loss after step {number} is not finite; nothing was saved.")
             if log:
                 log.held_out(number, loss)
-            manager.save(number, args=ocp.args.StandardSave(state), metrics={"held_out_loss": loss}, force=True)
+            trained.save(manager, number, state, loss)
 
         with batches(learner, data, data.trained, config.batch_size, how, done, skipped) as feed:
             for number in range(done + 1, last + 1):
