@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -15,9 +16,9 @@ import pytest
 import scipy.stats
 
 import mmcl_theory as mt
-from sims.clip import compare, comparison, comparison_figures, layouts, make_scenes, processes, scenes, speed
+from sims.clip import compare, comparison, comparison_figures, layouts, make_scenes, processes, reading, scenes, speed
 from sims.clip.comparison_config import Config, Run
-from sims.flags import run_main
+from sims.flags import UsageError, run_main
 from tests.test_sims_command import ROOT, own_flags
 
 
@@ -210,6 +211,27 @@ def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told
     code, printed, error = command(argument, f"--out={tmp_path}/out")
     assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_measurement_that_is_damaged_or_gone_is_not_made_up(tmp_path, monkeypatch):
+    config, each = Config(steps=8), Run("clip", None, None, 0)
+    (tmp_path / "measured").mkdir()
+    steps, rows = config.steps_of(each), [{"set": "val", "accuracy": 0.5}]
+    files = [tmp_path / "measured" / f"clip_0.{step}.json" for step in steps]
+    for file in files:
+        file.write_text(reading.sealed({"rows": rows}))
+    assert comparison._measured((config, each, tmp_path)) == rows * 2
+    whole = files[0].read_text()
+    for content in (whole.replace("0.5", "0.6"), json.dumps(rows), "", "[" * 100_000, "\0" * 300_000):
+        files[0].write_text(content)
+        with pytest.raises(UsageError, match=r"clip_0\.4\.json is damaged .* trains that run again") as caught:
+            comparison._measured((config, each, tmp_path))
+        assert len(str(caught.value)) < 900
+    # The run is at its end: its model is not that of half the steps.
+    files[0].unlink()
+    monkeypatch.setattr(comparison.training, "run", lambda *_: {"steps": 8})
+    with pytest.raises(UsageError, match=r"runs/clip_0 is past step 4, and .* is not there"):
+        comparison._measured((config, each, tmp_path))
 
 
 def test_help_is_quick_and_whole():

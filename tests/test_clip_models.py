@@ -272,6 +272,9 @@ def test_a_state_dict_that_does_not_fit_is_refused(change, parts):
     [
         ("RN50.pt", pickle.dumps({}), ("can run any code", "torch.load('", "RN50.safetensors'", "weights_only=True")),
         ("model.bin", b"", ("can run any code", "model.safetensors")),
+        ("page.safetensors", b"<!DOCTYPE html>", ("it is an HTML page",)),
+        ("packed.npz", b"\x1f\x8b\x08" + bytes(100), ("compressed by gzip",)),
+        ("pickle.safetensors", b"PK\x03\x04" + bytes(100), ("as .npz files and PyTorch's pickles are",)),
         ("cut.safetensors", b"\x08\0\0\0\0\0\0\0{", ("not readable as safetensors", "download it again")),
         ("cut.npz", b"PK\x03\x04", ("not readable as npz",)),
         ("pickle.npz", pickle.dumps({}), ("not readable as npz",)),

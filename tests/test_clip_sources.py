@@ -679,6 +679,13 @@ def test_scans_without_end_are_not_decoded():
         decode(plain[:last] + plain[last:-2] * 20_000 + b"\xff\xd9", "x")
 
 
+def test_exif_without_end_is_not_joined():
+    plain, segment = encoded(SMOOTH, "JPEG"), b"\xff\xe1\xff\xffExif\0\0" + bytes(65_535 - 8)
+    assert decode(plain[:2] + segment * 2 + plain[2:], "x").shape == SMOOTH.shape
+    with pytest.raises(BadImage, match="1000 EXIF segments take too long"):
+        decode(plain[:2] + segment * 1000 + plain[2:], "x")
+
+
 @pytest.mark.parametrize("error", [MemoryError, RecursionError, struct.error, Image.DecompressionBombError, KeyError])
 def test_whatever_decoding_raises_is_a_bad_image(monkeypatch, error):
     def broken(self):

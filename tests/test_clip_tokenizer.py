@@ -141,6 +141,22 @@ def test_a_context_length_that_is_no_whole_number_is_refused(trained, length, tm
     refused(lambda: tokenizer.load(path), "not a saved tokenizer", f"context_length is {length!r}")
 
 
+def test_a_damaged_tokenizer_is_not_used(trained, tmp_path):
+    path = tmp_path / "words.json"
+    trained.save(path)
+    whole = path.read_text()
+    path.write_text(whole.replace('"context_length": ', '"context_length": 1'))
+    refused(lambda: tokenizer.load(path), "not a saved tokenizer", "its digest differs")
+    content = json.loads(whole)
+    content["bpe"]["model"]["merges"][0].reverse()
+    path.write_text(json.dumps(content))
+    refused(lambda: tokenizer.load(path), "not a saved tokenizer")
+    path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "sha256"}))
+    assert tokenizer.load(path).encode("a dog").tolist() == trained.encode("a dog").tolist()  # of an earlier version
+    path.write_text("[" * 100_000)
+    refused(lambda: tokenizer.load(path), "not a saved tokenizer", "nested too deeply")
+
+
 def refused(call, *parts):
     with pytest.raises(UsageError) as caught:
         call()

@@ -17,7 +17,8 @@ Effective robustness rho = accuracy - what a line of standard models predicts fr
   other classes  a published line is of ImageNet's classes, this list is not of 1000
   chance         the 99.5% interval of the accuracy, or of val's, contains chance
   0 or all       no or every image is right, here or on val: in fits and figures half an image is moved
-  unreadable     images that could not be read are left out
+  unreadable     images that could not be read are left out: damaged, of more than 67 million pixels, 65,535 pixels a
+                 side, 256 MiB, or (JPEG) 2^31 pixels times scans
 A row is added to the table as soon as its set is scored, none is changed; of one run and set the last is drawn. What is
 interrupted keeps its rows, and the same command scores all sets again: name those that are left, with val, as --sets.
 """

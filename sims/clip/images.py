@@ -22,6 +22,7 @@ MAX_PIXELS = 1 << 26  # 67 million: a file of a few kB can claim more and fill t
 MAX_SIDE = 65_535  # a JPEG's own limit
 MAX_BYTES = 1 << 28
 _MAX_SCANNED = 1 << 31  # pixels times scans of a JPEG, which take seconds: 1 MB can hold 20,000 scans
+_MAX_EXIF = 64  # segments, which Pillow joins in time quadratic in them
 _MAX_ASPECT = 16  # of what an evaluation view enlarges
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others call programs (PostScript) or are rarely read and tested
@@ -69,6 +70,8 @@ def decode(data: bytes, id: str, least: int | None = None) -> np.ndarray:
     Raises: BadImage, with `id` as its name, for whatever goes wrong, and for images beyond MAX_PIXELS or MAX_SIDE.
     """
     try:
+        if (segments := data.count(b"Exif\0\0")) > _MAX_EXIF:
+            raise BadImage(id, f"{segments} EXIF segments take too long")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels, shape = image.width * image.height, f"{image.width} x {image.height} pixels"
             if pixels > MAX_PIXELS:  # as the header says; nothing is decoded yet

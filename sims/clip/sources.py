@@ -186,15 +186,15 @@ def _coco(folder: str, split: str, captions_file: str | None, classes: tuple[str
     for image in content["images"]:
         name = image["file_name"]
         if image["id"] in names:
-            raise UsageError(f"{path} lists the image id {image['id']} twice.")
+            raise UsageError(f"{path} lists the image id {brief(image['id'])} twice.")
         if os.path.isabs(name) or ".." in name.split("/"):
             raise UsageError(f"{path} has the file_name {brief(repr(name))}; it must be a name inside {split}/.")
         names[image["id"]] = name
     captions: dict[int, list[str]] = {id: [] for id in names}
     for told in content["annotations"]:
         if told["image_id"] not in captions:
-            raise UsageError(f'{path} has a caption for image {told["image_id"]}, which its "images" do not list; add'
-                             " the image there or drop the caption.")  # fmt: skip
+            raise UsageError(f'{path} has a caption for image {brief(told["image_id"])}, which "images" does not list;'
+                             " add the image there or drop the caption.")  # fmt: skip
         if text := " ".join(told["caption"].split()):
             captions[told["image_id"]].append(text)
     kept = [id for id in names if captions[id]]
@@ -225,13 +225,14 @@ def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]
     for told in content["annotations"]:
         if not math.isfinite(told["area"]) or told.get("iscrowd", 0) not in (0, 1):
             raise UsageError(
-                f"{path}: instance {told['id']} has the area {told['area']} and iscrowd"
+                f"{path}: instance {brief(told['id'])} has the area {brief(told['area'])} and iscrowd"
                 f" {brief(repr(told.get('iscrowd', 0)))}; they must be finite, and 0 or 1."
             )
         rank = -told["area"], told["id"]
         if told["category_id"] not in number:
             raise UsageError(
-                f"{path}: instance {told['id']} is of category {told['category_id']}, which is not listed."
+                f"{path}: instance {brief(told['id'])} is of category {brief(told['category_id'])}, which is not"
+                " listed."
             )
         if told.get("iscrowd"):
             continue
@@ -442,7 +443,9 @@ def _cifar_binary(folder: str, stems: list[str]) -> tuple[np.ndarray, np.ndarray
         path = os.path.join(folder, f"{stem}.bin")
         data = np.fromfile(path, np.uint8)
         if not len(data) or len(data) % (1 + _CIFAR_BYTES):
-            raise UsageError(f"{path} must be of records of {1 + _CIFAR_BYTES} bytes, has {len(data)} bytes.")
+            known = foreign(data[:64].tobytes())
+            raise UsageError(f"{path} must be of records of {1 + _CIFAR_BYTES} bytes, has {len(data)} bytes"
+                             f"{f': {known}' if known else ''}.")  # fmt: skip
         parts.append(data.reshape(-1, 1 + _CIFAR_BYTES))
     rows = np.concatenate(parts)
     return np.ascontiguousarray(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), rows[:, 0]

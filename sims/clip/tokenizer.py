@@ -111,10 +111,10 @@ def load(path: str | os.PathLike) -> Tokenizer:
         content = reading.json_of(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        if content.pop("sha256", None) not in (None, reading.digest(content)):  # earlier versions wrote none
-            raise ValueError("it is damaged: its digest differs")
         if type(length := content["context_length"]) is not int:
             raise ValueError(f"its context_length is {length!r}")
+        if content.pop("sha256", None) not in (None, reading.digest(content)):  # earlier versions wrote none
+            raise ValueError("it is damaged: its digest differs")
         return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["bpe"])), length)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
@@ -134,7 +134,9 @@ def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> T
     """
     lines = _read(Path(vocab_file))
     if "#version" not in lines[0]:
-        raise UsageError(f"{vocab_file}: no header with #version in line 1; give CLIP's bpe_simple_vocab_16e6.txt.gz.")
+        known = reading.foreign(lines[0].encode())
+        raise UsageError(f"{vocab_file}: no header with #version in line 1{f' ({known})' if known else ''}; give CLIP's"
+                         " bpe_simple_vocab_16e6.txt.gz.")  # fmt: skip
     if len(lines) < MERGES + 1:
         raise UsageError(
             f"{vocab_file}: {len(lines) - 1:,} merges, where CLIP's vocabulary needs at least {MERGES:,}; "

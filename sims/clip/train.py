@@ -8,6 +8,8 @@ data: scenes (those of make_scenes, in runs/scenes; made with its defaults if ab
 (img2dataset), csv:FILE, cifar10:DIR[:test].
 arms: clip; clip_no_intra (no same-class negatives); clip_labels (captions name the class only); clip_masked (each word
 of a caption kept w.p. --pi); siglip; supervised; sup_con.
+Each line of a tar's KEY.txt is a caption. Images of more than 67 million pixels, 65,535 pixels a side, 256 MiB, or
+(JPEG) 2^31 pixels times scans are bad records, as are those that cannot be decoded: see --max_bad.
 A run that was stopped goes on where it was, to the same numbers. Weights for `evaluate` are in OUT/checkpoints.
 """
 

@@ -21,6 +21,7 @@ import flax.traverse_util
 import numpy as np
 
 from sims.clip.models import Architecture, ViTShape, variable_shapes
+from sims.clip.reading import brief, foreign
 from sims.flags import UsageError
 
 # OpenAI's archives hold these numbers beside the weights.
@@ -71,7 +72,9 @@ def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch
             raise UsageError(f"{where}: {entry.name} holds numbers that are not finite; write the file anew.")
         flat[entry.path] = np.asarray(entry.read(x), order="C")
     if given:
-        raise UsageError(f"{where}: {min(given)} is no entry of {arch.name} ({len(given)} such); {_mend(given)}.")
+        raise UsageError(
+            f"{where}: {brief(min(given))} is no entry of {arch.name} ({len(given)} such); {_mend(given)}."
+        )
     return flax.traverse_util.unflatten_dict(flat)
 
 
@@ -154,7 +157,8 @@ def _read(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.nda
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
     except Exception as error:  # a damaged file fails in many ways
-        raise UsageError(f"{path}: not readable as {path.suffix[1:]} ({_line(error)}); download it again.") from None
+        told = _foreign(path) or brief(error).rstrip(".")
+        raise UsageError(f"{path}: not readable as {path.suffix[1:]} ({told}); download it again.") from None
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -173,5 +177,12 @@ def _entry_of(archive: zipfile.ZipFile, name: str, wanted: Mapping[str, tuple[in
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+def _foreign(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError:
+        return None
+    if start.startswith(b"PK"):
+        return None if path.suffix == ".npz" else "it is a zip archive, as .npz files and PyTorch's pickles are"
+    return foreign(start)
