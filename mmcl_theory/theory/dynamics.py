@@ -4,6 +4,7 @@ Symbols: C = Cov(z, u) = sum_k s_k u_k v_k^T, W = W_I^T W_T = sum_k om_k u_k v_k
 gradient flow (steps times learning rate), om_0 initial strength, p prompt.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,6 +13,8 @@ from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, IntraClass, Observation, captions, moments
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+
+_SMALL = 1e-4  # below it the series of (exp x - 1)/x has an error of x^3/24 < 1e-13
 
 
 def mode_strength(
@@ -32,9 +35,10 @@ def mode_strength(
     rho_array, start = _checks.real("rho", rho, "finite and > 0"), _checks.real("initial", initial, "finite and > 0")
     t, s, rho_array, start = jnp.broadcast_arrays(t, s, rho_array, start)
     # om = om_0 / (exp(-2 s t) + rho om_0 (1 - exp(-2 s t)) / s), regular at s = 0.
-    positive = s > 0
-    grown = jnp.where(positive, -jnp.expm1(-2 * s * t) / jnp.where(positive, s, 1.0), 2 * t)
-    return start / (jnp.exp(-2 * s * t) + rho_array * start * grown)
+    x = -2 * s * t
+    small = jnp.abs(x) < _SMALL
+    ratio = jnp.where(small, 1 + x / 2 + x**2 / 6, jnp.expm1(x) / jnp.where(small, 1.0, x))
+    return start / (jnp.exp(x) + rho_array * start * 2 * t * ratio)
 
 
 def training_accuracy(
@@ -60,9 +64,29 @@ def training_accuracy(
     prompt = pair_prompt(model, prompts)
     arrays = [jnp.asarray(x, zu.dtype) for x in (time, rho, initial)]
     batch = jnp.broadcast_shapes(zu.shape[:-2], prompt.shape[:-1], *(x.shape for x in arrays))
-    u, s, vt = jnp.linalg.svd(jnp.broadcast_to(zu, (*batch, 2, 2)))
-    at = [jnp.broadcast_to(x, batch)[..., None] for x in arrays]
-    strength = mode_strength(at[0], s, at[1], at[2])
-    seen = (vt @ jnp.broadcast_to(prompt, (*batch, 2))[..., None])[..., 0]
-    weights = (u * (strength * seen)[..., None, :]).sum(-1)
+    zu = jnp.broadcast_to(zu, (*batch, 2, 2))
+    prompt = jnp.broadcast_to(prompt, (*batch, 2))
+    at = [jnp.broadcast_to(x, batch) for x in arrays]
+    weights = jnp.vectorize(_trained_rule, signature="(l,l),(l),(),(),()->(l)")(zu, prompt, *at)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
+
+
+def _trained_rule(
+    zu: Float[Array, "2 2"], prompt: Float[Array, "2"], time: Array, rho: Array, initial: Array
+) -> Float[Array, "2"]:
+    """sum_k om(s_k) u_k (v_k . p). Where the singular values all but coincide, at s, the singular vectors have no
+    derivatives but the sum has, being (om(s)/s + om'(s))/2 C + det sign (om(s)/s - om'(s))/2 cof(C), to second order."""
+    size = jnp.sqrt((zu**2).sum() / 2)
+    determinant = jnp.linalg.det(zu)
+    # The difference of the singular values is sqrt(|C|^2 - 2 |det C|).
+    close = size**2 - jnp.abs(determinant) <= jnp.finfo(zu.dtype).eps * size**2
+    distinct = jnp.where(close, jnp.diag(jnp.asarray([2.0, 1.0], zu.dtype)), zu)
+    u, s, vt = jnp.linalg.svd(distinct)
+    far = u @ (mode_strength(time, s, rho, initial) * (vt @ prompt))
+
+    size = jnp.where(close & (size > 0), size, 1.0)
+    strength, slope = jax.jvp(lambda s: mode_strength(time, s, rho, initial), (size,), (jnp.ones_like(size),))
+    even, odd = (strength / size + slope) / 2, (strength / size - slope) / 2
+    cofactor = jnp.array([[zu[1, 1], -zu[1, 0]], [-zu[0, 1], zu[0, 0]]])
+    near = (even * zu + jnp.sign(determinant) * odd * cofactor) @ prompt
+    return jnp.where(close, near, far)

@@ -4,11 +4,14 @@ Symbols: z latents, u caption code, C = Cov(z, u), S_I = Cov(z) + s_I^2, S_T = C
 coordinates), theta whitening, p prompt, w = (w_c, w_s) the rule, q = 2 p_spu - 1, k = q mu_c mu_s, v = mu_s^2 + s_s^2.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
+from mmcl_theory._slopes import undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments
 from mmcl_theory.data.latents import pair_matrix
 from mmcl_theory.theory.mmcl import pair_prompt
@@ -47,18 +50,28 @@ def whitened_rule(
 
     Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates. Directions
     in which a covariance vanishes (a detail that is never mentioned, without text noise) are left out: pseudo-inverses.
+    The rule has a limit as a detail is mentioned ever less, but the derivative in that pi is NaN at 0 without text noise;
+    all derivatives are where a covariance is singular otherwise, as the rule jumps there.
     Arguments, errors and source as for `whitened_accuracy`.
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
-    mom = moments(model, caps or captions())
+    caps = caps or captions()
     noise_image, noise_text = _noise_variances(obs)
-    batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, mom.zu.shape[:-2])
+    text = moments(model, caps).uu
+    batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, text.shape[:-2])
+    scalars = (theta, noise_image, noise_text, caps.pi_core, caps.pi_spu)
+    theta, noise_image, noise_text, *pis = (jnp.broadcast_to(x, batch) for x in scalars)
+    silent = jnp.broadcast_to(jnp.diagonal(text, axis1=-2, axis2=-1), (*batch, 2)) + noise_text[..., None] == 0
+    pi_core, pi_spu = (undefined_slope(pi, silent[..., k] & (theta > 0)) for k, pi in enumerate(pis))
+    mom = moments(model, dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu))
     zz, zu, uu = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (mom.zz, mom.zu, mom.uu))
-    theta, noise_image, noise_text = (jnp.broadcast_to(x, batch) for x in (theta, noise_image, noise_text))
-    left, right = (_inverse_power(*x, theta) for x in ((zz, noise_image), (uu, noise_text)))
-    prompt = pair_prompt(model, prompts)
-    prompt = jnp.broadcast_to(prompt, jnp.broadcast_shapes(prompt.shape, (*batch, 2)))[..., :, None]
-    return (left @ (zu @ (right @ prompt)))[..., 0]
+    (left, left_singular), (right, right_singular) = (
+        _inverse_power(*x, theta) for x in ((zz, noise_image), (uu, noise_text))
+    )
+    prompt = jnp.broadcast_to(pair_prompt(model, prompts), (*batch, 2))[..., :, None]
+    weights = (left @ (zu @ (right @ prompt)))[..., 0]
+    lost = (theta > 0) & (left_singular | (right_singular & ~silent.any(-1)))
+    return undefined_slope(weights, lost[..., None])
 
 
 def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None = None) -> Float[Array, "..."]:
@@ -72,13 +85,17 @@ def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None =
     balanced rule has the best accuracy on P* that any linear rule has, Phi(mu_c / sqrt(s_c^2 + s_I^2)) (acc_P* falls
     strictly in |w_s / w_c|), whatever pi_core: among captions with pi_spu <= 1 the balanced ones are optimal.
 
-    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. NaN where G v = k^2 (q^2 = 1 and no
+    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. At D = 0 (pi_core = 1, no image noise) with
+    text noise the root is 0 and grows as sqrt(D): its derivatives there are not finite. NaN where G v = k^2 (q^2 = 1 and no
     variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
     Raises: ValueError for another masking.
     Source: X10 (the root and the optimality are this project's).  Check: proofs_checks/x10.py.
     """
     gap, spread, product, noise_text = _balance(model, caps, obs)
-    root = gap * spread + jnp.sqrt((gap * spread) ** 2 + 4 * product * gap * noise_text)
+    # Without text noise the root is that of a square, which has a derivative at 0.
+    square = gap * (gap * spread**2 + 4 * product * noise_text)
+    noisy, square = jnp.broadcast_arrays(noise_text > 0, square)
+    root = gap * spread + jnp.where(noisy, jnp.sqrt(jnp.where(noisy, square, 1.0)), gap * spread)
     defined = (product > 0) & (model.p_spu != 0.5) & (model.mu_spu > 0)
     return jnp.where(defined, root / (2 * jnp.where(defined, product, 1.0)), jnp.nan)
 
@@ -149,26 +166,36 @@ def _noise_variances(obs: Observation | None) -> tuple[Array, Array]:
     return (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)
 
 
-def _inverse_power(cov: Float[Array, "... 2 2"], variance: Array, power: Array) -> Float[Array, "... 2 2"]:
-    """(cov + variance)^-power of positive semi-definite 2 x 2 matrices, on their range.
+def _inverse_power(
+    cov: Float[Array, "... 2 2"], variance: Array, power: Array
+) -> tuple[Float[Array, "... 2 2"], Bool[Array, "..."]]:
+    """(cov + variance)^-power of positive semi-definite 2 x 2 matrices, on their range, and whether that is not all.
 
-    f(A) = (f(l+) + f(l-))/2 + (f(l+) - f(l-))/(l+ - l-) (A - tr A/2), l+- the eigenvalues, f(l) = l^-power; smooth
-    where the eigenvalues coincide, where an eigendecomposition has no derivative.
+    f(A) = f(l+) v+ v+^T + f(l-) v- v-^T with l+- the eigenvalues, f(l) = l^-power; where these coincide, and an
+    eigendecomposition has no derivative, f(A) = f(tr A/2) + f'(tr A/2) (A - tr A/2).
     """
     a, b, d = cov[..., 0, 0] + variance, cov[..., 0, 1], cov[..., 1, 1] + variance
+    eps = jnp.finfo(cov.dtype).eps
     centre, half = (a + d) / 2, (a - d) / 2
     radius_squared = half**2 + b**2
-    apart = radius_squared > jnp.finfo(cov.dtype).eps * centre**2
-    radius = jnp.where(apart, jnp.sqrt(jnp.where(apart, radius_squared, 1.0)), 0.0)
-    high = centre + radius
+    apart = radius_squared > eps * centre**2
+    radius = jnp.sqrt(jnp.where(apart, radius_squared, 1.0))
+    high = jnp.where(apart, centre + radius, centre)
     positive = high > 0
     high = jnp.where(positive, high, 1.0)
-    low = (a * d - b**2) / high
-    kept = low > 16 * jnp.finfo(cov.dtype).eps * high
+    # Singular in the units in which both coordinates have variance 1, so that scales alone drop no direction.
+    determinant = a * d - b**2
+    kept = determinant > 16 * eps * a * d
+    low = jnp.where(kept, determinant, 1.0) / high
     none = jnp.where(power == 0, 1.0, 0.0)
     f_high = jnp.where(positive, high**-power, none)
     f_low = jnp.where(positive & kept, jnp.where(kept, low, 1.0) ** -power, none)
-    derivative = -power * high ** (-power - 1)
-    slope = jnp.where(apart, (f_high - f_low) / jnp.where(apart, 2 * radius, 1.0), derivative)
-    level = (f_high + f_low) / 2
-    return pair_matrix(level + slope * half, slope * b, slope * b, level - slope * half)
+    # Shares of the first coordinate in both eigenvectors; the smaller without cancellation.
+    smaller = b**2 / (2 * radius * (radius + jnp.abs(half)))
+    first, second = jnp.where(half > 0, 1 - smaller, smaller), jnp.where(half > 0, smaller, 1 - smaller)
+    cross = (f_high - f_low) / (2 * radius) * b
+    slope = -power * high ** (-power - 1)
+    near = (f_high + slope * half, slope * b, f_high - slope * half)
+    far = (f_high * first + f_low * second, cross, f_high * second + f_low * first)
+    aa, ab, dd = (jnp.where(apart, x, y) for x, y in zip(far, near, strict=True))
+    return pair_matrix(aa, ab, ab, dd), ~(positive & kept)
