@@ -48,6 +48,12 @@ def assert_certificate(x, y, dual, tol=1e-10):
     assert abs(norm - dual.sum()) <= tol * norm, "duality gap"
 
 
+def assert_no_rule(fit):
+    """What is returned for data that is not separable, whatever the rounding of the search that found no rule."""
+    assert not bool(fit.separable)
+    assert (np.asarray(fit.dual) == 0).all() and float(fit.margin) == 0 and float(fit.gap) == 1
+
+
 def assert_bounded_by_gap(w, optimum, gap):
     """For feasible w, |w|^2 - |w*|^2 <= gap |w|^2, and w* is the feasible point closest to 0: |w - w*|^2 <= that."""
     assert np.linalg.norm(w - optimum) <= (np.sqrt(max(gap, 0)) + 1e-7) * np.linalg.norm(w)
@@ -94,11 +100,15 @@ def test_max_margin_returns_the_rule_and_its_certificate(compiled):
 
 
 def nnls_rule(x, y):
-    """argmin over a >= 0 of |Z^T a|^2 + (1 - sum a)^2, Z = y x: its KKT conditions are those of the dual for
-    a / (1 - sum a)."""
+    """The max-margin rule w from argmin over a >= 0 of |Z^T a|^2 + (1 - sum a)^2, Z = y x, whose KKT conditions are
+    those of the dual at a / (1 - sum a). The least value is 1 - sum a = 1 / (1 + |w|^2).
+
+    None where the data is not separable: by Gordan's theorem some a >= 0, sum a = 1, then has Z^T a = 0, and there is
+    no rule. Rounding leaves a residual of 1e-15 or so there, never 1e-6: a margin of 1e-6, which no data here has.
+    """
     z = y[:, None] * x
-    a, _ = scipy.optimize.nnls(np.vstack([z.T, np.ones(len(y))]), np.r_[np.zeros(x.shape[1]), 1.0])
-    return a / (1 - a.sum()) @ z
+    a, residual = scipy.optimize.nnls(np.vstack([z.T, np.ones(len(y))]), np.r_[np.zeros(x.shape[1]), 1.0])
+    return a / (1 - a.sum()) @ z if residual > 1e-6 else None
 
 
 def libsvm_rule(x, y, tol):
@@ -146,22 +156,23 @@ def test_wrong_rules_have_no_certificate(shape):
     for wrong in duals:
         with pytest.raises(AssertionError):
             assert_certificate(x, y, wrong, 1e-4)
-    assert not np.allclose(nnls_rule(x, -y[::-1]), w, atol=1e-2 * np.linalg.norm(w))
+    # Other labels of the same points: another rule, or none where there are many more samples than dimensions.
+    other = nnls_rule(x, -y[::-1])
+    assert bool(solve(x @ x.T, -y[::-1]).separable) == (other is not None) == (shape[0] < shape[1])
+    assert other is None or not np.allclose(other, w, atol=1e-2 * np.linalg.norm(w))
 
 
 def test_random_small_problems():
-    """60 problems of 8 points in 3 or 12 dimensions, labels at random: separable iff NNLS finds no combination 0."""
+    """60 problems of 8 points in 3 or 12 dimensions, labels at random: separable iff NNLS finds a rule."""
     rng = np.random.default_rng(1)
     batch = jit(jax.vmap(max_margin_dual))
     for d in (3, 12):
         x, y = rng.normal(size=(60, 8, d)), rng.choice([-1, 1], size=(60, 8))
         fits = batch(np.einsum("kid,kjd->kij", x, x), y)
         for k in range(60):
-            z = y[k][:, None] * x[k]
-            # Gordan: no w with z w > 0 iff some a >= 0, sum a = 1, has z^T a = 0.
-            _, residual = scipy.optimize.nnls(np.vstack([z.T, np.ones(8)]), np.r_[np.zeros(d), 1.0])
-            assert bool(fits.separable[k]) == (residual > 1e-6)
-            if residual > 1e-6:
+            separable = nnls_rule(x[k], y[k]) is not None
+            assert bool(fits.separable[k]) == separable
+            if separable:
                 assert_certificate(x[k], y[k], fits.dual[k], 1e-9)
         assert fits.separable.any() and (d > 8 or not fits.separable.all())
 
@@ -180,7 +191,8 @@ def test_vmap_equals_a_loop():
         for name in ("dual", "margin", "gap"):
             got, want = getattr(fits, name)[k], getattr(one, name)
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * float(jnp.abs(want).max()) + 1e-12)
-    assert not solve(grams[4], labels[4]).separable
+    assert_no_rule(jax.tree.map(lambda leaf: leaf[4], fits))
+    assert_no_rule(solve(grams[4], labels[4]))
 
 
 def test_symmetries():
@@ -241,13 +253,13 @@ NOT_SEPARABLE = {
 def test_not_separable(name, dtype):
     x, y = NOT_SEPARABLE[name]
     x = np.asarray(x, dtype)
-    assert not bool(solve(x @ x.T, np.array(y)).separable)
+    assert_no_rule(solve(x @ x.T, np.array(y)))
 
 
 def test_random_labels_are_not_separable(compiled):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(60, 5)), rng.choice([-1, 1], 60)
-    assert not bool(solve(x @ x.T, y).separable)
+    assert_no_rule(solve(x @ x.T, y))
     message = r"x must be linearly separable for a hard margin, got 60 samples that are not\."
     with pytest.raises(ValueError, match=message):
         max_margin(jnp.asarray(x), jnp.asarray(y))

@@ -35,7 +35,7 @@ class MaxMargin:
     margin: the margin that w attains, min_i y_i x_i.w / |w| = 1 / |w|, a lower bound on the largest one.
     gap: relative duality gap (primal - dual) / primal >= 0 of min |w|^2 / 2 s.t. y_i x_i.w >= 1, whose largest margin
     thus lies in [margin, margin / sqrt(1 - gap)]; 0 is optimal, below 0 only by rounding.
-    separable: some w with y_i x_i.w > 0 for all i was found; if False, dual, margin and gap mean nothing.
+    separable: some w with y_i x_i.w > 0 for all i was found; if False, there is no rule: dual and margin are 0, gap 1.
     """
 
     dual: Array  # (n,)  w = sum_i dual_i y_i x_i, scaled to margin 1
@@ -151,17 +151,18 @@ def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) 
 
 
 def _certified(product: Product, alpha: Float[Array, " n"]) -> MaxMargin:
-    """The certificate of a dual point alpha >= 0; margin 0 if its w separates nothing."""
+    """The certificate of a dual point alpha >= 0, which is that of no rule if its w separates nothing."""
     outputs = product(alpha)
     norm_squared = alpha @ outputs
     least = outputs.min()
+    separable = least > 0.5
+    least, norm_squared = jnp.where(separable, least, 1.0), jnp.where(separable, norm_squared, 1.0)
     # alpha / least is primal feasible; the dual's best multiple of alpha is worth (sum alpha)^2 / (2 |v|^2).
     primal, dual = norm_squared / least**2, alpha.sum() ** 2 / norm_squared
-    separable = least > 0.5
     return MaxMargin(
-        dual=alpha / least,
+        dual=jnp.where(separable, alpha / least, 0.0),
         margin=jnp.where(separable, primal**-0.5, 0.0),
-        gap=1 - dual / primal,
+        gap=jnp.where(separable, 1 - dual / primal, 1.0),
         separable=separable,
     )
 
