@@ -5,6 +5,7 @@ Nothing here uses `mmcl_theory.theory`: this is the measuring side of the ledger
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,28 @@ import optax
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, zero_shot
 
+
+def known_options(**options) -> dict[str, Any]:
+    """Those of the compiler options that the installed compiler knows: they come and go with its releases."""
+
+    def known(name: str) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: options[name]}).lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            return False
+        return True
+
+    return {name: value for name, value in options.items() if known(name)}
+
+
 # Most checks run for less time than XLA's default takes to compile them: `jit` compiles in a third of it, to code that
 # takes two to three times as long; `jit_long` is for what runs long.
 jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    jax.jit, compiler_options=known_options(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
 )
-jit_long = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+jit_long = functools.partial(jax.jit, compiler_options=known_options(xla_backend_optimization_level=1))
 LONG = 2e7  # numbers drawn, from which on it is worth it
 
 
