@@ -321,9 +321,9 @@ def test_singular_covariances_are_pseudo_inverted(theta):
     assert_close(w, inverse(s_i) @ c @ inverse(s_t), 1e-11)
     if theta == 1:
         assert_close(w, np.linalg.pinv(s_i, hermitian=True) @ c @ np.linalg.pinv(s_t, hermitian=True), 1e-11)
-    np.testing.assert_array_equal(np.asarray(w)[:, 3], 0)
-    null = scipy.linalg.null_space(s_i)
-    np.testing.assert_allclose(null.T @ np.asarray(w), 0, atol=1e-12 * np.abs(w).max())
+    # Eigenvectors to within rounding only: that of the coordinate never mentioned too.
+    for null in (scipy.linalg.null_space(s_i).T @ np.asarray(w), np.asarray(w)[:, 3]):
+        np.testing.assert_allclose(null, 0, atol=1e-12 * np.abs(w).max())
     # theta = 0 asks for no inverse: C as it is, null space included.
     outside = jnp.asarray(rng.normal(size=(D_I, D_T)))
     assert_close(whitened_optimum(outside, jnp.asarray(s_i), jnp.asarray(s_t), 0.0), outside)

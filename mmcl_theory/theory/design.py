@@ -68,8 +68,10 @@ def optimal_same_class_weight(
         return mmcl_accuracy(model, caps, obs, n, same_class_weight=weight).shifted
 
     inside = unit_interval_argmax(value, _GRID, _SECTIONS)
-    candidates = jnp.stack([inside, jnp.zeros_like(inside), jnp.ones_like(inside)])
-    weight = candidates[jnp.argmax(jax.vmap(value)(candidates))]
+    candidates = jnp.stack([jnp.ones_like(inside), jnp.zeros_like(inside), inside])
+    # The curve may be flat at an end; rounding does not decide against that end.
+    gain = jax.vmap(value)(candidates) - 8 * jnp.finfo(inside.dtype).eps * jnp.array([0, 0, 1], inside.dtype)
+    weight = candidates[jnp.argmax(gain)]
     return WeightOptimum(weight, value(weight), jax.grad(value)(weight))
 
 
