@@ -1,18 +1,33 @@
 """Strict tests: float64, no silent rank promotion; a second BLAS thread pool would fight XLA's for the cores.
 
-Compiling is most of what the suite does, so XLA's optimisations are off where a test does not ask for them.
+Compiling is most of what the suite does. So XLA's optimisations are off where a test does not ask for them, and what is
+compiled is kept in build/, for both workers, for `make slow`, and for the next time.
 """
 
 import os
+import pathlib
+
+import jaxlib.version
+import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # Two thirds of the time. Later compilers do not know this flag, and one that is not known ends the process.
+    + (" --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""),
+)
 
 import jax
-import pytest
+
+from sims import devices
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Not through the environment: processes that tests start and kill would leave half-written programs here.
+CACHE = pathlib.Path(__file__).parents[1] / "build" / "compiled" / devices.cache().name
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture
