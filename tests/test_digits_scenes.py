@@ -13,6 +13,13 @@ from sims.digits.config import parse_groups
 
 N = 4000
 KINDS = parse_groups("01234:56789")
+# N scenes always, as every other number would be compiled anew.
+compiled_draw = jax.jit(lambda key, items, *law: scenes.draw(key, items, N, *law))
+compiled_write = jax.jit(captions.write, static_argnums=1)
+
+
+def draw(seed, items, p_spu, hue_contrast=1.0, p_companion=None):
+    return jax.device_get(compiled_draw(jax.random.key(seed), items, p_spu, hue_contrast, p_companion))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +29,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def seen(source):
-    return scenes.draw(jax.random.key(0), source.train, N, 0.9, p_companion=0.75)
+    return draw(0, source.train, 0.9, p_companion=0.75)
 
 
 def assert_share(found, expected, alpha=1e-6):
@@ -42,10 +49,10 @@ def test_groups_have_their_shares(seen):
 
 
 def test_each_scene_may_have_its_own_p_spu(source):
-    p = np.repeat([1.0, 0.0], 50)
-    found = scenes.draw(jax.random.key(1), source.train, 100, p)
+    p = np.repeat([1.0, 0.0], N // 2)
+    found = draw(1, source.train, p)
     np.testing.assert_array_equal(np.asarray(found.label) == np.asarray(found.attribute), p == 1)
-    assert found.companion is None and found.image.shape == (100, 12, 12, 3)
+    assert found.companion is None and found.image.shape == (N, 12, 12, 3)
 
 
 def test_items_are_of_the_labels_kind_and_small_digits_of_either(seen):
@@ -60,7 +67,7 @@ def test_items_are_of_the_labels_kind_and_small_digits_of_either(seen):
 
 def test_contrast_brings_the_hues_together(source):
     for contrast in (1.0, 0.25, 0.0):
-        found = scenes.draw(jax.random.key(8), source.train, N, 0.5, contrast)
+        found = draw(8, source.train, 0.5, hue_contrast=contrast)
         corner = np.asarray(found.image)[:, 0, 0] / np.array(scenes.SHADES)[np.asarray(found.shade)][:, None]
         apart = [corner[np.asarray(found.attribute) == a].mean(0) for a in (1, -1)]
         wanted = contrast * (np.array(scenes.HUES[1]) - np.array(scenes.HUES[0]))
@@ -73,7 +80,7 @@ def test_every_image_of_a_kind_is_equally_likely(source):
     few = dataclasses.replace(
         few, ink=few.ink[keep], small=few.small[keep], item=np.arange(8), style=few.style[keep], low=np.int32(4)
     )
-    found = scenes.draw(jax.random.key(2), few, N, 0.5)
+    found = draw(2, few, 0.5)
     counts = np.bincount(np.asarray(found.item), minlength=8)
     assert scipy.stats.chisquare(counts).pvalue > 1e-6
     assert scipy.stats.chisquare(counts, np.r_[counts.sum() / 8 * np.linspace(0.8, 1.2, 8)]).pvalue < 1e-6
@@ -98,23 +105,26 @@ def test_pixels_are_ink_over_a_background_of_the_attributes_hue(source, seen):
 
 def test_the_small_digit_stands_in_its_strip(source):
     blank = dataclasses.replace(source.train, ink=np.zeros_like(source.train.ink))
-    found = scenes.draw(jax.random.key(3), blank, 200, 0.5, p_companion=1.0)
+    found = draw(3, blank, 0.5, p_companion=1.0)
     image = np.asarray(found.image)
-    assert image.shape == (200, 12, 18, 3)
+    assert image.shape == (N, 12, 18, 3)
     moved = np.abs(image - image[:, :1, :1]).max(-1) > 0.05
     assert not moved[:, :, :12].any()
     above, below = moved[:, :6, 12:].any((1, 2)), moved[:, 6:, 12:].any((1, 2))
-    assert (above ^ below).all() and scipy.stats.binomtest(int(above.sum()), 200).pvalue > 1e-6
-    none = np.asarray(scenes.draw(jax.random.key(3), blank, 200, 0.5, p_companion=0.0).image)
+    assert (above ^ below).all() and scipy.stats.binomtest(int(above.sum()), N).pvalue > 1e-6
+    none = np.asarray(draw(3, blank, 0.5, p_companion=0.0).image)
     assert (none == none[:, :1, :1]).all()
 
 
 WORDS = captions.lexicon("mnist")
 
 
-def written(seen, pi_core, pi_spu, pi_companion=0.0, key=5):
-    tokens = captions.write(jax.random.key(key), WORDS, seen, mt.captions(pi_core, pi_spu), pi_companion)
-    return [WORDS.decode(t) for t in np.asarray(tokens)]
+def write(seed, seen, pi_core, pi_spu, pi_companion):
+    return np.asarray(compiled_write(jax.random.key(seed), WORDS, seen, mt.captions(pi_core, pi_spu), pi_companion))
+
+
+def written(seen, pi_core, pi_spu, pi_companion=0.0):
+    return [WORDS.decode(t) for t in write(5, seen, pi_core, pi_spu, pi_companion)]
 
 
 def told(seen, i):
@@ -156,16 +166,16 @@ def test_mentions_have_their_shares_and_are_independent(seen):
 
 
 def test_captions_without_a_companion_never_tell_of_one(source):
-    alone = scenes.draw(jax.random.key(4), source.train, 200, 0.9)
+    alone = draw(4, source.train, 0.9)
     assert not any("beside" in c for c in written(alone, 1, 1, 1))
 
 
 @pytest.mark.parametrize("companion", [False, True])
 def test_tokens_come_back(source, companion):
-    seen = scenes.draw(jax.random.key(6), source.train, 100, 0.9, p_companion=0.5 if companion else None)
-    tokens = np.asarray(captions.write(jax.random.key(7), WORDS, seen, mt.captions(0.5, 0.5), 0.5))
-    assert tokens.shape == (100, captions.length(companion))
-    for row in tokens:
+    seen = draw(6, source.train, 0.9, p_companion=0.5 if companion else None)
+    tokens = write(7, seen, 0.5, 0.5, 0.5)
+    assert tokens.shape == (N, captions.length(companion))
+    for row in tokens[:200]:
         np.testing.assert_array_equal(WORDS.encode(WORDS.decode(row), len(row)), row)
         end = row.tolist().index(captions.END)
         assert (row[end + 1 :] == captions.PAD).all() and (row[:end] > captions.END).all()

@@ -17,6 +17,10 @@ from tests.statistics import assert_mean_close
 KINDS = parse_groups("01234:56789")
 WORDS = captions.lexicon("builtin")
 TINY = training.Setup(WORDS, KINDS, side=12, embed_dim=8, stages=(1, 2), batch_size=16, test=32, closed=512)
+# Operation by operation each would be compiled by itself.
+pairs = jax.jit(training.pairs, static_argnames=("arm", "setup", "n"))
+closed_form = jax.jit(training.closed_form, static_argnames=("arm", "setup"))
+augment = jax.jit(arms.augment)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +115,12 @@ def test_sim_clr_is_sup_con_with_a_class_for_each_image():
 
 def test_views_are_moved_and_dimmed_and_keep_their_hue():
     flat = jnp.broadcast_to(jnp.array([0.2, 0.4, 0.8]), (50, 8, 8, 3))
-    view = np.asarray(arms.augment(jax.random.key(0), flat))
+    view = np.asarray(augment(jax.random.key(0), flat))
     factor = view[..., 0] / 0.2
     np.testing.assert_allclose(view / np.array([0.2, 0.4, 0.8]), factor[..., None] * np.ones(3), rtol=1e-12)
     assert factor.min() >= 0.6 and factor.max() <= 1.4 and np.ptp(factor.mean((1, 2))) > 0.5
     dot = jnp.zeros((200, 9, 9, 3)).at[:, 4, 4].set(1.0)
-    where = np.argwhere(np.asarray(arms.augment(jax.random.key(1), dot))[..., 0] > 0)[:, 1:]
+    where = np.argwhere(np.asarray(augment(jax.random.key(1), dot))[..., 0] > 0)[:, 1:]
     assert len(where) == 200 and set(map(tuple, where.tolist())) == {(i, j) for i in range(2, 7) for j in range(2, 7)}
 
 
@@ -198,15 +202,15 @@ def test_a_run_that_diverges_is_infinite(source, float32):
 def test_closed_forms_solve_their_equations(source):
     """theta 1: S_I W S_T = C; theta 0: W is C up to its scale."""
     setup, point = dataclasses.replace(TINY, closed=800), a_point(source)
-    seen, tokens = training.pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
+    seen, tokens = pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
     pixels = np.asarray(seen.image).reshape(800, -1)
     counts = np.asarray(encoders.word_counts(tokens, len(WORDS.words)))
     cross = (pixels - pixels.mean(0)).T @ (counts - counts.mean(0)) / 799
     sides = [np.cov(x, rowvar=False) for x in (pixels, counts)]
     sides = [s + 1e-3 * np.trace(s) / len(s) * np.eye(len(s)) for s in sides]
-    white = np.asarray(training.closed_form(ARMS["whitened"], setup, jax.random.key(4), point)["w"])
+    white = np.asarray(closed_form(ARMS["whitened"], setup, jax.random.key(4), point)["w"])
     np.testing.assert_allclose(sides[0] @ white @ sides[1], cross, atol=1e-10 * np.abs(cross).max() + 1e-9)
-    plain = np.asarray(training.closed_form(ARMS["linear_mmcl"], setup, jax.random.key(4), point)["w"])
+    plain = np.asarray(closed_form(ARMS["linear_mmcl"], setup, jax.random.key(4), point)["w"])
     cosine = (plain * cross).sum() / np.linalg.norm(plain) / np.linalg.norm(cross)
     assert cosine > 1 - 1e-9
     assert (white * cross).sum() / np.linalg.norm(white) / np.linalg.norm(cross) < 0.9
@@ -218,10 +222,10 @@ def test_label_only_captions_make_the_whitened_rule_least_squares(source):
     setup, point = dataclasses.replace(TINY, closed=800), a_point(source, pi_core=0.0, pi_spu=0.0)
 
     def cosine(point):
-        state = training.closed_form(ARMS["whitened"], setup, jax.random.key(4), point)
+        state = closed_form(ARMS["whitened"], setup, jax.random.key(4), point)
         prompts = training.embed_text(ARMS["whitened"], setup, state, training.prompt_tokens(setup, "class"))
         prompts = prompts @ state["w"].T
-        seen, _ = training.pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
+        seen, _ = pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
         pixels, label = np.asarray(seen.image).reshape(800, -1), np.asarray(seen.label)
         cov = np.cov(pixels, rowvar=False)
         cov += 1e-3 * np.trace(cov) / len(cov) * np.eye(len(cov))
@@ -327,7 +331,7 @@ def test_two_features_are_measured_as_they_were_made(source):
     """Pixels of a model whose means and spreads are known."""
     n = moments._SAMPLES
     rng = np.random.default_rng(0)
-    drawn = scenes.draw(jax.random.key(1), source.train, n, 0.5)
+    drawn = jax.jit(scenes.draw, static_argnames="n")(jax.random.key(1), source.train, n=n, p_spu=0.5)
     label, attribute = np.asarray(drawn.label), np.asarray(drawn.attribute)
     detail, shade = np.asarray(drawn.item) * 0.1, np.asarray(drawn.shade) * 0.5
     core = 0.8 * label + detail + 0.3 * rng.normal(size=n)
