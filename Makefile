@@ -6,6 +6,7 @@ PYTHON ?=
 SWEEP_FLAGS ?=
 LEDGER_FLAGS ?=
 PYTEST_FLAGS ?=
+PYTHONS_FLAGS ?=
 WORKERS ?= 2
 
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -13,13 +14,13 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures test slow long ledger pages lint types lock clean FORCE
+.PHONY: help sweep figures test slow long ledger pages pythons lint types lock clean FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
-	@echo 'Variables: PYTHON=python3.12 (any >= 3.11)  SWEEP_FLAGS="--seeds=8"  LEDGER_FLAGS="--only=T2"  WORKERS=2 (pytest processes; 0: none)  PYTEST_FLAGS="-k name"'
+	@echo 'Variables: PYTHON=python3.12 (any >= 3.11)  SWEEP_FLAGS="--seeds=8"  LEDGER_FLAGS="--only=T2"  WORKERS=2 (pytest processes; 0: none)  PYTEST_FLAGS="-k name"  PYTHONS_FLAGS=--sample'
 
 sweep: $(VENV)/core ## run the default experiment; results and figure go to runs/sweep_spurious
 	$(PY) -m sims.sweep_spurious --out runs/sweep_spurious $(SWEEP_FLAGS)
@@ -46,6 +47,9 @@ long: $(VENV)/test ## laws over thousands of runs, more sizes, devices and fault
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
 	$(PY) -m proofs_checks $(LEDGER_FLAGS)
+
+pythons: ## the quick tests, a sample of the ledger and the first command on each Python of 3.11, 3.12, 3.13 that is installed
+	WORKERS=$(WORKERS) .ci/pythons $(PYTHONS_FLAGS)
 
 pages: $(VENV)/test ## judge every statement and write docs/statements anew
 	mkdir -p runs && $(PY) -m proofs_checks --json=runs/ledger.json
