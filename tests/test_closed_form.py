@@ -87,7 +87,7 @@ def test_weighted_is_the_sum_over_pairs(name, weight):
     tol = 1e-12 * np.abs(image).max() * np.abs(text).max()
     np.testing.assert_allclose(got, pair_loop(image, text, y, weight), rtol=0, atol=tol)
     if name != "all different":
-        few = cross_covariance(jnp.asarray(image), jnp.asarray(text), jnp.asarray(y), weight, 3)
+        few = weighted(image, text, np.asarray(y), weight, num_classes=3)
         np.testing.assert_allclose(few, got, rtol=0, atol=tol)
 
 
@@ -332,15 +332,15 @@ def test_singular_covariances_are_pseudo_inverted(theta):
 def test_theta_vmaps():
     args = [jnp.asarray(x) for x in problem()]
     theta = jnp.asarray([0.0, 0.3, 1.0])
-    swept = jax.vmap(lambda t: whitened_optimum(*args, t, 2))(theta)
+    swept = jax.vmap(lambda t: whitened(*args, t, rank=2))(theta)
     for t, w in zip(theta, swept, strict=True):
-        assert_close(w, whitened_optimum(*args, float(t), 2), 1e-11)
+        assert_close(w, whitened(*args, float(t), rank=2), 1e-11)
 
 
 def test_derivative_in_theta():
     args = [jnp.asarray(x) for x in problem()]
     at, h = 0.4, 1e-3
-    curve = functools.partial(whitened_optimum, *args, rank=None)
+    curve = functools.partial(whitened, *args, rank=None)
     difference = (8 * (curve(at + h) - curve(at - h)) - curve(at + 2 * h) + curve(at - 2 * h)) / (12 * h)
     # Error of the stencil: h^4 / 30 times a fifth derivative, about (log condition)^5; of rounding: EPS / h.
     assert_close(jax.jacfwd(curve)(at), difference, 1e-9)
@@ -380,10 +380,10 @@ def test_single_precision_agrees_with_double():
     eps = float(jnp.finfo(jnp.float32).eps)
     image, text = draw_pairs(200)
     y = np.arange(200) % 3
-    for classes in ((), (jnp.asarray(y), 0.2, 3)):
-        got = cross_covariance(single(image), single(text), *classes)
+    for of_pairs in (plain, lambda image, text: weighted(image, text, y, 0.2)):
+        got = of_pairs(single(image), single(text))
         assert got.dtype == jnp.float32
-        want = cross_covariance(jnp.asarray(image), jnp.asarray(text), *classes)
+        want = of_pairs(image, text)
         # Sums of 200 products, of uncentred values in the weighted form.
         np.testing.assert_allclose(got, want, rtol=0, atol=200 * eps * np.sqrt((image**2).mean() * (text**2).mean()))
     c, s_i, s_t = problem()
@@ -391,12 +391,12 @@ def test_single_precision_agrees_with_double():
     got = linear_optimum(single(c), 0.7, 2)
     assert got.dtype == jnp.float32
     assert_close(got, linear_optimum(jnp.asarray(c), 0.7, 2), 10 * eps * s[0] / (s[1] - s[2]))
-    white = whitened_optimum(*(single(x) for x in (c, s_i, s_t)), 1.0, 2)
+    white = whitened(*(single(x) for x in (c, s_i, s_t)), 1.0, rank=2)
     assert white.dtype == jnp.float32
     r = np.sqrt(scipy.linalg.eigh(c @ scipy.linalg.solve(s_t, c.T), s_i, eigvals_only=True))[::-1]
     tol = 10 * eps * np.linalg.cond(s_i) * np.linalg.cond(s_t) * r[0] / (r[1] - r[2])
     assert tol < 0.1
-    assert_close(white, whitened_optimum(*(jnp.asarray(x) for x in (c, s_i, s_t)), 1.0, 2), tol)
+    assert_close(white, whitened(c, s_i, s_t, 1.0, rank=2), tol)
 
 
 def test_class_numbers_out_of_range_are_refused():

@@ -472,6 +472,7 @@ def test_moments_have_the_derivatives_of_their_polynomials(name, masking):
     pieces = {"p_spu": model, list(model.__dataclass_fields__)[1]: model, "pi_core": caps, "pi_spu": caps}
     leaves = {leaf: getattr(piece, leaf) for leaf, piece in pieces.items()}
 
+    @jax.jit
     def at(leaves):
         args = [
             dataclasses.replace(piece, **{k: x for k, x in leaves.items() if pieces[k] is piece})
@@ -479,7 +480,7 @@ def test_moments_have_the_derivatives_of_their_polynomials(name, masking):
         ]
         return jnp.stack(jax.tree.leaves(moments(*args)))
 
-    jacobian = jax.jacobian(at)(leaves)
+    jacobian = jax.jit(jax.jacobian(at))(leaves)
     for leaf, x in leaves.items():
         want = (at(leaves | {leaf: x + 0.125}) - at(leaves | {leaf: x - 0.125})) / 0.25
         np.testing.assert_allclose(jacobian[leaf], want, atol=1e-12, err_msg=leaf)

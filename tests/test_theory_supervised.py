@@ -282,7 +282,7 @@ def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta):
             correct.append((w @ z).argmax() == number)
             aligned.append(z[m + abs(label) - 1] == np.sign(label))
     correct, aligned = np.array(correct), np.array(aligned)
-    accuracy = supervised_accuracy(inter_class(m, 1.0, alpha, beta))
+    accuracy = jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta))
     got = [correct[aligned].mean(), correct[~aligned].mean()]
     np.testing.assert_allclose([accuracy.aligned, accuracy.conflicting], got, atol=1e-12)
     # All wrong once a competitor has both signs right iff (1 - beta)^2 < 1 - alpha^2.
