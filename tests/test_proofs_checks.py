@@ -13,7 +13,7 @@ import scipy.stats
 import sympy
 
 from proofs_checks import __main__ as command
-from proofs_checks import ledger, mutants, pages, run, symbolic, t2
+from proofs_checks import ambient, ledger, mutants, pages, run, symbolic, t2
 from sims.flags import run_main
 from tests.test_sims_command import own_flags
 
@@ -54,6 +54,13 @@ def test_close_is_relative_to_what_was_measured():
     assert ledger.close([1.0, 2.0], 1e-6)([1.0 + 1e-7, 2.0]).holds
     assert not ledger.close([1.0, 2.0], 1e-6)([1.0, 2.00001]).holds
     assert not ledger.close([1.0, np.nan], 1e-6)([1.0, 1.0]).holds
+
+
+def test_compiler_options_are_passed_where_the_compiler_knows_them():
+    known = {"xla_backend_optimization_level": 0}
+    assert ambient.known_options(**known, xla_option_of_another_release=True) == known
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid int32"):
+        ambient.known_options(xla_backend_optimization_level="low")
 
 
 def test_below_is_one_sided():
