@@ -37,8 +37,9 @@ def mmcl_accuracy(
         |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
         U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
     with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n), in
-    `mmcl_mean_accuracy`. NaN where n is too small for it: where the learnt rule's own variance (`rule_variance`),
-    added to that of the score, would move the accuracy by more than .02 (mu_spu >> mu_core). Truncated to
+    `mmcl_mean_accuracy`. NaN where n is too small for it (mu_spu >> mu_core): where the variance that the learnt rule's
+    own gives the score would, added to the score's, move the accuracy by more than .02, or is above a quarter of it and
+    the accuracy within [.02, .98]; elsewhere the error is below .03. Truncated to
     embed_dim < min(d_I, d_T), w = sum_k s_k l_k (r_k . p) and |w_amb|^2 = sum_k s_k^2 (r_k . p)^2 over the singular
     values of `outliers` among the embed_dim largest, which is the limit at fixed embed_dim <= 4 (the bulk's vectors
     that a larger embedding keeps are not in it); NaN where the noise buries every one of them, or one modality has
@@ -84,16 +85,18 @@ def mmcl_accuracy(
 def _where_the_rule_is_steady(
     model: IntraClass, accuracy: GroupAccuracy, weights: Array, noise: Array, more: tuple[Array, Array]
 ) -> GroupAccuracy:
-    """The accuracies, NaN where `more` variance of the score moves one by more than _LARGEST_MOVE."""
+    """The accuracies, NaN where `more` variance of the score is not small beside it: see `mmcl_accuracy`."""
     core, spu = weights[..., 0], weights[..., 1]
 
     def steady(acc: Array, sign: int, more: Array) -> Array:
         arrays = (acc, core, spu, noise, more, model.mu_core, model.mu_spu, model.sigma_core, model.sigma_spu)
         acc, c, s, noise_part, extra, mu_c, mu_s, sigma_c, sigma_s = jnp.broadcast_arrays(*arrays)
         mean = c * mu_c + sign * s * mu_s
-        variance = (c * sigma_c) ** 2 + (s * sigma_s) ** 2 + noise_part + extra
-        moved = ndtr(mean / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)))
-        return jnp.where((variance > 0) & (jnp.abs(acc - moved) > _LARGEST_MOVE), jnp.nan, acc)
+        own = (c * sigma_c) ** 2 + (s * sigma_s) ** 2 + noise_part
+        total = jnp.where(own + extra > 0, own + extra, 1.0)
+        moves = jnp.abs(acc - ndtr(mean / jnp.sqrt(total))) > _LARGEST_MOVE
+        large = (extra > own / 4) & (jnp.minimum(acc, 1 - acc) > _LARGEST_MOVE)
+        return jnp.where((extra > 0) & (moves | large), jnp.nan, acc)
 
     return GroupAccuracy(steady(accuracy.aligned, 1, more[0]), steady(accuracy.conflicting, -1, more[1]))
 
