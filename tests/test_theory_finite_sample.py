@@ -158,7 +158,13 @@ STEEP = {
     "core prompt": (intra_class(0.5, 1.0, 0.1, 1.0, 5.0), captions(), noise(600, 5, 0.2, 1.0), 500, "core"),
     "steeper": (intra_class(0.5, 1.0, 0.1, 1.0, 20.0), captions(), noise(600, 5, 0.2, 1.0), 500, "core"),
     "weak core": (intra_class(0.7, 0.5, 0.1, 0.2, 3.0), captions(), noise(600, 5, 0.2, 1.0), 200, "core"),
-    "training mean": (intra_class(0.52, 1.0, 0.1, 1.0, 4.0), captions(0.6, 0.4), noise(60, 5, 0.4, 0.5), 200, "train_mean"),
+    "training mean": (
+        intra_class(0.52, 1.0, 0.1, 1.0, 4.0),
+        captions(0.6, 0.4),
+        noise(60, 5, 0.4, 0.5),
+        200,
+        "train_mean",
+    ),
 }
 
 

@@ -171,6 +171,30 @@ def test_inter_class_noise_to_zero_is_the_step(m):
         assert exact(model, (1.0, b), 2.0).aligned == 1
 
 
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("b", [0.0, 0.25, 0.5, 1.0, 1.5])
+def test_ties_share_the_answer_as_in_counted_scores(m, b):
+    """Every latent of a model whose scores tie in numbers: own score against 2m - 1 others, at and beside a tie."""
+    for alpha, beta in ((0.25, 0.375), (0.5, 0.0), (0.0, 0.0), (0.25, 0.5)):
+        model, counted = inter_class(m, 0.5, alpha, beta), []
+        rules = np.kron(np.eye(m), np.array([[-1.0], [1.0]]))
+        for a in (1, -1):
+            signs = np.array(list(itertools.product([1, -1], repeat=2 * (m - 1)))).reshape(4 ** (m - 1), 2, m - 1)
+            core = np.concatenate([np.ones((len(signs), 1)), beta * signs[:, 0]], 1)
+            spu = np.concatenate([np.full((len(signs), 1), float(a)), alpha * signs[:, 1]], 1)
+            scores = jnp.asarray((core + b * spu) @ rules.T)
+            group = sampled_accuracy(scores, jnp.ones(len(signs), int), jnp.ones(len(signs), bool))
+            counted.append(float(group.aligned))
+        np.testing.assert_allclose(numbers(exact(model, (1.0, b), 1 + b**2)), counted, rtol=1e-12)
+
+
+def test_ties_that_rounding_hides():
+    """.1 + .2 - .3 is not 0 in floating point."""
+    assert exact(intra_class(0.9, 0.0, 0.0, 0.3, 0.1), (0.1, 0.3), 0.1).conflicting == 0.5
+    got = exact(inter_class(2, 0.9, 0.1, 0.1), (0.1, 0.9 / 11 * 0.1 / 0.1), 0.1)
+    np.testing.assert_allclose(got.conflicting, (1 + 1 + 0.5 + 0.5) / 4, rtol=1e-12)
+
+
 def test_ties_without_noise_count_one_half():
     assert exact(intra_class(0.9, 0.0, 0.0), (1.0, 1.0), 2.0).conflicting == 0.5
     assert exact(intra_class(0.9, 0.0, 0.0), (1.0, 2.0), 5.0).conflicting == 0

@@ -194,7 +194,9 @@ def _group_mean_accuracy(law: _RuleLaw, mu: Float[Array, "2"]) -> Float[Array, "
         step = 0.5 * (1 + jnp.sign(margin))
         return jnp.where(noiseless, step, ndtr(margin / jnp.sqrt(jnp.where(noiseless, 1.0, variance))))
 
-    grid = jnp.vectorize(at)(z[:, None, None], jnp.asarray(_ACROSS[0])[None, :, None], jnp.asarray(_NORM[0])[None, None])
+    grid = jnp.vectorize(at)(
+        z[:, None, None], jnp.asarray(_ACROSS[0])[None, :, None], jnp.asarray(_NORM[0])[None, None]
+    )
     weights = [density / density.sum(), *(jnp.asarray(x / x.sum()) for x in (_ACROSS[1], _NORM[1]))]
     return jnp.minimum(jnp.einsum("zgo,z,g,o->", grid, *weights), 1.0)  # but for rounding it is at most 1
 

@@ -57,10 +57,8 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `whitened_rule`'s
     theta = 1 (X5); a temperature only scales M.
     nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable, from
-    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN where there is no slope: in a
-    pi at which captions that never occur would vary so much more than the others that the loss has an infinite one
-    (pi = 0, little noise); in a pi = 0 without text noise; in everything where a coordinate of x, or one of t that is
-    mentioned, is 0 almost surely. NaN (residual inf)
+    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN in a pi = 0 without text noise,
+    and in everything where a coordinate of x, or one of t that is mentioned, is 0 almost surely. NaN (residual inf)
     where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
     Source: X10.  Check: proofs_checks/x10.py.
     """
@@ -75,7 +73,7 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     good = jnp.abs(gradient).max() < jnp.sqrt(jnp.finfo(m.dtype).eps)
     # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
-    model, caps, lost = _mark_undefined_slopes(model, caps, mixture, m, singular)
+    caps, lost = _mark_undefined_slopes(caps, mixture, singular)
     live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
@@ -269,36 +267,20 @@ def _mixture(model: IntraClass, caps: Captions, obs: Observation) -> _Mixture:
     )
 
 
-def _mark_undefined_slopes(
-    model: IntraClass, caps: Captions, mixture: _Mixture, m: Float[Array, "4"], singular: Array
-) -> tuple[IntraClass, Captions, Array]:
-    """Model and captions, NaN for the derivative in each probability that has none at M = m; and whether all are lost.
+def _mark_undefined_slopes(caps: Captions, mixture: _Mixture, singular: Array) -> tuple[Captions, Array]:
+    """Captions, NaN for the derivative in a pi that has none; and whether all derivatives are lost.
 
-    A case of probability 0 has an infinite slope, E_x exp(s(x, t_k)) / E exp s(x, t'), unless in every direction its
-    text variance exceeds the largest one that occurs by less than x's precision. (Images vary alike in all cases, so
-    that the other half of the loss has finite slopes.) Where the only text coordinate that is always 0 is one that is
-    never mentioned, M has a limit as mentions become rare, but not that of least norm: its pi has no slope here, all
-    else has.
+    Where the only coordinate that is always 0 is a text coordinate that is never mentioned, M has a limit as mentions
+    become rare, but not that of least norm: its pi has no derivative here, all else has.
     """
-    occurs = mixture.probability > 0
-    largest = jnp.where(occurs[:, None], mixture.text_sd, 0.0).max(0)
-    more = jnp.maximum(mixture.text_sd**2 - largest[None, :] ** 2, 0.0)  # (8, 2)
-    root = mixture.image_sd[0][:, None] * m.reshape(2, 2)
-    infinite = ~occurs & (jnp.linalg.eigvalsh(jnp.einsum("ij,kj,lj->kil", root, more, root))[:, -1] >= 1.0)
-
-    def cases(probabilities: tuple[Array, ...]) -> Array:
-        return mention_cases(caps.masking, probabilities[0], model.mu_core, model.mu_spu, *probabilities[1:])[0]
-
-    slopes = jnp.stack(jax.jacfwd(cases)((model.p_spu, caps.pi_core, caps.pi_spu)), -1)  # (8, 3)
-    undefined = (infinite[:, None] & (slopes != 0)).any(0)
-    absent = ~(occurs[:, None] & ((mixture.text_mean != 0) | (mixture.text_sd > 0))).any(0)
-    silent = absent & (jnp.stack([caps.pi_core, caps.pi_spu]) == 0)
-    undefined = undefined.at[1:].set(undefined[1:] | silent)
-    model = dataclasses.replace(model, p_spu=undefined_slope(model.p_spu, undefined[0]))
-    pi_core, pi_spu = (undefined_slope(pi, u) for pi, u in ((caps.pi_core, undefined[1]), (caps.pi_spu, undefined[2])))
-    caps = dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu)
+    occurs = mixture.probability[:, None] > 0
+    absent = ~(occurs & ((mixture.text_mean != 0) | (mixture.text_sd > 0))).any(0)
+    pis = (caps.pi_core, caps.pi_spu)
+    silent = absent & (jnp.stack(pis) == 0)
+    pi_core, pi_spu = (undefined_slope(pi, silent[k]) for k, pi in enumerate(pis))
     seen = ((mixture.image_mean != 0) | (mixture.image_sd > 0)).any(0).all()
-    return model, caps, singular & ~(seen & (absent == silent).all())
+    lost = singular & ~(seen & (absent == silent).all())
+    return dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu), lost
 
 
 def _population_loss(mixture: _Mixture, nodes: int, m: Float[Array, "4"]) -> Float[Array, ""]:
