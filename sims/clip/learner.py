@@ -141,8 +141,12 @@ class Learner:
             outputs = (apply(image, method="encode_image"), apply(batch["tokens"], method="encode_text"))
         return outputs, stats[0] if stats else batch_stats
 
+    @jax.default_matmul_precision("highest")
     def loss(self, params: Tree, outputs: tuple[Array, ...], batch: Batch) -> Float[Array, ""]:
-        """The arm's loss of a whole batch, from `embed`'s outputs; of `mmcl_theory.losses`, embeddings normalised."""
+        """The arm's loss of a whole batch, from `embed`'s outputs; of `mmcl_theory.losses`, embeddings normalised.
+
+        Its products keep all of float32: a GPU's default rounds scores to 1e-3, a logit scale of 100 times that.
+        """
         method, label = self.config.method, batch["label"]
         if method.loss == "cross_entropy":
             return losses.cross_entropy(outputs[0], label)
