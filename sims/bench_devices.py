@@ -15,6 +15,7 @@ from sims.grid import Programs, run_blocks
 
 
 def _serve(devices: int, seeds: int, file: str) -> None:
+    jax.config.update("jax_platforms", "cpu")  # also where there is a GPU
     jax.config.update("jax_num_cpu_devices", devices)
     setting = Setting(n=200, dim_image=400, sampler="latent")
     plan = sweep.grid_of(Config(p_spu=(0.6, 0.9), learners=("mmcl", "supervised"), seeds=seeds, setting=setting))

@@ -165,6 +165,11 @@ def over_devices(f: Callable[..., Any], batch: int | None = None) -> Callable[..
     return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
 
 
+def in_cache(batch: int) -> int | None:
+    """A batch that stays in a CPU's cache; elsewhere all at once."""
+    return batch if jax.default_backend() == "cpu" else None
+
+
 def _whole(count: int) -> int:
     """A multiple of the number of devices, at least count."""
     devices = len(jax.local_devices())
@@ -244,7 +249,7 @@ def theory(sizes: Sizes, repeats: int) -> Result:
     def loop() -> np.ndarray:
         return np.array([scipy_cells.accuracy(p, s, _SIGMA_SPU, _SIGMA_IMAGE, dim, n) for p, s in pairs])
 
-    ours = over_devices(cell, 2000)
+    ours = over_devices(cell, in_cache(2000))
     agree("accuracies of T2 and X1", ours(*points)[chosen], loop(), 1e-3)
     mine, theirs = interleaved(repeats, lambda: ours(*points), loop)
 
@@ -298,10 +303,11 @@ def sampler(sizes: Sizes, repeats: int) -> Result:
 
     result = Result()
     small = loop(sizes.law_n, sizes.law_dim, sizes.law_runs)
-    for kind, batch in _BATCH.items():
+    batches = {kind: batch and in_cache(batch) for kind, batch in _BATCH.items()}
+    for kind, batch in batches.items():
         law = over_devices(_run(kind, sizes.law_n, sizes.law_dim), batch)(_keys(sizes.law_runs))
         same_law(f"accuracies of the {kind} sampler", law, small)
-    for kind, batch in _BATCH.items():
+    for kind, batch in batches.items():
         keys = _keys(sizes.runs if kind == "statistics" else max(1, sizes.runs // 8))
         ours = over_devices(_run(kind, sizes.n, sizes.dim), batch)
         mine, theirs = interleaved(
@@ -453,7 +459,7 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
         )
 
     image, text, start, dictionaries = jax.jit(jax.vmap(make))(_keys(sizes.gradient_runs))
-    ours = over_devices(train, 8)
+    ours = over_devices(train, in_cache(8))
     runs = min(sizes.torch_runs, len(image))
     arrays = [np.array(x)[:runs] for x in (image, text, start.image, start.text)]
     rates = [0.3 / np.linalg.norm(np.cov(x.T, t.T)[:dim, dim:]) for x, t in zip(arrays[0], arrays[1], strict=True)]
@@ -518,7 +524,7 @@ def crossover(sizes: Sizes, repeats: int) -> Result:
     costs = {}
     statistics = over_devices(_run_of_any_n(sizes.dim))
     for n in sizes.crossing:
-        latent = over_devices(_run("latent", n, sizes.dim), max(1, _LATENT_SAMPLES // n))
+        latent = over_devices(_run("latent", n, sizes.dim), in_cache(max(1, _LATENT_SAMPLES // n)))
         counts = jnp.full(len(keys), float(n))
         seconds = interleaved(repeats, lambda counts=counts: statistics(keys, counts), functools.partial(latent, keys))
         costs[n] = [float(np.median(s)) / len(keys) * 1e6 for s in seconds]
