@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmcl_theory import losses
@@ -19,13 +20,12 @@ _MODELS = ("RN50", "ViT-B-16")
 
 def run(sizes: Sizes, repeats: int) -> Result:
     """Per model the image tower and one AdamW step; then the loss at batch 1,024, and the input pipeline."""
-    plain = baseline("open_clip_steps", "torch, torchvision, open_clip_torch, timm, ftfy")
     on_gpu = jax.default_backend() != "cpu"
     batch = sizes.clip_batch or (256 if on_gpu else 8)
     found = Result()
     for name in _MODELS:
-        found.rows += _model(plain, name, batch, on_gpu, repeats)
-    found.rows.append(_loss(plain, repeats))
+        found.rows += beside(name, batch, on_gpu, repeats)
+    found.rows.append(_loss(_open_clip(), repeats))
     found.rows.append(_pipeline(repeats))
     step = next(row for row in found.rows if "RN50 step" in row.job)
     cores = found.rows[-1].ours / step.ours
@@ -34,48 +34,87 @@ def run(sizes: Sizes, repeats: int) -> Result:
     return found
 
 
-def _model(plain: Any, name: str, batch: int, bf16: bool, repeats: int) -> list[Row]:
-    rng = np.random.default_rng(0)
-    arch, net = models.ARCHITECTURES[name], plain.model(name)
-    pixels = rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
-    theirs = np.ascontiguousarray(np.asarray(images.normalise(pixels)).transpose(0, 3, 1, 2))
-    tokens = np.zeros((batch, arch.text.context_length), np.int32)
-    tokens[:, 0], tokens[:, 1:12] = 49406, rng.integers(0, 49000, (batch, 11))
-    tokens[:, 12] = 49407
-    one = learner.Learner(
-        Config(architecture=name, batch_size=batch, bf16=bf16, warm_up=0, learning_rate=1e-5), arch, 0, 1000
-    )
-    variables = jax.device_put(weights.import_state_dict(plain.state(net), arch))
-    state = dataclasses.replace(
-        jax.jit(one.start)(jax.random.key(0)), params={"model": variables["params"]},
-        batch_stats=variables.get("batch_stats", {}),
-    )  # fmt: skip
-    given = jax.device_put({"image": pixels, "tokens": tokens, "label": np.zeros(batch, np.int32)})
-    tower = jax.jit(lambda v, x: one.module.apply(v, images.normalise(x), False, method="encode_image"))
-    embed = plain.image_tower(net, theirs, bf16)
-    gap = 0.02 if bf16 else 1e-4
-    mine_of, theirs_of = (_unit(x) for x in (tower(variables, given["image"]), embed().float().cpu().numpy()))
-    agree(f"{name}, directions of features", mine_of, theirs_of, gap)
-    ours, torch = interleaved(repeats, lambda: tower(variables, given["image"]), embed)
-    goal = 1.2 if bf16 else 0.0
-    count = tower.lower(variables, given["image"]).cost_analysis() or {}
-    bound = _bound(float(count.get("flops", np.nan)), np.median(ours), bf16)
-    rows = [compare(f"clip, {name} image tower", "image", ours / batch, torch / batch, least=goal, bound=bound)]
-    step, kept = jax.jit(one.step, donate_argnums=0), {"state": state}
+def _open_clip() -> Any:
+    return baseline("open_clip_steps", "torch, torchvision, open_clip_torch, timm, ftfy")
 
-    def mine() -> float:
-        kept["state"], metrics = step(kept["state"], given)
+
+class Ours:
+    """A model of ours on one batch. tower(): its image embeddings.  step(): one AdamW step; the loss.
+
+    variables: of flax; None: random.
+    """
+
+    def __init__(self, name: str, batch: int, bf16: bool, variables: Any = None):
+        rng, arch = np.random.default_rng(0), models.ARCHITECTURES[name]
+        self.name, self.batch, self.bf16, self.tokens = name, batch, bf16, _tokens(rng, arch, batch)
+        self.pixels = rng.integers(0, 256, (batch, arch.image_size, arch.image_size, 3), dtype=np.uint8)
+        config = Config(architecture=name, batch_size=batch, bf16=bf16, warm_up=0, learning_rate=1e-5)
+        one = self._learner = learner.Learner(config, arch, 0, 1000)
+        state = jax.jit(one.start)(jax.random.key(0))
+        if variables is not None:
+            stats = variables.get("batch_stats", {})
+            state = dataclasses.replace(state, params={"model": variables["params"]}, batch_stats=stats)
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # the step's state is donated
+        self._variables = copied({"params": state.params["model"], "batch_stats": state.batch_stats})
+        self._state = state
+        label = np.zeros(batch, np.int32)
+        self._given = jax.device_put({"image": self.pixels, "tokens": self.tokens, "label": label})
+        self._tower = jax.jit(lambda v, x: one.module.apply(v, images.normalise(x), False, method="encode_image"))
+        self._step = jax.jit(one.step, donate_argnums=0)
+
+    def tower(self) -> jax.Array:
+        return self._tower(self._variables, self._given["image"])
+
+    def step(self) -> float:
+        self._state, metrics = self._step(self._state, self._given)
         return float(metrics["loss"])
 
-    their_step = plain.training_step(net, theirs, tokens.astype(np.int64), bf16)
+    def bounds(self, tower: np.ndarray, step: np.ndarray) -> tuple[str, str]:
+        """What the seconds of both are of the device's peak."""
+        count = self._tower.lower(self._variables, self._given["image"]).cost_analysis() or {}
+        flops = float(count.get("flops", np.nan)), self._learner.flops()
+        found = (_bound(f, np.median(s), self.bf16) for f, s in zip(flops, (tower, step), strict=True))
+        return next(found), next(found)
+
+    def jobs(self) -> tuple[str, str]:
+        return f"clip, {self.name} image tower", f"clip, {self.name} step, batch {self.batch}"
+
+
+def _tokens(rng: np.random.Generator, arch: models.Architecture, batch: int) -> np.ndarray:
+    """Captions of a dozen ids, their end the largest."""
+    vocabulary, length = arch.text.vocabulary_size, min(12, arch.text.context_length - 1)
+    tokens = np.zeros((batch, arch.text.context_length), np.int32)
+    tokens[:, 0], tokens[:, 1:length] = vocabulary - 2, rng.integers(0, vocabulary - 2, (batch, length - 1))
+    tokens[:, length] = vocabulary - 1
+    return tokens
+
+
+def alone(name: str, batch: int, bf16: bool, repeats: int) -> list[Row]:
+    """Image tower and training step by themselves, where there is no open_clip."""
+    mine = Ours(name, batch, bf16)
+    seconds = interleaved(repeats, mine.tower, mine.step)
+    rows = zip(mine.jobs(), seconds, mine.bounds(*seconds), strict=True)
+    return [Row(job, "image", float(np.median(s)) / batch, bound=bound) for job, s, bound in rows]
+
+
+def beside(name: str, batch: int, bf16: bool, repeats: int) -> list[Row]:
+    """Image tower and training step beside open_clip's, on its weights. Raises: Missing, Differs."""
+    plain = _open_clip()
+    net = plain.model(name)
+    variables = jax.device_put(weights.import_state_dict(plain.state(net), models.ARCHITECTURES[name]))
+    mine = Ours(name, batch, bf16, variables)
+    theirs = np.ascontiguousarray(np.asarray(images.normalise(mine.pixels)).transpose(0, 3, 1, 2))
+    embed, gap = plain.image_tower(net, theirs, bf16), 0.02 if bf16 else 1e-4
+    directions = (_unit(x) for x in (mine.tower(), embed().float().cpu().numpy()))
+    agree(f"{name}, directions of features", *directions, gap)
+    towers = interleaved(repeats, mine.tower, embed)
+    their_step = plain.training_step(net, theirs, mine.tokens.astype(np.int64), bf16)
     for number in range(2):  # the second is that of moved parameters
-        agree(f"{name}, loss of training step {number}", mine(), their_step(), 2 * gap)
-    ours, torch = interleaved(repeats, mine, their_step)
-    bound = _bound(one.flops(), np.median(ours), bf16)
-    rows.append(
-        compare(f"clip, {name} step, batch {batch}", "image", ours / batch, torch / batch, least=goal, bound=bound)
-    )
-    return rows
+        agree(f"{name}, loss of training step {number}", mine.step(), their_step(), 2 * gap)
+    steps = interleaved(repeats, mine.step, their_step)
+    rows = zip(mine.jobs(), (towers, steps), mine.bounds(towers[0], steps[0]), strict=True)
+    goal = 1.2 if bf16 else 0.0
+    return [compare(job, "image", *(s / batch for s in both), least=goal, bound=bound) for job, both, bound in rows]
 
 
 def _unit(x: Any) -> np.ndarray:
@@ -83,7 +122,8 @@ def _unit(x: Any) -> np.ndarray:
 
 
 def _bound(flops: float, seconds: float, bf16: bool) -> str:
-    return f"flops: {flops / seconds / 1e9:,.0f} of {speed.peak(bf16) / jax.device_count() / 1e9:,.0f} Gflop/s"
+    peak = speed.peak(bf16) / jax.device_count()
+    return f"flops: {flops / seconds / 1e9:,.0f} of {peak / 1e9:,.0f} Gflop/s, MFU {flops / seconds / peak:.1%}"
 
 
 def _loss(plain: Any, repeats: int) -> Row:
