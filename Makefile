@@ -68,14 +68,15 @@ gpu: ## what a GPU does with all of this, in 8 minutes, by the system's Python (
 	$(or $(PYTHON),python3) -m sims.bench_gpu $(GPU_FLAGS)
 
 # Of Linux with Python 3.12, beside JAX for CUDA, PyTorch, flax, optax, orbax, SciPy, Matplotlib, xarray, timm and pytest.
-LACKING := array-record beartype donfig ftfy google-crc32c grain numcodecs open_clip_torch portpicker tensorboardX wcwidth zarr
+LACKING := array-record beartype donfig ftfy google-crc32c grain msgspec numcodecs open_clip_torch portpicker tensorboardX wcwidth zarr
 GLIBC := 28 27 24 17 12 5
 
 wheels: $(VENV)/whole ## collect the wheels that such a machine lacks (at most 64 MiB) into build/wheels, for `make gpu`
 	rm -rf build/wheels && mkdir -p build/wheels
+	sed "/< '3.12'/d; s/ ;.*//" requirements.lock >build/pins
 	$(PY) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 		$(GLIBC:%=--platform manylinux_2_%_x86_64) --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
-		-c requirements.lock -d build/wheels $(LACKING)
+		-c build/pins -d build/wheels $(LACKING)
 	@bytes=$$(cat build/wheels/*.whl | wc -c); echo "build/wheels: $$((bytes / 1048576)) MiB"; \
 	if [ $$bytes -gt 67108864 ]; then echo 'more than 64 MiB: too much to carry along' >&2; exit 1; fi
 

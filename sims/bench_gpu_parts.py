@@ -138,7 +138,7 @@ def train(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
     from sims.clip import make_scenes, processes, speed, training
 
     scenes, run = out / "train" / "scenes", out / "train" / "run"
-    size, steps, batch, side = (96, 6, 16, 32) if tiny else (4096, 300, _BATCH, 64)
+    size, steps, batch, side = (96, 6, 16, 32) if tiny else (16384, 300, _BATCH, 64)
     began = time.perf_counter()
     made = make_scenes.Config(train=size, test=1, side=side)
     make_scenes.make(scenes, made, workers=1 if tiny else processes.cores())
@@ -163,8 +163,8 @@ def train(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
          "held-out loss " + ", ".join(f"{loss:.3f} after {step}" for step, loss in held),
          f"{rate:,.0f} images/s, MFU {mfu:.1%} (second half, input included); {result['seconds']:.0f} s in all",
          losses=losses, held_out=held, images_per_s=float(rate), mfu=float(mfu), result=result)  # fmt: skip
-    if not tiny and not held[-1][1] < held[0][1] < 1.1 * math.log(config.held_out):
-        raise Failed("the held-out loss does not fall.")
+    if not tiny and not held[-1][1] < 0.95 * math.log(config.held_out):
+        raise Failed(f"the held-out loss is that of chance, {math.log(config.held_out):.3f}.")
 
 
 def _bench(job: str, tiny: bool, tell: Tell) -> None:
