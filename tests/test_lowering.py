@@ -197,12 +197,7 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
 }
 # One of each kind; the others have the same parts.
 QUICK = ("sweep mmcl, embed_dim", "sweep supervised", "diagram whitening", "clip supervised ViT")
-LONG = (
-    "clip clip RN-tiny, bf16",
-    "clip clip ViT-tiny, bf16",
-    "clip clip RN50, bf16, batch 256",
-    "clip clip ViT-B-16, bf16, batch 256",
-)
+LONG = ("clip clip RN50, bf16, batch 256", "clip clip ViT-B-16, bf16, batch 256")
 
 
 def _marks(name: str) -> Any:
