@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmcl_theory import theory
-from sims import diagrams, measure, phase, plots, results, store, summary
+from sims import diagrams, measure, phase, plots, results, statistics, store, summary
 from sims.diagrams import Panel, Params
 from sims.flags import Options
 from sims.grid import Grid, Task
@@ -120,7 +120,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
         parts["kkt_residual"].append([b.kkt_residual for b in best])
         parts["sharing_threshold"].append(_threshold(model, plane.parameters))
         trials = np.array([panel.trials or np.inf for panel in panels])[:, None, None, None]
-        parts["z"].append(results.z_scores(predicted, np.moveaxis(found, 1, -1), _LEFT_OUT[model], trials))
+        parts["z"].append(statistics.z_scores(predicted, np.moveaxis(found, 1, -1), _LEFT_OUT[model], trials))
     cell = ("pi_spu", "pi_core", "group")
     dims = {
         "accuracy_predicted": ("model", "loss", *cell),
@@ -183,8 +183,9 @@ def text(dataset: xr.Dataset) -> str:
             difference = np.abs(here.accuracy_measured.mean("seed") - here.accuracy_predicted).max().item()
             core, spu = here.best.values
             lines.append(
-                f"{model}, {loss}: largest |z| beyond {_LEFT_OUT[str(model)]:g} {here.z.max().item():.1f}, largest"
-                f" difference {difference:.4f}; best captions within the budget pi_core {core:.3f}, pi_spu {spu:.3f},"
+                f"{model}, {loss}: largest |z| beyond {_LEFT_OUT[str(model)]:g}"
+                f" {statistics.z_text(here.z.values, dataset.z.values)}, largest difference {difference:.4f}; best"
+                f" captions within the budget pi_core {core:.3f}, pi_spu {spu:.3f},"
                 f" accuracy on P* {here.best_value.item():.4f}, KKT residual {here.kkt_residual.item():.1e}"
             )
     return "\n".join(lines)

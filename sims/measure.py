@@ -17,8 +17,11 @@ from sims.config import Setting
 from sims.grid import Task
 
 _LARGEST_CORRECTION = 0.05  # where 1/n moves an accuracy by more, its first-order expansion predicts nothing
+_OF_LIMIT = 0.02  # what X1, a limit, leaves out
+_ROUNDING = 1e-5  # of float32
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
 GROUPS = ("aligned", "conflicting")
+SPREAD = ("sd", "skewness", "left_out")
 
 
 @jax.tree_util.register_dataclass
@@ -183,20 +186,51 @@ def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
     info_nce: none.
     """
     model, obs = _model(setting, cell), _observation(setting)
-    if learner == "info_nce" or (
-        learner.startswith("mmcl") and setting.rank < min(setting.dim_image, setting.dim_text)
-    ):
-        nothing = jnp.full(jnp.shape(cell.p_spu), jnp.nan)
-        return jnp.stack([nothing, nothing], -1)
+    if not _has_prediction(setting, learner):
+        return jnp.full((*jnp.shape(cell.p_spu), 2), jnp.nan)
     if learner.startswith("mmcl"):
-        caps = _captions(setting, cell)
-        limit = mt.theory.mmcl_accuracy(model, caps, obs, setting.n, same_class_weight=cell.same_class_weight)
-        mean = mt.theory.mmcl_mean_accuracy(model, caps, obs, setting.n, cell.same_class_weight)
-        reliable = [
-            abs(m - l) <= _LARGEST_CORRECTION
-            for m, l in ((mean.aligned, limit.aligned), (mean.conflicting, limit.conflicting))
-        ]
-        accuracy = jax.tree.map(lambda acc: jnp.where(reliable[0] & reliable[1], acc, jnp.nan), mean)
-    else:
-        accuracy = mt.theory.supervised_accuracy(model, obs, setting.n)
+        mean, correction = _mean_accuracy(setting, cell)
+        return jnp.where((correction <= _LARGEST_CORRECTION)[..., None], mean, jnp.nan)
+    return _groups(mt.theory.supervised_accuracy(model, obs, setting.n))
+
+
+def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
+    """What a run's accuracy may differ by from `predict`, (..., 3, 3): by outcome, the groups and shifted, as SPREAD.
+
+    mmcl and mmcl_gradient: the law of second order in 1/n (`mmcl_accuracy_cumulants`), NaN where fluctuations are too
+    large for it. For the orders that follow, sd and skewness are increased by the share 4/n, and that share of the 1/n
+    term is left out, beside float32 rounding.
+    supervised and supervised_gradient: no law; left out is the distance of a finite n from X1's limit, and of a finite
+    training time from max-margin.  info_nce: NaN.
+    """
+    nothing = jnp.full((*jnp.shape(cell.p_spu), 3), jnp.nan)
+    if not _has_prediction(setting, learner):
+        return jnp.stack([nothing, nothing, nothing], -1)
+    if not learner.startswith("mmcl"):
+        return jnp.stack([nothing, nothing, jnp.full_like(nothing, _OF_LIMIT)], -1)
+    later = 4 / setting.n
+    _, correction = _mean_accuracy(setting, cell)
+    cumulants = mt.theory.mmcl_accuracy_cumulants(
+        _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n, cell.same_class_weight
+    )
+    sd = jnp.sqrt(cumulants[..., 0])
+    skewness = jnp.where(sd == 0, 0.0, cumulants[..., 1] / jnp.where(sd == 0, 1.0, sd) ** 3)
+    left_out = jnp.where(jnp.isnan(sd), jnp.nan, _ROUNDING + later * correction[..., None])
+    return jnp.stack([(1 + later) * sd, (1 + later) * skewness, left_out], -1)
+
+
+def _has_prediction(setting: Setting, learner: str) -> bool:
+    truncated = setting.rank < min(setting.dim_image, setting.dim_text)
+    return learner != "info_nce" and not (learner.startswith("mmcl") and truncated)
+
+
+def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
+    """(..., 2) by group, and the size of its 1/n term, the larger of both groups'."""
+    given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
+    mean = _groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
+    limit = _groups(mt.theory.mmcl_accuracy(*given, same_class_weight=cell.same_class_weight))
+    return mean, jnp.abs(mean - limit).max(-1)
+
+
+def _groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
     return jnp.stack([accuracy.aligned, accuracy.conflicting], -1)

@@ -13,7 +13,7 @@ import scipy.interpolate
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sims import diagrams, plots, results, store
+from sims import diagrams, plots, results, statistics, store
 from sims.flags import Options
 from sims.grid import Grid, Task, evaluate
 from sims.phase_config import INTEGERS, ROW_SIZES, Config, Resolved
@@ -83,7 +83,7 @@ def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
     predicted, boundary, cell_predicted = (np.stack(parts) for parts in zip(*planes, strict=True))
     left_out = np.array([panel.left_out for panel in diagram.panels])[:, None, None, None]
     trials = np.array([panel.trials or np.inf for panel in diagram.panels])[:, None, None, None]
-    z = results.z_scores(cell_predicted, np.moveaxis(measured, 1, -1), left_out, trials)
+    z = statistics.z_scores(cell_predicted, np.moveaxis(measured, 1, -1), left_out, trials)
     return xr.Dataset(
         {
             "predicted": (("panel", "y", "x", "outcome"), predicted),
@@ -225,8 +225,9 @@ def text(config: Resolved, dataset: xr.Dataset) -> str:
         beyond = f" beyond {panel.left_out:g}" if panel.left_out >= 1e-3 else ""
         failed = here.measured.isnull().any("outcome").sum().item()
         lines.append(
-            f"{panel.name}: {int(judged.sum())} of {judged.size} cells judged, largest |z|{beyond} {here.z.max():.1f},"
-            f" largest difference {difference.max():.4f}" + (f"; {failed} runs without an answer" if failed else "")
+            f"{panel.name}: {int(judged.sum())} of {judged.size} cells judged, largest |z|{beyond}"
+            f" {statistics.z_text(here.z.values, dataset.z.values)}, largest difference {difference.max():.4f}"
+            + (f"; {failed} runs without an answer" if failed else "")
         )
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from sims.flags import Options, UsageError, WorkFailed
 from sims.grid import Grid, Programs, run_blocks
 from sims.store import labels as names
 
-__all__ = ["closing", "measure", "memory_budget", "names", "save_figure", "z_scores"]
+__all__ = ["closing", "measure", "memory_budget", "names", "save_figure"]
 
 
 def measure(
@@ -221,21 +221,3 @@ def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
     for suffix in ("png", "pdf"):
         with files.whole(out / f"{name}.{suffix}") as new:
             figure.savefig(new, format=suffix, dpi=dpi)
-
-
-def z_scores(
-    predicted: np.ndarray, samples: np.ndarray, left_out: np.ndarray | float, trials: np.ndarray | float = np.inf
-) -> np.ndarray:
-    """(|mean - predicted| - left_out)+ in standard errors of the mean over seeds; NaN where either is missing.
-
-    samples: (..., seeds).  predicted: (...).  left_out: what the prediction leaves out.  trials: draws behind each
-    sample where it is a share; the standard error is then at least that of a share of the predicted size, so that
-    samples that happen to agree are not taken for exact.
-    """
-    count = samples.shape[-1]
-    share = np.clip(predicted, 0, 1)
-    error = samples.std(-1, ddof=1) / count**0.5
-    error = np.maximum(error, np.sqrt(share * (1 - share) / (count * trials)))
-    excess = np.maximum(np.abs(samples.mean(-1) - predicted) - left_out, 0)
-    z = np.divide(excess, error, out=np.full_like(excess, np.inf), where=error > 0)
-    return np.where(np.isnan(excess), np.nan, np.where(excess == 0, 0.0, z))

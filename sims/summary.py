@@ -6,13 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from sims import statistics
 from sims.config import AXES
-
-# A verdict allows `errors` standard errors plus `bias`, the size of what the prediction leaves out: for the linear loss
-# float32 rounding; for max-margin the distance of a finite n from X1's limit, and of a finite training time from
-# max-margin.
-_ALLOWED = {"mmcl": (5.0, 1e-5), "supervised": (3.0, 0.02)}
-
 
 MAX_ROWS = 60
 
@@ -29,14 +24,38 @@ def seed_statistics(measured: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     return measured.mean("seed"), deviation / np.sqrt(count)
 
 
+def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArray) -> xr.DataArray:
+    """Probability, for each cell and learner, of means this far from their predictions, if these hold.
+
+    The smallest of the three outcomes' (both groups, shifted) times three. By the run's own law where theory gives one,
+    else by Student's t. NaN: not judged, for want of a prediction, of seeds, or of runs that have a value.
+
+    spread: sd, skewness, left_out of `sims.measure.predict_spread`, along the last axis, over all cells and outcomes.
+    """
+    measured, predicted = with_shifted(measured), with_shifted(predicted)
+    seeds = measured.sizes["seed"]
+    gap = measured.mean("seed", skipna=False) - predicted
+    gap, deviation = (
+        x.transpose(*spread.dims[:-1]).values for x in (gap, measured.std("seed", ddof=min(seeds - 1, 1)))
+    )
+    sd, skewness, left_out = np.moveaxis(spread.values, -1, 0)
+    difference = np.sign(gap) * np.maximum(np.abs(gap) - left_out, 0)
+    by_t = np.full_like(difference, np.nan)
+    if seeds >= statistics.LEAST_SEEDS:
+        by_t = statistics.t_probabilities(difference, deviation / seeds**0.5, seeds)
+    by_law = statistics.law_probabilities(difference, sd, skewness, seeds) if seeds > 1 else by_t
+    p = np.minimum(3 * np.where(np.isnan(sd), by_t, by_law).min(-1), 1)
+    return xr.DataArray(p, dims=spread.dims[:-2])
+
+
 def verdicts(
-    learner: str, predicted: np.ndarray, mean: np.ndarray, error: np.ndarray, failed: np.ndarray
+    learner: str, p_value: np.ndarray, predicted: np.ndarray, failed: np.ndarray, seeds: int, level: float
 ) -> np.ndarray:
-    """Judge all group accuracies of each cell together. predicted, mean, error: (cells, groups).  failed: (cells,)."""
-    errors, bias = _ALLOWED.get(learner.split("_")[0], (np.nan, np.nan))
-    agrees = (np.abs(mean - predicted) <= errors * error + bias).all(-1)
-    judged = np.where(agrees, "agrees", "differs").astype(object)
-    judged[np.isnan(error).any(-1)] = "one seed: no standard error"
+    """A word a cell. p_value, failed (runs): (cells,).  predicted: (cells, groups).  level: of one cell."""
+    judged = np.where(p_value > level, "agrees", "differs").astype(object)
+    judged[np.isnan(p_value)] = (
+        "not judged: n too small" if seeds >= statistics.LEAST_SEEDS else "not judged: few seeds"
+    )
     judged[np.isnan(predicted).any(-1)] = "no prediction"
     reason = "not separable" if learner == "supervised" else "diverged"
     for i in np.flatnonzero(failed):
@@ -45,8 +64,8 @@ def verdicts(
 
 
 def columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
-    """A row a cell and learner: coordinates, then for each of aligned, conflicting, shifted the prediction, mean,
-    se."""
+    """A row a cell and learner: coordinates, prediction, mean and se of aligned, conflicting, shifted, then the
+    verdict."""
     predicted, measured = with_shifted(dataset.accuracy_predicted), with_shifted(dataset.accuracy_measured)
     mean, error = seed_statistics(measured)
     failed = dataset.accuracy_measured.isnull().any("group").sum("seed")
@@ -58,10 +77,14 @@ def columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
     for g, group in enumerate(measured.group.values):
         table |= {f"{group}_predicted": p[:, g], f"{group}_measured": m[:, g], f"{group}_se": e[:, g]}
     lost = failed.transpose(*order).values.ravel()
+    table["p_value"] = dataset.p_value.transpose(*order).values.ravel()
+    level = statistics.LEVEL / max(int(np.isfinite(table["p_value"]).sum()), 1)  # Bonferroni
     table["verdict"] = np.empty(len(lost), object)
     for learner in dataset.learner.values:
         here = table["learner"] == learner
-        table["verdict"][here] = verdicts(str(learner), p[here], m[here], e[here], lost[here])
+        table["verdict"][here] = verdicts(
+            str(learner), table["p_value"][here], p[here], lost[here], measured.sizes["seed"], level
+        )
     return table
 
 
@@ -80,7 +103,10 @@ def text(table: Mapping[str, np.ndarray]) -> str:
     if shown < len(table["learner"]):
         body.append(f"... {len(table['learner']) - shown} more rows in summary.csv")
     agree, differ = ((table["verdict"] == word).sum() for word in ("agrees", "differs"))
-    closing = f"{agree} of {agree + differ} judged cells agree with their prediction."
+    closing = f"{agree} of {agree + differ} judged cells agree with their prediction"
+    closing += (
+        f" (chance of any false alarm in all of them: {statistics.LEVEL:.0%} at most)." if agree + differ else "."
+    )
     return "\n".join([*([f"{fixed}"] if fixed else []), *body, closing])
 
 

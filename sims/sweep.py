@@ -3,9 +3,10 @@
 import itertools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -31,7 +32,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> xr.Dataset | Non
         config.flat(),
         "accuracy_measured",
         grid_of(config),
-        lambda _: _predictions(config),
+        lambda measured: _complete(config, measured),
         options,
     )
     if dataset is not None:
@@ -64,31 +65,42 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     return summary.text(table)
 
 
-def _predictions(config: Config) -> xr.Dataset:
-    """Predicted accuracies on named axes, every axis present, and on a fine grid of p_spu."""
+def _complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """Predicted accuracies on named axes, every axis present, and on a fine grid of p_spu; the cells' p-values.
+
+    measured: (learner, seed, axes..., group).
+    """
     axes = config.axes
     fine = {**axes, "p_spu": _fine(axes["p_spu"])} if _num_panels(axes) <= MAX_PANELS else axes
     curve = _predict(config, fine)
     predicted = curve[:, [fine["p_spu"].index(p) for p in axes["p_spu"]]]
+    cell, groups = ("learner", *axes), {"group": list(measure.GROUPS)}
     dataset = xr.Dataset(
         {
-            "accuracy_predicted": (("learner", *axes, "group"), predicted),
+            "accuracy_predicted": ((*cell, "group"), predicted),
             "accuracy_curve": (("learner", "p_spu_fine", *list(axes)[1:], "group"), curve),
         },
-        coords={"p_spu_fine": list(fine["p_spu"])},
+        coords={"p_spu_fine": list(fine["p_spu"]), **groups},
+    )
+    dataset["p_value"] = summary.p_values(
+        dataset.accuracy_predicted,
+        xr.DataArray(measured, dims=("learner", "seed", *axes, "group"), coords=groups),
+        xr.DataArray(_predict(config, axes, measure.predict_spread), dims=(*cell, "group", "moment")),
     )
     dataset.accuracy_predicted.attrs["long_name"] = "predicted accuracy; NaN where no prediction exists"
     dataset.accuracy_curve.attrs["long_name"] = "predicted accuracy on a fine grid of p_spu, for the figure"
+    dataset.p_value.attrs["long_name"] = "probability of measurements this far from their prediction, if it holds"
     dataset.attrs["samplers"] = ", ".join(f"{x}: {config.setting.sampler_of(x)}" for x in config.learners)
     return dataset
 
 
-def _predict(config: Config, axes: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """Predictions (learner, axes..., group) in float64, whatever the precision of the measurement."""
+def _predict(
+    config: Config, axes: Mapping[str, Sequence[float]], what: Callable[..., jax.Array] = measure.predict
+) -> np.ndarray:
+    """`what` of every learner (learner, axes..., ...) in float64, whatever the precision of the measurement."""
     families = [name.removesuffix("_gradient") for name in config.learners]  # each has one prediction
     by_family = {
-        f: grid.evaluate(lambda point, f=f: measure.predict(config.setting, f, measure.Cell(**point)), axes)
-        for f in set(families)
+        f: grid.evaluate(lambda point, f=f: what(config.setting, f, measure.Cell(**point)), axes) for f in set(families)
     }
     return np.stack([by_family[f] for f in families])
 

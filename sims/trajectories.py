@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
-from sims import diagrams, measure, plots, results, store, summary
+from sims import diagrams, measure, plots, results, statistics, store, summary
 from sims.dynamics import Config
 from sims.flags import Options
 from sims.grid import Grid, Task
@@ -73,7 +73,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     _, times, recorded = schedule(config)
     predicted, ends = _predict(config, times[recorded])
     nothing = np.full_like(predicted, np.nan)
-    z = results.z_scores(np.stack([predicted, nothing]), np.moveaxis(measured, 1, -1), LEFT_OUT)
+    z = statistics.z_scores(np.stack([predicted, nothing]), np.moveaxis(measured, 1, -1), LEFT_OUT)
     return xr.Dataset(
         {
             "accuracy_predicted": (("time", "group"), predicted),
@@ -170,8 +170,8 @@ def text(dataset: xr.Dataset) -> str:
     linear = dataset.sel(loss="mmcl_gradient")
     difference = np.abs(linear.accuracy_measured.mean("seed") - dataset.accuracy_predicted).max().item()
     lines.append(
-        f"linear loss along time: largest |z| beyond {LEFT_OUT:g} {linear.z.max().item():.1f}, largest difference"
-        f" {difference:.4f}"
+        f"linear loss along time: largest |z| beyond {LEFT_OUT:g}"
+        f" {statistics.z_text(linear.z.values, dataset.z.values)}, largest difference {difference:.4f}"
     )
     return "\n".join(lines)
 

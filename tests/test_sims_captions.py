@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sims import caption_grid, results, show, sweep_captions
+from sims import caption_grid, show, statistics, sweep_captions
 from sims.flags import UsageError
 from sims.sweep_captions import Config
 from tests.test_sims_command import ROOT
@@ -46,7 +46,7 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
     samples = np.moveaxis(data.accuracy_measured.values, 1, -1)
     predicted = data.accuracy_predicted.values
     for wrong in (predicted[:, :, ::-1], predicted[..., ::-1], predicted[::-1]):
-        assert results.z_scores(wrong, samples, 0.01).max() > 6
+        assert statistics.z_scores(wrong, samples, 0.01).max() > 6
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
-from sims import dynamics, results, show, trajectories
+from sims import dynamics, show, statistics, trajectories
 from sims.dynamics import Config
 from sims.flags import UsageError
 from tests.test_sims_command import ROOT
@@ -45,9 +45,9 @@ def test_theory_meets_the_linear_loss_and_no_other(finished):
     _, data = finished
     samples = np.moveaxis(data.accuracy_measured.values, 1, -1)
     left_out = 2.5 * trajectories.LEFT_OUT
-    assert results.z_scores(data.accuracy_predicted.values, samples[0], left_out).max() < 6
-    assert results.z_scores(data.accuracy_predicted.values, samples[1], left_out).max() > 6
-    assert results.z_scores(data.accuracy_predicted.values[::-1], samples[0], left_out).max() > 6
+    assert statistics.z_scores(data.accuracy_predicted.values, samples[0], left_out).max() < 6
+    assert statistics.z_scores(data.accuracy_predicted.values, samples[1], left_out).max() > 6
+    assert statistics.z_scores(data.accuracy_predicted.values[::-1], samples[0], left_out).max() > 6
 
 
 @pytest.mark.slow

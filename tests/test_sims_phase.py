@@ -9,9 +9,10 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
-from sims import diagrams, phase, phase_config, phase_diagram, results, show
+from sims import diagrams, phase, phase_config, phase_diagram, results, show, statistics
 from sims.flags import UsageError
 from sims.phase_config import DIAGRAMS, Axis, Config, axis
 from tests.test_sims_command import ROOT
@@ -65,7 +66,7 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
     assert data.z.notnull().all() and data.z.max() < 6
     samples = np.moveaxis(data.measured.values, 1, -1)
     for wrong in (data.cell_predicted.values[..., ::-1, :, :], data.cell_predicted.values[..., ::-1]):
-        assert results.z_scores(wrong, samples, 0.01).max() > 6
+        assert statistics.z_scores(wrong, samples, 0.01).max() > 6
     assert "4 of 4 cells judged" in phase.text(TINY.checked(), data)
 
 
@@ -140,7 +141,7 @@ def test_every_diagram_measures_what_it_predicts(name, tmp_path):
     assert data.z.notnull().any() and data.z.max() < 6
     samples = np.moveaxis(data.measured.values, 1, -1)
     left_out = np.array([panel.left_out for panel in phase.select(config.checked()).panels])[:, None, None, None]
-    assert np.nanmax(results.z_scores(data.cell_predicted.values[:, ::-1], samples, left_out)) > 6
+    assert np.nanmax(statistics.z_scores(data.cell_predicted.values[:, ::-1], samples, left_out)) > 6
 
 
 def test_recovery_chance_tends_to_the_criteria():
@@ -170,10 +171,13 @@ def test_best_theta_is_the_best_of_a_grid():
 
 def test_z_scores():
     samples = np.array([[1.0, 3.0], [1.0, 1.0], [1.0, 1.0], [1.0, np.nan]])
-    z = results.z_scores(np.array([5.0, 1.0, 0.5, 1.0]), samples, np.array([0.0, 0.0, 0.1, 0.0]))
-    np.testing.assert_array_equal(z, [3.0, 0.0, np.inf, np.nan])
+    z = statistics.z_scores(np.array([5.0, 1.0, 0.5, 1.0]), samples, np.array([0.0, 0.0, 0.1, 0.0]))
+    # t = 3 of 1 degree of freedom, Cauchy's law: P(t > 3) = 1/2 - arctan(3)/pi = 0.1024, as P(z > 1.268).
+    np.testing.assert_allclose(z, [1.268, 0.0, np.inf, np.nan], atol=1e-3)
     # 2 samples of 50 draws each, all right, where 0.9 was predicted: the standard error is that of a share.
-    np.testing.assert_allclose(results.z_scores(np.array(0.9), np.ones(2), 0.0, 50), 0.1 / (0.09 / 100) ** 0.5)
+    t = 0.1 / (0.09 / 100) ** 0.5
+    expected = scipy.stats.norm.isf(0.5 - np.arctan(t) / np.pi)
+    np.testing.assert_allclose(statistics.z_scores(np.array(0.9), np.ones(2), 0.0, 50), expected)
 
 
 def test_an_axis_is_read():

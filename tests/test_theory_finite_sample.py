@@ -13,7 +13,7 @@ import pytest
 
 from mmcl_theory.data import captions, intra_class, observation
 from mmcl_theory.learners import sample_rule_statistics
-from mmcl_theory.theory import mmcl_accuracy, mmcl_mean_accuracy, mmcl_rule
+from mmcl_theory.theory import mmcl_accuracy, mmcl_accuracy_cumulants, mmcl_mean_accuracy, mmcl_rule
 from mmcl_theory.theory.finite_sample import _product_moments
 from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import assert_mean_close, rejects
@@ -170,7 +170,7 @@ STEEP = {
 
 @pytest.mark.parametrize("name", STEEP)
 def test_a_rule_that_varies_as_much_as_it_is_large(name):
-    """Where mu_spu >> mu_core the expansion left [0, 1]. The rule is drawn exactly; the law's own error is below .003."""
+    """Where mu_spu >> mu_core an expansion left [0, 1]. The rule is drawn exactly; the law's error is below .003."""
     model, caps, obs, n, prompts = STEEP[name]
     draw = jit(jax.vmap(lambda key: sample_rule_statistics(key, model, caps, obs, float(n), None, prompts)))
     rules, norms = draw(jax.random.split(jax.random.key(3), 100_000))
@@ -210,3 +210,25 @@ def limit_without_guard(model, caps, obs, n):
     text = np.asarray(model.mu_core**2 * (model.mu_core**2 + caps.pi_core * model.sigma_core**2 + obs.sd_text**2))
     norm = (w**2).sum(-1) + np.asarray(obs.sd_image) ** 2 * obs.dim_image / n * text
     return np.asarray(groups(linear_rule_accuracy(model, jnp.asarray(w), jnp.asarray(norm), obs.sd_image)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_variance_over_samples(name):
+    """To the share 4/n of what follows, which `sims` adds too."""
+    model, caps, weight = CASES[name]
+    accuracy = simulate(name)
+    accuracy = np.concatenate([accuracy, accuracy.mean(-1, keepdims=True)], -1)
+    variance = np.asarray(mmcl_accuracy_cumulants(model, caps, OBS, float(N), weight))[:, 0]
+    relative = (accuracy - accuracy.mean(0)) ** 2 / variance
+    error = relative.std(0) / len(relative) ** 0.5
+    assert (error < 0.05).all()
+    assert (np.abs(relative.mean(0) - 1) < 2 * 4 / N + 5 * error).all(), relative.mean(0)
+
+
+def test_the_shifted_accuracy_is_quadratic_at_one_half():
+    """A constant less sigma^2 chi^2_1: its standard deviation falls as 1/n, its skewness stays -sqrt(8)."""
+    model, caps = intra_class(0.5, 1.0, 0.3), captions()
+    first, second = (np.asarray(mmcl_accuracy_cumulants(model, caps, noise(30, 10, 0.0, 1.0), n)) for n in (2e3, 8e3))
+    np.testing.assert_allclose(first[:, 0] / second[:, 0], [4, 4, 16], rtol=1e-3)
+    np.testing.assert_allclose(second[2, 1] / second[2, 0] ** 1.5, -(8**0.5), rtol=1e-2)
+    assert np.isnan(mmcl_accuracy_cumulants(model, caps, noise(30, 10, 0.0, 30.0), 20.0)).all()

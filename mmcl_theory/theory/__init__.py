@@ -3,7 +3,7 @@
 from mmcl_theory.theory.budget import CaptionBudget, optimal_captions
 from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold
 from mmcl_theory.theory.dynamics import mode_strength, training_accuracy
-from mmcl_theory.theory.finite_sample import mmcl_mean_accuracy
+from mmcl_theory.theory.finite_sample import mmcl_accuracy_cumulants, mmcl_mean_accuracy
 from mmcl_theory.theory.info_nce import (
     BalancedCaptions,
     InfoNceOptimum,
@@ -31,6 +31,7 @@ __all__ = [
     "info_nce_optimum",
     "max_margin_rule",
     "mmcl_accuracy",
+    "mmcl_accuracy_cumulants",
     "mmcl_mean_accuracy",
     "mmcl_rule",
     "mode_strength",

@@ -7,11 +7,12 @@ its other part, mu the mean of a group's latents, a = E w . mu and b^2 = Var(w .
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
+from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
@@ -24,6 +25,7 @@ _TAIL = 8.5  # standard deviations
 _NODES = 48  # along the direction in which the rule's margin varies
 _ACROSS = np.polynomial.hermite_e.hermegauss(8)
 _NORM = np.polynomial.hermite_e.hermegauss(3)
+_SMALL = (0.3, 0.25)  # fluctuations of z and of the rule that an expansion to second order describes
 
 
 def mmcl_mean_accuracy(
@@ -53,6 +55,32 @@ def mmcl_mean_accuracy(
     args = _cells(model, caps, obs, n, same_class_weight, prompts)
     aligned, conflicting = jnp.vectorize(functools.partial(_mean_accuracy, *args[0]))(*args[1])
     return GroupAccuracy(aligned, conflicting)
+
+
+def mmcl_accuracy_cumulants(
+    model: IntraClass,
+    caps: Captions,
+    obs: Observation,
+    n: Scalar,
+    same_class_weight: Scalar | None = None,
+    prompts: str = "core",
+) -> Float[Array, "... outcome=3 2"]:
+    """Variance and third cumulant of one run's accuracy over training samples: how it spreads around its mean.
+
+    Outcomes are aligned, conflicting and shifted. To second order in the fluctuation d of X = (w, V), of covariance C,
+        acc = const + g.d + d.H d/2,
+        variance g.C g + tr((H C)^2)/2,   third cumulant kappa_3(g.X) + 3 g.C H C g + tr((H C)^3),
+    g = grad acc and H = Hess acc at E X, X and C as in `mmcl_mean_accuracy`. The quadratic part matters where g
+    vanishes: the shifted accuracy at p_spu = 1/2 is a constant less a chi^2_1 at every n, of skewness -sqrt(8).
+
+    NaN where the fluctuations are too large for the expansion: over 1/4 of |E w|, or of a group's z = Phi^-1(acc) over
+    .3 min(1, 1/|z|).
+
+    Arguments, errors and sources as for `mmcl_mean_accuracy`.  Check: tests/test_theory_finite_sample.py.
+    """
+    static, leaves = _cells(model, caps, obs, n, same_class_weight, prompts)
+    one_cell = functools.partial(_accuracy_cumulants, *static)
+    return jnp.vectorize(one_cell, signature=f"{','.join(['()'] * len(leaves))}->(o,k)")(*leaves)
 
 
 def rule_variance(
@@ -90,7 +118,7 @@ def _cells(
     return (caps.masking, prompts, perpendicular), list(jnp.broadcast_arrays(*leaves))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _RuleLaw:
     """Mean and covariance of the learnt (w, V), and what the accuracy of a rule depends on."""
 
@@ -99,6 +127,12 @@ class _RuleLaw:
     group_means: Array  # (2, 2)  mu of the aligned and the conflicting group
     image_variance: Array  # (2,)  of an image's latent coordinates within a group, noise included
     noise_variance: Array  # ()  s_I^2
+    third: Callable[[Array], Array]  # g -> the third cumulant of g . (w, V)
+
+    def accuracy(self, x: Float[Array, "3"]) -> Float[Array, "2"]:
+        """Of both groups under the rule w = x[:2] with V = x[2]."""
+        variance = x[:2] ** 2 @ self.image_variance + self.noise_variance * x[2]
+        return ndtr(self.group_means @ x[:2] / jnp.sqrt(variance))
 
 
 def _rule_law(masking: str, prompts: str, perpendicular: int, *leaves: Array) -> _RuleLaw:
@@ -123,17 +157,31 @@ def _rule_law(masking: str, prompts: str, perpendicular: int, *leaves: Array) ->
     k = sd_image**2 * perpendicular / (n - 1)
     scale = jnp.stack([jnp.ones_like(k), jnp.ones_like(k), k])
     covariance = (second - jnp.outer(first, first)) * jnp.outer(scale, scale) / n
-    chi_squared = 2 * perpendicular * (sd_image**2 * first[2] / (n - 1)) ** 2
-    covariance = covariance.at[2, 2].add(chi_squared)
+    unit = sd_image**2 * first[2] / (n - 1)  # V is about this times chi^2
+    covariance = covariance.at[2, 2].add(2 * perpendicular * unit**2)
     # E A T exceeds the rule E C_hat p by a constant: both centre on different points.
     constant = image_class_mean * text_class_mean * ((1 + shift) ** 2 - (1 + shift))
     rule = first[:2] - constant
+
+    def third(gradient: Float[Array, "3"]) -> Float[Array, ""]:
+        """A sample contributes B T, B = g_1 A_1 + g_2 A_2 + g_3 k T."""
+        g, of_t = gradient[:2], gradient[2] * k
+        slope = jnp.where(s_text > 0, (s_cross @ g) / jnp.where(s_text > 0, s_text, 1.0), 0.0)
+        rest = g @ s_image @ g - slope**2 * s_text  # Var(B | T)
+        nodes, weights = (jnp.asarray(x) for x in np.polynomial.hermite_e.hermegauss(4))  # exact to the degree 7
+        t = tau[:, None] + root_of_square(s_text)[:, None] * nodes[None, :]
+        b = (alpha @ g)[:, None] + slope[:, None] * (t - tau[:, None]) + of_t * t
+        moments = [b * t, (b**2 + rest[:, None]) * t**2, (b**3 + 3 * b * rest[:, None]) * t**3]
+        m1, m2, m3 = (probability @ m @ weights / weights.sum() for m in moments)
+        return (m3 - 3 * m1 * m2 + 2 * m1**3) / n**2 + 8 * perpendicular * (gradient[2] * unit) ** 3
+
     return _RuleLaw(
         mean=jnp.append(rule, k * first[2]),
         covariance=covariance,
         group_means=jnp.stack([mu_core, mu_spu])[None, :] * jnp.array([[1.0, 1.0], [1.0, -1.0]]),
         image_variance=variance + sd_image**2,
         noise_variance=sd_image**2,
+        third=third,
     )
 
 
@@ -199,6 +247,27 @@ def _group_mean_accuracy(law: _RuleLaw, mu: Float[Array, "2"]) -> Float[Array, "
     )
     weights = [density / density.sum(), *(jnp.asarray(x / x.sum()) for x in (_ACROSS[1], _NORM[1]))]
     return jnp.minimum(jnp.einsum("zgo,z,g,o->", grid, *weights), 1.0)  # but for rounding it is at most 1
+
+
+def _accuracy_cumulants(masking: str, prompts: str, perpendicular: int, *leaves: Array) -> Float[Array, "3 2"]:
+    """(outcome, order 2 and 3) for scalar leaves."""
+    law = _rule_law(masking, prompts, perpendicular, *leaves)
+
+    def outcomes(x: Float[Array, "3"]) -> Float[Array, "3"]:
+        groups = law.accuracy(x)
+        return jnp.append(groups, groups.mean())
+
+    gradient, curved = jax.jacobian(outcomes)(law.mean), jax.hessian(outcomes)(law.mean) @ law.covariance  # H C
+    spread = gradient @ law.covariance
+    second = (spread * gradient).sum(-1) + jnp.einsum("oij,oji->o", curved, curved) / 2
+    third = jax.vmap(law.third)(gradient) + 3 * jnp.einsum("oi,oij,oj->o", spread, curved, gradient)
+    third += jnp.einsum("oij,ojk,oki->o", curved, curved, curved)
+    z = ndtri(law.accuracy(law.mean))
+    density = jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    of_z = jnp.sqrt(second[:2]) * jnp.maximum(jnp.abs(z), 1) / density  # Phi bends at z within 1/z
+    of_rule = jnp.trace(law.covariance[:2, :2]) / (law.mean[:2] @ law.mean[:2])
+    small = (of_z <= _SMALL[0]).all() & (of_rule <= _SMALL[1] ** 2)
+    return jnp.where(small, jnp.stack([second, third], -1), jnp.nan)
 
 
 def mention_cases(
