@@ -1,8 +1,10 @@
 """Flags shared by the experiments: number lists, and one clear line with exit code 2 for what is not allowed."""
 
 import dataclasses
+import errno
 import itertools
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -14,6 +16,10 @@ from absl import flags
 flags.disclaim_key_flags()  # what is defined through this module belongs to its caller, and shows in its --help
 
 MAX_POINTS = 100_000
+MOST_CELLS = 10_000  # of what trains a network in each
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LARGEST_INTEGER = 10**15
+_LONGEST_LINE = 1000  # characters of an error, whose middle is left out
 SMALLEST, LARGEST = 1e-6, 1e6  # their squares and fourth powers are well within float32
 
 
@@ -23,6 +29,10 @@ class UsageError(Exception):
 
 class WorkFailed(Exception):
     """The work cannot go on: one line saying why, and what stays."""
+
+
+class NothingStored(KeyboardInterrupt):
+    """Interrupted before there is anything to go on from."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,10 +63,10 @@ def numbers(text: str) -> tuple[float, ...]:
         parts = text.split(":")
         if len(parts) != 3:
             raise ValueError("needs start:stop:count, such as 0.5:1:11")
-        start, stop, count = _number(parts[0]), _number(parts[1]), _count(parts[2])
-        if count == 1 and start != stop:
+        start, stop, points = _number(parts[0]), _number(parts[1]), count(parts[2], 1, MAX_POINTS)
+        if points == 1 and start != stop:
             raise ValueError("needs start = stop where count is 1")
-        values = [start + (stop - start) * i / max(count - 1, 1) for i in range(count)]
+        values = [start + (stop - start) * i / max(points - 1, 1) for i in range(points)]
         values[-1] = stop
     else:
         values = [_number(part) for part in text.split(",")]
@@ -81,9 +91,12 @@ def number(text: str) -> float:
 def integer(text: str) -> int:
     """A whole number."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise ValueError("needs a whole number") from None
+    if abs(value) > _LARGEST_INTEGER:
+        raise ValueError(f"needs a whole number of at most {_LARGEST_INTEGER:.0e} in size")
+    return value
 
 
 def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -97,10 +110,10 @@ def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def path(text: str) -> str:
-    """The name of a folder."""
+    """The name of a file or folder; a leading ~ is the home, as in a shell."""
     if not text.strip():
         raise ValueError("needs the name of a folder")
-    return text
+    return os.path.expanduser(text)
 
 
 def _number(text: str) -> float:
@@ -113,10 +126,12 @@ def _number(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_POINTS:
-        raise ValueError(f"needs a count from 1 to {MAX_POINTS}")
-    return int(text)
+def count(text: str, least: int, most: int) -> int:
+    """A whole number from least to most."""
+    digits = text.strip()
+    if not digits.isdecimal() or len(digits) > 15 or not least <= int(digits) <= most:
+        raise ValueError(f"needs a count from {least} to {most}")
+    return int(digits)
 
 
 class _Parser(flags.ArgumentParser):
@@ -159,42 +174,82 @@ def run_main(
     Flags exist only once this is called, so that two imported experiments do not clash.
     """
     args = sys.argv if argv is None else argv
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is not to be had in a command
     define()
     flags.DEFINE_bool("help", False, "print this text")
+    for name in flags.FLAGS:
+        flags.FLAGS[name].allow_overwrite = False
     try:
         rest = flags.FLAGS(args)
     except flags.Error as error:
-        _exit(2, f"{' '.join(str(error).split()).rstrip('.')}; see --help.")
-    if flags.FLAGS.help:
-        try:
-            print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}", flush=True)
-        except BrokenPipeError:  # the reader, such as `head`, has left; Python would try again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    if len(rest) > 1 + len(operands):
+        line = " ".join(str(error).split())
+        if ": already defined as " in line:
+            name = line.removeprefix("flag ").partition("=")[0]
+            _exit(2, f"{name} is given more than once; quote a value that the shell would expand; see --help.")
+        _exit(2, f"{line.rstrip('.')}; see --help.")
+    if not flags.FLAGS.help and len(rest) > 1 + len(operands):
         extra = rest[1 + len(operands)]
         _exit(2, f"unexpected argument {extra!r}: options are given as --name=value; see --help.")
-    if len(rest) < 1 + len(operands):
+    if not flags.FLAGS.help and len(rest) < 1 + len(operands):
         _exit(2, f"needs {operands[len(rest) - 1]}; see --help.")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = main(*rest[1:])
+        if flags.FLAGS.help:
+            print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}")
+            code = 0
+        else:
+            code = main(*rest[1:])
+        sys.stdout.flush()
     except UsageError as error:
         _exit(2, str(error))
     except WorkFailed as error:
         _exit(1, str(error))
+    except BrokenPipeError:
+        _leave_stdout()
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        _exit(1, f"{error.filename or 'a file'}: {error.strerror}; what is stored stays, the same command goes on.")
+    except RuntimeError as error:
+        if "Unable to initialize backend" not in str(error):
+            raise
+        _exit(2, f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be used here ({_reason(error)}).")
     except KeyboardInterrupt as error:
-        code = 143 if isinstance(error, Terminated) else 130
-        _exit(code, "interrupted; what is stored stays, and the same command goes on from it.")
-    if code:
+        code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
+        nothing = isinstance(error, NothingStored) or not _out_exists()
+        stored = "nothing is stored yet" if nothing else "what is stored stays, and the same command goes on from it"
+        _exit(code, f"interrupted; {stored}.")
+    if code or flags.FLAGS.help:
         sys.exit(code)
+
+
+def _leave_stdout() -> None:
+    """The reader, such as `head`, has left; Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _out_exists() -> bool:
+    out = flags.FLAGS["out"].value if "out" in flags.FLAGS else None
+    return out is None or pathlib.Path(out).exists()
 
 
 def _terminate(*_: Any) -> NoReturn:
     raise Terminated
 
 
+def shortened(line: str) -> str:
+    """The line, of one that is very long its ends: a bad value may be a whole file."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE - 300]} ... {line[-300:]}"
+
+
 def _exit(code: int, line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {shortened(line)}", file=sys.stderr)
     sys.exit(code)

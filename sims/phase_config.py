@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sims.flags import MAX_POINTS, UsageError, number
+from sims.flags import MAX_POINTS, UsageError, count, number
 
 _PROBABILITY, _POSITIVE, _NONNEGATIVE, _BELOW_ONE = "in [0, 1]", "> 0", ">= 0", "in [0, 1)"
 _ALLOWED: dict[str, Callable[[float], bool]] = {
@@ -87,11 +87,10 @@ def axis(text: str) -> Axis:
     if name not in PARAMETERS or len(rest) != 3 + log:
         raise ValueError("needs NAME:start:stop:count or NAME:start:stop:count:log, such as p_spu:0.5:1:101")
     start, stop = number(rest[0]), number(rest[1])
-    if not rest[2].isdecimal() or not 3 <= int(rest[2]) <= 1001:
-        raise ValueError("needs a count from 3 to 1001")
+    points = count(rest[2], 3, 1001)
     if not start < stop or (log and start <= 0):
         raise ValueError("needs start < stop" + (", and start > 0 on a log axis" if log else ""))
-    return Axis(name, start, stop, int(rest[2]), log)
+    return Axis(name, start, stop, points, log)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What every experiment does: plan, measure what is missing in its folder, complete the results, say what failed."""
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from sims import files, store
-from sims.flags import Options, UsageError, WorkFailed
+from sims.flags import FULL_DISK, NothingStored, Options, UsageError, WorkFailed
 from sims.grid import Grid, Programs, run_blocks
 from sims.store import labels as names
 
@@ -76,8 +75,12 @@ def measure(
             dataset = _finish(out, config, variable, grid, finish) if first else None
             _barrier("finished")  # JAX ends a process whose others have left for long
             return dataset
+        except KeyboardInterrupt as error:
+            if store.untouched(out):
+                raise NothingStored from error
+            raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            if error.errno not in FULL_DISK:
                 raise
             raise WorkFailed(
                 f"--out={out}: {error.strerror}; what is stored stays, the same command goes on."
@@ -217,7 +220,14 @@ def _barrier(name: str) -> None:
 
 
 def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
-    """`figure` as NAME.png and NAME.pdf, each written whole."""
+    """`figure` as NAME.png and NAME.pdf, each written whole.
+
+    Raises: WorkFailed if that fails, for want of disk space, say.
+    """
     for suffix in ("png", "pdf"):
-        with files.whole(out / f"{name}.{suffix}") as new:
-            figure.savefig(new, format=suffix, dpi=dpi)
+        path = out / f"{name}.{suffix}"
+        try:
+            with files.whole(path) as new:
+                figure.savefig(new, format=suffix, dpi=dpi)
+        except OSError as error:
+            raise WorkFailed(f"{path} cannot be written ({error.strerror}); `python -m sims.show` draws it.") from None

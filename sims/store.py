@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from sims import files
 from sims.flags import UsageError
 from sims.grid import Grid, Program
 
-FORMAT = 1  # of the folder; another one's is refused
+FORMAT = 2  # of the folder; another one's is refused
 RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
 _CHECKPOINTS = "checkpoints"
@@ -171,10 +172,15 @@ def provenance() -> dict[str, str | None]:
 
 
 class Measured:
-    """The measured variable of a grid in results.zarr, NaN where missing: one chunk a block, with a checksum."""
+    """The measured variable of a grid in results.zarr, NaN where missing: one chunk a block, with a checksum.
+
+    Beside the chunks a digest of each, with the run's config and the block's place in it: a chunk of another run, or of
+    another block, passes its own checksum.
+    """
 
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
         self.path, self.name, self.grid = out / RESULTS, name, grid
+        self.run = run_of(out)
         # Told at every opening: without it a block of NaN alone, which may be an answer, leaves no chunk.
         self.array = zarr.open_array(self.path / name, mode="r+").with_config({"write_empty_chunks": True})
 
@@ -188,6 +194,7 @@ class Measured:
         if path.exists():
             cls.check(out, name, grid)
             return
+        run = run_of(out)
         beside = files.beside(path)
         shutil.rmtree(beside, ignore_errors=True)
         _write(beside, xr.Dataset(coords=coordinates(grid)), "w")
@@ -200,6 +207,7 @@ class Measured:
             compressors=_CODECS,
             dimension_names=grid.dims,
         )
+        zarr.open_group(beside, mode="r+").attrs["run"] = run
         os.replace(beside, path)
 
     @staticmethod
@@ -207,7 +215,10 @@ class Measured:
         """Raises: UsageError if the variable that is there is damaged, or of another shape."""
         path = out / RESULTS
         try:
-            array = zarr.open_group(path, mode="r")[name]
+            group = _group(path, "r")
+            if group.attrs.get("run") != run_of(out):
+                raise ValueError("these are the results of another run than config.json's")
+            array = group[name]
             if array.shape != grid.shape or array.chunks != grid.chunks:
                 raise ValueError(f"{name} has another shape")
         except Exception as error:  # zarr raises many kinds for a damaged store
@@ -217,22 +228,50 @@ class Measured:
     def write(self, block: tuple[int, ...], values: np.ndarray) -> None:
         """Store a block: a whole chunk, moved into place."""
         self.array[self.grid.region(block)] = values
+        self._digest_path(block).parent.mkdir(exist_ok=True)
+        files.write_text(self._digest_path(block), self._digest(block))
+
+    def _digest_path(self, block: tuple[int, ...]) -> pathlib.Path:
+        return self.path / self.name / "digests" / "-".join(map(str, block))
+
+    def _digest(self, block: tuple[int, ...]) -> str:
+        return digest(self.run, self._chunk(block))
+
+    def _chunk(self, block: tuple[int, ...]) -> pathlib.Path:
+        trailing = (0,) * len(self.grid.outcomes)
+        return (self.path / self.name / "c").joinpath(*map(str, (*block, *trailing)))
 
     def read(self) -> tuple[np.ndarray, np.ndarray, int]:
         """(values, done over `grid.blocks_shape`, number of damaged chunks, which are not done)."""
         values = np.full(self.grid.shape, np.nan, self.array.dtype)
         done, damaged = np.zeros(self.grid.blocks_shape, bool), 0
-        trailing = (0,) * len(self.grid.outcomes)
         for block in np.ndindex(*done.shape):
-            if not (self.path / self.name / "c").joinpath(*map(str, (*block, *trailing))).is_file():
+            if not self._chunk(block).is_file():
                 continue
             region = self.grid.region(block)
             try:
+                if self._digest_path(block).read_text() != self._digest(block):
+                    raise ValueError("another run's chunk, or another block's")
                 values[region] = self.array[region]
                 done[block] = True
             except Exception:  # the checksum, or whatever the codecs say to damaged bytes
                 damaged += 1
         return values, done, damaged
+
+
+def run_of(out: pathlib.Path) -> str:
+    """The identity of the run in a folder: its config's hash."""
+    return config_hash(read_config(out))
+
+
+def digest(run: str, chunk: pathlib.Path) -> str:
+    """SHA-256 of the run's identity, the chunk's place and its bytes."""
+    place = "/".join(chunk.parts[-chunk.parts[::-1].index(RESULTS) :])
+    return hashlib.sha256(f"{run} {place} ".encode() + chunk.read_bytes()).hexdigest()
+
+
+def _group(path: pathlib.Path, mode: Literal["r", "r+"] = "r+") -> zarr.Group:
+    return zarr.open_group(path, mode=mode, use_consolidated=False)
 
 
 class Checkpoint:
@@ -295,12 +334,15 @@ def coordinates(grid: Grid) -> dict[str, np.ndarray]:
 
 def complete(out: pathlib.Path, grid: Grid, dataset: xr.Dataset) -> None:
     """Write all that is not measured into results.zarr, coordinates too, lest they are damaged; mark it complete."""
-    group = zarr.open_group(out / RESULTS, mode="r+")
+    group = _group(out / RESULTS)
     group.attrs["complete"] = False
     for name in {p.name for p in (out / RESULTS).iterdir() if p.is_dir()} - {dataset.attrs["measured"]}:
         shutil.rmtree(out / RESULTS / name)
     _write(out / RESULTS, dataset.assign_coords(coordinates(grid)), "a")
-    zarr.open_group(out / RESULTS, mode="r+").attrs["complete"] = True
+    group = _group(out / RESULTS)
+    group.attrs.update({"run": run_of(out), "arrays": sorted(name for name, _ in group.arrays()), "complete": True})
+    with warnings.catch_warnings(action="ignore"):  # that other programs than zarr-python may not know of it
+        zarr.consolidate_metadata(out / RESULTS)
 
 
 def _write(path: pathlib.Path, dataset: xr.Dataset, mode: Literal["w", "a"]) -> None:
@@ -312,7 +354,7 @@ def _write(path: pathlib.Path, dataset: xr.Dataset, mode: Literal["w", "a"]) -> 
 def progress(out: pathlib.Path) -> tuple[int, int]:
     """(blocks that are there, all blocks) of the measured variable; (0, 1) before there is one."""
     try:
-        group = zarr.open_group(out / RESULTS, mode="r")
+        group = _group(out / RESULTS, "r")
         if group.attrs.get("complete"):
             return 1, 1
         arrays = [array for _, array in group.arrays() if "seed" in (array.metadata.dimension_names or ())]
@@ -322,16 +364,33 @@ def progress(out: pathlib.Path) -> tuple[int, int]:
         return 0, 1
 
 
+def untouched(out: pathlib.Path) -> bool:
+    """Whether the folder holds no block, and no state of one, to go on from."""
+    return progress(out)[0] == 0 and not any((out / _CHECKPOINTS).glob("*.npz"))
+
+
 def read(out: pathlib.Path) -> xr.Dataset:
-    """The complete results, in memory; raises what xarray and zarr raise if they are not whole."""
+    """The complete results, in memory; raises what xarray and zarr raise if they are not whole, or another run's."""
+    group = _group(out / RESULTS, "r")
+    run = run_of(out)
+    if not group.attrs.get("complete"):
+        raise KeyError("complete")
+    if group.attrs.get("run") != run:
+        raise ValueError("results.zarr is of another run than config.json")
+    arrays = dict(group.arrays())
+    if absent := set(group.attrs["arrays"]) - set(arrays):
+        raise KeyError(f"arrays {', '.join(sorted(absent))}")
+    if missing := [name for name, array in arrays.items() if array.nchunks_initialized < array.nchunks]:
+        raise KeyError(f"chunks of {', '.join(missing)}")
+    measured = out / RESULTS / group.attrs["measured"]
+    for path in (measured / "digests").iterdir():
+        trailing = len(json.loads(group.attrs["outcomes"]))
+        chunk = (measured / "c").joinpath(*path.name.split("-"), *"0" * trailing)
+        if path.read_text() != digest(run, chunk):
+            raise ValueError(f"block {path.name} is damaged or another run's")
+    if sum(1 for _ in (measured / "digests").iterdir()) < arrays[group.attrs["measured"]].nchunks:
+        raise KeyError("digests of blocks")
     with xr.open_zarr(out / RESULTS, consolidated=False) as dataset:
-        if not dataset.attrs.get("complete"):
-            raise KeyError("complete")
-        missing = [
-            n for n, array in zarr.open_group(out / RESULTS).arrays() if array.nchunks_initialized < array.nchunks
-        ]
-        if missing:
-            raise KeyError(f"chunks of {', '.join(missing)}")
         return dataset.load()
 
 

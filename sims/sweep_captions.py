@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from sims import devices
-from sims.flags import DEFAULTS, Options, UsageError, define, integer, names, number, numbers, path, run_main
+from sims.flags import (
+    DEFAULTS,
+    MAX_POINTS,
+    Options,
+    UsageError,
+    define,
+    integer,
+    names,
+    number,
+    numbers,
+    path,
+    run_main,
+)
 from sims.phase_config import INTEGERS, PARAMETERS, check_parameter
 
 if TYPE_CHECKING:
@@ -80,6 +92,8 @@ class Config:
         for name in ("pi_core", "pi_spu"):
             for value in getattr(self, name):
                 check_parameter(name, value)
+        if (cells := len(self.pi_core) * len(self.pi_spu)) > MAX_POINTS:
+            raise UsageError(f"--pi_core and --pi_spu must make at most {MAX_POINTS} cells, got {cells}.")
         if len(self.pi_core) < 2:
             raise UsageError(f"--pi_core must be two or more values, got {self.pi_core}.")
         for name, least, most in (("seeds", 2, 10_000), ("seed", 0, 2**32 - 1)):

@@ -45,6 +45,7 @@ def command(capsys, monkeypatch):
         ("--p_spu_grid=0.5,2", "--p_spu_grid must be in [0, 1], got 2"),
         ("--pi_companion=-1", "--pi_companion must be in [0, 1], got -1"),
         ("--temperature=0", "--temperature must be > 0, got 0"),
+        ("--pi_grid=0:1:1000", "--pi_grid must make at most 10000 cells in the study captions, got 1000000"),
         ("--seeds=1", "--seeds must be in [2, 10000], got 1"),
         ("--seeds=10001", "--seeds must be in [2, 10000]"),
         ("--steps=10.5,20", "--steps must be whole numbers"),

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import os
 import pathlib
 import re
 import shlex
@@ -128,7 +129,9 @@ def test_a_bad_value_is_refused_in_one_line_and_nothing_is_written(
         (["0.5"], "unexpected argument '0.5'"),
         (["--", "0.5"], "unexpected argument '0.5'"),
         (["--p_spu"], "Missing value for flag --p_spu"),
-        (["--out="], "needs the name of a folder"),
+        (["--n=20", "--n=30"], "--n is given more than once"),
+        (["--p_spu", "0.5", "--p_spu", "0.6"], "--p_spu is given more than once"),
+        (["--x64", "--nox64"], "--x64 is given more than once"),
         (["--flagfile=/nowhere"], "/nowhere"),
     ],
 )
@@ -158,6 +161,51 @@ def test_an_out_that_cannot_be_used_is_refused(command, nothing_measured, tmp_pa
     assert_refused(command("--out=/proc/nowhere"), "--out=/proc/nowhere ", "give a folder that can be written")
 
 
+def test_no_folder_is_no_folder(command):
+    assert_refused(command("--out="), "needs the name of a folder")
+
+
+def test_a_home_is_a_home(command, nothing_measured, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").write_text("")
+    assert_refused(command("--out=~/x"), f"--out={tmp_path / 'x'} ")
+
+
+def test_a_long_value_is_shortened(command, nothing_measured, tmp_path):
+    for value in ("--p_spu=" + "0" * 300_000, "--n=" + "7" * 300_000, "--learners=" + "a" * 300_000):
+        result = command(f"--out={tmp_path / 'out'}", value)
+        assert_refused(result, value.partition("=")[0])
+        assert len(result[2]) < 1100
+
+
+@pytest.mark.parametrize("kind", ["a reader that has left", "a full disk", "a device that is not there"])
+def test_what_goes_wrong_outside_is_one_line(command, monkeypatch, tmp_path, kind):
+    raised, expected = {
+        "a reader that has left": (BrokenPipeError(errno.EPIPE, "Broken pipe"), (0, "")),
+        "a full disk": (OSError(errno.ENOSPC, "No space left on device", "a.png"), (1, "error: a.png: No space left")),
+        "a device that is not there": (
+            RuntimeError("Unable to initialize backend 'cuda': no"),
+            (2, "error: JAX_PLATFORMS=cuda cannot be used here"),
+        ),
+    }[kind]
+
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(sweep_spurious, "run", fail)
+    monkeypatch.setattr("sims.flags._leave_stdout", lambda: None)
+    code, _, err = command(f"--out={tmp_path / 'out'}")
+    assert code == expected[0] and err.startswith(expected[1]) and err.count("\n") <= 1
+
+
+def test_a_notebook_s_backend_does_not_matter():
+    code = "from sims import flags; flags.run_main('', lambda: None, lambda: __import__('matplotlib.pyplot'), ['x'])"
+    env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, timeout=120)
+    assert b"Error" not in done.stderr
+
+
 @pytest.mark.parametrize("signal_number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp_path, signal_number, code):
     monkeypatch.setattr(results, "_check_memory", lambda *_: signal.raise_signal(signal_number))
@@ -165,7 +213,23 @@ def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp
     found, out, err = command(f"--out={tmp_path / 'out'}")
     signal.signal(signal.SIGTERM, before)
     assert (found, out) == (code, "")
-    assert re.fullmatch(r"error: interrupted; what is stored stays, [^\n]+\n", err)
+    assert err == "error: interrupted; nothing is stored yet.\n"
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_an_interrupt_says_what_stays(command, monkeypatch, tmp_path, done):
+    write, writes = store.Measured.write, []
+
+    def interrupted(*args):
+        if len(writes) == done:
+            raise KeyboardInterrupt
+        writes.append(args)
+        write(*args)
+
+    monkeypatch.setattr(store.Measured, "write", interrupted)
+    code, _, err = command(f"--out={tmp_path / 'out'}", "--learners=mmcl", "--n=20")
+    assert code == 130
+    assert ("what is stored stays" if done else "nothing is stored yet") in err.splitlines()[-1]
 
 
 def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):

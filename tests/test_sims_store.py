@@ -20,6 +20,7 @@ from sims.grid import Grid
 from tests.test_sims_command import ROOT
 
 CONFIG = Config(seeds=3).flat()
+ATTRS = {"measured": "accuracy", "outcomes": '["group"]'}
 GRID = Grid({"learner": ("a", "b")}, lambda _: None, {"x": [0.0, 1.0, 2.0]}, {"group": ("one", "two")}, 11, 0)
 
 
@@ -73,6 +74,7 @@ def test_a_different_run_is_refused_and_what_differs_is_named(tmp_path):
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     begin(tmp_path)
+    begin(tmp_path)
     store.Measured.create(tmp_path, "accuracy", GRID)
     (tmp_path / "summary.csv").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
@@ -82,6 +84,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 
 
 def test_an_overwriting_that_is_killed_can_be_repeated(tmp_path, monkeypatch):
+    begin(tmp_path)
     begin(tmp_path)
     store.Measured.create(tmp_path, "accuracy", GRID)
     (tmp_path / "summary.csv").write_text("old")
@@ -135,6 +138,7 @@ def test_another_versions_folder_is_refused(tmp_path):
 
 
 def measured(out):
+    begin(out)
     store.Measured.create(out, "accuracy", GRID)
     return store.Measured(out, "accuracy", GRID)
 
@@ -229,7 +233,7 @@ def test_results_are_complete_only_once_marked(tmp_path):
     measured(tmp_path)
     with pytest.raises(KeyError, match="complete"):
         store.read(tmp_path)
-    store.complete(tmp_path, GRID, xr.Dataset({"prediction": (("x",), np.arange(3.0))}, attrs={"measured": "accuracy"}))
+    store.complete(tmp_path, GRID, xr.Dataset({"prediction": (("x",), np.arange(3.0))}, attrs=ATTRS))
     with pytest.raises(KeyError, match="chunks of accuracy"):
         store.read(tmp_path)
     for block in np.ndindex(*GRID.blocks_shape):
@@ -237,6 +241,53 @@ def test_results_are_complete_only_once_marked(tmp_path):
     found = store.read(tmp_path)
     assert set(found) == {"accuracy", "prediction"}
     np.testing.assert_array_equal(found.prediction, np.arange(3.0))
+
+
+def complete_run(out, config=CONFIG):
+    begin(out, config)
+    store.Measured.create(out, "accuracy", GRID)
+    for block in np.ndindex(*GRID.blocks_shape):
+        store.Measured(out, "accuracy", GRID).write(block, block_values(block))
+    store.complete(out, GRID, xr.Dataset({"prediction": (("x",), np.arange(3.0))}, attrs=ATTRS))
+    store.read(out)
+
+
+@pytest.mark.parametrize("name", ["x", "learner", "group", "prediction", "accuracy"])
+def test_a_missing_array_is_not_made_up(tmp_path, name):
+    complete_run(tmp_path)
+    shutil.rmtree(tmp_path / "results.zarr" / name)
+    with pytest.raises(KeyError, match=name):
+        store.read(tmp_path)
+
+
+def test_results_and_chunks_of_another_run_are_not_taken(tmp_path):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    complete_run(mine)
+    complete_run(other, {**CONFIG, "seed": 1})
+    chunk = pathlib.Path("results.zarr/accuracy/c/0/0/0/0")
+    kept = (mine / chunk).read_bytes()
+    shutil.copy(other / chunk, mine / chunk)  # the values are the same: the digest says whose it is, not what it holds
+    store.read(mine)
+    (mine / chunk).write_bytes((mine / chunk.parents[2] / "1/0/0").read_bytes())  # another block's
+    with pytest.raises(ValueError, match="another run's"):
+        store.read(mine)
+    assert store.Measured(mine, "accuracy", GRID).read()[2] == 1
+    (mine / chunk).write_bytes(kept)
+    digests = pathlib.Path("results.zarr/accuracy/digests/0-0-0")
+    shutil.copy(other / digests, mine / digests)
+    assert store.Measured(mine, "accuracy", GRID).read()[2] == 1
+    shutil.rmtree(mine / "results.zarr")
+    shutil.copytree(other / "results.zarr", mine / "results.zarr")
+    with pytest.raises(ValueError, match="another run"):
+        store.read(mine)
+    with pytest.raises(UsageError, match="another run"):
+        store.Measured.check(mine, "accuracy", GRID)
+
+
+def test_finished_results_open_without_a_warning(tmp_path):
+    complete_run(tmp_path)
+    with xr.open_zarr(tmp_path / "results.zarr") as dataset:  # warnings are errors
+        assert "accuracy" in dataset
 
 
 def test_the_disk_is_asked_before_anything_is_written(tmp_path):

@@ -1,10 +1,11 @@
 """What is asked of the digits, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from sims.flags import UsageError
+from sims.flags import MOST_CELLS, UsageError
 
 ITEMS = 10  # kinds of items in every source
 IMAGE_ENCODERS = ("cnn", "vit", "linear")
@@ -123,6 +124,11 @@ class Config:
             for name, values in ((axis, (getattr(self, axis),)), (grid, getattr(self, grid))):
                 for value in values:
                     _check_axis(axis, name, value)
+        for study in self.study:
+            cells = math.prod(len(values) for values in self.axes(study).values())
+            if cells > MOST_CELLS:
+                grids = " and ".join(f"--{grid}" for grid in dict.fromkeys(GRIDS[axis] for axis in _SWEPT[study]))
+                raise UsageError(f"{grids} must make at most {MOST_CELLS} cells in the study {study}, got {cells}.")
         for name, least, most in (
             ("embed_dim", 2, 4096),
             ("batch_size", 2, 65536),

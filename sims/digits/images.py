@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import math
+import os
 import pathlib
 import struct
 import sys
@@ -118,6 +119,7 @@ def _idx(data: str) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     kind, _, folder = data.partition(":")
     if kind != "idx" or not folder:
         raise UsageError(f"--data must be builtin or idx:DIR, got {data}.")
+    folder = os.path.expanduser(folder)
     parts, found = {}, {}
     for part, names in _FILES.items():
         (images, labels), digests = zip(*(read_idx(pathlib.Path(folder), name) for name in names), strict=True)
@@ -154,15 +156,20 @@ def _nearest(found: dict[str, str]) -> str:
 
 
 def read_idx(folder: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
-    """The array in folder/name or folder/name.gz, and the MD5 of the uncompressed file.
+    """The array in folder/name or folder/name.gz, or with .idx for -idx, and the MD5 of the uncompressed file.
 
     IDX: two zero bytes, a type (8: uint8, the only one taken), the number of dimensions, their lengths as big-endian
     uint32, the values.  Raises: UsageError for a file that is missing, cut short, too long, or of another kind.
     """
+    names = [f"{plain}{suffix}" for plain in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")]
     path = folder / name
     try:
-        path = path if path.exists() else folder / f"{name}.gz"
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        path = next((folder / n for n in names if (folder / n).exists()), path)
+        with open(path, "rb") as raw:
+            packed = (
+                raw.read(2) == b"\x1f\x8b"
+            )  # whatever the name says: downloads are renamed, and unpacked by browsers
+        with gzip.open(path) if packed else open(path, "rb") as file:
             content = file.read(_LARGEST_IDX + 1)
     except FileNotFoundError:
         raise UsageError(f"--data=idx:{folder} has no {name} or {name}.gz.") from None
@@ -170,6 +177,8 @@ def read_idx(folder: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
         raise UsageError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
     if len(content) > _LARGEST_IDX:
         raise UsageError(f"{path} is larger than {_LARGEST_IDX >> 20} MiB; MNIST's files are of 45 at most.")
+    if content[:200].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UsageError(f"{path} is a web page, not an IDX file: the download went wrong.")
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 3:
         raise UsageError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex()}, not 00000801 or"
                          " 00000803.")  # fmt: skip
