@@ -10,15 +10,24 @@ from absl import flags
 
 from sims.flags import UsageError, define, optional, path, run_main
 
+_COMMANDS = ("sweep_spurious", "sweep_captions", "phase_diagram", "dynamics", "digits")
+_OTHERS = {
+    "clip.train": "`python -m sims.clip.evaluate --run=DIR` shows what came of it",
+    "clip.compare": "its own command, repeated, draws it again",
+}
+
 
 def show(folder: pathlib.Path, out: pathlib.Path) -> str:
     """Write the table and the figure of the run in `folder` into `out`; what its command printed.
 
     Raises: UsageError if `folder` holds no complete run of this version, or `out` cannot be written.
     """
-    from sims import results, store
+    from sims import files, results, store
 
     config = store.read_config(folder)
+    command = str(config.get("command"))
+    if command not in _COMMANDS:
+        raise UsageError(f"{folder} is a run of sims.{command}: {_OTHERS.get(command, 'repeat that command')}.")
     done, blocks = store.progress(folder)
     if done < blocks:
         raise UsageError(f"{folder} is unfinished: {done} of {blocks} blocks are there; repeat its command to go on.")
@@ -27,11 +36,8 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
     except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it.") from None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out={out} cannot be used ({error.strerror}).") from None
-    command = config["command"]
+    files.check_folder(out, f"--out={out}")
+    out.mkdir(parents=True, exist_ok=True)
     if command == "phase_diagram":
         from sims import phase
         from sims.phase_config import Resolved
@@ -63,8 +69,8 @@ def _define_flags() -> None:
 
 
 def _main(folder: str) -> None:
-    out = pathlib.Path(flags.FLAGS.out or folder)
-    print(show(pathlib.Path(folder), out))
+    out = pathlib.Path(flags.FLAGS.out or path(folder))
+    print(show(pathlib.Path(path(folder)), out))
     print(f"\nWritten to {out}")
 
 

@@ -28,7 +28,7 @@ from sims import files
 from sims.flags import UsageError
 from sims.grid import Grid, Program
 
-FORMAT = 2  # of the folder; another one's is refused
+FORMAT = 1  # of the folder; another one's is refused
 RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
 _CHECKPOINTS = "checkpoints"
@@ -51,7 +51,7 @@ def read_config(out: pathlib.Path) -> dict[str, Any]:
             raise TypeError("no config in it")
     except FileNotFoundError:
         raise UsageError(f"{out} is not the folder of a run: it has no config.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--out={out} cannot be used (its config.json is damaged or of another version: {error!r}); "
             "--overwrite measures anew."
@@ -216,8 +216,7 @@ class Measured:
         path = out / RESULTS
         try:
             group = _group(path, "r")
-            if group.attrs.get("run") != run_of(out):
-                raise ValueError("these are the results of another run than config.json's")
+            _check_run(group, out)
             array = group[name]
             if array.shape != grid.shape or array.chunks != grid.chunks:
                 raise ValueError(f"{name} has another shape")
@@ -262,6 +261,16 @@ class Measured:
 def run_of(out: pathlib.Path) -> str:
     """The identity of the run in a folder: its config's hash."""
     return config_hash(read_config(out))
+
+
+def _check_run(group: zarr.Group, out: pathlib.Path) -> str:
+    """The identity of the run. Raises: ValueError if the results are of another one."""
+    run = run_of(out)
+    if "run" not in group.attrs:
+        raise ValueError("it was written by an earlier version")
+    if group.attrs["run"] != run:
+        raise ValueError("it is of another run than config.json")
+    return run
 
 
 def digest(run: str, chunk: pathlib.Path) -> str:
@@ -372,11 +381,9 @@ def untouched(out: pathlib.Path) -> bool:
 def read(out: pathlib.Path) -> xr.Dataset:
     """The complete results, in memory; raises what xarray and zarr raise if they are not whole, or another run's."""
     group = _group(out / RESULTS, "r")
-    run = run_of(out)
     if not group.attrs.get("complete"):
         raise KeyError("complete")
-    if group.attrs.get("run") != run:
-        raise ValueError("results.zarr is of another run than config.json")
+    run = _check_run(group, out)
     arrays = dict(group.arrays())
     if absent := set(group.attrs["arrays"]) - set(arrays):
         raise KeyError(f"arrays {', '.join(sorted(absent))}")

@@ -62,7 +62,8 @@ def command(capsys, monkeypatch):
 )
 def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told):
     out = tmp_path / "out"
-    code, printed, error = command("--preset=smoke", argument, f"--out={out}")
+    preset = () if argument.startswith("--preset") else ("--preset=smoke",)
+    code, printed, error = command(*preset, argument, f"--out={out}")
     assert code == 2 and not printed and told in error
     assert len([line for line in error.splitlines() if not line.startswith("warning")]) == 1
     assert not out.exists()

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
+import zarr
 from absl import flags
 
-from sims import devices, results, store, sweep_spurious
+from sims import devices, results, show, store, sweep_spurious
 from sims.config import AXES, LEARNERS, Config
-from sims.flags import Options, run_main
+from sims.flags import Options, UsageError, WorkFailed, run_main
 
 ROOT = pathlib.Path(sweep_spurious.__file__).parents[1]
 ENGINE = {"memory_gb", "overwrite", "dry_run", "x64", "cpu_devices", "coordinator", "num_processes", "process_id"}
@@ -172,7 +174,7 @@ def test_a_home_is_a_home(command, nothing_measured, monkeypatch, tmp_path):
 
 
 def test_a_long_value_is_shortened(command, nothing_measured, tmp_path):
-    for value in ("--p_spu=" + "0" * 300_000, "--n=" + "7" * 300_000, "--learners=" + "a" * 300_000):
+    for value in ("--p_spu=0.5," + "x" * 300_000, "--n=" + "7" * 300_000, "--learners=" + "a" * 300_000):
         result = command(f"--out={tmp_path / 'out'}", value)
         assert_refused(result, value.partition("=")[0])
         assert len(result[2]) < 1100
@@ -197,6 +199,30 @@ def test_what_goes_wrong_outside_is_one_line(command, monkeypatch, tmp_path, kin
     monkeypatch.setattr("sims.flags._leave_stdout", lambda: None)
     code, _, err = command(f"--out={tmp_path / 'out'}")
     assert code == expected[0] and err.startswith(expected[1]) and err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("command_of", ["clip.train", "clip.compare"])
+def test_show_says_what_it_does_not_draw(tmp_path, command_of):
+    with store.locked(tmp_path):
+        store.begin(tmp_path, {"command": command_of})
+    with pytest.raises(UsageError, match=f"is a run of sims.{command_of}: "):
+        show.show(tmp_path, tmp_path)
+
+
+def test_results_of_another_run_are_not_shown(tmp_path):
+    with store.locked(tmp_path):
+        store.begin(tmp_path, Config().flat())
+    zarr.create_group(tmp_path / "results.zarr", attributes={"complete": True, "run": "another"})
+    with pytest.raises(UsageError, match="of another run"):
+        show.show(tmp_path, tmp_path)
+
+
+def test_a_figure_that_cannot_be_written_is_a_line(tmp_path):
+    figure = plt.figure()
+    figure.savefig = lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(WorkFailed, match=r"a\.png cannot be written \(No space left on device\)"):
+        results.save_figure(figure, tmp_path, "a", 50)
+    plt.close(figure)
 
 
 def test_a_notebook_s_backend_does_not_matter():
