@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -19,6 +20,7 @@ MAX_POINTS = 100_000
 MOST_CELLS = 10_000  # of what trains a network in each
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _LARGEST_INTEGER = 10**15
+_NO_DEVICE = "JAX_PLATFORMS={} is not to be had here: no such device; leave it out, or give cpu."
 _LONGEST_LINE = 1000  # characters of an error, whose middle is left out
 SMALLEST, LARGEST = 1e-6, 1e6  # their squares and fourth powers are well within float32
 
@@ -192,6 +194,8 @@ def run_main(
         _exit(2, f"unexpected argument {extra!r}: options are given as --name=value; see --help.")
     if not flags.FLAGS.help and len(rest) < 1 + len(operands):
         _exit(2, f"needs {operands[len(rest) - 1]}; see --help.")
+    if not flags.FLAGS.help and _has_no_plugin():
+        _exit(2, _NO_DEVICE.format(os.environ["JAX_PLATFORMS"]))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -212,15 +216,15 @@ def run_main(
         if error.errno not in FULL_DISK:
             raise
         _exit(1, f"{error.filename or 'a file'}: {error.strerror}; what is stored stays, the same command goes on.")
-    except RuntimeError as error:
-        if "Unable to initialize backend" not in str(error):
-            raise
-        _exit(2, f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be used here ({_reason(error)}).")
     except KeyboardInterrupt as error:
         code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
         nothing = isinstance(error, NothingStored) or not _out_exists()
         stored = "nothing is stored yet" if nothing else "what is stored stays, and the same command goes on from it"
         _exit(code, f"interrupted; {stored}.")
+    except Exception:
+        if _has_no_device():
+            _exit(2, _NO_DEVICE.format(os.environ.get("JAX_PLATFORMS", "")))
+        raise
     if code or flags.FLAGS.help:
         sys.exit(code)
 
@@ -230,8 +234,21 @@ def _leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _has_no_plugin() -> bool:
+    """Whether JAX_PLATFORMS names GPUs alone and nothing that JAX reaches one by is installed; JAX is not imported."""
+    wanted = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").split(",")}
+    return wanted <= {"cuda", "rocm", "gpu"} and importlib.util.find_spec("jax_plugins") is None
+
+
+def _has_no_device() -> bool:
+    """Whether it is for want of a device that JAX, once imported, fails."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    try:
+        return not jax.devices()
+    except Exception:  # an AssertionError or RuntimeError, by version and platform
+        return True
 
 
 def _out_exists() -> bool:
