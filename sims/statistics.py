@@ -52,6 +52,7 @@ def law_probabilities(difference: np.ndarray, sd: np.ndarray, skewness: np.ndarr
 
 def _ratio(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
     """difference / error; 0 where there is no difference, infinite where only the error is 0, NaN where one is."""
-    difference, error = np.broadcast_arrays(np.asarray(difference, float), error)
-    ratio = np.divide(difference, error, out=np.copysign(np.full_like(difference, np.inf), difference), where=error > 0)
-    return np.where(np.isnan(difference) | np.isnan(error), np.nan, np.where(difference == 0, 0.0, ratio))
+    difference, error = np.asarray(difference, float), np.asarray(error, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = difference / error
+    return np.where((difference == 0) & ~np.isnan(error), 0.0, ratio)

@@ -390,12 +390,13 @@ def read(out: pathlib.Path) -> xr.Dataset:
     if missing := [name for name, array in arrays.items() if array.nchunks_initialized < array.nchunks]:
         raise KeyError(f"chunks of {', '.join(missing)}")
     measured = out / RESULTS / group.attrs["measured"]
-    for path in (measured / "digests").iterdir():
-        trailing = len(json.loads(group.attrs["outcomes"]))
+    digests = [path for path in (measured / "digests").glob("*") if not path.name.startswith(".")]
+    trailing = len(json.loads(group.attrs["outcomes"]))
+    for path in digests:
         chunk = (measured / "c").joinpath(*path.name.split("-"), *"0" * trailing)
         if path.read_text() != digest(run, chunk):
             raise ValueError(f"block {path.name} is damaged or another run's")
-    if sum(1 for _ in (measured / "digests").iterdir()) < arrays[group.attrs["measured"]].nchunks:
+    if len(digests) < arrays[group.attrs["measured"]].nchunks:
         raise KeyError("digests of blocks")
     with xr.open_zarr(out / RESULTS, consolidated=False) as dataset:
         return dataset.load()

@@ -330,6 +330,8 @@ def called(capsys, monkeypatch, root, tmp_path):
         given = [f"--run={name}"] if name else []
         given += [f"--root={at}"] if at else []
         given += [f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}", "--batch_size=7"]
+        own = {arg.partition("=")[0] for arg in args}
+        given = [arg for arg in given if arg.partition("=")[0] not in own]
         with own_flags():
             try:
                 run_main(command.__doc__, command._define_flags, command._main, ["command", *given, *args])
