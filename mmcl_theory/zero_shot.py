@@ -130,8 +130,8 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array
 def _noiseless_inter_class(m: int, a: Array, b: Array, alpha: Array, beta: Array) -> Array:
     """E[1{no score above the own} / number of scores tied with it].
 
-    Each of the m - 1 other pairs scores +-(a beta + b alpha) or +-(a beta - b alpha), w.p. 1/2: below the own score w.p.
-    `below`, tied with it w.p. `equal`. With J ~ Binomial pairs tied, E[1{no pair above} / (1 + J)] =
+    Each of the m - 1 other pairs scores +-(a beta + b alpha) or +-(a beta - b alpha), w.p. 1/2: below the own score
+    w.p. `below`, tied with it w.p. `equal`. With J ~ Binomial pairs tied, E[1{no pair above} / (1 + J)] =
     sum_k (below + equal)^k below^(m-1-k) / m, k = 0..m-1. At own score 0 the own pair's other class is tied too, and
     every pair must score 0: 1/(2m).
     """

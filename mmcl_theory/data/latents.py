@@ -24,8 +24,8 @@ class LatentMoments:
 
     In the inter-class model these are the moments of one pair of coordinates, all pairs being alike and uncorrelated.
     `weight` is the share of the samples whose class owns the pair (1 in the intra-class model, 1/m in the other), and
-    y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y] are the class means on that share. The parts within classes
-    are given by themselves: as differences of totals and means they would be rounding where they vanish.
+    y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y] are the class means on that share. The parts within
+    classes are given by themselves: as differences of totals and means they would be rounding where they vanish.
     """
 
     zz: Array  # (..., 2, 2)  E[z z^T]

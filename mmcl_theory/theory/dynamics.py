@@ -74,8 +74,11 @@ def training_accuracy(
 def _trained_rule(
     zu: Float[Array, "2 2"], prompt: Float[Array, "2"], time: Array, rho: Array, initial: Array
 ) -> Float[Array, "2"]:
-    """sum_k om(s_k) u_k (v_k . p). Where the singular values all but coincide, at s, the singular vectors have no
-    derivatives but the sum has, being (om(s)/s + om'(s))/2 C + det sign (om(s)/s - om'(s))/2 cof(C), to second order."""
+    """sum_k om(s_k) u_k (v_k . p), differentiable where the singular values coincide.
+
+    Singular vectors have no derivatives there. The sum has: to second order in the difference of the values, around s,
+    it is (om(s)/s + om'(s))/2 C p + sign(det C) (om(s)/s - om'(s))/2 cof(C) p.
+    """
     size = jnp.sqrt((zu**2).sum() / 2)
     determinant = jnp.linalg.det(zu)
     # The difference of the singular values is sqrt(|C|^2 - 2 |det C|).

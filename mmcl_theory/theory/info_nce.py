@@ -57,9 +57,9 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `whitened_rule`'s
     theta = 1 (X5); a temperature only scales M.
     nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable, from
-    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN in a pi = 0 without text noise,
-    and in everything where a coordinate of x, or one of t that is mentioned, is 0 almost surely. NaN (residual inf)
-    where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
+    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN in a pi = 0 without text
+    noise, and in everything where a coordinate of x, or one of t that is mentioned, is 0 almost surely. NaN (residual
+    inf) where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
     Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("nodes", nodes, 2)

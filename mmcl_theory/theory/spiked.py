@@ -27,9 +27,9 @@ MAX_OUTLIERS = 4
 class Outliers:
     """Singular values of S above its bulk, largest first, in the limit n, d_I, d_T -> inf at fixed ratios.
 
-    value is in units of s_I s_T (inf without noise), strength in those of the data. left and right are the inner products
-    of the unit singular vectors with the columns of the two dictionaries, (core, spurious); their common sign is
-    arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN.
+    value is in units of s_I s_T (inf without noise), strength in those of the data. left and right are the inner
+    products of the unit singular vectors with the columns of the two dictionaries, (core, spurious); their common sign
+    is arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN.
     """
 
     value: Array  # (..., 4), MAX_OUTLIERS
@@ -62,8 +62,8 @@ def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> 
     is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau): up to four, for a strong feature of one modality alone
     drags noise of the other along. With (b_T, b_I) the null vector of B there and
         g = d/dtau log(strength^2) / (b^T (dB/dtau) b),
-    left = sqrt(g (a_I + t)) b_I and right = sqrt(g (a_T + t)) b_T. Null vectors of one tau are made orthogonal in dB/dtau
-    first. As a noise goes to 0 so does t, and all of it has a limit: the singular vectors of X without any noise.
+    left = sqrt(g (a_I + t)) b_I and right = sqrt(g (a_T + t)) b_T. Null vectors of one tau are first made orthogonal
+    in dB/dtau. As a noise goes to 0 so does t, and all of it has a limit: the singular vectors of X without any noise.
 
     n: >= 2, real values allowed.  Leaves of model, caps, obs and n broadcast. Differentiable; NaN derivatives where two
     outliers share a singular value, whose vectors have none.
@@ -155,8 +155,8 @@ def _vectors(
     finite derivatives, where there is no root."""
     eye = jnp.eye(2, dtype=root.dtype)
     harmless = (eye, eye, jnp.diag(jnp.asarray([2.0, 1.0], root.dtype)), 0.0, 0.0, 1.0, 1.0)  # singular at 1/4
-    parameters = tuple(jnp.where(exists, x, y) for x, y in zip(parameters, harmless, strict=True))
-    root, rank, multiplicity = (jnp.where(exists, *x) for x in ((root, 0.25), (rank, 0), (multiplicity, 1)))
+    parameters = tuple(jnp.where(exists, x, jnp.asarray(y)) for x, y in zip(parameters, harmless, strict=True))
+    root, rank, multiplicity = (jnp.where(exists, x, y) for x, y in ((root, 0.25), (rank, 0), (multiplicity, 1)))
     fixed = jax.lax.stop_gradient(parameters)
     _, _, _, v_i, v_t, a_i, a_t = parameters
     matrix = _singular_at(root, *fixed)

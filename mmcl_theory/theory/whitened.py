@@ -50,8 +50,8 @@ def whitened_rule(
 
     Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates. Directions
     in which a covariance vanishes (a detail that is never mentioned, without text noise) are left out: pseudo-inverses.
-    The rule has a limit as a detail is mentioned ever less, but the derivative in that pi is NaN at 0 without text noise;
-    all derivatives are where a covariance is singular otherwise, as the rule jumps there.
+    The rule has a limit as a detail is mentioned ever less, but its derivative in that pi is NaN at 0 without text
+    noise. Where a covariance is singular otherwise the rule jumps, and all derivatives are NaN.
     Arguments, errors and source as for `whitened_accuracy`.
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
@@ -85,9 +85,9 @@ def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None =
     balanced rule has the best accuracy on P* that any linear rule has, Phi(mu_c / sqrt(s_c^2 + s_I^2)) (acc_P* falls
     strictly in |w_s / w_c|), whatever pi_core: among captions with pi_spu <= 1 the balanced ones are optimal.
 
-    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. At D = 0 (pi_core = 1, no image noise) with
-    text noise the root is 0 and grows as sqrt(D): its derivatives there are not finite. NaN where G v = k^2 (q^2 = 1 and no
-    variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
+    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. At D = 0 (pi_core = 1, no image noise)
+    with text noise the root is 0 and grows as sqrt(D): its derivatives there are not finite. NaN where G v = k^2 (q^2 =
+    1 and no variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
     Raises: ValueError for another masking.
     Source: X10 (the root and the optimality are this project's).  Check: proofs_checks/x10.py.
     """
