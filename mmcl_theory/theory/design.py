@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, IntraClass, Observation, captions
-from mmcl_theory.theory.mmcl import mmcl_accuracy
+from mmcl_theory.theory.mmcl import limit_accuracy, mmcl_accuracy
 
 _GRID = 129
 _SECTIONS = 60
@@ -58,21 +58,27 @@ def optimal_same_class_weight(
 
     In the population (n = None) more intra-class contrasting is always better, lambda = 1, whenever pi_core sigma_core
     > 0; in n samples the signal shrinks with the noise of the rule and the optimum may lie inside. Found on a grid,
-    then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0.
+    then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0. All NaN
+    where `mmcl_accuracy` is NaN there, n being too small for it.
 
     Leaves must be scalars: `vmap` for more.  Raises: ValueError for n < 2.
     Source: X3.  Check: proofs_checks/x3.py.
     """
 
+    policy = caps or captions()
+
     def value(weight: Array) -> Array:
-        return mmcl_accuracy(model, caps, obs, n, same_class_weight=weight).shifted
+        return limit_accuracy(model, policy, obs, n, weight).shifted
 
     inside = unit_interval_argmax(value, _GRID, _SECTIONS)
     candidates = jnp.stack([jnp.ones_like(inside), jnp.zeros_like(inside), inside])
     # The curve may be flat at an end; rounding does not decide against that end.
     gain = jax.vmap(value)(candidates) - 8 * jnp.finfo(inside.dtype).eps * jnp.array([0, 0, 1], inside.dtype)
     weight = candidates[jnp.argmax(gain)]
-    return WeightOptimum(weight, value(weight), jax.grad(value)(weight))
+    shifted = mmcl_accuracy(model, policy, obs, n, same_class_weight=weight).shifted
+    valid = ~jnp.isnan(shifted)
+    optimum = WeightOptimum(weight, shifted, jax.grad(value)(weight))
+    return jax.tree.map(lambda x: jnp.where(valid, x, jnp.nan), optimum)
 
 
 def unit_interval_argmax(

@@ -54,8 +54,7 @@ def mmcl_accuracy(
     Source: T1, T2, T4, T5, T6; X2, X3.
     Check: proofs_checks/t2.py, proofs_checks/t4.py, proofs_checks/t5.py, proofs_checks/x2.py, proofs_checks/x3.py.
     """
-    weights, prompt_noise = _population_rule(model, caps or captions(), obs, embed_dim, same_class_weight, prompts)
-    norm = (weights**2).sum(-1)
+    caps = caps or captions()
     if n is not None:
         if isinstance(model, InterClass):
             raise NotImplementedError("mmcl_accuracy has no theory for n samples of the inter-class model; use n=None.")
@@ -68,18 +67,43 @@ def mmcl_accuracy(
                 raise NotImplementedError(
                     f"mmcl_accuracy has no theory for embed_dim > {MAX_OUTLIERS} below the dimensions with n samples."
                 )
-            return _truncated_accuracy(model, caps or captions(), obs, n, embed_dim, prompts)
+            return _truncated_accuracy(model, caps, obs, n, embed_dim, prompts)
+    weights, norm = _limit_rule(model, caps, obs, n, embed_dim, same_class_weight, prompts)
+    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    accuracy = linear_rule_accuracy(model, weights, norm, sd_image)
+    if n is None or isinstance(model, InterClass):
+        return accuracy
+    more = rule_variance(model, caps, obs, n, same_class_weight, prompts)
+    return _where_the_rule_is_steady(model, accuracy, weights, sd_image**2 * norm, more)
+
+
+def limit_accuracy(
+    model: IntraClass, caps: Captions, obs: Observation | None, n: Scalar | None, same_class_weight: Scalar
+) -> GroupAccuracy:
+    """`mmcl_accuracy` of the full embedding with core prompts, NaN nowhere: the limit's own formula."""
+    weights, norm = _limit_rule(model, caps, obs, n, None, same_class_weight, "core")
+    return linear_rule_accuracy(model, weights, norm, 0.0 if obs is None else obs.sd_image)
+
+
+def _limit_rule(
+    model: Model,
+    caps: Captions,
+    obs: Observation | None,
+    n: Scalar | None,
+    embed_dim: int | None,
+    same_class_weight: Scalar | None,
+    prompts: str,
+) -> tuple[Array, Array]:
+    """The rule on the latents, (..., 2), and its squared ambient norm, that of its noise at n samples included."""
+    weights, prompt_noise = _population_rule(model, caps, obs, embed_dim, same_class_weight, prompts)
+    norm = (weights**2).sum(-1)
+    if n is not None:
         n = _checks.sample_size(n)
         if obs is not None:
             variance = obs.sd_image**2 * (obs.dim_image / n) * prompt_noise
             norm, variance = jnp.broadcast_arrays(norm, variance)
             norm = norm + variance
-    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
-    accuracy = linear_rule_accuracy(model, weights, norm, sd_image)
-    if n is None or isinstance(model, InterClass):
-        return accuracy
-    more = rule_variance(model, caps or captions(), obs, n, same_class_weight, prompts)
-    return _where_the_rule_is_steady(model, accuracy, weights, sd_image**2 * norm, more)
+    return weights, norm
 
 
 def _where_the_rule_is_steady(
