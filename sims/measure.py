@@ -16,7 +16,7 @@ from mmcl_theory import learners, losses
 from sims.config import Setting
 from sims.grid import Task
 
-_LARGEST_CORRECTION = 0.05  # where 1/n moves an accuracy by more, its first-order expansion predicts nothing
+_LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
 _OF_LIMIT = 0.02  # what X1, a limit, leaves out
 _ROUNDING = 1e-5  # of float32
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
@@ -181,8 +181,8 @@ def task(setting: Setting, learner: str) -> Task:
 def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
     """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where the theory at hand does not reach.
 
-    mmcl and mmcl_gradient: the mean over training samples to order 1/n (X2 untruncated, X3's same-class weight), NaN
-    where the 1/n term exceeds 0.05. supervised and supervised_gradient: X1, for the latter the limit of long training.
+    mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN
+    where it is more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
     info_nce: none.
     """
     model, obs = _model(setting, cell), _observation(setting)
@@ -225,7 +225,7 @@ def _has_prediction(setting: Setting, learner: str) -> bool:
 
 
 def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
-    """(..., 2) by group, and the size of its 1/n term, the larger of both groups'."""
+    """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
     given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
     mean = _groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
     limit = _groups(mt.theory.mmcl_accuracy(*given, same_class_weight=cell.same_class_weight))
