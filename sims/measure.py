@@ -181,8 +181,8 @@ def task(setting: Setting, learner: str) -> Task:
 def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
     """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where the theory at hand does not reach.
 
-    mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN
-    where it is more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
+    mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN where it is
+    more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
     info_nce: none.
     """
     model, obs = _model(setting, cell), _observation(setting)
