@@ -52,6 +52,7 @@ class Row:
     """A line of the ledger.
 
     wrong: each wrong theory and its z over the comparison's limit; above 1 it was rejected, and NaN rejects nothing.
+    label, check: the statement, and the name of the function that judged it.
     A row is `good` if its verdict is not "fails", at least one wrong theory was tried, and every one was rejected.
     """
 
@@ -60,6 +61,7 @@ class Row:
     verdict: str
     wrong: tuple[tuple[str, float], ...]
     label: str = ""
+    check: str = ""
     seconds: float = math.nan
 
     @property

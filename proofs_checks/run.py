@@ -1,23 +1,23 @@
 """Run the checks of the named statements and show their rows."""
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import importlib
-import json
-import math
 import multiprocessing
-import pathlib
+import queue
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from proofs_checks.ledger import FAILS, REFUTED, Gap, Row
-from sims import files
+from proofs_checks.store import Key
+from sims.flags import WorkFailed
 
 COLUMNS = (
     f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'allowed':>8} {'z':>7} {'limit':>6}"
@@ -33,13 +33,15 @@ def module(label: str):
     return importlib.import_module(f"proofs_checks.{label.lower()}")
 
 
-def judged(labels: Sequence[str], effort: int) -> Iterator[Row]:
+def judged(labels: Sequence[str], effort: int, known: Collection[Key] = ()) -> Iterator[Row]:
     """A row for every check of the statements, in float64, as it comes; a check that raises is a row that fails.
 
-    effort: factor on the number of runs, >= 1.
+    effort: factor on the number of runs, >= 1.  known: (label, check) that are left out.
     """
     for label in labels:
         for check in module(label).CHECKS:
+            if (label, check.__name__) in known:
+                continue
             start = time.perf_counter()
             with jax.enable_x64(True):
                 try:
@@ -49,46 +51,96 @@ def judged(labels: Sequence[str], effort: int) -> Iterator[Row]:
                     nan = float("nan")
                     reason = " ".join(f"{check.__name__}: {type(error).__name__}: {error}".split())
                     row = Row(reason, Gap(nan, nan, None, nan, nan), FAILS, ())
-            yield dataclasses.replace(row, label=label, seconds=time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            yield dataclasses.replace(row, label=label, check=check.__name__, seconds=seconds)
 
 
-def ledger(labels: Sequence[str], effort: int, workers: int = 1) -> list[Row]:
+def ledger(
+    labels: Sequence[str],
+    effort: int,
+    workers: int = 1,
+    known: Mapping[Key, Row] | None = None,
+    keep: Callable[[Sequence[Row]], None] | None = None,
+) -> list[Row]:
     """`judged`, a statement a job of `workers` processes, the longest first; rows are printed as they come.
 
     A process keeps what it has compiled for its next statement. Progress is shown on stderr.
 
-    Returns the rows in the order of the statements.
+    known: rows of an earlier run, which are shown and not judged again.  keep: called with all rows so far, in the
+    order of the checks, after each that is judged.
+    Returns the rows in the order of the checks.
+    Raises: WorkFailed if a process ends before its work.
     """
-    rows: dict[str, list[Row]] = {label: [] for label in labels}
+    order = [(label, check.__name__) for label in labels for check in module(label).CHECKS]
+    rows = {key: row for key, row in (known or {}).items() if key in order}
     print(COLUMNS)
-    total = sum(len(module(label).CHECKS) for label in labels)
-    with tqdm(total=total, unit="check", disable=None) as bar:
-
-        def show(row: Row) -> None:
-            rows[row.label].append(row)
-            tqdm.write(text(row))
-            sys.stdout.flush()
-            bar.update()
-
-        if workers == 1 or len(labels) == 1:
-            for row in judged(labels, effort):
-                show(row)
+    for key in order:
+        if key in rows:
+            tqdm.write(text(rows[key]))
+    open_labels = [label for label in labels if any(key not in rows for key in order if key[0] == label)]
+    with tqdm(total=len(order), initial=len(rows), unit="check", disable=None) as bar:
+        if workers == 1 or len(open_labels) <= 1:
+            found = judged(open_labels, effort, set(rows))
         else:
-            spawn = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
-                jobs = [pool.submit(_statement, label, effort) for label in sorted(labels, key=_rank)]
-                for job in concurrent.futures.as_completed(jobs):
-                    for row in job.result():
-                        show(row)
-    return [row for label in labels for row in rows[label]]
+            found = _judged_by_processes(sorted(open_labels, key=_rank), effort, set(rows), workers)
+        with contextlib.closing(found):
+            for row in found:
+                rows[row.label, row.check] = row
+                tqdm.write(text(row))
+                sys.stdout.flush()
+                bar.update()
+                if keep:
+                    keep([rows[key] for key in order if key in rows])
+    return [rows[key] for key in order]
+
+
+def _judged_by_processes(labels: Sequence[str], effort: int, known: Collection[Key], workers: int) -> Iterator[Row]:
+    """`judged` by processes that take the statements in turn; they end with this iterator, or with this process."""
+    spawn = multiprocessing.get_context("spawn")
+    jobs, found = spawn.SimpleQueue(), spawn.Queue()
+    for label in [*labels, *[None] * workers]:
+        jobs.put(label)
+    processes = [spawn.Process(target=_work, args=(jobs, found, effort, known), daemon=True) for _ in range(workers)]
+    # An interrupt is this process's business: those it starts inherit the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    working = workers
+    try:
+        while working:
+            try:
+                row = found.get(timeout=1)
+            except queue.Empty:
+                if code := next((p.exitcode for p in processes if p.exitcode), None):
+                    raise WorkFailed(f"a process ended with exit code {code}; rows judged before it stay.") from None
+                continue
+            if row is None:
+                working -= 1
+            else:
+                yield row
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _work(jobs: Any, found: Any, effort: int, known: Collection[Key]) -> None:
+    """Judge the statements of `jobs` up to None, which is passed on."""
+    parent = multiprocessing.parent_process()
+    while (label := jobs.get()) is not None:
+        for row in judged([label], effort, known):
+            if not parent.is_alive():
+                return
+            found.put(row)
+    found.put(None)
 
 
 def _rank(label: str) -> int:
     return LONGEST.index(label) if label in LONGEST else len(LONGEST)
-
-
-def _statement(label: str, effort: int) -> list[Row]:
-    return list(judged([label], effort))
 
 
 def text(row: Row) -> str:
@@ -113,27 +165,3 @@ def summary(rows: Sequence[Row]) -> str:
         f" rejected, {sum(len(row.missed) for row in rows)} missed; {seconds:.0f} s."
     ]
     return "\n".join([*lines, *(f"BAD {text(row)}" for row in bad)])
-
-
-def write_json(target: pathlib.Path, rows: Sequence[Row], profile: str) -> None:
-    """Write the rows, whole or not at all."""
-    statements = {label: module(label).STATEMENT for label in dict.fromkeys(row.label for row in rows)}
-    content = {
-        "profile": profile,
-        "statements": statements,
-        "rows": [_finite(_record(row)) for row in rows],
-    }
-    files.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _record(row: Row) -> dict[str, Any]:
-    return dataclasses.asdict(row) | {"good": row.good, "missed": row.missed, "excess": row.gap.excess}
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have: an infinite or undefined z."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value

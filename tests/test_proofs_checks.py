@@ -1,9 +1,14 @@
 """The ledger: comparisons accept what is true and reject what is not, rows are good only so, the command's exits."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import mpmath
@@ -13,7 +18,7 @@ import scipy.stats
 import sympy
 
 from proofs_checks import __main__ as command
-from proofs_checks import ambient, ledger, mutants, pages, run, symbolic, t2
+from proofs_checks import ambient, ledger, mutants, pages, run, store, symbolic, t2, t5
 from sims.flags import run_main
 from tests.test_sims_command import own_flags
 
@@ -152,7 +157,7 @@ def test_quick_rows_hold_and_are_written(tmp_path, monkeypatch, capsys):
     rows = run.ledger(["T2"], 1, workers=1)
     assert [row.verdict for row in rows] == ["holds", "holds"] and all(row.good for row in rows)
     assert capsys.readouterr().out.count("holds, ") == 2
-    run.write_json(tmp_path / "l.json", rows, "quick")
+    store.write(tmp_path / "l.json", {"T2": t2.STATEMENT}, rows, "quick")
     content = json.loads((tmp_path / "l.json").read_text())
     assert content["rows"][0]["gap"]["predicted"] == 0.81232763 and content["rows"][0]["good"]
     assert list(content["statements"]) == ["T2"] and jax.config.jax_enable_x64
@@ -171,6 +176,143 @@ def test_same_law_sees_a_spread_and_a_shift():
     assert compare(RNG.normal(size=(8000, 2))).holds
     assert not compare(1.6 * RNG.normal(size=(8000, 2))).holds
     assert not compare(RNG.normal([0, 0.2], 1, (8000, 2))).holds
+
+
+# A run that is stopped
+
+
+def called(*arguments):
+    """Exit code of the command in this process, one worker."""
+    with own_flags(), pytest.raises(SystemExit) as caught:
+        run_main(command.__doc__, command._define_flags, command._main, ["command", "--workers=1", *arguments])
+    return caught.value.code
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """T2 and T5 with three quick checks; the list of those that were judged, and the one at which the run stops."""
+    judged, stop = [], []
+
+    def check(name):
+        def one(effort):
+            if name in stop:
+                raise KeyboardInterrupt
+            judged.append(name)
+            return ledger.judge(name, ledger.close(1.0, 0.1), 1.0, {"infinite": np.inf})
+
+        one.__name__ = name
+        return one
+
+    monkeypatch.setattr(t2, "CHECKS", (check("first"), check("second")))
+    monkeypatch.setattr(t5, "CHECKS", (check("third"),))
+    return judged, stop
+
+
+def test_a_stopped_run_keeps_its_rows_and_goes_on(three, tmp_path, capsys):
+    judged, stop = three
+    target = tmp_path / "l.json"
+    stop.append("second")
+    assert called("--only=T2,T5", f"--json={target}") == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted;")
+    assert [row["check"] for row in json.loads(target.read_text())["rows"]] == ["first"]
+    stop.clear()
+    assert called("--only=T2,T5", f"--json={target}") == 0
+    assert judged == ["first", "second", "third"] and "3 of 3 rows are good" in capsys.readouterr().out
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["check"] for row in rows] == judged and rows[0]["wrong"] == [["infinite", None]]
+    assert called("--only=T2,T5", f"--json={target}") == 0 and len(judged) == 3
+    assert called("--only=T2,T5", f"--json={target}", "--overwrite") == 0 and len(judged) == 6
+
+
+def test_rows_of_other_statements_stay(three, tmp_path):
+    target = tmp_path / "l.json"
+    for label in ("T5", "T2"):
+        assert called(f"--only={label}", f"--json={target}") == 0
+    content = json.loads(target.read_text())
+    assert list(content["statements"]) == ["T2", "T5"] and [row["label"] for row in content["rows"]] == [
+        "T2",
+        "T2",
+        "T5",
+    ]
+
+
+def test_rows_of_other_code_or_another_profile_are_judged_again(three, tmp_path, monkeypatch):
+    judged, _ = three
+    target = tmp_path / "l.json"
+    for options in ([], ["--profile=full"]):
+        assert called("--only=T5", f"--json={target}", *options) == 0
+    monkeypatch.setattr(store, "version", lambda: "changed")
+    assert called("--only=T5", f"--json={target}", "--profile=full") == 0
+    assert judged == ["third"] * 3 and json.loads(target.read_text())["version"] == "changed"
+
+
+def test_a_row_that_is_not_good_is_judged_again(tmp_path, three):
+    judged, _ = three
+    target = tmp_path / "l.json"
+    assert called("--only=T2", f"--json={target}") == 0
+    content = json.loads(target.read_text())
+    content["rows"][1]["good"] = False
+    target.write_text(json.dumps(content))
+    assert called("--only=T2", f"--json={target}") == 0 and judged == ["first", "second", "second"]
+
+
+def test_the_version_is_of_the_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    found = [store.version()]
+    for package, text in (("mmcl_theory/deep", "x = 1"), ("mmcl_theory/deep", "x = 2"), ("proofs_checks", "x = 2")):
+        (tmp_path / package).mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / "a.py").write_text(text)
+        found.append(store.version())
+    assert len(set(found)) == 4 and found[-1] == store.version()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"profile": "quick", "rows', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_file_is_one_line_and_stays(content, tmp_path, capsys, three):
+    target = tmp_path / "l.json"
+    target.write_bytes(content)
+    assert "cannot be read as a ledger" in refused(command, capsys, "--only=T2", f"--json={target}")
+    assert target.read_bytes() == content
+    assert called("--only=T2", f"--json={target}", "--overwrite") == 0
+
+
+def test_a_damaged_row_is_one_line(tmp_path, capsys, three):
+    target = tmp_path / "l.json"
+    assert called("--only=T2", f"--json={target}") == 0
+    capsys.readouterr()
+    content = json.loads(target.read_text())
+    del content["rows"][0]["gap"]["z"]
+    target.write_text(json.dumps(content))
+    assert "cannot be read as a ledger" in refused(command, capsys, "--only=T2", f"--json={target}")
+
+
+def workers_of(group):
+    """Command lines of the processes of a group that run its work: not the one that tracks multiprocessing's names."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_text().replace("\0", " ")
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == group and "spawn_main" in words:
+                found.append(words)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_processes_end_with_a_stopped_run(sent, code, tmp_path):
+    """A signal to all processes of the run, as Ctrl-C sends it, once a row is stored."""
+    target = tmp_path / "l.json"
+    command = [sys.executable, "-m", "proofs_checks", "--only=T1,T2,T3", f"--json={target}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not target.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+    lines = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == code
+    assert [line for line in lines if line.startswith("error: interrupted;")] == [lines[-1]]
+    assert not any("Traceback" in line for line in lines) and json.loads(target.read_text())["rows"]
+    assert not workers_of(process.pid)
 
 
 # Mutants
@@ -219,7 +361,8 @@ def refused(module, capsys, *arguments):
 def test_pages_hold_docstrings_and_rows(tmp_path):
     row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
     rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
-    run.write_json(tmp_path / "l.json", rows, "quick")
+    statements = {label: run.module(label).STATEMENT for label in command.LABELS}
+    store.write(tmp_path / "l.json", statements, rows, "quick")
     pages.write(json.loads((tmp_path / "l.json").read_text()), tmp_path / "out")
     text = (tmp_path / "out" / "X6.md").read_text()
     assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
