@@ -77,6 +77,11 @@ def truncated(rank: int):
     return rule
 
 
+def ordinary(pairs, prompt, knob):
+    """Minimiser of the ordinary linear loss, times the prompt."""
+    return learners.cross_covariance(pairs.image, pairs.text @ prompt[:, None])[:, 0]
+
+
 def whitened(pairs, prompt, theta):
     """Minimiser of the whitened family from sample covariances, times the prompt."""
     image, text = pairs.image, pairs.text
@@ -84,31 +89,34 @@ def whitened(pairs, prompt, theta):
     return learners.whitened_optimum(*covariances, theta) @ prompt
 
 
-def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
-    """Latent parts (runs, 2) and squared norms (runs,) of rules learnt from n pairs each, core prompt of class +1."""
+def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str = "core"):
+    """Latent parts (runs, 2) and squared norms (runs,) of rules learnt from n pairs each, prompt of class +1."""
     compiled = _rules_long if runs * n * (obs.dim_image + obs.dim_text) > LONG else _rules
-    return compiled(key, model, caps, obs, knob, rule=rule, n=n, runs=runs)
+    return compiled(key, model, caps, obs, knob, rule=rule, n=n, runs=runs, prompts=prompts)
 
 
-def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int):
+def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str):
     """`rules`, not compiled."""
 
     def run(key):
         key_dictionaries, key_pairs = jax.random.split(key)
         d = mt.draw_dictionaries(key_dictionaries, model, obs)
-        w = rule(mt.sample_pairs(key_pairs, model, caps, obs, n, d), d.text @ zero_shot.latent_prompts(model)[1], knob)
+        prompt = d.text @ zero_shot.latent_prompts(model, prompts)[1]
+        w = rule(mt.sample_pairs(key_pairs, model, caps, obs, n, d), prompt, knob)
         return w @ d.image, w @ w
 
     return jax.lax.map(run, jax.random.split(key, runs), batch_size=4)
 
 
-_rules, _rules_long = (compiler(_learnt, static_argnames=("rule", "n", "runs")) for compiler in (jit, jit_long))
+_rules, _rules_long = (
+    compiler(_learnt, static_argnames=("rule", "n", "runs", "prompts")) for compiler in (jit, jit_long)
+)
 _accuracy = jit(zero_shot.linear_rule_accuracy)
 
 
-def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear, n: int, runs: int) -> np.ndarray:
-    """(runs, 2): exact accuracy, aligned and conflicting, of each learnt rule."""
-    w, norm = rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob, float), rule=rule, n=n, runs=runs)
+def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear, **how) -> np.ndarray:
+    """(runs, 2): exact accuracy, aligned and conflicting, of each learnt rule; how: n, runs and prompts of `rules`."""
+    w, norm = rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob, float), rule=rule, **how)
     return groups(_accuracy(model, w, norm, obs.sd_image))
 
 

@@ -112,6 +112,20 @@ def mean(samples: Any, bias: float = 0.0) -> Comparison:
     return compare
 
 
+def estimate(value: Any, se: Any, bias: float = 0.0) -> Comparison:
+    """E[value] = prediction, by entry, of Gaussian estimates with known standard errors; otherwise as `mean`."""
+    average, error = (np.asarray(x, np.float64).reshape(-1) for x in (value, se))
+    limit = float(scipy.stats.norm.isf(FALSE_ALARM / (2 * average.size)))
+
+    def compare(prediction: Any) -> Gap:
+        expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
+        z = np.maximum(np.abs(average - expected) - bias, 0) / error
+        i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
+        return Gap(float(expected[i]), float(average[i]), float(error[i]), float(z[i]), limit, bias)
+
+    return compare
+
+
 def close(measured: Any, tolerance: float) -> Comparison:
     """|measured - prediction| <= tolerance (1 + |measured|) in every entry; z in units of that."""
     x = np.asarray(measured, np.float64).reshape(-1)
@@ -123,6 +137,12 @@ def close(measured: Any, tolerance: float) -> Comparison:
         return Gap(float(expected[i]), float(x[i]), None, float(z[i]), 1.0)
 
     return compare
+
+
+def off(right: Any, reference: Any = 0.0) -> np.ndarray:
+    """A wrong prediction whose effect, its distance from `reference`, is 8% too large."""
+    right = np.asarray(right, np.float64)
+    return right + 0.08 * (right - np.asarray(reference, np.float64))
 
 
 def below(samples: Any) -> Comparison:

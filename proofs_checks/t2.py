@@ -25,6 +25,7 @@ PICTURE = "sweep_spurious.png"
 
 accuracy = ambient.jit(theory.mmcl_accuracy)
 mean_accuracy = ambient.jit(theory.mmcl_mean_accuracy)
+mean_accuracy_at = ambient.jit(theory.mmcl_mean_accuracy, static_argnames=("prompts",))
 
 
 def moments_from_the_definition(effort):
@@ -195,6 +196,28 @@ def learnt_rules(effort):
     )
 
 
+def train_mean_prompts(effort):
+    """As `learnt_rules`, with the training mean of a class as its prompt, which names the spurious feature."""
+    model, caps, obs, n = mt.intra_class(0.8, 0.8, 0.3), mt.captions(0.6, 0.7), ambient.noise(60, 20, 0.8, 0.8), 200
+    how = {"n": n, "runs": 400 * effort, "prompts": "train_mean"}
+    samples = ambient.accuracies(2, model, caps, obs, rule=ambient.ordinary, **how)
+
+    def prediction(p=0.8, n=n, prompts="train_mean"):
+        return ambient.groups(mean_accuracy_at(mt.intra_class(p, 0.8, 0.3), caps, obs, n, prompts=prompts))
+
+    return ledger.judge(
+        "accuracy of rules learnt from 200 pairs, training means as prompts",
+        ledger.mean(samples),
+        prediction(),
+        {
+            "core prompts": prediction(prompts="core"),
+            "8% farther from chance": ledger.off(prediction(), 0.5),
+            "p off by .03": prediction(p=0.77),
+            "2n for n": prediction(n=2 * n),
+        },
+    )
+
+
 def gap_of_the_population_formula(effort):
     """Mean over samples minus T2, at fixed dimensions: a multiple of 1/n."""
     model, obs, sizes = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(60, 10, 1.0, 1.0), (100, 200, 400, 800, 1600)
@@ -220,5 +243,6 @@ CHECKS = (
     number_of_the_code,
     master_formula,
     learnt_rules,
+    train_mean_prompts,
     gap_of_the_population_formula,
 )

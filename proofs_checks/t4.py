@@ -131,6 +131,49 @@ def sampled_accuracy(effort):
     )
 
 
+def one_pair(effort):
+    """Two classes, nothing to share: rules learnt from 1000 ambient pairs and from their halves, whose 1/n term
+    cancels; what is left is of order n^-2."""
+    n, runs = 1000, 200 * effort
+    obs = ambient.noise(6, 5, 0.3, 0.3)
+
+    @ambient.jit
+    def measured(key, model):
+        def run(key):
+            key_d, key_train, key_test = jax.random.split(key, 3)
+            d = mt.draw_dictionaries(key_d, model, obs)
+            pairs = mt.sample_pairs(key_train, model, mt.captions(0.8), obs, n, d)
+            test = mt.sample_pairs(key_test, mt.shifted(model), mt.captions(), obs, 2 * n, d)
+            prompts = d.text @ zero_shot.latent_prompts(model).T
+            aligned = mt.is_aligned(test.label, test.attribute)
+
+            def share(part):
+                scores = test.image @ (learners.cross_covariance(pairs.image[part], pairs.text[part]) @ prompts)
+                found = zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
+                return jnp.stack([found.aligned, found.conflicting])
+
+            first, second = (share(part) for part in (slice(n // 2), slice(n // 2, n)))
+            return 2 * share(slice(n)) - (first + second) / 2
+
+        return jax.lax.map(run, jax.random.split(key, runs))
+
+    samples = np.asarray(measured(jax.random.key(2), mt.inter_class(1, 0.9, 0.3, 0.5)))[:, 1]
+
+    def prediction(p=0.9, m=1):
+        return accuracy(mt.inter_class(m, p, 0.3, 0.5), mt.captions(0.8), obs).conflicting
+
+    return ledger.judge(
+        "one pair of classes: conflicting accuracy of rules learnt from 1000 ambient pairs, on sampled images",
+        ledger.mean(samples),
+        prediction(),
+        {
+            "8% farther from chance": ledger.off(prediction(), 0.5),
+            "p off by .03": prediction(p=0.87),
+            "two pairs": prediction(m=2),
+        },
+    )
+
+
 def gap_of_the_rule(effort):
     """Rules learnt from n pairs of 6 classes, scores of test images drawn in law: gap to the population's accuracy."""
     sizes, caps, obs = (50, 100, 200), mt.captions(), ambient.noise(12, 10, 0.3, 0.3)
@@ -233,13 +276,31 @@ def max_margin_of_the_population(effort):
     )
 
 
+def max_margin_of_one_pair(effort):
+    """No other class to stand out of: u = v, and a conflicting image scores 0 in both classes."""
+    images, number, w = crammer_singer(1, 0.55, 0.35)
+    scores = np.round((images * [1, -1]) @ w.T, 9)
+    best = scores == scores.max(1, keepdims=True)
+    conflicting = (best[np.arange(2), number] / best.sum(1)).mean()
+    w = w - w.mean(0)
+    found = theory.supervised_accuracy(mt.inter_class(1, 1.0, 0.55, 0.35)).conflicting
+    return ledger.judge(
+        "hard margin over the whole population of one pair (NNLS): u/v = 1, conflicting accuracy 1/2, a tie",
+        ledger.close([w[1, 0] / w[1, 1], conflicting], 1e-6),
+        [1.0, found],
+        {"(1-beta)/(1-alpha)": [0.65 / 0.45, 1.0], "(1-alpha)/(1-beta)": [0.45 / 0.65, 0.0]},
+    )
+
+
 CHECKS = (
     moments_from_the_definition,
     rule_of_the_code,
     learnt_weights,
     sampled_accuracy,
+    one_pair,
     gap_of_the_rule,
     when_the_conflicting_group_is_right,
     max_margin_by_hand,
     max_margin_of_the_population,
+    max_margin_of_one_pair,
 )

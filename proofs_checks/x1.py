@@ -8,6 +8,8 @@ Fails where: samples are not separable (the prediction is NaN); at small n: the 
 formula leaves out the noise on the two signal coordinates, a difference of that order too (T = 40.2 against 40.4).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,25 +143,51 @@ def values_of_the_text(effort):
     )
 
 
-def sampled_images(effort):
-    """Max-margin rules of sampled images; the limit is allowed an error of .02 at this n."""
-    n = 250 if effort == 1 else 1000
-    parameters = (0.95, 1.0, 0.1, n, 2 * n, 2 * (n / 1000) ** 0.5)  # THEORY's point, n/d and n/sigma^2 kept
-    p, s_c, s_s, n, d, sigma = parameters
-    obs = mt.observation(d, 2, sigma, 0.0)
-    single = ambient.single(mt.intra_class(p, s_c, s_s), obs)
-    samples = np.asarray(ambient.max_margin(jax.random.key(6), *single, n=n, seeds=40 if effort == 1 else 16))
+SIZES = (40, 80, 160)
+POINT = (0.95, 1.0, 0.1)  # p, s_c, s_s of THEORY's first example; n/d and n/sigma^2 are kept at every n
 
-    def prediction(p=p, s_c=s_c, n=n):
-        return ambient.groups(curve(mt.intra_class(p, s_c, s_s), obs, float(n)))
+
+def noise_at(n: float):
+    return mt.observation(2 * round(n), 2, 2 * (n / 1000) ** 0.5, 0.0)
+
+
+@functools.cache
+def sampled(effort):
+    """Accuracies (runs, 2) of max-margin rules of sampled images at each of SIZES."""
+    found = []
+    for n in SIZES:
+        single = ambient.single(mt.intra_class(*POINT), noise_at(n))
+        seeds = 80_000 // n * min(effort, 4)
+        x = np.asarray(ambient.max_margin(jax.random.key(n), *single, n=n, seeds=seeds))
+        found.append(x[np.isfinite(x).all(-1)])
+    return found
+
+
+def sampled_images(effort):
+    """The limit: intercept of a fit with n^-1, which the curve, the same at every n, is to meet in both groups.
+
+    The next order is not in the fit. Of the aligned group it was measured with a third term: below .002.
+    """
+    samples, bias = sampled(effort), 2e-3
+    error = np.array([x.std(0, ddof=1) / len(x) ** 0.5 for x in samples])
+    average = np.array([x.mean(0) for x in samples])
+    intercept, se = np.empty(2), np.empty(2)
+    for group in (0, 1):
+        design = np.stack([np.array(SIZES) ** power for power in (0.0, -1.0)], -1) / error[:, group, None]
+        covariance = np.linalg.inv(design.T @ design)
+        intercept[group] = (covariance @ design.T @ (average[:, group] / error[:, group]))[0]
+        se[group] = covariance[0, 0] ** 0.5
+
+    def prediction(p=POINT[0], s_c=POINT[1]):
+        return ambient.groups(curve(mt.intra_class(p, s_c, POINT[2]), noise_at(1000), 1000.0))
 
     return ledger.judge(
-        f"max-margin rules of {n} images in {d} dimensions at (p,s_c,s_s) = (.95,1,.1), up to .02",
-        ledger.mean(samples, bias=0.02),
+        "max-margin rules of 40 to 160 images at n/d = 1/2, (p,s_c,s_s) = (.95,1,.1), extrapolated, up to .002",
+        ledger.estimate(intercept, se, bias),
         prediction(),
         {
-            "p off by .1": prediction(p=p - 0.1),
-            "s_c halved": prediction(s_c=s_c / 2),
+            "p off by .03": prediction(p=0.92),
+            "s_c off by 8%": prediction(s_c=1.08),
             "groups swapped": prediction()[::-1],
         },
     )
@@ -167,20 +195,13 @@ def sampled_images(effort):
 
 def gap_to_the_curve(effort):
     """Aligned group at fixed n/d and n/sigma^2: the gap to the limit, against n."""
-    sizes = (40, 80, 160)
-    gaps, errors = [], []
-    for n in sizes:
-        obs = mt.observation(2 * n, 2, 2 * (n / 1000) ** 0.5, 0.0)
-        model = mt.intra_class(0.95, 1.0, 0.1)
-        single = ambient.single(model, obs)
-        seeds = 80_000 // n * min(effort, 4)
-        samples = np.asarray(ambient.max_margin(jax.random.key(n), *single, n=n, seeds=seeds))[:, 0]
-        samples = samples[np.isfinite(samples)]
-        gaps.append(samples.mean() - float(curve(model, obs, float(n)).aligned))
-        errors.append(samples.std() / len(samples) ** 0.5)
+    samples = [x[:, 0] for x in sampled(effort)]
+    limit = float(curve(mt.intra_class(*POINT), noise_at(1000), 1000.0).aligned)
+    gaps = [x.mean() - limit for x in samples]
+    errors = [x.std(ddof=1) / len(x) ** 0.5 for x in samples]
     return ledger.judge(
         "aligned group: gap between samples and the limit at n/d = 1/2 shrinks as n^-1 (exponent)",
-        ledger.rate(sizes, gaps, errors),
+        ledger.rate(SIZES, gaps, errors),
         -1.0,
         {"n^-1/4": -0.25, "n^-2": -2.0},
     )

@@ -72,9 +72,14 @@ def learnt_rules(effort):
 
     return ledger.judge(
         "conflicting accuracy of learnt rules 25% below and above the threshold (above and below 1/2)",
-        ledger.mean(np.stack(samples, -1), bias=1e-3),
+        ledger.mean(np.stack(samples, -1)),
         prediction(),
-        {"sides swapped": prediction(mu=mu[::-1]), "s_c off by 10%": prediction(s_c=0.55), "chance": [0.5, 0.5]},
+        {
+            "8% farther from chance": ledger.off(prediction(), 0.5),
+            "sides swapped": prediction(mu=mu[::-1]),
+            "s_c off by 10%": prediction(s_c=0.55),
+            "chance": [0.5, 0.5],
+        },
     )
 
 

@@ -30,12 +30,15 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
     Intra-class: `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I; needs obs and n. NaN where almost all
     such samples are not linearly separable.
     Inter-class: the noiseless limit d_I >> n -> inf at p_spu = 1, where class (c, k) scores c (u core_k + v spu_k) with
-    u : v = (1 - beta) : (1 - alpha); obs and n are not used. NaN for p_spu < 1, which that limit does not cover.
+    u : v = (1 - beta) : (1 - alpha); obs and n are not used. With one pair there is no other class to stand out of,
+    u = v, and the conflicting group is a tie, 1/2. NaN for p_spu < 1, which that limit does not cover.
     Raises: ValueError if the intra-class model comes without obs or n, or n < 2.
     Source: X1; T4.  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
     if isinstance(model, InterClass):
         weights = jnp.stack(jnp.broadcast_arrays(1 - model.beta, 1 - model.alpha), -1)
+        if model.num_pairs == 1:
+            weights = jnp.ones_like(weights)
         accuracy = linear_rule_accuracy(model, weights, (weights**2).sum(-1))
         return jax.tree.map(lambda acc: jnp.where(model.p_spu == 1, acc, jnp.nan), accuracy)
     if obs is None or n is None:
