@@ -112,8 +112,8 @@ def whitened_table(effort):
 def trained_table(effort):
     """Copied from THEORY: encoders of one run each (Adam, batch 1024, 8,000 steps), which have no standard error.
 
-    The tolerance is the runs' spread; what it resolves is a tenth of the gap to the Gaussian formula. `batch_optima`
-    and `trained_encoders` have errors.
+    The tolerance, .004 (1 + acc), is guessed from their distance; it resolves what is below. `exact_balance` and
+    `trained_encoders` have errors.
     """
     model, obs = mt.intra_class(0.99, 1.0, 0.1), ambient.noise(2, 2, 0.3, 0.3)
     trained = np.array([[0.613, 0.944], [0.786, 0.869], [0.876, 0.775], [0.909, 0.714], [0.999, 0.006], [0.986, 0.329]])
@@ -240,31 +240,6 @@ def exact_balance(effort):
     )
 
 
-def batch_optima(effort):
-    """Batches drawn afresh, their optimum by Newton, the 1/N bias extrapolated away; sizes as in `exact_balance`."""
-    model, caps, obs = mt.intra_class(0.95, 0.8, 0.3), mt.captions(0.8, jnp.asarray(1.0)), ambient.noise(2, 2, 0.5, 0.5)
-    few, many = (
-        batch_optimum(jax.random.key(k), model, caps, obs, batch_size=size, batches=count * effort)
-        for k, size, count in ((8, 24, 1200), (9, 72, 400))
-    )
-    weights = (3 * many.score - few.score)[:, 0] / 2
-    errors = np.hypot(3 * many.standard_error, few.standard_error)[:, 0] / 2
-
-    def prediction(p=0.95):
-        return optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score[:, 0]
-
-    return ledger.judge(
-        "rule (w_c, w_s) of InfoNCE optima of batches 24 and 72, extrapolated, always naming the spurious feature",
-        ledger.estimate(weights, errors),
-        prediction(),
-        {
-            "8% larger": ledger.off(prediction()),
-            "p off by .03": prediction(0.92),
-            "the Gaussian formula": theory.whitened_rule(model, caps, obs),
-        },
-    )
-
-
 @functools.partial(ambient.jit, static_argnames=("nodes",))
 def slope_in_pi_core(pi_core, model, obs, *, nodes):
     """acc_P* of InfoNCE's optimum with captions (pi_core, 1), and its derivative in pi_core."""
@@ -313,7 +288,6 @@ CHECKS = (
     batch_optimum_is_stationary,
     trained_encoders,
     exact_balance,
-    batch_optima,
     slope_at_rich_captions,
     approach_to_the_whitened_rule,
 )

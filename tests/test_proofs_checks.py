@@ -68,6 +68,16 @@ def test_compiler_options_are_passed_where_the_compiler_knows_them():
         ambient.known_options(xla_backend_optimization_level="low")
 
 
+def test_an_effect_that_is_off_by_8_percent():
+    np.testing.assert_allclose(ledger.off([1.0, 0.5], 0.5), [1.04, 0.5])
+
+
+def test_estimates_are_judged_by_their_errors():
+    compare = ledger.estimate([1.0, 2.0], [0.01, 0.1], bias=0.02)
+    assert compare([1.0, 2.3]).holds and compare([1.05, 2.0]).holds and compare([1.0, 2.0]).allowed == 0.02
+    assert not compare([1.1, 2.0]).holds and not compare([1.0, 2.7]).holds and not compare([1.0, np.nan]).holds
+
+
 def test_below_is_one_sided():
     compare = ledger.below(RNG.normal(0.3, 0.1, 1000))
     assert compare(1 / 3).holds and compare(0.3).holds and not compare(0.2).holds
