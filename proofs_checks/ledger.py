@@ -94,7 +94,8 @@ def mean(samples: Any, bias: float = 0.0) -> Comparison:
     """E[samples] = prediction, by entry: |mean - prediction| / se, at FALSE_ALARM over all entries (t, Bonferroni).
 
     samples: (runs, ...).  bias: error of the prediction that is allowed, such as that of a limit; it is taken off the
-    difference.
+    difference. It must be known, derived or measured, and so small that the row rejects `off` or p_spu off by .03 to
+    .05.
     """
     x = np.asarray(samples, np.float64)
     x = x.reshape(len(x), -1)
