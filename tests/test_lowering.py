@@ -229,7 +229,7 @@ def test_predictions_in_float64_lower():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "compile_task", lambda task, *given: seen.append((task, given)) or stop())
         with pytest.raises(Stopped):
-            sweep._predictions(Config(p_spu=(0.6, 0.9), learners=("mmcl",)))
+            sweep._predict(config := Config(p_spu=(0.6, 0.9), learners=("mmcl",)), sweep.grid_of(config).axes)
     ((task, (_, axes, static, _)),) = seen
     with jax.enable_x64(True):
         assert "operations" in lower(of_task(task, axes, static)[0], x64=True)

@@ -335,7 +335,7 @@ def test_mutants_differ_from_their_source_and_compile():
     for mutant in found:
         assert mutant.source != source
         compile(mutant.source, "mutant", "exec")
-    assert any(m.before == "rho_array * start * grown" for m in found)
+    assert any(m.before == "rho_array * start * 2 * t * ratio" for m in found)
     assert not any("finfo" in m.before or "_checks" in m.before for m in found)
 
 

@@ -70,6 +70,7 @@ def assert_at_most(alarms, level):
     assert alarms.sum() <= limit, f"{alarms.sum()} of {len(alarms)} sweeps, at most {limit:g}"
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_a_false_alarm_in_one_of_a_hundred_at_most_and_tells_a_wrong_p_spu():
     few = dataclasses.replace(DEFAULT, p_spu=(0.5, 0.95))
     runs = draw(few, 4000)

@@ -132,6 +132,7 @@ def test_derivatives_of_info_nce_at_the_ends(masking):
         assert_slopes(f, end(changes), LOWER, UPPER, undefined=undefined("info_nce", changes), tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_info_nce_at_the_default_captions():
     """It gave +.00027 at the end of the range, and -.00957 beside it."""
     model, obs = intra_class(0.95, 0.8, 0.3), noise(4, 4, 0.4, 0.3)
@@ -167,6 +168,7 @@ def test_equal_singular_values_have_orthogonal_vectors(spread):
         np.testing.assert_allclose(accuracy, [0.8225, 0.8225], atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [(1, 0), (0, 1), (1, 1)])
 def test_truncated_accuracy_has_a_limit_without_noise(which):
     model, caps = intra_class(0.9, 0.8, 0.3), captions(0.7, 0.6)
@@ -196,6 +198,7 @@ def test_all_within_nothing_is_a_tie():
     np.testing.assert_allclose(groups(inter), [1 / 6, 1 / 6], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_precision_drops_no_direction_for_its_scale():
     rules = []
     for x64 in (True, False):
@@ -220,6 +223,7 @@ def test_balanced_captions_where_the_roots_coincide():
     np.testing.assert_allclose(jax.grad(root)(1.0), (root(1.0) - root(1.0 - h)) / h, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.5, 0.5 + 1e-9, 0.6])
 def test_training_where_singular_values_coincide(p):
     """p_spu = 1/2 with features alike, and both signs of the determinant."""
