@@ -15,7 +15,7 @@ from sims.flags import UsageError, WorkFailed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("mmcl_theory", "proofs_checks", "sims")
-NUMERICS = ("jax", "numpy", "optax", "scipy", "sympy")
+NUMERICS = ("flax", "jax", "jaxlib", "numpy", "optax", "scipy", "sympy")
 
 Key = tuple[str, str]  # a row's statement and check
 Record = dict[str, Any]  # a row in JSON

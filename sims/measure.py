@@ -13,6 +13,7 @@ import optax
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
+from mmcl_theory.theory.mmcl import limit_accuracy
 from sims.config import Setting
 from sims.grid import Task
 
@@ -228,7 +229,7 @@ def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
     """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
     given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
     mean = _groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
-    limit = _groups(mt.theory.mmcl_accuracy(*given, same_class_weight=cell.same_class_weight))
+    limit = _groups(limit_accuracy(*given, cell.same_class_weight))
     return mean, jnp.abs(mean - limit).max(-1)
 
 

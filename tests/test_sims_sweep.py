@@ -176,7 +176,11 @@ def test_a_bad_config_writes_nothing(tmp_path):
 @pytest.fixture
 def unpredicted(monkeypatch):
     """These runs are about what is measured."""
-    monkeypatch.setattr(sweep, "_predict", lambda config, axes: np.full([1, *map(len, axes.values()), 2], np.nan))
+
+    def nothing(config, axes, *spread):
+        return np.full([1, *map(len, axes.values()), *((3, 3) if spread else (2,))], np.nan)
+
+    monkeypatch.setattr(sweep, "_predict", nothing)
 
 
 @pytest.fixture(scope="module")
@@ -349,5 +353,6 @@ def test_the_verdict_on_a_real_run_sees_a_wrong_p_spu(tmp_path):
     with quick_compilation():
         data = sweep_spurious.run(config, tmp_path)
     assert list(summary.columns(data)["verdict"]) == ["agrees", "agrees"]
-    wrong = data.assign(accuracy_predicted=data.accuracy_predicted.copy(data=data.accuracy_predicted.values[:, ::-1]))
+    swapped = sweep._complete(config, data.accuracy_measured.values[:, :, ::-1])
+    wrong = data.assign(p_value=swapped.p_value)
     assert list(summary.columns(wrong)["verdict"]) == ["differs", "differs"]

@@ -121,13 +121,13 @@ def test_derivatives_at_the_ends(name):
         assert_slopes(FUNCTIONS[name], end(changes), LOWER, UPPER, undefined=undefined(name, changes))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("masking", ["named", "mean", "zero"])
 def test_derivatives_of_info_nce_at_the_ends(masking):
     """The default captions are an end: the loss of what they never say has a slope there all the same."""
     for changes in ENDS if masking == "named" else ENDS[:5]:
-        if masking == "zero" and changes.get("pi_s") == 0.0:
-            continue
+        if masking == "zero" and 0.0 in (changes.get("pi_c"), changes.get("pi_s")):
+            continue  # the prompt names nothing that captions ever say: no rule
         f = functools.partial(info_nce, masking)
         assert_slopes(f, end(changes), LOWER, UPPER, undefined=undefined("info_nce", changes), tolerance=1e-4)
 

@@ -82,12 +82,12 @@ def _trained_rule(
     size = jnp.sqrt((zu**2).sum() / 2)
     determinant = jnp.linalg.det(zu)
     # The difference of the singular values is sqrt(|C|^2 - 2 |det C|).
-    close = size**2 - jnp.abs(determinant) <= jnp.finfo(zu.dtype).eps * size**2
+    close = (size > 0) & (size**2 - jnp.abs(determinant) <= jnp.finfo(zu.dtype).eps * size**2)
     distinct = jnp.where(close, jnp.diag(jnp.asarray([2.0, 1.0], zu.dtype)), zu)
     u, s, vt = jnp.linalg.svd(distinct)
     far = u @ (mode_strength(time, s, rho, initial) * (vt @ prompt))
 
-    size = jnp.where(close & (size > 0), size, 1.0)
+    size = jnp.where(close, size, 1.0)
     strength, slope = jax.jvp(lambda s: mode_strength(time, s, rho, initial), (size,), (jnp.ones_like(size),))
     even, odd = (strength / size + slope) / 2, (strength / size - slope) / 2
     cofactor = jnp.array([[zu[1, 1], -zu[1, 0]], [-zu[0, 1], zu[0, 0]]])

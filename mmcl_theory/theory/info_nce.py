@@ -70,14 +70,17 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
         return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
 
     m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss))
-    good = jnp.abs(gradient).max() < jnp.sqrt(jnp.finfo(m.dtype).eps)
+    # Where the minimum is at infinity the loss flattens until its curvature, too, is rounding.
+    curvature, first = jnp.diagonal(hessian), jnp.diagonal(jax.hessian(loss)(jnp.zeros_like(m)))
+    eps = jnp.finfo(m.dtype).eps
+    good = (jnp.abs(gradient).max() < jnp.sqrt(eps)) & (curvature >= eps**0.75 * first).all()
     # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
     caps, lost = _mark_undefined_slopes(caps, mixture, singular)
     live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
-    score = jnp.where(good, m, jnp.nan).reshape(2, 2)
+    score = undefined_slope(jnp.where(good, m, jnp.nan), ~good).reshape(2, 2)
     return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
 
 

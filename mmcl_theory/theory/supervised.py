@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
+from mmcl_theory._slopes import undefined_slope
 from mmcl_theory.data import InterClass, IntraClass, Model, Observation
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
@@ -40,7 +41,8 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
         if model.num_pairs == 1:
             weights = jnp.ones_like(weights)
         accuracy = linear_rule_accuracy(model, weights, (weights**2).sum(-1))
-        return jax.tree.map(lambda acc: jnp.where(model.p_spu == 1, acc, jnp.nan), accuracy)
+        unknown = model.p_spu != 1
+        return jax.tree.map(lambda acc: undefined_slope(jnp.where(unknown, jnp.nan, acc), unknown), accuracy)
     if obs is None or n is None:
         raise ValueError("obs and n must be given for the intra-class model, got None.")
     weights, noise_norm = max_margin_rule(model, obs, n)

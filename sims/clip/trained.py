@@ -35,6 +35,8 @@ def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager
     Raises: UsageError if the loss of a state that is there is damaged.
     """
     for folder in (out / "checkpoints").glob("[0-9]*"):
+        if not folder.name.isdigit():
+            continue  # of a save that was cut short, which orbax removes
         told = own_json(folder / "metrics" / "metrics", _MEND)
         if not isinstance(told.get("held_out_loss"), float) or told.get("seal") not in (None, _seal(told)):
             raise UsageError(f"{folder}/metrics/metrics is damaged (its digest differs); {_MEND}.")
