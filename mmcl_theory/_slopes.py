@@ -1,5 +1,7 @@
 """Derivatives that autodiff would get wrong."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -13,9 +15,14 @@ def undefined_slope(x: Float[Array, "..."], undefined: Bool[Array, "..."]) -> Fl
 
 
 @undefined_slope.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     x, undefined = primals
     return x, jnp.where(undefined, jnp.nan, 1.0).astype(x.dtype) * tangents[0]
+
+
+def nan_where(unknown: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x, NaN where `unknown`, and its derivative too: that of jnp.where would be 0. x finite; shapes as above."""
+    return undefined_slope(x, unknown) + jnp.where(unknown, jnp.nan, 0.0).astype(x.dtype)
 
 
 @jax.custom_jvp

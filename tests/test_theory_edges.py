@@ -230,3 +230,24 @@ def test_training_where_singular_values_coincide(p):
     x = end({"p": p, "s_c": 0.5, "s_s": 0.5, "pi_c": 1.0, "pi_s": 1.0})
     # p enters the values at first order only through q, which is why the step is not small.
     assert_slopes(trained, x, LOWER, UPPER, tolerance=1e-5)
+
+
+def test_where_the_value_is_nan_the_derivative_is():
+    x = end({"p": 0.5, "s_c": 1.0, "s_s": 0.1, "m_s": 5.0, "s_I": 0.2, "s_T": 1.0, "pi_c": 1.0, "pi_s": 1.0})
+
+    def at_n(x):
+        return mmcl_accuracy(*parts(x), 500.0).shifted
+
+    at = jnp.asarray(x)
+    assert jnp.isnan(at_n(at)) and jnp.isnan(jax.grad(at_n)(at)).all()
+    assert jnp.isnan(jax.jvp(at_n, (at,), (jnp.ones_like(at),))[1])
+
+
+def test_training_from_captions_that_say_nothing_is_the_projection():
+    """No mode grows: the rule is om_0 / (1 + 2 rho om_0 t) times the prompt, as beside it."""
+    model = intra_class(0.9, 0.5, 0.3)
+    for time in (0.0, 1.0, 100.0):
+        exact, near = (
+            groups(training_accuracy(model, captions(pi, pi, "zero"), None, time=time)) for pi in (0.0, 1e-9)
+        )
+        np.testing.assert_allclose(exact, near, atol=1e-6)

@@ -15,7 +15,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
-from mmcl_theory._slopes import root_of_square, undefined_slope
+from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation
 from mmcl_theory.theory.finite_sample import mention_cases
 from mmcl_theory.theory.mmcl import pair_prompt
@@ -80,7 +80,7 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
-    score = undefined_slope(jnp.where(good, m, jnp.nan), ~good).reshape(2, 2)
+    score = nan_where(~good, m).reshape(2, 2)
     return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
 
 

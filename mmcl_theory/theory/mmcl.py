@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory._slopes import undefined_slope
+from mmcl_theory._slopes import nan_where
 from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
 from mmcl_theory.theory.finite_sample import rule_variance
 from mmcl_theory.theory.spiked import MAX_OUTLIERS, outliers
@@ -121,8 +121,7 @@ def _where_the_rule_is_steady(
         total = jnp.where(own + extra > 0, own + extra, 1.0)
         moves = jnp.abs(acc - ndtr(mean / jnp.sqrt(total))) > _LARGEST_MOVE
         large = (extra > own / 4) & (jnp.minimum(acc, 1 - acc) > _LARGEST_MOVE)
-        unsteady = (extra > 0) & (moves | large)
-        return undefined_slope(jnp.where(unsteady, jnp.nan, acc), unsteady)
+        return nan_where((extra > 0) & (moves | large), acc)
 
     return GroupAccuracy(steady(accuracy.aligned, 1, more[0]), steady(accuracy.conflicting, -1, more[1]))
 

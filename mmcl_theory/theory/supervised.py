@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory._slopes import undefined_slope
+from mmcl_theory._slopes import nan_where
 from mmcl_theory.data import InterClass, IntraClass, Model, Observation
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
@@ -41,8 +41,7 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
         if model.num_pairs == 1:
             weights = jnp.ones_like(weights)
         accuracy = linear_rule_accuracy(model, weights, (weights**2).sum(-1))
-        unknown = model.p_spu != 1
-        return jax.tree.map(lambda acc: undefined_slope(jnp.where(unknown, jnp.nan, acc), unknown), accuracy)
+        return jax.tree.map(lambda acc: nan_where(*jnp.broadcast_arrays(model.p_spu != 1, acc)), accuracy)
     if obs is None or n is None:
         raise ValueError("obs and n must be given for the intra-class model, got None.")
     weights, noise_norm = max_margin_rule(model, obs, n)
