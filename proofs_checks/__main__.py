@@ -30,7 +30,7 @@ EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits ar
 
 def _define_flags() -> None:
     define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
-    flags.DEFINE_string("profile", "quick", "quick: under 3 minutes on 2 cores; full: under 30, smaller errors")
+    flags.DEFINE_string("profile", "quick", "quick: about 5 minutes on 2 cores; full: ten times that, smaller errors")
     define("json", None, "file to write the rows (or mutants) to, and to go on from", path)
     flags.DEFINE_bool("overwrite", False, "judge anew what the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
