@@ -8,7 +8,7 @@ any row fails or misses a wrong theory.
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
 
 FILE of --json gets each row as it comes. A run that was stopped goes on from it when called again: rows that are good
-are not judged again as long as the code and the profile are the same. --overwrite judges all anew.
+are not judged again as long as the code and the profile are the same. --overwrite judges all again.
 
 With --mutants=K the checks themselves are tested: K wrong versions of every theory function are injected, one at a
 time, and the ledger or a test must notice. Exit code 1 unless 95% of those that are not equivalent are killed and every
@@ -32,7 +32,7 @@ def _define_flags() -> None:
     define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
     flags.DEFINE_string("profile", "quick", "quick: about 5 minutes on 2 cores; full: ten times that, smaller errors")
     define("json", None, "file to write the rows (or mutants) to, and to go on from", path)
-    flags.DEFINE_bool("overwrite", False, "judge anew what the file of --json holds")
+    flags.DEFINE_bool("overwrite", False, "judge again what the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
     define("workers", 2, "processes, >= 1", integer)
 
@@ -65,7 +65,7 @@ def _main() -> None:
         known, others = ({}, []) if values["overwrite"] else store.read(target, profile, labels)
         held = {*labels, *(record["label"] for record in others)}
         statements = {label: run.module(label).STATEMENT for label in LABELS if label in held}
-        keep = functools.partial(store.write, target, statements, profile=profile, others=others)
+        keep = functools.partial(store.write, target, statements, profile=profile, code=store.version(), others=others)
     rows = run.ledger(labels, EFFORT[profile], values["workers"], known, keep)
     bad = [row for row in rows if not row.good]
     print(run.summary(rows))

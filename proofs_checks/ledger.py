@@ -104,13 +104,7 @@ def mean(samples: Any, bias: float = 0.0) -> Comparison:
     average, se = x.mean(0), x.std(0, ddof=1) / len(x) ** 0.5
     limit = float(scipy.stats.t.isf(FALSE_ALARM / (2 * x.shape[1]), len(x) - 1))
 
-    def compare(prediction: Any) -> Gap:
-        expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
-        z = np.maximum(np.abs(average - expected) - bias, 0) / np.maximum(se, 1e-13)
-        i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
-        return Gap(float(expected[i]), float(average[i]), float(se[i]), float(z[i]), limit, bias)
-
-    return compare
+    return _by_entry(average, se, np.maximum(se, 1e-13), limit, bias)
 
 
 def estimate(value: Any, se: Any, bias: float = 0.0) -> Comparison:
@@ -118,11 +112,17 @@ def estimate(value: Any, se: Any, bias: float = 0.0) -> Comparison:
     average, error = (np.asarray(x, np.float64).reshape(-1) for x in (value, se))
     limit = float(scipy.stats.norm.isf(FALSE_ALARM / (2 * average.size)))
 
+    return _by_entry(average, error, error, limit, bias)
+
+
+def _by_entry(average: np.ndarray, se: np.ndarray, unit: np.ndarray, limit: float, bias: float) -> Comparison:
+    """The entry of largest |average - prediction|, less `bias`, in `unit`; one that is NaN is the largest."""
+
     def compare(prediction: Any) -> Gap:
         expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
-        z = np.maximum(np.abs(average - expected) - bias, 0) / error
+        z = np.maximum(np.abs(average - expected) - bias, 0) / unit
         i = int(np.argmax(np.where(np.isnan(z), np.inf, z)))
-        return Gap(float(expected[i]), float(average[i]), float(error[i]), float(z[i]), limit, bias)
+        return Gap(float(expected[i]), float(average[i]), float(se[i]), float(z[i]), limit, bias)
 
     return compare
 

@@ -36,18 +36,20 @@ def write(
     statements: Mapping[str, str],
     rows: Sequence[Row],
     profile: str,
+    code: str,
     others: Sequence[Record] = (),
 ) -> None:
     """Write the rows, whole or not at all.
 
-    statements: label to text, of all rows, in their order.  others: records of statements that were not asked for.
+    statements: label to text, of all rows, in their order.  code: `version` when the run began, which a source that is
+    edited meanwhile does not change.  others: records of statements that were not asked for.
     Raises: WorkFailed if the file cannot be written.
     """
     order = list(statements)
     records = sorted([*others, *map(_record, rows)], key=lambda record: order.index(record["label"]))
     content = {
         "profile": profile,
-        "version": version(),
+        "version": code,
         "statements": dict(statements),
         "rows": _finite(records),
     }

@@ -167,7 +167,7 @@ def test_quick_rows_hold_and_are_written(tmp_path, monkeypatch, capsys):
     rows = run.ledger(["T2"], 1, workers=1)
     assert [row.verdict for row in rows] == ["holds", "holds"] and all(row.good for row in rows)
     assert capsys.readouterr().out.count("holds, ") == 2
-    store.write(tmp_path / "l.json", {"T2": t2.STATEMENT}, rows, "quick")
+    store.write(tmp_path / "l.json", {"T2": t2.STATEMENT}, rows, "quick", store.version())
     content = json.loads((tmp_path / "l.json").read_text())
     assert content["rows"][0]["gap"]["predicted"] == 0.81232763 and content["rows"][0]["good"]
     assert list(content["statements"]) == ["T2"] and jax.config.jax_enable_x64
@@ -372,7 +372,7 @@ def test_pages_hold_docstrings_and_rows(tmp_path):
     row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
     rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
     statements = {label: run.module(label).STATEMENT for label in command.LABELS}
-    store.write(tmp_path / "l.json", statements, rows, "quick")
+    store.write(tmp_path / "l.json", statements, rows, "quick", store.version())
     pages.write(json.loads((tmp_path / "l.json").read_text()), tmp_path / "out")
     text = (tmp_path / "out" / "X6.md").read_text()
     assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
