@@ -30,6 +30,11 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are named by their argument: what gzip packs holds the time, and two workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def float32():
     """The commands measure in float32."""
