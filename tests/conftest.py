@@ -31,7 +31,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_make_parametrize_id(config, val, argname):
-    """Bytes are named by their argument: what gzip packs holds the time, and two workers must collect the same names."""
+    """Name bytes by their argument: what gzip packs holds the time, and two workers must collect the same names."""
     return argname if isinstance(val, bytes) else None
 
 
