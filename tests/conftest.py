@@ -6,9 +6,14 @@ compiled is kept in build/, for both workers, for `make slow`, and for the next 
 
 import os
 import pathlib
+import signal
 
 import jaxlib.version
 import pytest
+
+# A script's background job starts with it ignored, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault(
