@@ -169,6 +169,22 @@ def sup_con(
     return per_anchor.sum() / jnp.maximum((count > 0).sum(), 1)
 
 
+def linear_sup_con(embedding: Embeddings, labels: Labels) -> Float[Array, ""]:
+    """-1/n sum_i [mean over j != i of i's class of <z_i, z_j> - mean over k of other classes of <z_i, z_k>].
+
+    The linear SupCon loss without its regulariser, `product_penalty(W, W, rho)` for z = W x.
+    embedding: (n, r), n >= 2.  labels: only their equality matters.  Unbounded below. A mean over no sample is 0.
+    Costs O(n^2 r); of sums over classes: `learners.sup_con_matrix`.
+
+    Raises: ValueError for other shapes or n < 2.
+    Source: T7 (Theorem F.1).
+    """
+    z, _ = _embeddings("linear_sup_con", embedding, embedding)
+    _check_labels(labels, len(z))
+    s = z @ z.T
+    return -jnp.sum((_pair_weights(s, labels, 1.0) - _pair_weights(s, labels, 0.0)) * s) / len(z)
+
+
 def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Float[Array, ""]:
     """-1/n sum_i log softmax(logits_i)[labels_i].
 

@@ -43,17 +43,25 @@ class GroupAccuracy:
         """The smaller of the two group accuracies."""
         return jnp.minimum(self.aligned, self.conflicting)
 
-    def train(self, p_spu: _checks.Scalar) -> Array:
-        """Accuracy on a distribution whose aligned group weighs p_spu, such as P."""
+    def at(self, p_spu: _checks.Scalar) -> Array:
+        """Accuracy on any distribution with the same groups, of which the aligned one weighs p_spu, in [0, 1].
+
+        at(1/2) is `shifted`; at the training's p_spu it is the accuracy in distribution (App. E of the paper).
+        Raises: ValueError for p_spu out of range.
+        """
         p = _checks.real("p_spu", p_spu, "in [0, 1]")
         return p * self.aligned + (1 - p) * self.conflicting
+
+    def train(self, p_spu: _checks.Scalar) -> Array:
+        """Accuracy in distribution, on the training distribution of that p_spu: `at` by another name."""
+        return self.at(p_spu)
 
 
 def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
     """Latent code of every class's prompt, classes in the order of `class_labels` (-1, +1, -2, +2, ...).
 
     kind "core": E_{P*}[z | y], mu_core y e_core or c e_core,k.  kind "train_mean": E_P[z | y], which adds
-    q mu_spu y e_spu or q c e_spu,k.  The text prompt is D_T times this.
+    q mu_spu y e_spu or q alpha c e_spu,k.  The text prompt is D_T times this.
     Raises: ValueError for another kind.  Source: THEORY 3.
     """
     _checks.choice("kind", kind, PROMPTS)
@@ -78,8 +86,10 @@ def linear_rule_accuracy(
         acc_r = Phi((w_c mu_c + r w_s mu_s) / sqrt(w_c^2 s_c^2 + w_s^2 s_s^2 + s_I^2 |w|^2)),
         r = +1 aligned, -1 conflicting.
     Inter-class: the rule argmax over (c', k') of c' (A x_core,k' + B x_spu,k' + its noise), weights = (A, B), every
-    class with ambient norm |w|^2, the m rules orthogonal to each other; with t = s_I |w| and S = A + r B + t g
-        acc_r = E_g[1{S > 0} P(|S'| < S)^(m-1)],  S' ~ 1/2 N(A beta + B alpha, t^2) + 1/2 N(A beta - B alpha, t^2).
+    class with ambient norm |w|^2, the m rules orthogonal to each other; with b = alpha B, t = s_I |w| and
+    S = A + r b + t g
+        acc_r = E_g[1{S > 0} P(|S'| < S)^(m-1)],
+        S' ~ 1/2 N(A beta + b beta_spu, t^2) + 1/2 N(A beta - b beta_spu, t^2).
     The integral is Gauss-Legendre over the smooth part. Without noise both are step functions; k classes tied at the
     top share the answer, 1/k each, as in `sampled_accuracy`. Scores count as tied when they differ by no more than the
     rounding of their own terms.
@@ -106,14 +116,16 @@ def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise:
 
 
 def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array) -> Array:
-    args = jnp.broadcast_arrays(a, b, variance, model.alpha, model.beta)
-    return jnp.vectorize(functools.partial(_inter_class_group, model.num_pairs))(*args)
+    a, b, variance, alpha, beta, beta_spu = jnp.broadcast_arrays(
+        a, b, variance, model.alpha, model.beta, model.beta_spu
+    )
+    return jnp.vectorize(functools.partial(_inter_class_group, model.num_pairs))(a, alpha * b, variance, beta, beta_spu)
 
 
-def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array, beta: Array) -> Array:
+def _inter_class_group(m: int, a: Array, b: Array, variance: Array, beta: Array, beta_spu: Array) -> Array:
     """Accuracy of the group whose own score has mean a + b; all arguments scalars."""
     own = a + b
-    foreign = jnp.stack([a * beta + b * alpha, a * beta - b * alpha])
+    foreign = jnp.stack([a * beta + b * beta_spu, a * beta - b * beta_spu])
     noiseless = variance == 0
     t = jnp.sqrt(jnp.where(noiseless, 1.0, variance))
     nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
@@ -124,27 +136,29 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, alpha: Array
     beaten = (ndtr(score - foreign[None, :] / t) - ndtr(-score - foreign[None, :] / t)).mean(-1)
     density = jnp.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
     integral = half * (jnp.asarray(node_weights, a.dtype) * density * jnp.clip(beaten, 0.0, 1.0) ** (m - 1)).sum()
-    return jnp.where(noiseless, _noiseless_inter_class(m, a, b, alpha, beta), integral)
+    return jnp.where(noiseless, _noiseless_inter_class(m, a, b, beta, beta_spu), integral)
 
 
-def _noiseless_inter_class(m: int, a: Array, b: Array, alpha: Array, beta: Array) -> Array:
+def _noiseless_inter_class(m: int, a: Array, b: Array, beta: Array, beta_spu: Array) -> Array:
     """E[1{no score above the own} / number of scores tied with it].
 
-    Each of the m - 1 other pairs scores +-(a beta + b alpha) or +-(a beta - b alpha), w.p. 1/2: below the own score
-    w.p. `below`, tied with it w.p. `equal`. With J ~ Binomial pairs tied, E[1{no pair above} / (1 + J)] =
+    Each of the m - 1 other pairs scores +-(a beta + b beta_spu) or +-(a beta - b beta_spu), w.p. 1/2: below the own
+    score w.p. `below`, tied with it w.p. `equal`. With J ~ Binomial pairs tied, E[1{no pair above} / (1 + J)] =
     sum_k (below + equal)^k below^(m-1-k) / m, k = 0..m-1. At own score 0 the own pair's other class is tied too, and
     every pair must score 0: 1/(2m).
     """
     own = a + b
-    foreign = jnp.abs(jnp.stack([a * beta + b * alpha, a * beta - b * alpha]))
-    rounding = _ROUNDING * jnp.finfo(a.dtype).eps * (jnp.abs(a) + jnp.abs(b)) * jnp.maximum(1.0, alpha)
+    foreign = jnp.abs(jnp.stack([a * beta + b * beta_spu, a * beta - b * beta_spu]))
+    rounding = _ROUNDING * jnp.finfo(a.dtype).eps * (jnp.abs(a) + jnp.abs(b))
     ahead = _sign(own - foreign, rounding)
-    below, equal = (ahead > 0).mean(dtype=a.dtype), (ahead == 0).mean(dtype=a.dtype)
+    # By a table: of a mean XLA would take the power as 2^m (1/2)^m, which is NaN from m = 1024 on.
+    halves = jnp.asarray([0.0, 0.5, 1.0], a.dtype)
+    below, equal = halves[(ahead > 0).sum()], halves[(ahead == 0).sum()]
     # ((below + equal)^m - below^m) / (m equal), without the division where nothing is tied.
     tied = ((below + equal) ** m - below**m) / (m * jnp.where(equal > 0, equal, 1.0))
     positive = jnp.where(equal > 0, tied, below ** (m - 1))
     sign = _sign(own, rounding)
-    return jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0 * own))
+    return jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0 * jnp.abs(own)))
 
 
 def _sign(x: Array, rounding: Array) -> Array:

@@ -40,6 +40,7 @@ WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
     "theory.budget": ("test_theory_budget", ("X8",)),
     "theory.whitened": ("test_theory_whitened", ("X10", "X5")),
     "theory.info_nce": ("test_theory_info_nce", ("X10",)),
+    "theory.sup_con": ("test_theory_sup_con", ("T7",)),
     "zero_shot": ("test_zero_shot", ("T2", "T4", "T6")),
     "data.captions": ("test_data", ("T2", "T5", "T4")),
     "data.intra_class": ("test_data", ("T2",)),

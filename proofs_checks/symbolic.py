@@ -1,25 +1,28 @@
 """Moments of the data models derived from their definitions in SymPy: sums over all discrete draws, Gaussian moments.
 
 Symbols: p = p_spu, q = 2 p - 1, pi and pi_s chances that the core and the spurious detail is mentioned, m_c, m_s means,
-s_c, s_s standard deviations, al = alpha, be = beta.
+s_c, s_s standard deviations, al = alpha, be = beta, bs = beta_spu.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import sympy
 
-p, pi, pi_s, m_c, m_s, s_c, s_s, al, be, lam = sympy.symbols(
-    "p pi pi_s m_c m_s s_c s_s alpha beta lambda", positive=True
+p, pi, pi_s, m_c, m_s, s_c, s_s, al, be, bs, lam = sympy.symbols(
+    "p pi pi_s m_c m_s s_c s_s alpha beta beta_spu lambda", positive=True
 )
 q = 2 * p - 1
 INTRA = (p, pi, pi_s, m_c, m_s, s_c, s_s)
 
 
-def intra_class(masking: str = "named") -> dict[str, sympy.Matrix]:
-    """E zz^T, E zu^T, E uu^T and E[z | y] E[u | y]^T averaged over y, of THEORY 1.1 and 1.3, draw by draw."""
+def intra_class(masking: str = "named") -> dict[str, Any]:
+    """E zz^T, E zu^T, E uu^T, E[z | y] E[u | y]^T averaged over y, and the E[z | y], of THEORY 1.1 and 1.3, draw by
+    draw."""
     zero = sympy.zeros(2, 2)
     zz, zu, uu, between = zero, zero, zero, zero
+    class_mean = []
     for y in (-1, 1):
         z_mean, u_mean = sympy.zeros(2, 1), sympy.zeros(2, 1)
         for a, core, spu in itertools.product((-1, 1), (0, 1), (0, 1)):
@@ -35,12 +38,15 @@ def intra_class(masking: str = "named") -> dict[str, sympy.Matrix]:
             z_mean += chance * z
             u_mean += chance * u
         between += z_mean * u_mean.T / 2
+        class_mean.append(z_mean)
     moments = {"zz": zz, "zu": zu, "uu": uu, "between": between}
-    return {name: matrix.applyfunc(sympy.factor) for name, matrix in moments.items()}
+    return {name: matrix.applyfunc(sympy.factor) for name, matrix in moments.items()} | {"class_mean": class_mean}
 
 
-def inter_class(m: int) -> dict[str, sympy.Matrix]:
-    """E zu^T and E[z | class] E[u | class]^T averaged, (2m, 2m), of THEORY 1.2 and 1.3 (masking "named")."""
+def inter_class(m: int) -> dict[str, Any]:
+    """E zu^T and E[z | class] E[u | class]^T averaged, (2m, 2m), and the E[z | class], of THEORY 1.2 and 1.3 (masking
+    "named")."""
+    class_mean = []
     zu, between = sympy.zeros(2 * m, 2 * m), sympy.zeros(2 * m, 2 * m)
     for k, c in itertools.product(range(m), (-1, 1)):
         z_mean, u_mean = sympy.zeros(2 * m, 1), sympy.zeros(2 * m, 1)
@@ -48,7 +54,7 @@ def inter_class(m: int) -> dict[str, sympy.Matrix]:
             chance = (p if a == c else 1 - p) / sympy.Integer(2) ** (2 * m - 2)
             foreign = iter(signs)
             core = [c if j == k else be * next(foreign) for j in range(m)]
-            spu = [a if j == k else al * next(foreign) for j in range(m)]
+            spu = [al * a if j == k else al * bs * next(foreign) for j in range(m)]
             z = sympy.Matrix([*core, *spu])
             # Mentions are independent of all else and u is linear in each: their mean stands for them in E zu^T.
             u = sympy.Matrix([x if j == k else pi * x for j, x in enumerate(core)] + [pi_s * x for x in spu])
@@ -56,7 +62,9 @@ def inter_class(m: int) -> dict[str, sympy.Matrix]:
             z_mean += chance * z
             u_mean += chance * u
         between += z_mean * u_mean.T / (2 * m)
-    return {"zu": zu.applyfunc(sympy.factor), "between": between.applyfunc(sympy.factor)}
+        class_mean.append(z_mean)
+    moments = {"zu": zu, "between": between}
+    return {name: matrix.applyfunc(sympy.factor) for name, matrix in moments.items()} | {"class_mean": class_mean}
 
 
 def linear_loss(s: sympy.Matrix) -> sympy.Expr:

@@ -1,9 +1,10 @@
-"""T4: inter-class feature sharing.
+"""T4 (Theorems 4.7 and 4.8, Appendix E.2): inter-class feature sharing.
 
 A detail that is typical of one class occurs, weakly, in the images of the others. Captions that name it there teach its
-direction: the rule's core weight is A = 1 + (m-1) pi_core beta^2 against B = q for the spurious one, so enough classes
-outweigh any spurious correlation. Max-margin supervised learning weighs its own pair of features alone, in the ratio
-(1-beta) : (1-alpha), whatever m.
+direction: the rule's core weight is A = 1 + (m-1) pi_core beta^2 against B = q alpha for the spurious one, so enough
+classes outweigh any spurious correlation, and a spurious feature of any strength alpha. Max-margin supervised learning
+weighs its own pair of features alone, in the ratio (1-beta) : alpha (1-beta_spu), whatever m; in the paper's model,
+beta_spu = beta, that is 1 : alpha, and every conflicting image is wrong for alpha >= 1.
 
 Fails where: beta = 0 (nothing is shared); captions do not name the details of other classes (T6); beta is near 1 (then
 the own detail does not stand out). The supervised limit is noiseless, at p_spu = 1.
@@ -20,10 +21,10 @@ import sympy
 import mmcl_theory as mt
 from mmcl_theory import data, learners, theory, zero_shot
 from proofs_checks import ambient, ledger, symbolic
-from proofs_checks.symbolic import al, be, p, pi, pi_s, q
+from proofs_checks.symbolic import al, be, bs, p, pi, pi_s, q
 
 STATEMENT = (
-    "A detail annotated in one class teaches the others: A = 1 + (m-1) pi beta^2 against B = q; SL does not share"
+    "A detail annotated in one class teaches the others: A = 1 + (m-1) pi beta^2 against B = q alpha; SL does not share"
 )
 PICTURE = "phase_diagram_sharing.png"
 
@@ -37,38 +38,56 @@ def moments_from_the_definition(effort):
 
     def printed(shared=m - 1, q=q):
         eye = sympy.eye(m) / m
-        core, spu = 1 + shared * pi * be**2, pi_s * (1 + shared * al**2)
-        return sympy.Matrix(sympy.BlockMatrix([[core * eye, pi_s * q * eye], [q * eye, spu * eye]]))
+        core, spu = 1 + shared * pi * be**2, pi_s * al**2 * (1 + shared * bs**2)
+        return sympy.Matrix(sympy.BlockMatrix([[core * eye, pi_s * q * al * eye], [q * al * eye, spu * eye]]))
 
     return ledger.judge(
-        "Cov(z,u) of three pairs of classes = (1/m) [[1+(m-1) pi beta^2, pi_s q], [q, pi_s (1+(m-1) alpha^2)]]",
+        "m Cov(z,u), m = 3: [[1+(m-1) pi beta^2, pi_s q alpha], [q alpha, pi_s alpha^2 (1+(m-1) beta_spu^2)]]",
         ledger.algebra(derived),
         printed(),
         {"m for m - 1": printed(m), "p for q": printed(q=p), "nothing shared": printed(0)},
     )
 
 
-def rule_of_the_code(effort):
-    rng = np.random.default_rng(0)
-    points = rng.uniform(size=(20, 5))  # p, alpha, beta, pi, pi_s
-    caps = mt.captions(points[:, 3], points[:, 4])
-    found = theory.mmcl_rule(mt.inter_class(7, points[:, 0], points[:, 1], points[:, 2]), caps)
+def the_paper_s_block(effort):
+    """The block printed with Theorem 4.8: rich captions, p = 1, beta_spu = beta."""
+    m = 3
+    derived = symbolic.inter_class(m)["zu"].subs({p: 1, pi: 1, pi_s: 1, bs: be}).extract([0, m], [0, m])
 
-    def printed(m=7, q=2 * points[:, 0] - 1):
-        return np.stack([1 + (m - 1) * points[:, 3] * points[:, 2] ** 2, q], -1)
+    def printed(alpha=al):
+        core = 1 + (m - 1) * be**2
+        return sympy.Matrix([[core, alpha], [alpha, alpha**2 * core]]) / m
 
     return ledger.judge(
-        "mmcl_rule(inter_class(m=7)) = (1 + 6 pi beta^2, q), 20 random points",
+        "the paper's pair block (1/m) [[1+(m-1) beta^2, alpha], [alpha, alpha^2 (1+(m-1) beta^2)]], m = 3",
+        ledger.algebra(derived),
+        printed(),
+        {"alpha = 1": printed(sympy.Integer(1)), "alpha^2 off the diagonal": printed(al**2)},
+    )
+
+
+def rule_of_the_code(effort):
+    rng = np.random.default_rng(0)
+    points = rng.uniform(size=(20, 5))  # p, beta, beta_spu, pi, pi_s
+    alpha = rng.uniform(0.2, 10.0, 20)
+    caps = mt.captions(points[:, 3], points[:, 4])
+    found = theory.mmcl_rule(mt.inter_class(7, points[:, 0], alpha, points[:, 1], points[:, 2]), caps)
+
+    def printed(m=7, q=2 * points[:, 0] - 1, alpha=alpha):
+        return np.stack([1 + (m - 1) * points[:, 3] * points[:, 1] ** 2, q * alpha], -1)
+
+    return ledger.judge(
+        "mmcl_rule(inter_class(m=7)) = (1 + 6 pi beta^2, q alpha), 20 random points",
         ledger.close(found, 1e-12),
         printed(),
-        {"m for m - 1": printed(8), "p for q": printed(q=points[:, 0])},
+        {"m for m - 1": printed(8), "p for q": printed(q=points[:, 0]), "alpha dropped": printed(alpha=1.0)},
     )
 
 
 def learnt_weights(effort):
     """(A, B) of rules learnt from ambient pairs, averaged over classes: C_hat is unbiased, so no limit is taken."""
     m, n, runs = 4, 60, 1000 * effort
-    model, caps, obs = mt.inter_class(m, 0.9, 0.3, 0.5), mt.captions(0.6, 0.4), ambient.noise(12, 10, 0.3, 0.3)
+    model, caps, obs = mt.inter_class(m, 0.9, 1.3, 0.5, 0.3), mt.captions(0.6, 0.4), ambient.noise(12, 10, 0.3, 0.3)
 
     @ambient.jit
     def weights(key):
@@ -89,9 +108,10 @@ def learnt_weights(effort):
         ledger.mean(weights(jax.random.key(0))),
         prediction(),
         {
-            "p off by .03": prediction(mt.inter_class(m, 0.87, 0.3, 0.5)),
+            "p off by .03": prediction(mt.inter_class(m, 0.87, 1.3, 0.5, 0.3)),
+            "alpha = 1": prediction(mt.inter_class(m, 0.9, 1.0, 0.5, 0.3)),
             "pi ignored": prediction(caps=mt.captions(1.0, 0.4)),
-            "m for m - 1": prediction(mt.inter_class(m + 1, 0.9, 0.3, 0.5)),
+            "m for m - 1": prediction(mt.inter_class(m + 1, 0.9, 1.3, 0.5, 0.3)),
         },
     )
 
@@ -99,7 +119,7 @@ def learnt_weights(effort):
 def sampled_accuracy(effort):
     """argmax over 8 classes of the noisy population rule on sampled images, against the quadrature."""
     m, n = 4, 100_000 * effort
-    model, obs = mt.inter_class(m, 0.7, 0.3, 0.5), ambient.noise(12, 10, 0.3, 0.3)
+    model, obs = mt.inter_class(m, 0.7, 1.25, 0.5, 0.3), ambient.noise(12, 10, 0.3, 0.3)
     a, b = 2.0, 0.7
 
     @ambient.jit
@@ -114,9 +134,11 @@ def sampled_accuracy(effort):
 
     samples = ambient.by_group(*hits(jax.random.key(1)))
 
-    def prediction(sd=0.3, m=m, alpha=0.3):
+    def prediction(sd=0.3, m=m, alpha=1.25, beta_spu=0.3):
         w = jnp.array([a, b])
-        return ambient.groups(zero_shot.linear_rule_accuracy(mt.inter_class(m, 0.7, alpha, 0.5), w, w @ w, sd))
+        return ambient.groups(
+            zero_shot.linear_rule_accuracy(mt.inter_class(m, 0.7, alpha, 0.5, beta_spu), w, w @ w, sd)
+        )
 
     return ledger.judge(
         "inter-class accuracy formula: share of test images right among 8 classes, ambient space",
@@ -125,7 +147,8 @@ def sampled_accuracy(effort):
         {
             "noise dropped": prediction(sd=0.0),
             "m - 1 for m": prediction(m=m - 1),
-            "alpha dropped": prediction(alpha=0.0),
+            "alpha = 1": prediction(alpha=1.0),
+            "beta_spu dropped": prediction(beta_spu=0.0),
             "groups swapped": prediction()[::-1],
         },
     )
@@ -157,10 +180,10 @@ def one_pair(effort):
 
         return jax.lax.map(run, jax.random.split(key, runs))
 
-    samples = np.asarray(measured(jax.random.key(2), mt.inter_class(1, 0.9, 0.3, 0.5)))[:, 1]
+    samples = np.asarray(measured(jax.random.key(2), mt.inter_class(1, 0.9, 0.8, 0.5)))[:, 1]
 
-    def prediction(p=0.9, m=1):
-        return accuracy(mt.inter_class(m, p, 0.3, 0.5), mt.captions(0.8), obs).conflicting
+    def prediction(p=0.9, m=1, alpha=0.8):
+        return accuracy(mt.inter_class(m, p, alpha, 0.5), mt.captions(0.8), obs).conflicting
 
     return ledger.judge(
         "one pair of classes: conflicting accuracy of rules learnt from 1000 ambient pairs, on sampled images",
@@ -170,6 +193,7 @@ def one_pair(effort):
             "8% farther from chance": ledger.off(prediction(), 0.5),
             "p off by .03": prediction(p=0.87),
             "two pairs": prediction(m=2),
+            "alpha = 1": prediction(alpha=1.0),
         },
     )
 
@@ -177,11 +201,11 @@ def one_pair(effort):
 def gap_of_the_rule(effort):
     """Rules learnt from n pairs of 6 classes, scores of test images drawn in law: gap to the population's accuracy."""
     sizes, caps, obs = (50, 100, 200), mt.captions(), ambient.noise(12, 10, 0.3, 0.3)
-    model, runs = mt.inter_class(3, 0.9, 0.3, 0.5), 500 * effort
+    model, runs = mt.inter_class(3, 0.9, 1.2, 0.5), 500 * effort
     samples = [ambient.drawn_scores(jax.random.key(n), model, caps, obs, n=n, runs=runs)[:, 0] for n in sizes]
 
     def limit(beta=0.5):
-        return float(accuracy(mt.inter_class(3, 0.9, 0.3, beta), None, obs).aligned)
+        return float(accuracy(mt.inter_class(3, 0.9, 1.2, beta, 0.5), None, obs).aligned)
 
     return ledger.judge(
         "aligned group, 6 classes: gap between samples of n and the population shrinks as n^-1 (exponent)",
@@ -192,48 +216,94 @@ def gap_of_the_rule(effort):
 
 
 def when_the_conflicting_group_is_right(effort):
-    """p = 1, no noise: own score A - B against the best competitor A beta + B alpha, on both sides of the threshold."""
-    m, alpha = 40, 0.2
-    beta = scipy.optimize.brentq(lambda b: (1 + (m - 1) * b**2) * (1 - b) - (1 + alpha), 0.01, 0.4)
+    """p = 1, no noise: own score A - alpha B against the best competitor A beta + alpha beta B."""
+    m, alpha = 40, 1.5
+
+    def lead(beta):
+        return (1 + (m - 1) * beta**2) * (1 - beta) - alpha**2 * (1 + beta)
+
+    beta = scipy.optimize.brentq(lead, 0.01, 0.4)
     sides = mt.inter_class(m, 1.0, alpha, np.array([beta - 1e-6, beta + 1e-6]))
     found = accuracy(sides).conflicting
     return ledger.judge(
-        "conflicting group turns from (nearly) all wrong to all right where A (1-beta) = B (1+alpha), m = 40",
+        "conflicting group turns from (nearly) all wrong to all right where A (1-beta) = alpha^2 (1+beta), m = 40",
         ledger.close(np.asarray(found), 1e-9),
         [2.0 ** -(m - 1), 1.0],
         {"turns elsewhere": [1.0, 1.0], "alpha ignored": [0.0, 0.0]},
     )
 
 
-def max_margin_by_hand(effort):
-    """min u^2 + v^2 with u (1-beta) + v (1-alpha) = 1, then own score minus the best competitor at conflict."""
-    u, v, mult = sympy.symbols("u v mu")
-    lagrangian = u**2 + v**2 - mult * (u * (1 - be) + v * (1 - al) - 1)
-    found = sympy.solve([sympy.diff(lagrangian, x) for x in (u, v, mult)], (u, v, mult), dict=True)[0]
-    lead = sympy.simplify((found[u] - found[v] - found[u] * be - found[v] * al) * ((1 - be) ** 2 + (1 - al) ** 2))
-    derived = sympy.Matrix([found[u] * (1 - al) - found[v] * (1 - be), lead])
-    right = sympy.Matrix([0, (1 - be) ** 2 - (1 - al**2)])
+def enough_classes(effort):
+    """Theorem 4.8 at alpha = 10, beta = 1/3: beta^2 m > alpha^2 (1+beta)/(1-beta) - 1 + beta^2 is m > 1792."""
+    sizes = (1791, 1793)
+    found = [ambient.groups(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3))) for m in sizes]
+    turn = theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3))
     return ledger.judge(
-        "SL: u : v = (1-beta) : (1-alpha), and the conflicting lead has the sign of (1-beta)^2 - (1-alpha^2)",
-        ledger.algebra(derived),
-        right,
-        {"(1-alpha)^2": sympy.Matrix([0, (1 - be) ** 2 - (1 - al) ** 2]), "sign": -right},
+        "alpha = 10, beta = 1/3: both groups all right with 1793 pairs, the conflicting one all wrong with 1791",
+        ledger.close([*np.ravel(found), turn / 1000], 1e-9),
+        [1.0, 0.0, 1.0, 1.0, 1.792],
+        {"turns before": [1.0, 1.0, 1.0, 1.0, 1.792], "alpha for alpha^2": [1.0, 1.0, 1.0, 1.0, 0.172]},
     )
 
 
-def crammer_singer(m: int, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def below_perfect_correlation(effort):
+    """p < 1, no noise: the threshold in m, where B = q alpha, against the accuracy itself on both sides."""
+    model = mt.inter_class(2, np.array([0.6, 0.8, 0.95]), 3.0, 0.4, 0.2)
+    turns = np.asarray(theory.sharing_threshold_pairs(model, 0.7))
+
+    def works(m, p_spu):
+        return float(accuracy(mt.inter_class(m, p_spu, 3.0, 0.4, 0.2), mt.captions(0.7)).conflicting) == 1
+
+    measured = []
+    for p_spu in (0.6, 0.8, 0.95):
+        few, enough = 2, 200
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if works(middle, p_spu) else (middle, enough)
+        measured.append(enough)
+    return ledger.judge(
+        "fewest pairs with the conflicting group all right, p = .6, .8, .95, alpha = 3: the next integer above m*",
+        ledger.close(measured, 1e-12),
+        np.floor(turns) + 1,
+        {
+            "p = 1": np.full(
+                3, np.floor(theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 3.0, 0.4, 0.2), 0.7)) + 1
+            ),
+            "pi ignored": np.floor(theory.sharing_threshold_pairs(model)) + 1,
+        },
+    )
+
+
+def max_margin_by_hand(effort):
+    """min u^2 + v^2 with u (1-beta) + v alpha (1-beta_spu) = 1, then own score minus the best competitor's."""
+    u, v, mult = sympy.symbols("u v mu")
+    margin = u * (1 - be) + v * al * (1 - bs)
+    lagrangian = u**2 + v**2 - mult * (margin - 1)
+    found = sympy.solve([sympy.diff(lagrangian, x) for x in (u, v, mult)], (u, v, mult), dict=True)[0]
+    conflict = found[u] - al * found[v] - found[u] * be - al * bs * found[v]
+    lead = sympy.simplify(conflict * ((1 - be) ** 2 + al**2 * (1 - bs) ** 2))
+    derived = sympy.Matrix([found[u] * al * (1 - bs) - found[v] * (1 - be), lead])
+    right = sympy.Matrix([0, (1 - be) ** 2 - al**2 * (1 - bs**2)])
+    return ledger.judge(
+        "SL: u : v = (1-beta) : alpha (1-beta_spu); conflicting lead like (1-beta)^2 - alpha^2 (1-beta_spu^2)",
+        ledger.algebra(derived),
+        right,
+        {"(1-beta_spu)^2": sympy.Matrix([0, (1 - be) ** 2 - al**2 * (1 - bs) ** 2]), "sign": -right},
+    )
+
+
+def crammer_singer(m: int, alpha: float, beta: float, beta_spu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, class numbers of the whole population at p_spu = 1, and its hard-margin weights (2m, 2m).
 
-    Hard margin by nonnegative least squares: with v = A^T a and a >= 0 the minimiser of |v|^2 + (1 - sum a)^2,
-    v / (1 - sum a) has least norm among all with A w >= 1. Nothing is assumed of the solution's form.
+    The least |w| with all margins >= 1, by sequential least squares; nothing is assumed of the solution's form.
     """
     images, number, rows = [], [], []
     for c, label in enumerate(np.asarray(data.class_labels(2 * m))):
         own = [abs(label) - 1, m + abs(label) - 1]
         for signs in itertools.product((-1, 1), repeat=2 * m - 2):
             z = np.zeros(2 * m)
-            z[[j for j in range(2 * m) if j not in own]] = np.array(signs) * np.repeat([beta, alpha], m - 1)
-            z[own] = np.sign(label)
+            z[[j for j in range(2 * m) if j not in own]] = np.array(signs) * np.repeat([beta, alpha * beta_spu], m - 1)
+            z[own] = np.sign(label) * np.array([1.0, alpha])
             images.append(z)
             number.append(c)
             for other in set(range(2 * m)) - {c}:
@@ -241,18 +311,19 @@ def crammer_singer(m: int, alpha: float, beta: float) -> tuple[np.ndarray, np.nd
                 row[c], row[other] = z, -z
                 rows.append(row.ravel())
     constraint = np.array(rows)
-    system = np.vstack([constraint.T, np.ones(len(constraint))])
-    dual, _ = scipy.optimize.nnls(system, np.append(np.zeros(4 * m * m), 1.0))
-    w = constraint.T @ dual / (1 - dual.sum())
+    margins = {"type": "ineq", "fun": lambda w: constraint @ w - 1, "jac": lambda w: constraint}
+    start, options = np.zeros(4 * m * m), {"ftol": 1e-14, "maxiter": 200}
+    w = scipy.optimize.minimize(
+        lambda w: w @ w / 2, start, jac=lambda w: w, method="SLSQP", constraints=margins, options=options
+    ).x
     if not (constraint @ w >= 1 - 1e-9).all():
         raise RuntimeError("the hard-margin problem was not solved")
     return np.array(images), np.array(number), w.reshape(2 * m, 2 * m)
 
 
-def max_margin_of_the_population(effort):
-    """Weights u, v of the own pair, and accuracy on the conflicting population (attribute flipped), by counting."""
-    alpha, beta, m = 0.55, 0.35, 3
-    images, number, w = crammer_singer(m, alpha, beta)
+def counted(m: int, alpha: float, beta: float, beta_spu: float) -> list[float]:
+    """v/u of the hard margin, and the shares of the aligned and the conflicting population that it gets right."""
+    images, number, w = crammer_singer(m, alpha, beta, beta_spu)
     w = w - w.mean(0)
     label = np.asarray(data.class_labels(2 * m))
     pair = np.abs(label) - 1
@@ -260,47 +331,123 @@ def max_margin_of_the_population(effort):
     v = (np.sign(label) * w[np.arange(2 * m), m + pair]).mean()
     flipped = images.copy()
     flipped[np.arange(len(images)), m + pair[number]] *= -1
-    scores = np.round(flipped @ w.T, 9)
-    best = scores == scores.max(1, keepdims=True)
-    conflicting = (best[np.arange(len(number)), number] / best.sum(1)).mean()
+    shares = []
+    for group in (images, flipped):
+        scores = np.round(group @ w.T, 9)
+        best = scores == scores.max(1, keepdims=True)
+        shares.append((best[np.arange(len(number)), number] / best.sum(1)).mean())
+    return [v / u, *shares]
 
-    def prediction(alpha, beta):
-        model = mt.inter_class(m, 1.0, alpha, beta)
-        return [(1 - beta) / (1 - alpha), theory.supervised_accuracy(model).conflicting]
+
+def max_margin_of_the_population(effort):
+    """The paper's model and three that are not, by counting: none assumes the form of the solution."""
+    settings = ((3, 1.5, 0.35, 0.35), (3, 0.6, 0.35, 0.35), (2, 0.7, 0.1, 0.1), (3, 1.0, 0.35, 0.55))
+
+    def prediction(alpha_of=lambda alpha: alpha, swap=False):
+        rows = []
+        for m, alpha, beta, beta_spu in settings:
+            first, second = (beta_spu, beta) if swap else (beta, beta_spu)
+            found = theory.supervised_accuracy(mt.inter_class(m, 1.0, alpha_of(alpha), first, second))
+            rows.append([alpha_of(alpha) * (1 - second) / (1 - first), *ambient.groups(found)])
+        return rows
 
     return ledger.judge(
-        "hard margin over the whole population of 6 classes (NNLS): u/v and conflicting accuracy",
-        ledger.close([u / v, conflicting], 1e-6),
-        prediction(alpha, beta),
-        {"alpha and beta swapped": prediction(beta, alpha), "beta = alpha": prediction(alpha, alpha)},
+        "hard margin over the whole population (SLSQP), 4 settings: v/u, share of both groups right by counting",
+        ledger.close([counted(*setting) for setting in settings], 1e-6),
+        prediction(),
+        {"alpha = 1": prediction(lambda alpha: 1.0), "beta and beta_spu swapped": prediction(swap=True)},
     )
 
 
 def max_margin_of_one_pair(effort):
-    """No other class to stand out of: u = v, and a conflicting image scores 0 in both classes."""
-    images, number, w = crammer_singer(1, 0.55, 0.35)
-    scores = np.round((images * [1, -1]) @ w.T, 9)
-    best = scores == scores.max(1, keepdims=True)
-    conflicting = (best[np.arange(2), number] / best.sum(1)).mean()
-    w = w - w.mean(0)
-    found = theory.supervised_accuracy(mt.inter_class(1, 1.0, 0.55, 0.35)).conflicting
+    """No other class to stand out of: u : v = 1 : alpha; a conflicting image scores c (1 - alpha^2)."""
+    settings = (0.5, 1.0, 2.0)
+
+    def prediction(weigh=lambda alpha: alpha):
+        found = [theory.supervised_accuracy(mt.inter_class(1, 1.0, weigh(alpha), 0.35, 0.55)) for alpha in settings]
+        return [[weigh(alpha), *ambient.groups(f)] for alpha, f in zip(settings, found, strict=True)]
+
     return ledger.judge(
-        "hard margin over the whole population of one pair (NNLS): u/v = 1, conflicting accuracy 1/2, a tie",
-        ledger.close([w[1, 0] / w[1, 1], conflicting], 1e-6),
-        [1.0, found],
-        {"(1-beta)/(1-alpha)": [0.65 / 0.45, 1.0], "(1-alpha)/(1-beta)": [0.45 / 0.65, 0.0]},
+        "hard margin over the whole population of one pair (SLSQP), alpha = .5, 1, 2: v/u = alpha; right, tied, wrong",
+        ledger.close([counted(1, alpha, 0.35, 0.55) for alpha in settings], 1e-6),
+        prediction(),
+        {
+            "alpha (1-beta_spu)/(1-beta)": prediction(lambda alpha: alpha * 0.45 / 0.65),
+            "alpha = 1": prediction(lambda _: 1.0),
+        },
+    )
+
+
+def at_most_the_bound(effort):
+    """Theorem 4.7 wherever it says something, alpha in [.1, 100], beta in [0, .9], 20 pairs."""
+    alpha, beta = (x.ravel() for x in np.meshgrid(np.geomspace(0.1, 100, 61), np.linspace(0, 0.9, 31)))
+    model = mt.inter_class(20, 1.0, alpha, beta)
+    bound = np.asarray(theory.shortcut_bound(model))
+    exact = np.asarray(theory.supervised_accuracy(model).shifted)
+    applies = ~np.isnan(bound)
+
+    def compare(bound):
+        above = exact[applies] - np.asarray(bound)[applies]
+        i = int(np.argmax(above))
+        return ledger.Gap(
+            float(np.asarray(bound)[applies][i]), float(exact[applies][i]), None, float(above[i]) / 1e-5, 1.0
+        )
+
+    return ledger.judge(
+        f"acc_P* of SL <= 1/2 + 2/((1+alpha^2)(1-beta)^2 - 8), {applies.sum()} settings where that applies",
+        compare,
+        bound,
+        {"1/2 - 2/(...)": 1 - bound, "a fifth below": bound - 0.2},
+    )
+
+
+def sharper_than_the_bound(effort):
+    """alpha = 10, beta = 1/3: the bound allows .554."""
+    model = mt.inter_class(3, 1.0, 10.0, 1 / 3)
+    return ledger.judge(
+        "acc_P* of SL at alpha = 10, beta = 1/3, m = 3, by counting all images: 1/2",
+        ledger.close(np.mean(counted(3, 10.0, 1 / 3, 1 / 3)[1:]), 1e-9),
+        theory.supervised_accuracy(model).shifted,
+        {"the bound": theory.shortcut_bound(model), "all right": 1.0},
+    )
+
+
+def in_distribution(effort):
+    """Appendix E.2, at p = 1, where all of P is aligned: both learners get all of it right, by counting."""
+    m, alpha, beta = 3, 1.5, 0.35
+    images, number, _ = crammer_singer(m, alpha, beta, beta)
+    a, b = np.asarray(theory.mmcl_rule(mt.inter_class(m, 1.0, alpha, beta)))
+    label = np.asarray(data.class_labels(2 * m))
+    scores = np.sign(label) * (a * images[:, np.abs(label) - 1] + b * images[:, m + np.abs(label) - 1])
+    right = [np.mean(scores.argmax(1) == number), counted(m, alpha, beta, beta)[1]]
+
+    def prediction(p_spu):
+        model = mt.inter_class(m, 1.0, alpha, beta)
+        return [learner(model).at(p_spu) for learner in (theory.mmcl_accuracy, theory.supervised_accuracy)]
+
+    return ledger.judge(
+        "accuracy in distribution at p = 1, by counting all images of 6 classes: MMCL 1, SL 1",
+        ledger.close(right, 1e-9),
+        prediction(1.0),
+        {"on P*": prediction(0.5)},
     )
 
 
 CHECKS = (
     moments_from_the_definition,
+    the_paper_s_block,
     rule_of_the_code,
     learnt_weights,
     sampled_accuracy,
     one_pair,
     gap_of_the_rule,
     when_the_conflicting_group_is_right,
+    enough_classes,
+    below_perfect_correlation,
     max_margin_by_hand,
     max_margin_of_the_population,
     max_margin_of_one_pair,
+    at_most_the_bound,
+    sharper_than_the_bound,
+    in_distribution,
 )

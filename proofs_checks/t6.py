@@ -1,8 +1,8 @@
-"""T6: rich captions, inter-class.
+"""T6 (Theorem 5.4): rich captions, inter-class.
 
 Sharing works only if captions name details of other classes often enough: at p_spu = 1 the conflicting group turns from
-all wrong to all right at pi* = ((1+alpha)/(1-beta) - 1) / ((m-1) beta^2). With label-only captions half of the shifted
-images are right.
+all wrong to all right at pi* = (alpha^2 (1+beta_spu)/(1-beta) - 1) / ((m-1) beta^2), the paper's pi~ at
+beta_spu = beta. With label-only captions and alpha > 1 half of the shifted images are right.
 
 Fails where: pi* > 1 (no captions suffice: few classes or weak details); noise or p_spu < 1 makes the step a slope.
 """
@@ -15,49 +15,72 @@ import sympy
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
 from proofs_checks import ambient, ledger, symbolic
-from proofs_checks.symbolic import al, be, pi
+from proofs_checks.symbolic import al, be, bs, pi
 
-STATEMENT = "Sharing needs captions that name details of other classes: pi* = ((1+alpha)/(1-beta) - 1)/((m-1) beta^2)"
+STATEMENT = (
+    "Sharing needs captions that name other classes' details: pi* = (alpha^2 (1+beta_spu)/(1-beta) - 1)/((m-1) beta^2)"
+)
 PICTURE = "sweep_captions.png"
 
 accuracy = ambient.jit(theory.mmcl_accuracy)
 
 
 def threshold_from_the_moments(effort):
-    """At p = 1 the conflicting lead A - B - (A beta + B alpha) vanishes at pi*; A and B from summed draws, m = 2, 3."""
-    leads, right, wrong = [], [], []
+    """At p = 1 the conflicting lead A - alpha B - (A beta + alpha beta_spu B) vanishes at pi*; A and B from summed
+    draws, m = 2, 3."""
+
+    def printed(m, shared, square=al**2, one=1):
+        return (square * (1 + bs) / (1 - be) - one) / (shared * be**2)
+
+    leads, right, wrong = [], [], {"m for m - 1": [], "alpha for alpha^2": [], "- 1 dropped": []}
     for m in (2, 3):
         zu = symbolic.inter_class(m)["zu"].subs(symbolic.p, 1) * m
         a, b = zu[0, 0], zu[m, 0]
-        leads.append(sympy.solve(a - b - (a * be + b * al), pi)[0])
-        right.append(((1 + al) / (1 - be) - 1) / ((m - 1) * be**2))
-        wrong.append([((1 + al) / (1 - be) - 1) / (m * be**2), ((1 + al) / (1 - be)) / ((m - 1) * be**2)])
+        leads.append(sympy.solve(a - al * b - (a * be + al * bs * b), pi)[0])
+        right.append(printed(m, m - 1))
+        for name, value in zip(wrong, (printed(m, m), printed(m, m - 1, al), printed(m, m - 1, one=0)), strict=True):
+            wrong[name].append(value)
     return ledger.judge(
         "the caption detail at which the lead of the conflicting group vanishes, m = 2, 3, is pi*",
         ledger.algebra(sympy.Matrix(leads)),
         sympy.Matrix(right),
-        {"m for m - 1": sympy.Matrix([w[0] for w in wrong]), "- 1 dropped": sympy.Matrix([w[1] for w in wrong])},
+        {name: sympy.Matrix(values) for name, values in wrong.items()},
+    )
+
+
+def the_paper_s_threshold(effort):
+    """pi~ as Theorem 5.4 prints it."""
+    alpha, beta, m = np.array([1.5, 3.0, 10.0]), np.array([0.2, 0.5, 1 / 3]), 40
+
+    def printed(sign=1):
+        return ((1 + beta) * alpha**2 - sign * (1 - beta)) / ((1 - beta) * beta**2 * (m - 1))
+
+    return ledger.judge(
+        "pi* at p = 1, beta_spu = beta is the paper's ((1+beta) alpha^2 - 1 + beta) / ((1-beta) beta^2 (m-1))",
+        ledger.close(theory.sharing_threshold(mt.inter_class(m, 1.0, alpha, beta)), 1e-12),
+        printed(),
+        {"+ 1 - beta": printed(-1)},
     )
 
 
 def accuracy_on_both_sides(effort):
-    model = mt.inter_class(40, 1.0, 0.2, 0.3)
+    model = mt.inter_class(60, 1.0, 1.5, 0.3)
     pi_star = theory.sharing_threshold(model)
     caps = mt.captions(jnp.stack([pi_star - 1e-9, pi_star + 1e-9]))
     conflicting = accuracy(model, caps).conflicting
     return ledger.judge(
-        "conflicting accuracy just below and above pi*, m = 40: 2^-39 and 1",
+        "conflicting accuracy just below and above pi*, m = 60, alpha = 1.5: 2^-59 and 1",
         ledger.close(conflicting, 1e-12),
-        [2.0**-39, 1.0],
+        [2.0**-59, 1.0],
         {"no threshold": [1.0, 1.0], "below: chance": [0.5, 1.0]},
     )
 
 
 def label_only_captions_share_nothing(effort):
-    model = mt.inter_class(30, 1.0, 0.2, 0.3)
+    model = mt.inter_class(30, 1.0, 1.5, 0.3)
     found = accuracy(model, mt.captions(pi_core=0.0)).shifted
     return ledger.judge(
-        "pi_core = 0, p = 1: acc_P* = 1/2 (up to draws without a competitor, 2^-29)",
+        "pi_core = 0, p = 1, alpha = 1.5: acc_P* = 1/2 (up to draws without a competitor, 2^-29)",
         ledger.close(found, 1e-8),
         0.5,
         {"sharing": 1.0, "one class in 60": 1 / 60},
@@ -72,7 +95,7 @@ def sampled_images(effort):
     allowed.
     """
     m, n, runs = 8, 2000, 100 * effort
-    model, obs = mt.inter_class(m, 1.0, 0.1, 0.5), ambient.noise(24, 20, 0.25, 0.1)
+    model, obs = mt.inter_class(m, 1.0, 1.0, 0.5, 0.1), ambient.noise(24, 20, 0.25, 0.1)
 
     @ambient.jit_long
     def measured(key, pi):
@@ -106,10 +129,10 @@ def sampled_images(effort):
         prediction(),
         {
             "8% more shared": ledger.off(prediction(), prediction(pis=(0.0, 0.0))),
-            "p off by .03": prediction(model=mt.inter_class(m, 0.97, 0.1, 0.5)),
+            "p off by .03": prediction(model=mt.inter_class(m, 0.97, 1.0, 0.5, 0.1)),
             "pi ignored": prediction(pis=(1.0, 1.0)),
             "nothing shared": prediction(pis=(0.0, 0.0)),
-            "beta off by 8%": prediction(model=mt.inter_class(m, 1.0, 0.1, 0.54)),
+            "beta off by 8%": prediction(model=mt.inter_class(m, 1.0, 1.0, 0.54, 0.1)),
         },
     )
 
@@ -117,7 +140,7 @@ def sampled_images(effort):
 def gap_of_the_formula(effort):
     """pi_core = .8, 10 classes, scores of test images drawn in law: gap to the formula against n."""
     sizes, caps, obs = (100, 200, 400), mt.captions(0.8), ambient.noise(16, 14, 0.3, 0.1)
-    model, runs = mt.inter_class(5, 0.9, 0.1, 0.4), 300 * effort
+    model, runs = mt.inter_class(5, 0.9, 0.8, 0.6), 300 * effort
     samples = [ambient.drawn_scores(jax.random.key(n), model, caps, obs, n=n, runs=runs)[:, 0] for n in sizes]
 
     def limit(pi=0.8):
@@ -133,6 +156,7 @@ def gap_of_the_formula(effort):
 
 CHECKS = (
     threshold_from_the_moments,
+    the_paper_s_threshold,
     accuracy_on_both_sides,
     label_only_captions_share_nothing,
     sampled_images,

@@ -59,7 +59,7 @@ def loss_by_classes(effort):
 def neutral_weight(effort):
     """lambda = 1/K is the ordinary loss, both models, both prompts."""
     found, right, wrong = [], [], []
-    for model in (mt.intra_class(0.9, 0.8, 0.3, 1.1, 0.7), mt.inter_class(4, 0.9, 0.3, 0.4)):
+    for model in (mt.intra_class(0.9, 0.8, 0.3, 1.1, 0.7), mt.inter_class(4, 0.9, 1.0, 0.4, 0.3)):
         for prompts in ("core", "train_mean"):
             caps, k = mt.captions(0.3, 0.6), model.num_classes
             found.append(theory.mmcl_rule(model, caps, same_class_weight=1 / k, prompts=prompts))
@@ -76,7 +76,7 @@ def neutral_weight(effort):
 def several_classes(effort):
     """(A, B) of C_lambda p with K = 6 classes, from ambient pairs."""
     m, n, runs, weight = 3, 90, 600 * effort, 0.4
-    model, caps, obs = mt.inter_class(m, 0.9, 0.3, 0.4), mt.captions(0.5, 0.7), ambient.noise(9, 8, 0.2, 0.2)
+    model, caps, obs = mt.inter_class(m, 0.9, 1.0, 0.4, 0.3), mt.captions(0.5, 0.7), ambient.noise(9, 8, 0.2, 0.2)
 
     @ambient.jit
     def weights(key):

@@ -168,7 +168,7 @@ def a_billion_samples(effort):
 def several_classes(effort):
     """Inter-class: argmax accuracy of learnt rules on drawn scores against ambient test images."""
     model, caps, obs, n, runs = (
-        mt.inter_class(3, 0.9, 0.3, 0.5),
+        mt.inter_class(3, 0.9, 1.0, 0.5, 0.3),
         mt.captions(0.6),
         ambient.noise(12, 9, 0.7, 0.3),
         30,
@@ -215,7 +215,7 @@ def several_classes(effort):
         in_law(key, model, caps),
         {
             "d_I tripled": in_law(key, model, caps, obs_dim=36),
-            "p = .6": in_law(key, mt.inter_class(3, 0.6, 0.3, 0.5), caps),
+            "p = .6": in_law(key, mt.inter_class(3, 0.6, 1.0, 0.5, 0.3), caps),
         },
     )
 

@@ -363,7 +363,7 @@ def sharing() -> Diagram:
         return jnp.maximum(p["pi_core"] - mt.theory.sharing_threshold(classes_of(p)), -2.0)
 
     def supervised_threshold(p: Params, outcomes: jax.Array) -> jax.Array:
-        return (1 - p["beta"]) ** 2 - (1 - p["alpha"] ** 2)
+        return (1 - p["beta"]) / (1 + p["beta"]) - p["alpha"] ** 2
 
     mmcl = Panel(
         "mmcl",
@@ -379,7 +379,7 @@ def sharing() -> Diagram:
         "supervised",
         "supervised, max-margin, no noise",
         lambda p: groups(mt.theory.supervised_accuracy(classes_of(p))),
-        boundaries={r"$(1-\beta)^2 = 1-\alpha^2$ (T4)": supervised_threshold},
+        boundaries={r"$\alpha^2 = (1-\beta)/(1+\beta)$ (T4)": supervised_threshold},
         sides=("the shortcut wins", ""),
         contours=False,
     )

@@ -10,7 +10,14 @@ import scipy.linalg
 import scipy.optimize
 
 from mmcl_theory import losses
-from mmcl_theory.learners import cross_covariance, linear_optimum, truncate, whitened_optimum
+from mmcl_theory.learners import (
+    cross_covariance,
+    linear_optimum,
+    sup_con_matrix,
+    sup_con_optimum,
+    truncate,
+    whitened_optimum,
+)
 
 D_I, D_T = 5, 4
 EPS = np.finfo(np.float64).eps
@@ -404,3 +411,56 @@ def test_class_numbers_out_of_range_are_refused():
     for number in (-1, 2):
         with pytest.raises(ValueError, match=rf"class_number must be in 0\.\.1, got {number}"):
             cross_covariance(x, x, jnp.array([0, 1, 1, number]), 0.5)
+
+
+sup_con = functools.partial(jit(sup_con_matrix, static_argnames="num_classes"), num_classes=NUM_CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_sup_con_matrix_is_that_of_the_loss(name):
+    number, rng = jnp.array(CLASSES[name]), np.random.default_rng(2)
+    x, w = jnp.asarray(draw_pairs()[0]), jnp.asarray(rng.normal(size=(3, D_I)))
+    matrix = np.asarray(sup_con(x, number))
+    np.testing.assert_array_equal(matrix, matrix.T)
+    want = float(jit(losses.linear_sup_con)(x @ w.T, number))
+    np.testing.assert_allclose(-np.sum(np.asarray(w.T @ w) * matrix), want, rtol=1e-11, atol=1e-11)
+    if name not in ("all of one class", "all different"):
+        wrong = np.asarray(sup_con(x, number[::-1]))
+        assert name == "balanced" or abs(np.sum(np.asarray(w.T @ w) * (matrix - wrong))) > 1e-3
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4, None])
+def test_sup_con_minimiser_is_where_descent_ends(rank):
+    """M has three positive eigenvalues; a fourth row stays 0. Descent starts twice, at random."""
+    rng = np.random.default_rng(3)
+    q = np.linalg.qr(rng.normal(size=(D_I, D_I)))[0]
+    values = np.array([3.0, 2.0, 0.7, -0.5, -2.0])
+    matrix, rho = q @ np.diag(values) @ q.T, 0.8
+    w = np.asarray(sup_con_optimum(jnp.asarray(matrix), rho, rank))
+    kept = np.maximum(values[: rank or D_I], 0)
+    assert w.shape == (rank or D_I, D_I)
+    assert_close(w.T @ w, q[:, : len(kept)] @ np.diag(kept / rho) @ q[:, : len(kept)].T)
+
+    def objective(flat):
+        v = flat.reshape(w.shape)
+        gram = v.T @ v
+        gradient = 2 * v @ (rho * gram - matrix)
+        return -np.sum(gram * matrix) + rho / 2 * np.sum(gram**2), gradient.ravel()
+
+    least = objective(w.ravel())[0]
+    for _ in range(2):
+        found = scipy.optimize.minimize(objective, rng.normal(size=w.size), jac=True, method="BFGS", tol=1e-10)
+        np.testing.assert_allclose(found.fun, least, rtol=1e-9)
+    assert objective(1.01 * w.ravel())[0] > least + 1e-4
+
+
+def test_wrong_input_of_sup_con_is_refused():
+    x, number = jnp.ones((4, 3)), jnp.array([0, 1, 0, 2])
+    for call, told in (
+        (lambda: sup_con_matrix(x[:1], number[:1]), "n must be an integer >= 2, got 1"),
+        (lambda: sup_con_matrix(x, number, 2), r"class_number must be in 0\.\.1, got 2"),
+        (lambda: sup_con_optimum(jnp.eye(3), 0.0), "rho must be finite and > 0, got 0"),
+        (lambda: sup_con_optimum(jnp.eye(3), 1.0, 4), r"rank must be an integer in 1\.\.3, got 4"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()

@@ -27,7 +27,7 @@ from tests.statistics import assert_mean_close, rejects
 
 NAN, INF = float("nan"), float("inf")
 INTRA = {"p_spu": 0.9, "sigma_core": 0.7, "sigma_spu": 0.3, "mu_core": 1.4, "mu_spu": 0.8}
-INTER = {"num_pairs": 3, "p_spu": 0.9, "alpha": 0.6, "beta": 0.4}
+INTER = {"num_pairs": 3, "p_spu": 0.9, "alpha": 1.6, "beta": 0.4, "beta_spu": 0.3}
 CAPTIONS = {"pi_core": 0.7, "pi_spu": 0.4}
 OBSERVATION = {"dim_image": 9, "dim_text": 8, "sigma_image": 1.5, "sigma_text": 0.5}
 MODELS = {"intra": lambda: intra_class(**INTRA), "inter": lambda: inter_class(**INTER)}
@@ -49,7 +49,8 @@ ARGUMENTS = [
     (intra_class, INTRA, "mu_core", "finite and > 0"),
     (inter_class, INTER, "num_pairs", "an integer >= 1"),
     (inter_class, INTER, "p_spu", "in [0, 1]"),
-    *[(inter_class, INTER, name, "in [0, 1)") for name in ("alpha", "beta")],
+    (inter_class, INTER, "alpha", "finite and > 0"),
+    *[(inter_class, INTER, name, "in [0, 1)") for name in ("beta", "beta_spu")],
     *[(captions, CAPTIONS, name, "in [0, 1]") for name in CAPTIONS],
     *[(observation, OBSERVATION, name, "an integer >= 2") for name in ("dim_image", "dim_text")],
     *[(observation, OBSERVATION, name, "finite and >= 0") for name in ("sigma_image", "sigma_text")],
@@ -120,7 +121,7 @@ def test_constructors_refuse_what_is_no_number(monkeypatch, value):
 @pytest.mark.parametrize("edge", [0.0, 1.0])
 def test_constructors_accept_the_ends_of_closed_ranges(edge):
     assert intra_class(edge, 0.0, 0.0, mu_spu=0.0).p_spu == edge
-    assert inter_class(1, edge, 0.0, 0.0).p_spu == edge
+    assert inter_class(1, edge, 1.0, 0.0, 0.0).p_spu == edge
     assert captions(edge, edge).pi_core == edge
     assert observation(2, 2, 0.0, 0.0).sd_image == 0
 
@@ -190,14 +191,14 @@ def written_out(pi_core, pi_spu):
     )
     within = np.diag([pi_core * s_c**2, pi_spu * (s_s**2 + (1 - q**2) * mu_s**2)])
     np.testing.assert_allclose(intra[1], within + intra[3], rtol=1e-12)
-    m, p, alpha, beta = INTER.values()
-    q = 2 * p - 1
-    rich, spu = 1 + (m - 1) * pi_core * beta**2, 1 + (m - 1) * alpha**2
+    m, p, alpha, beta, beta_spu = INTER.values()
+    x = (2 * p - 1) * alpha
+    rich, spu = 1 + (m - 1) * pi_core * beta**2, alpha**2 * (1 + (m - 1) * beta_spu**2)
     inter = (
-        np.array([[1 + (m - 1) * beta**2, q], [q, spu]]) / m,
-        np.array([[rich, pi_spu * q], [q, pi_spu * spu]]) / m,
-        np.array([[rich, pi_spu * q], [pi_spu * q, pi_spu * spu]]) / m,
-        np.array([[1, pi_spu * q], [q, pi_spu * q * q]]) / m,
+        np.array([[1 + (m - 1) * beta**2, x], [x, spu]]) / m,
+        np.array([[rich, pi_spu * x], [x, pi_spu * spu]]) / m,
+        np.array([[rich, pi_spu * x], [pi_spu * x, pi_spu * spu]]) / m,
+        np.array([[1, pi_spu * x], [x, pi_spu * x * x]]) / m,
     )
     return {"intra": intra, "inter": inter}
 
@@ -263,22 +264,30 @@ def test_intra_class_law():
 
 
 def test_inter_class_law():
-    m, p, alpha, beta = INTER.values()
+    m, p, alpha, beta, beta_spu = INTER.values()
     _, _, latents = draw("inter", captions(), seed=6)
     label, a = np.asarray(latents.label), np.asarray(latents.attribute)
     sign, own = np.sign(label), np.abs(label)[:, None] == np.arange(1, m + 1)
     core, spu = np.asarray(latents.z[:, :m]), np.asarray(latents.z[:, m:])
     np.testing.assert_array_equal(core[own], sign)
-    np.testing.assert_array_equal(spu[own], a)
+    np.testing.assert_array_equal(spu[own], alpha * a)
     np.testing.assert_array_equal(np.abs(core[~own]), beta)
-    np.testing.assert_array_equal(np.abs(spu[~own]), alpha)
+    np.testing.assert_array_equal(np.abs(spu[~own]), alpha * beta_spu)
     counts = (label[:, None] == np.asarray(class_labels(2 * m))).astype(float)
     assert_mean_close(counts, 1 / (2 * m), resolution=0.002)
     assert_mean_close(sign * a, 2 * p - 1, resolution=0.005)
-    foreign = np.concatenate([np.where(own, 0, core / beta), np.where(own, 0, spu / alpha)], 1)
+    foreign = np.concatenate([np.where(own, 0, core / beta), np.where(own, 0, spu / (alpha * beta_spu))], 1)
     fair = products(foreign, foreign) * (1 - np.eye(2 * m))
     assert_mean_close(fair, 0.0, resolution=0.005)
     assert_mean_close(np.concatenate([foreign * sign[:, None], foreign * a[:, None]], 1), 0.0, resolution=0.005)
+
+
+def test_the_paper_has_one_beta():
+    paper, ours = inter_class(3, 1.0, 10.0, 0.4), inter_class(3, 1.0, 10.0, 0.4, 0.4)
+    assert paper.beta_spu == 0.4
+    assert_trees_close(moments(paper, captions()), moments(ours, captions()))
+    with pytest.raises(AssertionError):
+        assert_trees_close(moments(paper, captions()), moments(inter_class(3, 1.0, 10.0, 0.4, 0.3), captions()))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
@@ -389,8 +398,9 @@ def test_without_noise_the_latents_come_back():
         else:
             means = np.asarray(model.attribute_means(pairs.label, pairs.attribute))
             np.testing.assert_allclose(z[means != 0], means[means != 0], atol=1e-14)
-            strength = np.repeat([INTER["beta"], INTER["alpha"]], 3)
-            np.testing.assert_allclose(np.abs(z), np.where(means != 0, 1, strength), atol=1e-14)
+            alpha = INTER["alpha"]
+            foreign, own = (np.repeat(x, 3) for x in ([INTER["beta"], alpha * INTER["beta_spu"]], [1, alpha]))
+            np.testing.assert_allclose(np.abs(z), np.where(means != 0, own, foreign), atol=1e-14)
 
 
 def test_sample_pairs_refuses_sizes_that_do_not_fit():
@@ -449,7 +459,7 @@ def test_moments_broadcast_over_leaves_as_a_loop(name, masking):
         ("intra", {"sigma_core": (3,), "mu_spu": (3,)}),
         ("intra", {"p_spu": (3,), "sigma_core": (2, 1)}),
         ("inter", {"alpha": (3,)}),
-        ("inter", {"beta": (2, 1), "alpha": (3,)}),
+        ("inter", {"beta": (2, 1), "alpha": (3,), "beta_spu": (4, 1, 1)}),
     ],
 )
 def test_leaves_of_a_model_broadcast_against_each_other(name, leaves):

@@ -308,14 +308,14 @@ INTER = {
 @pytest.mark.parametrize("name", INTER)
 def test_inter_class_rules_have_the_law_of_the_ambient_run(name):
     pairs, dim, n, weight, prompts = INTER[name]
-    model, caps = inter_class(pairs, 0.9, 0.3, 0.4), captions(0.6, 0.5)
+    model, caps = inter_class(pairs, 0.9, 1.0, 0.4, 0.3), captions(0.6, 0.5)
     args = (model, caps, noise(dim, 2 * pairs + 1, 0.3, 0.2), weight)
     settings = {"n": n, "runs": 2000, "prompts": prompts}
     want = inter_rules(jax.random.key(6), *args, **settings, exact=False)
     assert_same_law(inter_rules(jax.random.key(7), *args, **settings, exact=True), want)
     for wrong in (
         (model, caps, noise(2 * dim, 2 * pairs + 1, 0.3, 0.2), weight),
-        (inter_class(pairs, 0.9, 0.3, 0.7), caps, *args[2:]),
+        (inter_class(pairs, 0.9, 1.0, 0.7, 0.3), caps, *args[2:]),
     ):
         rejects(assert_same_law, inter_rules(jax.random.key(7), *wrong, **settings, exact=True), want)
 
@@ -387,7 +387,7 @@ def test_wrong_arguments_are_refused():
         (sample_rule_statistics, (MODEL, caps, obs, 5, 1.5), r"same_class_weight must be in \[0, 1\]"),
         (sample_rule_latent, (MODEL, caps, obs, 5, None, "other"), "must be one of core, train_mean"),
         (sample_rule_statistics, (MODEL, caps, obs, 5, None, "other"), "must be one of core, train_mean"),
-        (sample_rules, (inter_class(3, 0.9, 0.3, 0.4), caps, obs, 5), r"dim_image must be an integer >= 6"),
+        (sample_rules, (inter_class(3, 0.9, 1.0, 0.4, 0.3), caps, obs, 5), r"dim_image must be an integer >= 6"),
     ]
     for sampler, args, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -91,6 +91,16 @@ def loop_sup_con(embedding, labels, *, temperature=0.1, normalize=True, with_sel
     return sum(terms) / len(terms)
 
 
+def loop_linear_sup_con(embedding, labels, with_self=False):
+    n, total = len(embedding), 0.0
+    for i in range(n):
+        same = [j for j in range(n) if labels[j] == labels[i] and (with_self or j != i)]
+        other = [j for j in range(n) if labels[j] != labels[i]]
+        for group, sign in ((same, -1), (other, 1)):
+            total += sign * sum(embedding[i] @ embedding[j] for j in group) / max(len(group), 1)
+    return total / n
+
+
 def loop_cross_entropy(logits, labels):
     return -sum(np.log(np.exp(x[k]) / sum(np.exp(x))) for x, k in zip(logits, labels, strict=True)) / len(logits)
 
@@ -113,6 +123,7 @@ PAIRWISE = {
 OTHERS = {
     "sup_con": (losses.sup_con, loop_sup_con, {"temperature": 0.5}, {}),
     "sup_con_raw": (losses.sup_con, loop_sup_con, {"temperature": 0.9}, {"normalize": False}),
+    "linear_sup_con": (losses.linear_sup_con, loop_linear_sup_con, {}, {}),
     "cross_entropy": (losses.cross_entropy, loop_cross_entropy, {}, {}),
     "product_penalty": (losses.product_penalty, loop_product_penalty, {"rho": 0.7}, {}),
 }
@@ -241,6 +252,8 @@ def test_value_rejects_wrong_weights(name, wrong):
 def test_values_reject_wrong_sup_con_and_cross_entropy():
     loop, inputs, labels = problem("sup_con")
     assert abs(evaluate("sup_con", inputs, labels)[0] - loop(inputs, with_self=True)) > 1e-3
+    loop, inputs, labels = problem("linear_sup_con")
+    assert abs(evaluate("linear_sup_con", inputs, labels)[0] - loop(inputs, with_self=True)) > 1e-3
     loop, inputs, labels = problem("cross_entropy")
     assert abs(evaluate("cross_entropy", inputs, labels[::-1])[0] - loop(inputs)) > 1e-3
 
@@ -470,6 +483,8 @@ def test_wrong_input_of_the_other_losses_is_refused():
     refused("sup_con needs at least 2 samples, got 1.", losses.sup_con, X[:1], K[:1])
     refused("sup_con needs embeddings of shape (n, r), got (4,).", losses.sup_con, X[:, 0], K)
     refused("labels must have shape (4,), got (3,).", losses.sup_con, X, K[:3])
+    refused("linear_sup_con needs at least 2 samples, got 1.", losses.linear_sup_con, X[:1], K[:1])
+    refused("labels must have shape (4,), got (3,).", losses.linear_sup_con, X, K[:3])
     refused("labels must be in 0..2, got 3.", losses.cross_entropy, X, K + 2)
     refused("labels must be in 0..2, got -1.", losses.cross_entropy, X, K - 1)
     refused("logits must be (n, c) with n, c >= 1, got shape (0, 3).", losses.cross_entropy, X[:0], K[:0])

@@ -140,9 +140,16 @@ def test_symbolic_moments_are_those_of_drawn_latents():
     import mmcl_theory as mt
     from mmcl_theory.data import all_pairs
 
-    values = {symbolic.p: 0.8, symbolic.pi: 0.6, symbolic.pi_s: 0.3, symbolic.al: 0.2, symbolic.be: 0.5}
+    values = {
+        symbolic.p: 0.8,
+        symbolic.pi: 0.6,
+        symbolic.pi_s: 0.3,
+        symbolic.al: 1.2,
+        symbolic.be: 0.5,
+        symbolic.bs: 0.3,
+    }
     found = np.array(symbolic.inter_class(2)["zu"].subs(values), float)
-    want = all_pairs(mt.moments(mt.inter_class(2, 0.8, 0.2, 0.5), mt.captions(0.6, 0.3)).zu, 2)
+    want = all_pairs(mt.moments(mt.inter_class(2, 0.8, 1.2, 0.5, 0.3), mt.captions(0.6, 0.3)).zu, 2)
     np.testing.assert_allclose(found, want, atol=1e-12)
 
 

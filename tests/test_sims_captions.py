@@ -91,7 +91,7 @@ def test_another_run_is_refused_and_nothing_changes(finished):
         ({"budget": -1.0}, "--budget must be >= 0"),
         ({"cost_spu": 0.0}, "--cost_spu must be > 0"),
         ({"seeds": 1}, "--seeds must be in"),
-        ({"parameters": (("alpha", 1.0),)}, "--alpha must be in [0, 1)"),
+        ({"parameters": (("alpha", 0.0),)}, "--alpha must be > 0"),
         ({"model": ("intra_class",), "parameters": (("alpha", 0.1),)}, "--alpha is no parameter of intra_class"),
         ({"parameters": (("num_pairs", 40.0),)}, "the number of latents"),
     ],

@@ -54,7 +54,7 @@ def test_whitened_loss_with_enough_to_spend_ends_on_the_balanced_curve():
 
 
 def test_inter_class_captions_pay_for_details_of_other_classes():
-    model, obs = inter_class(20, 0.95, 0.3, 0.4), noise(80, 80, 0.2, 0.2)
+    model, obs = inter_class(20, 0.95, 1.0, 0.4, 0.3), noise(80, 80, 0.2, 0.2)
 
     def value(pi):
         return mmcl_accuracy(model, captions(pi[0], pi[1]), obs).shifted

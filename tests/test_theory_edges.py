@@ -194,7 +194,7 @@ def test_all_within_nothing_is_a_tie():
     for masking, pi_spu in (("named", 0.0), ("zero", 0.0)):
         got = groups(mmcl_accuracy(model, captions(0.0, pi_spu, masking), same_class_weight=1.0))
         np.testing.assert_array_equal(got, np.full((50, 2), 0.5))
-    inter = mmcl_accuracy(inter_class(3, 1.0, 0.3, 0.4), captions(0.0, 0.0), same_class_weight=1.0)
+    inter = mmcl_accuracy(inter_class(3, 1.0, 1.0, 0.4, 0.3), captions(0.0, 0.0), same_class_weight=1.0)
     np.testing.assert_allclose(groups(inter), [1 / 6, 1 / 6], rtol=1e-12)
 
 

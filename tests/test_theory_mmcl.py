@@ -27,7 +27,7 @@ from mmcl_theory.data import (
     shifted,
 )
 from mmcl_theory.learners import cross_covariance, linear_optimum
-from mmcl_theory.theory import mmcl_accuracy, mmcl_rule, sharing_threshold
+from mmcl_theory.theory import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
 from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy, sampled_accuracy
 from tests.statistics import assert_mean_close, rejects
 
@@ -103,8 +103,8 @@ def test_strong_spurious_feature_flips_the_conflicting_group():
 
 MODELS = {
     "intra": intra_class(0.9, 0.8, 0.3, 1.1, 0.7),
-    "inter": inter_class(4, 0.9, 0.3, 0.4),
-    "one_pair": inter_class(1, 0.9, 0.3, 0.4),
+    "inter": inter_class(4, 0.9, 1.3, 0.4, 0.3),
+    "one_pair": inter_class(1, 0.9, 1.0, 0.4, 0.3),
 }
 CAPS = captions(0.3, 0.6)
 over_models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -171,34 +171,55 @@ def test_same_class_weight_values_and_growth():
 def test_inter_class_rule(m, masking):
     """T6: (A, B) = (1 + (m-1) pi beta^2, q), whatever pi_spu."""
     pi = np.array([0.0, 0.3, 1.0])
-    got = rule(inter_class(m, 0.9, 0.3, 0.4), captions(pi, 0.2, masking))
+    got = rule(inter_class(m, 0.9, 1.0, 0.4, 0.3), captions(pi, 0.2, masking))
     close(got, np.stack([1 + (m - 1) * pi * 0.4**2, np.full(3, 0.8)], -1))
 
 
 def test_one_pair_is_decided_by_the_sign_of_its_score():
     close(groups(accuracy(MODELS["one_pair"])), 1)
-    close(groups(accuracy(inter_class(1, 1.0, 0.3, 0.4))), [1, 0.5])  # A = B: a tie
+    close(groups(accuracy(inter_class(1, 1.0, 1.0, 0.4, 0.3))), [1, 0.5])  # A = alpha B: a tie
+    close(groups(accuracy(inter_class(1, 1.0, 1.1, 0.4, 0.3))), [1, 0])
+    alpha = np.array([0.9, 1.0, 1.1])
+    np.testing.assert_array_equal(sharing_threshold(inter_class(1, 1.0, alpha, 0.4)), [-np.inf, np.inf, np.inf])
 
 
-@pytest.mark.parametrize(("m", "alpha", "beta"), [(40, 0.2, 0.3), (12, 0.1, 0.5), (400, 0.5, 0.2)])
-def test_sharing_threshold_is_where_the_conflicting_group_turns_right(m, alpha, beta):
-    model = inter_class(m, 1.0, alpha, beta)
-    threshold = ((1 + alpha) / (1 - beta) - 1) / ((m - 1) * beta**2)
+@pytest.mark.parametrize(
+    ("m", "p", "alpha", "beta", "beta_spu"),
+    [(40, 1.0, 1.0, 0.3, 0.2), (60, 1.0, 1.5, 0.3, 0.3), (400, 0.8, 2.0, 0.2, 0.5), (400, 0.2, 2.0, 0.2, 0.5)],
+)
+def test_sharing_threshold_is_where_the_worse_group_turns_right(m, p, alpha, beta, beta_spu):
+    model, q = inter_class(m, p, alpha, beta, beta_spu), abs(2 * p - 1)
+    threshold = (q * alpha**2 * (1 + beta_spu) / (1 - beta) - 1) / ((m - 1) * beta**2)
     close(sharing_threshold(model), threshold)
-    below, above = accuracy(model, captions(threshold + np.array([-1e-6, 1e-6]))).conflicting
+    below, above = accuracy(model, captions(threshold + np.array([-1e-6, 1e-6]))).worst
     close(below, 0.5 ** (m - 1))  # right only where no competitor has both signs right
     close(above, 1)
+    # The same line read along m.
+    pairs = sharing_threshold_pairs(model, threshold)
+    np.testing.assert_allclose(pairs, m, rtol=1e-9)
+    assert not np.isclose(sharing_threshold_pairs(model, 1.1 * threshold), m, rtol=1e-3)
+
+
+def test_the_paper_s_number_of_classes():
+    """alpha = 10, beta = 1/3: m > 1792, also where XLA compiles powers of 1/2 beyond the range of float64."""
+    close(sharing_threshold_pairs(inter_class(2, 1.0, 10.0, 1 / 3)), 1792)
+    for m, conflicting in ((1791, 0), (1793, 1)):
+        np.testing.assert_array_equal(groups(accuracy(inter_class(m, 1.0, 10.0, 1 / 3))), [1, conflicting])
 
 
 def test_label_only_captions_share_nothing():
-    model = inter_class(9, 1.0, 0.2, 0.5)
+    model = inter_class(12, 1.0, 1.2, 0.5, 0.2)
     close(groups(accuracy(model, captions(pi_core=0))), [1, 0])
     close(accuracy(model, captions(pi_core=1)).shifted, 1)
 
 
-@pytest.mark.parametrize("model", [inter_class(1, 1.0, 0.2, 0.5), inter_class(5, 1.0, 0.2, 0.0)])
-def test_nothing_shared_has_no_threshold(model):
-    assert sharing_threshold(model) == jnp.inf
+def test_nothing_shared_has_no_threshold():
+    close(sharing_threshold(inter_class(5, 1.0, np.array([0.5, 1.0, 2.0]), 0.0)), [-jnp.inf, jnp.inf, jnp.inf])
+    strong, weak = inter_class(5, 1.0, 2.0, 0.3), inter_class(5, 1.0, 0.5, 0.3)
+    assert sharing_threshold_pairs(strong, 0.0) == jnp.inf and sharing_threshold_pairs(weak, 0.0) == -jnp.inf
+    assert accuracy(weak, captions(0.0)).worst == 1
+    with pytest.raises(ValueError, match=r"^pi_core must be in \[0, 1\], got 1\.2\."):
+        sharing_threshold_pairs(strong, 1.2)
 
 
 # Monte Carlo in the ambient space
@@ -372,7 +393,7 @@ def test_sampled_accuracy_of_the_learnt_rule():
     rejects(check, np.asarray(groups(accuracy(wrong, captions(), obs, n=600.0))))
 
 
-INTER = {"num_pairs": 6, "alpha": 0.3, "beta": 0.4}
+INTER = {"num_pairs": 6, "alpha": 1.0, "beta": 0.4, "beta_spu": 0.3}
 INTER_NOISE = noise(100, 12, 0.2, 0.2)
 
 
@@ -415,7 +436,7 @@ def weighted_inter_class_rules(key, model, caps, obs, weight, *, n, runs):
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_same_class_weight_with_many_classes(weight):
     """X3 with K = 2m = 6: C_hat is unbiased but for classes of fewer than two samples (n = 120: once in 10^7 runs)."""
-    model, caps, m = inter_class(3, 0.9, 0.3, 0.4), captions(0.5, 0.7), 3
+    model, caps, m = inter_class(3, 0.9, 1.0, 0.4, 0.3), captions(0.5, 0.7), 3
     learnt_weights = weighted_inter_class_rules(
         jax.random.key(11), model, caps, noise(9, 8, 0.2, 0.2), weight, n=120, runs=600
     )
@@ -434,4 +455,4 @@ def test_same_class_weight_with_many_classes(weight):
         check(expected(factor=(1 - weight) * 6 / 5))
         rejects(check, expected(factor=1 - weight))
         rejects(check, expected(factor=(1 - weight) * 2))
-        rejects(check, expected(model=inter_class(3, 0.85, 0.3, 0.4)))
+        rejects(check, expected(model=inter_class(3, 0.85, 1.0, 0.4, 0.3)))

@@ -174,7 +174,7 @@ def test_what_the_law_does_not_cover_is_refused():
     with pytest.raises(NotImplementedError, match="embed_dim with same_class_weight and n"):
         mmcl_accuracy(MODEL, CAPS, OBS, 50, embed_dim=1, same_class_weight=0.3)
     with pytest.raises(NotImplementedError, match="n samples of the inter-class model"):
-        mmcl_accuracy(inter_class(3, 0.9, 0.1, 0.2), CAPS, OBS, 50)
+        mmcl_accuracy(inter_class(3, 0.9, 1.0, 0.2, 0.1), CAPS, OBS, 50)
     with pytest.raises(NotImplementedError, match="embed_dim > 4 below the dimensions"):
         mmcl_accuracy(MODEL, CAPS, OBS, 50, embed_dim=5)
     with pytest.raises(ValueError, match="n must be >= 2"):

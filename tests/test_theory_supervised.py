@@ -19,7 +19,7 @@ from mmcl_theory.data import (
     intra_class,
     observation,
 )
-from mmcl_theory.theory import max_margin_rule, supervised_accuracy, supervised_bound
+from mmcl_theory.theory import max_margin_rule, shortcut_bound, supervised_accuracy, supervised_bound
 from proofs_checks.ambient import max_margin
 from proofs_checks.t4 import crammer_singer
 from proofs_checks.x1 import hinge, program_optimum, slack
@@ -256,10 +256,13 @@ def test_bound_holds_for_sampled_images():
 # T4: the max-margin rule of the whole inter-class population
 
 
-@pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (2, 0.6, 0.2), (3, 0.3, 0.5)])
-def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta):
-    *_, w = crammer_singer(m, alpha, beta)
-    core, spu = 1 - beta, 1 - alpha
+SETTINGS = [(2, 1.0, 0.5, 0.3), (2, 1.6, 0.2, 0.2), (3, 0.6, 0.35, 0.35), (3, 10.0, 1 / 3, 1 / 3), (3, 1.0, 0.2, 0.8)]
+
+
+@pytest.mark.parametrize(("m", "alpha", "beta", "beta_spu"), SETTINGS)
+def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta, beta_spu):
+    *_, w = crammer_singer(m, alpha, beta, beta_spu)
+    core, spu = 1 - beta, alpha * (1 - beta_spu)
     want = np.zeros((2 * m, 2 * m))
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
         want[number, [abs(label) - 1, m + abs(label) - 1]] = np.sign(label) * np.array([core, spu])
@@ -271,27 +274,33 @@ def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta):
     assert np.abs(w - np.vdot(w, swapped) / np.vdot(swapped, swapped) * swapped).max() > 0.05
 
 
-@pytest.mark.parametrize(("m", "alpha", "beta"), [(2, 0.3, 0.5), (3, 0.55, 0.35), (3, 0.3, 0.5), (3, 0.8, 0.2)])
-def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta):
-    *_, w = crammer_singer(m, alpha, beta)
+@pytest.mark.parametrize(("m", "alpha", "beta", "beta_spu"), SETTINGS)
+def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta, beta_spu):
+    *_, w = crammer_singer(m, alpha, beta, beta_spu)
     correct, aligned = [], []
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
         for signs in itertools.product((-1, 1), repeat=2 * m):
-            z = np.array(signs) * np.repeat([beta, alpha], m)
-            z[abs(label) - 1], z[m + abs(label) - 1] = np.sign(label), signs[m + abs(label) - 1]
+            z = np.array(signs) * np.repeat([beta, alpha * beta_spu], m)
+            z[abs(label) - 1], z[m + abs(label) - 1] = np.sign(label), alpha * signs[m + abs(label) - 1]
             correct.append((w @ z).argmax() == number)
-            aligned.append(z[m + abs(label) - 1] == np.sign(label))
+            aligned.append(signs[m + abs(label) - 1] == np.sign(label))
     correct, aligned = np.array(correct), np.array(aligned)
-    accuracy = jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta))
+    accuracy = jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta, beta_spu))
     got = [correct[aligned].mean(), correct[~aligned].mean()]
     np.testing.assert_allclose([accuracy.aligned, accuracy.conflicting], got, atol=1e-12)
-    # All wrong once a competitor has both signs right iff (1 - beta)^2 < 1 - alpha^2.
-    fails = (1 - beta) ** 2 < 1 - alpha**2
-    assert (got[1] < 1) == fails
-    if fails and beta > alpha:  # the own score A - B is negative: never right
+    # Not all right once a competitor has both signs right iff (1 - beta)^2 < alpha^2 (1 - beta_spu^2).
+    assert (got[1] < 1) == ((1 - beta) ** 2 < alpha**2 * (1 - beta_spu**2))
+    if 1 - beta < alpha**2 * (1 - beta_spu):  # the own score u - alpha v is negative: never right
         np.testing.assert_allclose(accuracy.conflicting, 0, atol=1e-12)
 
 
+def test_the_paper_s_bound_lies_above_the_exact_accuracy():
+    """1/2 + 2/((1+alpha^2)(1-beta)^2 - 8) by hand at alpha = 10, beta = 1/3: 101 * 4/9 - 8 = 332/9."""
+    model = inter_class(20, 1.0, np.array([10.0, 4.0, 2.0]), np.array([1 / 3, 0.0, 0.0]))
+    np.testing.assert_allclose(shortcut_bound(model), [0.5 + 18 / 332, 0.5 + 2 / 9, np.nan], rtol=1e-12)
+    np.testing.assert_array_equal(supervised_accuracy(model).shifted, 0.5)
+
+
 def test_inter_class_has_no_limit_below_perfect_correlation():
-    accuracy = supervised_accuracy(inter_class(3, np.array([0.9, 1.0]), 0.3, 0.5))
+    accuracy = supervised_accuracy(inter_class(3, np.array([0.9, 1.0]), 1.3, 0.5))
     assert jnp.isnan(accuracy.conflicting[0]) and jnp.isfinite(accuracy.conflicting[1])

@@ -30,7 +30,7 @@ rule = jit(whitened_rule, static_argnames=("prompts",))
 accuracy = jit(whitened_accuracy, static_argnames=("prompts",))
 balanced = jit(balanced_pi_spu)
 QUIET = noise(2, 2, 0.0, 0.1)
-MODELS = {"intra": intra_class(0.9, 0.8, 0.3, 1.1, 0.7), "inter": inter_class(4, 0.9, 0.3, 0.4)}
+MODELS = {"intra": intra_class(0.9, 0.8, 0.3, 1.1, 0.7), "inter": inter_class(4, 0.9, 1.0, 0.4, 0.3)}
 over_models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 

@@ -25,7 +25,7 @@ from tests.statistics import assert_mean_close, rejects
 
 Phi = scipy.stats.norm.cdf
 INTRA = {"p_spu": 0.8, "sigma_core": 0.9, "sigma_spu": 0.4, "mu_core": 1.3, "mu_spu": 1.1}
-INTER = {"num_pairs": 3, "p_spu": 0.8, "alpha": 0.3, "beta": 0.6}
+INTER = {"num_pairs": 3, "p_spu": 0.8, "alpha": 1.2, "beta": 0.6, "beta_spu": 0.3}
 MODELS = {"intra": lambda: intra_class(**INTRA), "inter": lambda: inter_class(**INTER)}
 over_models = pytest.mark.parametrize("name", MODELS)
 OBS = observation(12, 12, 2.0, 1.0)
@@ -103,10 +103,10 @@ def test_intra_class_formula_as_written_in_theory():
         np.testing.assert_allclose(numbers(exact(intra_class(**INTRA), (w_c, w_s), norm, s)), want, rtol=1e-12)
 
 
-def by_quadrature(m, a, b, variance, alpha, beta):
+def by_quadrature(m, a, b, variance, alpha, beta, beta_spu):
     """E_g[1{S > 0} P(|S'| < S)^(m-1)], split where S passes 0 and each foreign mean."""
-    t = np.sqrt(variance)
-    foreign = np.array([a * beta + b * alpha, a * beta - b * alpha])
+    t, b = np.sqrt(variance), alpha * b
+    foreign = np.array([a * beta + b * beta_spu, a * beta - b * beta_spu])
 
     def group(r):
         own = a + r * b
@@ -127,45 +127,52 @@ def by_quadrature(m, a, b, variance, alpha, beta):
 
 @pytest.mark.parametrize("m", [1, 3, 1000, 10**6])
 @pytest.mark.parametrize(
-    ("a", "b", "variance", "alpha", "beta"),
+    ("a", "b", "variance", "alpha", "beta", "beta_spu"),
     [
-        (1.0, 0.6, 0.4, 0.3, 0.6),
-        (2.5, 0.9, 0.01, 0.8, 0.2),
-        (1.0, -0.4, 4.0, 0.5, 0.9),
-        (-1.0, 0.3, 1.0, 0.0, 0.5),
-        (0.5, 0.5, 1e-3, 0.2, 0.4),
-        (1.0, 0.0, 0.09, 0.9, 0.0),
+        (1.0, 0.6, 0.4, 1.0, 0.6, 0.3),
+        (2.5, 0.3, 0.01, 3.0, 0.2, 0.8),
+        (1.0, -0.8, 4.0, 0.5, 0.9, 0.5),
+        (-1.0, 0.3, 1.0, 1.0, 0.5, 0.0),
+        (0.5, 0.05, 1e-3, 10.0, 0.4, 0.2),
+        (1.0, 0.0, 0.09, 1.0, 0.0, 0.9),
     ],
 )
-def test_inter_class_integral_equals_scipy_quadrature(m, a, b, variance, alpha, beta):
-    model = inter_class(m, 0.9, alpha, beta)
+def test_inter_class_integral_equals_scipy_quadrature(m, a, b, variance, alpha, beta, beta_spu):
+    model = inter_class(m, 0.9, alpha, beta, beta_spu)
     got = numbers(exact(model, (a, b), variance / 0.25, 0.5))
-    np.testing.assert_allclose(got, by_quadrature(m, a, b, variance, alpha, beta), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(got, by_quadrature(m, a, b, variance, alpha, beta, beta_spu), rtol=0, atol=1e-10)
+
+
+def test_the_strength_of_the_spurious_feature_counts():
+    got = numbers(exact(inter_class(3, 0.9, 1.1, 0.6, 0.3), (1.0, 0.6), 1.6, 0.5))
+    np.testing.assert_allclose(got, by_quadrature(3, 1.0, 0.6, 0.4, 1.1, 0.6, 0.3), rtol=0, atol=1e-10)
+    assert not np.allclose(got, by_quadrature(3, 1.0, 0.6, 0.4, 1.0, 0.6, 0.3), rtol=0, atol=1e-3)
+    assert not np.allclose(got, by_quadrature(3, 1.0, 0.6, 0.4, 1.1, 0.6, 0.6), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("t", [1e-6, 0.03, 0.7, 3.0])
 def test_a_single_pair_has_a_closed_form(t):
-    got = numbers(exact(inter_class(1, 0.7, 0.3, 0.2), (A, -B), 1.0, t))
+    got = numbers(exact(inter_class(1, 0.7, 0.5, 0.2, 0.3), (A, -2 * B), 1.0, t))
     np.testing.assert_allclose(got, Phi([(A - B) / t, (A + B) / t]), rtol=1e-12, atol=0)
 
 
 def test_many_pairs_without_strength_of_foreign_details():
-    """alpha = beta = 0 leaves m - 1 competitors |N(0, t^2)|; the accuracy falls with m, to 0, and no step is lost."""
+    """beta = beta_spu = 0 leaves m - 1 competitors |N(0, t^2)|; the accuracy falls with m, to 0, with no step lost."""
     t, accuracies = 0.3, []
     for m in (1, 10, 100, 10_000, 10**8, 10**12):
-        accuracies.append(float(exact(inter_class(m, 0.7, 0.0, 0.0), (A, B), t**2, 1.0).conflicting))
+        accuracies.append(float(exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, B), t**2, 1.0).conflicting))
     assert (np.diff(accuracies) < 0).all() and accuracies[-1] < 1e-6
     # With own mean A - B = 0 too the own score is one more |N(0, t^2)|: positive, and the largest of m.
     for m in (1, 2, 10, 1000):
-        got = exact(inter_class(m, 0.7, 0.0, 0.0), (A, A), t**2, 1.0).conflicting
+        got = exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, A), t**2, 1.0).conflicting
         np.testing.assert_allclose(got, 1 / (2 * m), rtol=1e-10)
 
 
 @pytest.mark.parametrize("m", [1, 3, 50])
 def test_inter_class_noise_to_zero_is_the_step(m):
-    """Conflicting S = A - B against |A beta +- B alpha|: all right, right without a strong competitor, never right."""
-    for b, alpha, beta, want in ((0.2, 0.3, 0.5, 1.0), (0.4, 0.5, 0.5, 0.5 ** (m - 1)), (1.1, 0.5, 0.5, 0.0)):
-        model = inter_class(m, 0.9, alpha, beta)
+    """Conflicting A - b, b = alpha B, meets |A beta +- b beta_spu|: right, right without a strong competitor, never."""
+    for b, beta_spu, beta, want in ((0.1, 0.3, 0.5, 1.0), (0.2, 0.5, 0.5, 0.5 ** (m - 1)), (0.55, 0.5, 0.5, 0.0)):
+        model = inter_class(m, 0.9, 2.0, beta, beta_spu)
         assert exact(model, (1.0, b), 2.0).conflicting == want
         np.testing.assert_allclose(exact(model, (1.0, b), 2.0, 1e-4).conflicting, want, rtol=0, atol=1e-12)
         assert exact(model, (1.0, b), 2.0).aligned == 1
@@ -175,13 +182,13 @@ def test_inter_class_noise_to_zero_is_the_step(m):
 @pytest.mark.parametrize("b", [0.0, 0.25, 0.5, 1.0, 1.5])
 def test_ties_share_the_answer_as_in_counted_scores(m, b):
     """Every latent of a model whose scores tie in numbers: own score against 2m - 1 others, at and beside a tie."""
-    for alpha, beta in ((0.25, 0.375), (0.5, 0.0), (0.0, 0.0), (0.25, 0.5)):
-        model, counted = inter_class(m, 0.5, alpha, beta), []
+    for alpha, beta, beta_spu in ((1.0, 0.375, 0.25), (1.0, 0.0, 0.5), (1.0, 0.0, 0.0), (2.0, 0.5, 0.25)):
+        model, counted = inter_class(m, 0.5, alpha, beta, beta_spu), []
         rules = np.kron(np.eye(m), np.array([[-1.0], [1.0]]))
         for a in (1, -1):
             signs = np.array(list(itertools.product([1, -1], repeat=2 * (m - 1)))).reshape(4 ** (m - 1), 2, m - 1)
             core = np.concatenate([np.ones((len(signs), 1)), beta * signs[:, 0]], 1)
-            spu = np.concatenate([np.full((len(signs), 1), float(a)), alpha * signs[:, 1]], 1)
+            spu = alpha * np.concatenate([np.full((len(signs), 1), float(a)), beta_spu * signs[:, 1]], 1)
             scores = jnp.asarray((core + b * spu) @ rules.T)
             group = sampled_accuracy(scores, jnp.ones(len(signs), int), jnp.ones(len(signs), bool))
             counted.append(float(group.aligned))
@@ -191,7 +198,7 @@ def test_ties_share_the_answer_as_in_counted_scores(m, b):
 def test_ties_that_rounding_hides():
     """.1 + .2 - .3 is not 0 in floating point."""
     assert exact(intra_class(0.9, 0.0, 0.0, 0.3, 0.1), (0.1, 0.3), 0.1).conflicting == 0.5
-    got = exact(inter_class(2, 0.9, 0.1, 0.1), (0.1, 0.9 / 11 * 0.1 / 0.1), 0.1)
+    got = exact(inter_class(2, 0.9, 1.0, 0.1, 0.1), (0.1, 0.9 / 11 * 0.1 / 0.1), 0.1)
     np.testing.assert_allclose(got.conflicting, (1 + 1 + 0.5 + 0.5) / 4, rtol=1e-12)
 
 
@@ -199,9 +206,9 @@ def test_ties_without_noise_count_one_half():
     assert exact(intra_class(0.9, 0.0, 0.0), (1.0, 1.0), 2.0).conflicting == 0.5
     assert exact(intra_class(0.9, 0.0, 0.0), (1.0, 2.0), 5.0).conflicting == 0
     assert exact(intra_class(0.9, 0.0, 0.0), (0.0, 0.0), 0.0).aligned == 0.5
-    assert exact(inter_class(1, 0.9, 0.5, 0.5), (1.0, 1.0), 2.0).conflicting == 0.5
-    # A - B = 1/2 meets |S'| = A beta + B alpha = 1/2 or 1/4, half the time each.
-    model = inter_class(2, 0.9, 0.25, 0.375)
+    assert exact(inter_class(1, 0.9, 1.0, 0.5, 0.5), (1.0, 1.0), 2.0).conflicting == 0.5
+    # A - B = 1/2 meets |S'| = A beta + B beta_spu = 1/2 or 1/4, half the time each.
+    model = inter_class(2, 0.9, 1.0, 0.375, 0.25)
     assert exact(model, (1.0, 0.5), 1.25).conflicting == 0.75
     np.testing.assert_allclose(exact(model, (1.0, 0.5), 1.25, 1e-6).conflicting, 0.75, rtol=0, atol=1e-10)
 
@@ -209,7 +216,7 @@ def test_ties_without_noise_count_one_half():
 def test_step_function_against_every_latent_of_a_small_model():
     """m = 2, no noise: both groups counted over the signs of the other pair, ties included."""
     for b in (0.2, 0.5, 0.8):
-        model, want = inter_class(2, 0.5, 0.25, 0.375), []
+        model, want = inter_class(2, 0.5, 1.0, 0.375, 0.25), []
         for a in (1, -1):
             z = np.array([[1, i * 0.375, a, j * 0.25] for i in (1, -1) for j in (1, -1)])
             rule = np.array([[-1, 0, -b, 0], [1, 0, b, 0], [0, -1, 0, -b], [0, 1, 0, b]])
@@ -233,13 +240,14 @@ def test_group_accuracy_weights_its_groups():
     groups = GroupAccuracy(jnp.array([0.9, 0.2]), jnp.array([0.5, 0.6]))
     np.testing.assert_allclose(groups.shifted, [0.7, 0.4], rtol=1e-15)
     np.testing.assert_array_equal(groups.worst, [0.5, 0.2])
-    np.testing.assert_allclose(groups.train(0.75), [0.8, 0.3], rtol=1e-15)
-    np.testing.assert_array_equal(groups.train(1.0), groups.aligned)
-    np.testing.assert_array_equal(groups.train(0.0), groups.conflicting)
-    np.testing.assert_allclose(groups.train(0.5), groups.shifted, rtol=1e-15)
+    np.testing.assert_allclose(groups.at(0.75), [0.8, 0.3], rtol=1e-15)
+    np.testing.assert_array_equal(groups.at(1.0), groups.aligned)
+    np.testing.assert_array_equal(groups.at(0.0), groups.conflicting)
+    np.testing.assert_allclose(groups.at(0.5), groups.shifted, rtol=1e-15)
+    np.testing.assert_array_equal(groups.train(0.75), groups.at(0.75))
     for p in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=rf"^p_spu must be in \[0, 1\], got {p:g}\.$"):
-            groups.train(p)
+            groups.at(p)
 
 
 def test_prompts():
@@ -250,7 +258,7 @@ def test_prompts():
     eye = np.repeat(np.eye(3), 2, axis=0) * np.tile([[-1], [1]], (3, 1))  # -1, +1, -2, +2, -3, +3
     np.testing.assert_array_equal(latent_prompts(MODELS["inter"]()), np.concatenate([eye, 0 * eye], 1))
     got = latent_prompts(MODELS["inter"](), "train_mean")
-    np.testing.assert_allclose(got, np.concatenate([eye, q * eye], 1), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(got, np.concatenate([eye, q * INTER["alpha"] * eye], 1), rtol=1e-12, atol=1e-15)
     with pytest.raises(ValueError, match=r"^kind must be one of core, train_mean, got 'spu'\.$"):
         latent_prompts(MODELS["intra"](), "spu")
 

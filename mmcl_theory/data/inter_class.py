@@ -18,17 +18,18 @@ from mmcl_theory.data.latents import LatentMoments, Latents, pair_matrix
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class InterClass:
-    """y = (c, k) uniform over 2m classes; core_k = c, spu_k = a with a = c w.p. p_spu; for j != k core_j = +-beta,
-    spu_j = +-alpha.
+    """y = (c, k) uniform over 2m classes; core_k = c, spu_k = alpha a with a = c w.p. p_spu; for j != k
+    core_j = +-beta, spu_j = +-alpha beta_spu.
 
     The signs of the other pairs are fair and independent. A label is the signed integer c k.
     Build it with `inter_class`, which checks. Groups: aligned (a = c) and conflicting (a = -c).
-    Source: THEORY 1.2.
+    Source: THEORY 1.2; the paper's Data Model 2 (Definition 4.6) has beta_spu = beta and p_spu = 1.
     """
 
     p_spu: Array  # ()
     alpha: Array  # ()
     beta: Array  # ()
+    beta_spu: Array  # ()
     num_pairs: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -50,7 +51,7 @@ class InterClass:
         aligned = jax.random.uniform(key_attribute, (n,), dtype) < self.p_spu
         attribute = jnp.where(aligned, sign, -sign)
         weak = jax.random.rademacher(key_others, (n, 2, self.num_pairs), dtype=dtype)
-        weak = weak * jnp.stack([self.beta, self.alpha])[None, :, None]
+        weak = weak * jnp.stack(jnp.broadcast_arrays(self.beta, self.alpha * self.beta_spu))[None, :, None]
         own = jnp.tile(self._own_pair(label), (1, 2))
         z = jnp.where(own, self.attribute_means(label, attribute), weak.reshape(n, -1))
         return Latents(z, label, attribute)
@@ -61,25 +62,27 @@ class InterClass:
         return jnp.concatenate([core, 0 * core], -1).astype(self.p_spu.dtype)
 
     def attribute_means(self, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
-        """E[z | y, a] = c e_core,k + a e_spu,k."""
+        """E[z | y, a] = c e_core,k + alpha a e_spu,k."""
         own = self._own_pair(label)
-        signs = jnp.concatenate([jnp.sign(label)[:, None] * own, attribute[:, None] * own], -1)
-        return signs.astype(self.p_spu.dtype)
+        core, spu = jnp.sign(label)[:, None] * own, self.alpha * (attribute[:, None] * own)
+        return jnp.concatenate([core.astype(self.p_spu.dtype), spu.astype(self.p_spu.dtype)], -1)
 
     def latent_moments(self) -> LatentMoments:
         """Exact second moments of the coordinates (core_j, spu_j) of one pair; different pairs are uncorrelated."""
         m = self.num_pairs
-        q = 2 * self.p_spu - 1
-        zero, one = 0 * q, 1 + 0 * q
-        spread = 4 * self.p_spu * (1 - self.p_spu)  # of E[spu_k | a] given y
+        p, alpha, beta, beta_spu = jnp.broadcast_arrays(self.p_spu, self.alpha, self.beta, self.beta_spu)
+        mean = (2 * p - 1) * alpha  # of spu_k given y, times c
+        zero, one = 0 * mean, 1 + 0 * mean
+        spread = 4 * p * (1 - p) * alpha**2  # of E[spu_k | a] given y
+        others_core, others_spu = (m - 1) * beta**2, (m - 1) * (alpha * beta_spu) ** 2
         return LatentMoments(
-            zz=pair_matrix(1 + (m - 1) * self.beta**2, q, q, 1 + (m - 1) * self.alpha**2) / m,
-            z_class=pair_matrix(one, zero, q, zero) / m,
+            zz=pair_matrix(1 + others_core, mean, mean, alpha**2 + others_spu) / m,
+            z_class=pair_matrix(one, zero, mean, zero) / m,
             class_class=pair_matrix(one, zero, zero, zero) / m,
-            attribute_attribute=pair_matrix(one, q, q, one) / m,
-            zz_within=pair_matrix((m - 1) * self.beta**2, zero, zero, spread + (m - 1) * self.alpha**2) / m,
+            attribute_attribute=pair_matrix(one, mean, mean, alpha**2) / m,
+            zz_within=pair_matrix(others_core, zero, zero, spread + others_spu) / m,
             attribute_within=pair_matrix(zero, zero, zero, spread) / m,
-            class_mean=jnp.stack([one, q], -1),
+            class_mean=jnp.stack([one, mean], -1),
             class_core=jnp.stack([one, zero], -1),
             weight=jnp.asarray(1 / m, self.p_spu.dtype),
         )
@@ -88,16 +91,24 @@ class InterClass:
         return jnp.abs(label)[:, None] == jnp.arange(1, self.num_pairs + 1)[None, :]
 
 
-def inter_class(num_pairs: int, p_spu: Scalar, alpha: Scalar, beta: Scalar) -> InterClass:
-    """The inter-class model with checked parameters.
+def inter_class(
+    num_pairs: int, p_spu: Scalar, alpha: Scalar, beta: Scalar, beta_spu: Scalar | None = None
+) -> InterClass:
+    """The inter-class model, the paper's Data Model 2, with checked parameters.
 
-    num_pairs: m >= 1, static.  p_spu: P(a = c) in training, in [0, 1].  alpha, beta: strengths of a foreign
-    spurious and core detail, in [0, 1).
-    Raises: ValueError naming the argument, its range and the value.  Source: THEORY 1.2.
+    num_pairs: m >= 1, static.
+    p_spu: P(a = c) in training, in [0, 1]; 1 in the paper.
+    alpha: strength of the spurious feature, finite and > 0; the paper has alpha > 1.
+    beta: strength of a detail in the images of other classes, as a share of its own, in [0, 1).
+    beta_spu: the same of the spurious details, in [0, 1); None for beta, as in the paper. It is a leaf of its own: to
+    replace beta in a model leaves beta_spu as it was.
+    Raises: ValueError naming the argument, its range and the value.
+    Source: THEORY 1.2; Definition 4.6.
     """
     return InterClass(
         p_spu=_checks.real("p_spu", p_spu, "in [0, 1]"),
-        alpha=_checks.real("alpha", alpha, "in [0, 1)"),
+        alpha=_checks.real("alpha", alpha, "finite and > 0"),
         beta=_checks.real("beta", beta, "in [0, 1)"),
+        beta_spu=_checks.real("beta_spu", beta if beta_spu is None else beta_spu, "in [0, 1)"),
         num_pairs=_checks.integer("num_pairs", num_pairs, 1),
     )

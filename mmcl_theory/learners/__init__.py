@@ -1,6 +1,13 @@
 """What learns: closed-form minimisers, encoders trained by gradient descent, supervised rules."""
 
-from mmcl_theory.learners.closed_form import cross_covariance, linear_optimum, truncate, whitened_optimum
+from mmcl_theory.learners.closed_form import (
+    cross_covariance,
+    linear_optimum,
+    sup_con_matrix,
+    sup_con_optimum,
+    truncate,
+    whitened_optimum,
+)
 from mmcl_theory.learners.gradient import Encoders, init_encoders, train_encoders, train_linear_mmcl
 from mmcl_theory.learners.in_law import (
     Rules,
@@ -30,6 +37,8 @@ __all__ = [
     "sample_rule_statistics",
     "sample_rules",
     "sample_scores",
+    "sup_con_matrix",
+    "sup_con_optimum",
     "train_encoders",
     "train_linear_mmcl",
     "truncate",

@@ -1,4 +1,5 @@
-"""Closed-form minimisers: the linear MMCL loss at any rank, and the whitened family that leads from it to CCA.
+"""Closed-form minimisers: the linear MMCL loss at any rank, the whitened family that leads from it to CCA, and linear
+SupCon.
 
 Symbols: x image and t text samples, C cross-covariance, W = W_I^T W_T, rho regularisation, lambda same-class weight,
 d_i and d_t input dimensions, n samples, K classes.
@@ -40,12 +41,7 @@ def cross_covariance(
         return (image - image.mean(0, keepdims=True)).T @ text / (n - 1)
     if class_number is None:
         raise ValueError("class_number must be given with same_class_weight, got None.")
-    if not isinstance(class_number, jax.core.Tracer):
-        number = np.asarray(class_number)  # NumPy, because jnp would trace it under jit
-        outside = number[(number < 0) | (number >= num_classes)]
-        if outside.size:
-            raise ValueError(f"class_number must be in 0..{num_classes - 1}, got {outside[0]}.")
-    member = jax.nn.one_hot(class_number, num_classes, dtype=image.dtype)  # (n, K)
+    member = _members(class_number, num_classes, image.dtype)
     slope, between = contrast_weights(member.sum(0), same_class_weight)
     image_sum, text_sum = member.T @ image, member.T @ text  # (K, d)
     return image.T @ ((member @ slope)[:, None] * text) + image_sum.T @ between @ text_sum
@@ -72,6 +68,16 @@ def contrast_weights(
     symmetric = (across[:, None] + across[None, :]) / 2
     between = -jnp.diag(within / jnp.maximum(size, 1)) - symmetric * (1 - jnp.eye(len(size), dtype=size.dtype))
     return within + across * others, between
+
+
+def _members(class_number: Int[Array, " n"], num_classes: int, dtype: jnp.dtype) -> Float[Array, "n c"]:
+    """1 where sample i is of class y; ValueError for a concrete class number out of range."""
+    if not isinstance(class_number, jax.core.Tracer):
+        number = np.asarray(class_number)  # NumPy, because jnp would trace it under jit
+        outside = number[(number < 0) | (number >= num_classes)]
+        if outside.size:
+            raise ValueError(f"class_number must be in 0..{num_classes - 1}, got {outside[0]}.")
+    return jax.nn.one_hot(class_number, num_classes, dtype=dtype)
 
 
 def linear_optimum(
@@ -107,6 +113,49 @@ def whitened_optimum(
     theta = _checks.real("theta", theta, "in [0, 1]").astype(cross_cov.dtype)
     left, right = _inverse_power(cov_image, theta / 2), _inverse_power(cov_text, theta / 2)
     return left @ truncate(left @ cross_cov @ right, rank) @ right
+
+
+def sup_con_matrix(
+    image: Float[Array, "n d"], class_number: Int[Array, " n"], num_classes: int = 2
+) -> Float[Array, "d d"]:
+    """The symmetric matrix M_hat of the linear SupCon loss, -<W^T W, M_hat> = linear_sup_con(x W^T, labels).
+
+    With n_y samples of class y whose sum is X_y, and X the sum of all:
+        M_hat = (1/n) sum_y [(X_y X_y^T - sum_(i in y) x_i x_i^T) / (n_y - 1) - sym(X_y (X - X_y)^T) / (n - n_y)].
+    A mean over no sample is 0.
+
+    class_number: 0..num_classes-1 (`class_index`).  Cost O(n d^2).
+    Raises: ValueError for n < 2, class numbers out of range.
+    Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
+    """
+    n = _checks.integer("n", image.shape[0], 2)
+    member = _members(class_number, num_classes, image.dtype)
+    size, sums = member.sum(0), member.T @ image
+    same = jnp.where(size > 1, 1 / jnp.maximum(size - 1, 1), 0.0)
+    other = jnp.where(size < n, 1 / jnp.maximum(n - size, 1), 0.0)
+    across = (sums * other[:, None]).T @ (sums.sum(0, keepdims=True) - sums)
+    within = (sums * same[:, None]).T @ sums - (image * (member @ same)[:, None]).T @ image
+    matrix = (within - across) / n
+    return (matrix + matrix.T) / 2
+
+
+def sup_con_optimum(matrix: Float[Array, "d d"], rho: Scalar = 1.0, rank: int | None = None) -> Float[Array, "r d"]:
+    """W of argmin over W (r, d) of -<W^T W, M> + (rho/2) |W^T W|_F^2: rows sqrt(l_k / rho) v_k of M's r largest
+    eigenvalues l_k, 0 for those that are not positive.
+
+    Unique up to a rotation of the embedding iff the eigenvalues at r and r + 1 differ, or the latter is not positive.
+    matrix: symmetric.  rho: > 0.  rank: 1..d, static; None for d.
+    Raises: ValueError for rho <= 0 or a rank out of range.
+    Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
+    """
+    rho = _checks.real("rho", rho, "finite and > 0").astype(matrix.dtype)
+    d = matrix.shape[0]
+    rank = d if rank is None else _checks.integer("rank", rank, 1)
+    if rank > d:
+        raise ValueError(f"rank must be an integer in 1..{d}, got {rank}.")
+    values, vectors = jnp.linalg.eigh(matrix)
+    kept = jnp.maximum(values[::-1][:rank], 0)
+    return jnp.sqrt(kept / rho)[:, None] * vectors[:, ::-1].T[:rank]
 
 
 def truncate(matrix: Float[Array, "d_i d_t"], rank: int | None) -> Float[Array, "d_i d_t"]:

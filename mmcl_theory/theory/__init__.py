@@ -11,10 +11,11 @@ from mmcl_theory.theory.info_nce import (
     info_nce_batch_optimum,
     info_nce_optimum,
 )
-from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold
+from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
 from mmcl_theory.theory.recovery import Recovery, recovery
 from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
-from mmcl_theory.theory.supervised import max_margin_rule, supervised_accuracy, supervised_bound
+from mmcl_theory.theory.sup_con import sup_con_accuracy
+from mmcl_theory.theory.supervised import max_margin_rule, shortcut_bound, supervised_accuracy, supervised_bound
 from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whitened_rule, whitening_crossovers
 
 __all__ = [
@@ -40,7 +41,10 @@ __all__ = [
     "outliers",
     "recovery",
     "sharing_threshold",
+    "sharing_threshold_pairs",
+    "shortcut_bound",
     "strong_spurious_threshold",
+    "sup_con_accuracy",
     "supervised_accuracy",
     "supervised_bound",
     "training_accuracy",

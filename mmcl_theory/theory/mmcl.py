@@ -33,7 +33,7 @@ def mmcl_accuracy(
     Population (n = None): w = C_lambda p with C_lambda = S_W + (1 - lambda) K/(K-1) S_B, S_B and S_W the parts of
     Cov(z, u) between and within classes, truncated to rank embed_dim; then the exact accuracy of the rule w in noise
     s_I. With the ordinary loss (lambda = 1/K) and core prompts that is w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s) for
-    the intra-class model and (A, B) = (1 + (m-1) pi_core beta^2, q) for the inter-class model.
+    the intra-class model and (A, B) = (1 + (m-1) pi_core beta^2, q alpha) for the inter-class model.
     n samples, intra-class: the rule's ambient norm grows by its noise,
         |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
         U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
@@ -159,18 +159,53 @@ def mmcl_rule(
 
 
 def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
-    """pi* = ((1 + alpha) / (1 - beta) - 1) / ((m - 1) beta^2), the caption detail above which feature sharing works
-    at p_spu = 1.
+    """pi* = (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / ((m - 1) beta^2), the caption detail above which feature
+    sharing works.
 
-    At p_spu = 1 and without noise the conflicting group is all right iff A (1 - beta) > B (1 + alpha), that is iff
-    pi_core > pi* (A = 1 + (m-1) pi_core beta^2, B = 1), and all wrong for pi_core < pi* but for ties and
-    draws in which no competitor has both signs right. Values above 1 mean that no captions suffice; inf where nothing
-    is shared (beta = 0 or m = 1). The model's p_spu is not used.
-    Source: T4, T6.  Check: proofs_checks/t6.py.
+    Without noise the worse group, conflicting for p_spu > 1/2, is all right iff A (1 - beta) > |B| alpha (1 + beta_spu)
+    where A = 1 + (m-1) pi_core beta^2 and B = q alpha, that is iff pi_core > pi*. Below pi* an image of it is right at
+    most where no other pair has both details of the helping sign, which has probability 2^-(m-1). At pi* they tie.
+    Values above 1 mean that no captions suffice, values below 0 that any do. Where nothing is shared (beta = 0) pi* is
+    -inf if the group is right without, else inf. So it is with one pair, whose one competitor is the other sign of the
+    own pair: right iff 1 > |q| alpha^2.
+    At p_spu = 1 and beta_spu = beta this is the paper's pi~.
+    Source: T4, T6; Theorem 5.4.  Check: proofs_checks/t6.py.
     """
-    shared = (model.num_pairs - 1) * model.beta**2
-    needed = (1 + model.alpha) / (1 - model.beta) - 1
-    return jnp.where(shared > 0, needed / jnp.where(shared > 0, shared, 1.0), jnp.inf)
+    shared, needed = jnp.broadcast_arrays((model.num_pairs - 1) * model.beta**2, _needed(model))
+    without = jnp.where(needed < 0, -jnp.inf, jnp.inf)
+    return jnp.where(shared > 0, needed / jnp.where(shared > 0, shared, 1.0), without)
+
+
+def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[Array, "..."]:
+    """m* = 1 + (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / (pi_core beta^2), the number of pairs of classes above
+    which feature sharing works, a real number.
+
+    For m >= 2 pairs without noise, the worse group is all right iff m > m*; below it is as wrong as
+    `sharing_threshold` says. Where nothing is shared (beta = 0 or pi_core = 0) m* is -inf if the group is right
+    without, else inf. The model's own number of pairs is not used.
+    At p_spu = 1, beta_spu = beta and pi_core = 1 this is the paper's beta^2 m > alpha^2 (1+beta)/(1-beta) - 1 + beta^2.
+
+    pi_core: in [0, 1].  Raises: ValueError for pi_core out of range.
+    Source: T4; Theorem 4.8.  Check: proofs_checks/t4.py.
+    """
+    pi = _checks.real("pi_core", pi_core, "in [0, 1]")
+    pi, beta, needed = jnp.broadcast_arrays(pi, model.beta, _lead_needed(model))
+    shared = pi * beta**2
+    without = jnp.where(needed < 0, -jnp.inf, jnp.inf)
+    return jnp.where(shared > 0, 1 + needed / jnp.where(shared > 0, shared, 1.0), without)
+
+
+def _needed(model: InterClass) -> Array:
+    """What A - 1 must exceed; with one pair 1 must exceed |q| alpha^2."""
+    if model.num_pairs == 1:
+        p, alpha = jnp.broadcast_arrays(model.p_spu, model.alpha)
+        return jnp.abs(2 * p - 1) * alpha**2 - 1
+    return _lead_needed(model)
+
+
+def _lead_needed(model: InterClass) -> Array:
+    p, alpha, beta, beta_spu = jnp.broadcast_arrays(model.p_spu, model.alpha, model.beta, model.beta_spu)
+    return jnp.abs(2 * p - 1) * alpha**2 * (1 + beta_spu) / (1 - beta) - 1
 
 
 def _population_rule(

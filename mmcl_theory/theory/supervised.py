@@ -30,16 +30,20 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
 
     Intra-class: `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I; needs obs and n. NaN where almost all
     such samples are not linearly separable.
-    Inter-class: the noiseless limit d_I >> n -> inf at p_spu = 1, where class (c, k) scores c (u core_k + v spu_k) with
-    u : v = (1 - beta) : (1 - alpha); obs and n are not used. With one pair there is no other class to stand out of,
-    u = v, and the conflicting group is a tie, 1/2. NaN for p_spu < 1, which that limit does not cover.
+    Inter-class: trained on every noiseless image of P at p_spu = 1; obs and n are not used. Class (c, k) scores
+    c (u core_k + v spu_k) with u : v = (1 - beta) : alpha (1 - beta_spu). With m >= 2 pairs the aligned group is all
+    right. The conflicting group is all right if (1 - beta)^2 > alpha^2 (1 - beta_spu^2). If not, an image of it is
+    right at most where no other pair has both details of the helping sign, which has probability 2^-(m-1).
+    With one pair there is no other class to stand out of: u : v = 1 : alpha, and the conflicting group is right for
+    alpha < 1, wrong for alpha > 1, tied at 1. NaN for p_spu < 1, which this does not cover.
     Raises: ValueError if the intra-class model comes without obs or n, or n < 2.
-    Source: X1; T4.  Check: proofs_checks/x1.py, proofs_checks/t4.py.
+    Source: X1; T4 (Theorem 4.7).  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
     if isinstance(model, InterClass):
-        weights = jnp.stack(jnp.broadcast_arrays(1 - model.beta, 1 - model.alpha), -1)
-        if model.num_pairs == 1:
-            weights = jnp.ones_like(weights)
+        many = model.num_pairs > 1  # with one pair nothing is in the images of other pairs
+        core, spu = (1 - model.beta, 1 - model.beta_spu) if many else (jnp.ones(()), jnp.ones(()))
+        core, spu, alpha = jnp.broadcast_arrays(core, spu, model.alpha)
+        weights = jnp.stack([core, alpha * spu], -1)
         accuracy = linear_rule_accuracy(model, weights, (weights**2).sum(-1))
         return jax.tree.map(lambda acc: nan_where(*jnp.broadcast_arrays(model.p_spu != 1, acc)), accuracy)
     if obs is None or n is None:
@@ -55,6 +59,19 @@ def supervised_bound() -> GroupAccuracy:
     Source: T3 (restating Sagawa et al. 2020, arXiv 2005.04345).  Check: proofs_checks/t3.py.
     """
     return GroupAccuracy(jnp.asarray(1.0), jnp.asarray(1 / 3))
+
+
+def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
+    """1/2 + 2 / ((1 + alpha^2)(1 - beta)^2 - 8), the paper's bound on acc_P* of SL on Data Model 2.
+
+    NaN where (1 + alpha^2)(1 - beta)^2 <= 8, where the theorem says nothing; above 1, so empty, up to 12. Where it is a
+    bound alpha > sqrt(7), and there the accuracy is 1/2 exactly: see `supervised_accuracy`.
+    The model's p_spu and beta_spu are not used; the theorem has p_spu = 1 and beta_spu = beta.
+    Source: T4 (Theorem 4.7).  Check: proofs_checks/t4.py.
+    """
+    alpha, beta = jnp.broadcast_arrays(model.alpha, model.beta)
+    room = (1 + alpha**2) * (1 - beta) ** 2 - 8
+    return nan_where(room <= 0, 0.5 + 2 / jnp.where(room > 0, room, 1.0))
 
 
 def max_margin_rule(
