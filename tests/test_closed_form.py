@@ -421,7 +421,7 @@ def test_sup_con_matrix_is_that_of_the_loss(name):
     number, rng = jnp.array(CLASSES[name]), np.random.default_rng(2)
     x, w = jnp.asarray(draw_pairs()[0]), jnp.asarray(rng.normal(size=(3, D_I)))
     matrix = np.asarray(sup_con(x, number))
-    np.testing.assert_array_equal(matrix, matrix.T)
+    assert_close(matrix, matrix.T, 1e-14)
     want = float(jit(losses.linear_sup_con)(x @ w.T, number))
     np.testing.assert_allclose(-np.sum(np.asarray(w.T @ w) * matrix), want, rtol=1e-11, atol=1e-11)
     if name not in ("all of one class", "all different"):
