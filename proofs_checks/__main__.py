@@ -10,11 +10,15 @@ any row fails or misses a wrong theory.
 FILE of --json gets each row as it comes. A run that was stopped goes on from it when called again: rows that are good
 are not judged again as long as the code and the profile are the same. --overwrite judges all again.
 
+With --paper only what the paper's numbered statements need is judged, and then shown as one table in the paper's order:
+number, claim, the paper's figure, ours exact, measured +- standard error, verdict.
+
 With --mutants=K the checks themselves are tested: K wrong versions of every theory function are injected, one at a
 time, and the ledger or a test must notice. Exit code 1 unless 95% of those that are not equivalent are killed and every
 survivor is explained.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -34,6 +38,7 @@ def _define_flags() -> None:
     define("json", None, "file to write the rows (or mutants) to, and to go on from", path)
     flags.DEFINE_bool("overwrite", False, "judge again what the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
+    flags.DEFINE_bool("paper", False, "judge the paper's numbered statements and show them in its order")
     define("workers", 2, "processes, >= 1", integer)
 
 
@@ -51,13 +56,15 @@ def _main() -> None:
             raise UsageError(f"--json={target}: there is no folder {folder}.")
         if target.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"--json={target} cannot be written.")
+    if values["paper"] and (values["mutants"] or flags.FLAGS["only"].present):
+        raise UsageError("--paper must be given without --only and --mutants.")
     if values["mutants"] < 0 or values["workers"] < 1:
         raise UsageError("--mutants must be >= 0 and --workers >= 1.")
     if values["mutants"]:
         from proofs_checks import mutants
 
         sys.exit(0 if mutants.report(values["mutants"], values["workers"], target) else 1)
-    from proofs_checks import run, store  # JAX and SymPy load only once the arguments are good
+    from proofs_checks import paper, run, store  # JAX and SymPy load only once the arguments are good
 
     labels, profile = values["only"], values["profile"]
     known, keep = {}, None
@@ -66,9 +73,12 @@ def _main() -> None:
         held = {*labels, *(record["label"] for record in others)}
         statements = {label: run.module(label).STATEMENT for label in LABELS if label in held}
         keep = functools.partial(store.write, target, statements, profile=profile, code=store.version(), others=others)
-    rows = run.ledger(labels, EFFORT[profile], values["workers"], known, keep)
+    only = paper.keys() if values["paper"] else None
+    rows = run.ledger(labels, EFFORT[profile], values["workers"], known, keep, only)
     bad = [row for row in rows if not row.good]
     print(run.summary(rows))
+    if values["paper"]:
+        print("\n" + paper.text([dataclasses.asdict(row) | {"good": row.good} for row in rows]))
     sys.exit(1 if bad else 0)
 
 

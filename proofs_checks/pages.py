@@ -3,7 +3,8 @@
     python -m proofs_checks --json=ledger.json && python -m proofs_checks.pages --json=ledger.json --out=docs/statements
 
 Writes T1.md .. X10.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
-far the wrong theories are, in units of what the check allows.
+far the wrong theories are, in units of what the check allows. Beside the folder goes paper.md, the paper's statements in
+its order.
 """
 
 import importlib
@@ -16,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from proofs_checks import run
+from proofs_checks import paper, run
 from proofs_checks.__main__ import LABELS
 from sims.flags import UsageError, define, path, run_main
 
@@ -138,7 +139,9 @@ def write(content: Mapping[str, Any], out: pathlib.Path) -> None:
     for label in content["statements"]:
         here = [row for row in content["rows"] if row["label"] == label]
         pages[f"{label}.md"] = page(label, here, content["profile"])
+    table = paper.markdown(content["rows"])
     out.mkdir(parents=True, exist_ok=True)
+    (out.parent / "paper.md").write_text(table)
     for name, text in pages.items():
         (out / name).write_text(text)
     draw(content["rows"], out / "ledger.png")

@@ -61,17 +61,20 @@ def ledger(
     workers: int = 1,
     known: Mapping[Key, Row] | None = None,
     keep: Callable[[Sequence[Row]], None] | None = None,
+    only: Collection[Key] | None = None,
 ) -> list[Row]:
     """`judged`, a statement a job of `workers` processes, the longest first; rows are printed as they come.
 
     A process keeps what it has compiled for its next statement. Progress is shown on stderr.
 
     known: rows of an earlier run, which are shown and not judged again.  keep: called with all rows so far, in the
-    order of the checks, after each that is judged.
+    order of the checks, after each that is judged.  only: the checks to judge, None for all of the statements.
     Returns the rows in the order of the checks.
     Raises: WorkFailed if a process ends before its work.
     """
-    order = [(label, check.__name__) for label in labels for check in module(label).CHECKS]
+    every = [(label, check.__name__) for label in labels for check in module(label).CHECKS]
+    order = every if only is None else [key for key in every if key in only]
+    left_out = {*every} - {*order}
     rows = {key: row for key, row in (known or {}).items() if key in order}
     print(COLUMNS)
     for key in order:
@@ -80,9 +83,9 @@ def ledger(
     open_labels = [label for label in labels if any(key not in rows for key in order if key[0] == label)]
     with tqdm(total=len(order), initial=len(rows), unit="check", disable=None) as bar:
         if workers == 1 or len(open_labels) <= 1:
-            found = judged(open_labels, effort, set(rows))
+            found = judged(open_labels, effort, left_out | set(rows))
         else:
-            found = _judged_by_processes(sorted(open_labels, key=_rank), effort, set(rows), workers)
+            found = _judged_by_processes(sorted(open_labels, key=_rank), effort, left_out | set(rows), workers)
         with contextlib.closing(found):
             for row in found:
                 rows[row.label, row.check] = row

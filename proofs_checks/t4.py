@@ -240,9 +240,9 @@ def enough_classes(effort):
     turn = theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3))
     return ledger.judge(
         "alpha = 10, beta = 1/3: both groups all right with 1793 pairs, the conflicting one all wrong with 1791",
-        ledger.close([*np.ravel(found), turn / 1000], 1e-9),
-        [1.0, 0.0, 1.0, 1.0, 1.792],
-        {"turns before": [1.0, 1.0, 1.0, 1.0, 1.792], "alpha for alpha^2": [1.0, 1.0, 1.0, 1.0, 0.172]},
+        ledger.close([*np.ravel(found), turn], 1e-9),
+        [1.0, 0.0, 1.0, 1.0, 1792.0],
+        {"turns before": [1.0, 1.0, 1.0, 1.0, 1792.0], "alpha for alpha^2": [1.0, 1.0, 1.0, 1.0, 172.0]},
     )
 
 

@@ -244,6 +244,22 @@ def heads_on_data_model_2(effort):
     )
 
 
+def cross_entropy_head(effort):
+    """acc_P* of the cross-entropy head, counted over all images of 3 pairs, alpha = 1.5."""
+    aligned, conflicting, number = population(3, 1.5, 0.3)
+    matrix = learners.sup_con_matrix(jnp.asarray(aligned), jnp.asarray(number), 6)
+    encoder = np.asarray(learners.sup_con_optimum(matrix, 1.0, 3))
+    head = softmax_head(aligned @ encoder.T, number, 6)
+    images, target = np.vstack([aligned, conflicting]) @ encoder.T, np.tile(number, 2)
+    right = (np.hstack([images, np.ones((len(images), 1))]) @ head).argmax(1) == target
+    return ledger.judge(
+        "F.2: acc_P* of a cross-entropy head on SupCon, Data Model 2, p = 1, alpha = 1.5, m = 3: 1/2",
+        ledger.close(right.mean(), 1e-12),
+        theory.sup_con_accuracy(mt.inter_class(3, 1.0, 1.5, 0.3)).shifted,
+        {"alpha = .6": theory.sup_con_accuracy(mt.inter_class(3, 1.0, 0.6, 0.3)).shifted, "the best head": 0.75},
+    )
+
+
 def best_of_all_heads(effort):
     """The 75% of F.2: one pair, alpha = 2, representation z_core + 2 z_spu, a number; all thresholds are tried."""
     aligned, conflicting, number = population(1, 2.0, 0.0)
@@ -267,5 +283,6 @@ CHECKS = (
     conflicting_group_at_the_end,
     half_of_the_shifted_images,
     heads_on_data_model_2,
+    cross_entropy_head,
     best_of_all_heads,
 )

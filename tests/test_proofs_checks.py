@@ -18,7 +18,7 @@ import scipy.stats
 import sympy
 
 from proofs_checks import __main__ as command
-from proofs_checks import ambient, ledger, mutants, pages, run, store, symbolic, t2, t5
+from proofs_checks import ambient, ledger, mutants, pages, paper, run, store, symbolic, t2, t5
 from sims.flags import run_main
 from tests.test_sims_command import own_flags
 
@@ -330,6 +330,34 @@ def test_processes_end_with_a_stopped_run(sent, code, tmp_path):
     assert [line for line in lines if line.startswith("error: interrupted;")] == [lines[-1]]
     assert not any("Traceback" in line for line in lines) and json.loads(target.read_text())["rows"]
     assert not workers_of(process.pid)
+
+
+# The paper's table
+
+
+def test_every_line_of_the_paper_s_table_has_its_check():
+    for label, name in paper.keys():
+        assert name in [check.__name__ for check in run.module(label).CHECKS], (label, name)
+
+
+def a_record(line, **changes):
+    gap = {"predicted": 0.5, "measured": 0.25, "se": 0.125, "z": 1.0, "limit": 5.0, "allowed": 0.0}
+    label, check = line.check
+    return {"label": label, "check": check, "verdict": ledger.HOLDS, "good": True, "gap": gap} | changes
+
+
+def test_the_paper_s_table_says_what_the_ledger_found():
+    records = {line.check: a_record(line) for line in paper.LINES}
+    assert all("FAILS" not in verdict for *_, verdict in paper.cells(list(records.values())))
+    rate = paper.LINES[1]
+    assert paper.cells(list(records.values()))[1][2:] == ("-.25", "0.5", "0.25 +- 0.1", f"{rate.verdict} (T1)")
+    refuted = records | {rate.check: a_record(rate, verdict=ledger.REFUTED)}
+    assert paper.cells(list(refuted.values()))[1][-1] == "refuted as stated (T1)"
+    bad = records | {rate.check: a_record(rate, good=False)}
+    assert paper.cells(list(bad.values()))[1][-1] == "FAILS (T1)" and "FAILS (T1)" in paper.markdown(list(bad.values()))
+    del records[rate.check]
+    with pytest.raises(KeyError):
+        paper.cells(list(records.values()))
 
 
 # Mutants

@@ -1,0 +1,206 @@
+"""The paper's numbered statements in its order, each with its figure, ours, what was measured, and a verdict.
+
+A line of the table names the check of the ledger that judges it; nothing is measured for the table alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mmcl_theory as mt
+from mmcl_theory import theory
+from proofs_checks.ledger import HOLDS
+
+Record = Mapping[str, Any]  # a row of the ledger as in its JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A statement of the paper.
+
+    figure: the paper's number, "" where it has none.  check: label and name of the check that judges it.
+    ours: the exact number, None for the one that the check predicts.  verdict: said where the check's is "holds".
+    """
+
+    number: str
+    claim: str
+    figure: str
+    check: tuple[str, str]
+    ours: Callable[[], Any] | None = None
+    verdict: str = HOLDS
+
+
+def _end_of_data_model_1() -> mt.data.IntraClass:
+    return mt.intra_class(1.0, 1.0, 0.0)
+
+
+LINES = (
+    Line(
+        "Lemma 3.2", "similarity of z', z'' is z'^T C z'' / rho: W = SVD_r(C) / rho", "", ("T1", "training_reaches_it")
+    ),
+    Line(
+        "Corollary C.18",
+        "error of the learnt W: O(sqrt(eps0)), so n^-1/4 (exponent of n)",
+        "-.25",
+        ("T1", "operator_norm_error"),
+        verdict="sharper: O(eps0), n^-1/2",
+    ),
+    Line("Definition 4.1", "Data Model 1: its moments", "", ("T2", "moments_from_the_definition")),
+    Line("Theorem 4.3", "SL: conflicting accuracy at most 1/3", ".333", ("T3", "sampled_images")),
+    Line(
+        "Theorem 4.4",
+        "MMCL: conflicting accuracy at least 1 - Phi(k1); p = 1, s_c = 1, s_s = 0",
+        ".6915",
+        ("T2", "in_the_paper_s_limit"),
+        verdict="holds, with equality",
+    ),
+    Line("Corollary 4.5", "MMCL: acc_P* at p = 1, s_c = 1, s_s = 0", ".81", ("T2", "number_in_digits")),
+    Line(
+        "Corollary 4.5",
+        "no linear rule's acc_P* is above .85, s_c = 1",
+        ".85",
+        ("T2", "no_rule_is_better"),
+    ),
+    Line("Appendix E.1", "SL in distribution: at least 99.4%", ".994", ("T3", "in_distribution")),
+    Line(
+        "Appendix E.1",
+        "MMCL in distribution at s_c = 1, s_s = 0, p -> 1",
+        ".9393",
+        ("T2", "misprint"),
+        lambda: theory.mmcl_accuracy(_end_of_data_model_1()).at(1.0),
+    ),
+    Line("Definition 4.6", "Data Model 2: the pair block of its cross-covariance", "", ("T4", "the_paper_s_block")),
+    Line(
+        "Theorem 4.7",
+        "SL: acc_P* at most 1/2 + 2/((1+alpha^2)(1-beta)^2 - 8); alpha = 10, beta = 1/3",
+        ".554",
+        ("T4", "sharper_than_the_bound"),
+        verdict="sharper: 1/2 for alpha >= 1, m >= 2",
+    ),
+    Line("Theorem 4.7", "the same on a grid, wherever the bound is defined", "", ("T4", "at_most_the_bound")),
+    Line(
+        "Theorem 4.8",
+        "MMCL: all of P* right if m > alpha^2 (1+beta)/((1-beta) beta^2) - 1/beta^2 + 1; alpha = 10, beta = 1/3",
+        "1792",
+        ("T4", "enough_classes"),
+        lambda: theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3)),
+        "holds, and no fewer do",
+    ),
+    Line("Appendix E.2", "Data Model 2 in distribution: both learners 100%", "1", ("T4", "in_distribution")),
+    Line(
+        "Definition 5.1",
+        "captions of Data Model 1: the core column of Cov(z,u)",
+        "",
+        ("T5", "rule_from_the_definition"),
+    ),
+    Line(
+        "Theorem 5.2",
+        "conflicting accuracy grows with pi_core, whatever pi_spu; p = 1, s_c = 1, s_s = 0: at pi_core = 1",
+        ".691",
+        ("T5", "the_paper_s_numbers"),
+        lambda: theory.mmcl_accuracy(_end_of_data_model_1(), mt.captions(1.0, 0.5, "mean")).conflicting,
+    ),
+    Line(
+        "Theorem 5.2", "least slope in pi_core over 500 models is not below 0", "0", ("T5", "slope_in_caption_detail")
+    ),
+    Line(
+        "Definition 5.3, Theorem 5.4", "MMCL: the threshold pi~ at three settings", "", ("T6", "the_paper_s_threshold")
+    ),
+    Line(
+        "Theorem 5.4",
+        "all of P* right above pi~, at most half below: conflicting accuracy on both sides, m = 60",
+        "0 and 1",
+        ("T6", "accuracy_on_both_sides"),
+        verdict="holds up to 2^-m below pi~",
+    ),
+    Line(
+        "Theorem F.1",
+        "SupCon, Data Model 1: conflicting accuracy of any linear head o(1)",
+        "0",
+        ("T7", "conflicting_group_at_the_end"),
+        lambda: theory.sup_con_accuracy(_end_of_data_model_1()).conflicting,
+    ),
+    Line(
+        "Theorem F.1",
+        "SupCon, Data Model 1: acc_P* of any linear head at most 1/2 + o(1)",
+        ".5",
+        ("T7", "half_of_the_shifted_images"),
+        lambda: theory.sup_con_accuracy(_end_of_data_model_1()).shifted,
+    ),
+    Line(
+        "Theorem F.2",
+        "SupCon, Data Model 2, alpha > 1: a cross-entropy head has acc_P* 1/2",
+        ".5",
+        ("T7", "cross_entropy_head"),
+    ),
+    Line("Theorem F.2", "the same: no linear head above 75%; one pair, alpha = 2", ".75", ("T7", "best_of_all_heads")),
+    Line(
+        "CounterAnimal, Theorem 1",
+        "mean mu_spu of the spurious feature: the off-diagonal is 2 mu p - 1; mu = 3, p = .9",
+        "4.4",
+        ("X4", "off_diagonal"),
+        lambda: theory.mmcl_rule(mt.intra_class(0.9, 1.0, 0.2, 1.0, 3.0))[1],
+    ),
+)
+
+_COLUMNS = ("number", "claim", "paper", "ours, exact", "measured +- se", "verdict")
+
+
+def keys() -> list[tuple[str, str]]:
+    """Labels and names of the checks that the table needs."""
+    return list(dict.fromkeys(line.check for line in LINES))
+
+
+def cells(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """The table's lines, from the ledger's rows of `keys`.
+
+    Raises: KeyError for a row that is absent.
+    """
+    found = {(record["label"], record["check"]): record for record in records}
+    return [_cells(line, found[line.check]) for line in LINES]
+
+
+def _cells(line: Line, record: Record) -> tuple[str, ...]:
+    gap = record["gap"]
+    if gap["limit"] == 0 and gap["predicted"] == 0 and line.figure == "":
+        ours, measured = "algebra", f"{gap['measured']:.0f} entries differ"
+    else:
+        ours = _number(gap["predicted"] if line.ours is None else float(line.ours()))
+        measured = _number(gap["measured"])
+        measured += f" +- {gap['se']:.1g}" if gap["se"] else ", exact"
+    verdict = line.verdict if record["verdict"] == HOLDS else record["verdict"]
+    if not record["good"]:
+        verdict = "FAILS"
+    return line.number, line.claim, line.figure, ours, measured, f"{verdict} ({record['label']})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def text(records: Sequence[Record]) -> str:
+    """The table for a terminal."""
+    table = [_COLUMNS, *cells(records)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The table as a page."""
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *cells(records)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return f"""# The paper, statement by statement
+
+Xue, Joshi, Nguyen and Mirzasoleiman, "Understanding the Robustness of Multi-modal Contrastive Learning to Distribution
+Shift", ICLR 2024 (arXiv 2310.04971), in its own order and numbers. Ours is what the functions of `mmcl_theory.theory`
+compute; measured comes from simulation, counting or algebra that shares nothing with them but the model's definition.
+The label in brackets leads to the [page](statements/README.md) with all checks and the wrong theories that they reject.
+
+    python -m proofs_checks --paper
+
+{table}
+
+What is refuted is so as printed: see [the theory](theory.md) for what holds instead.
+"""
