@@ -152,15 +152,14 @@ def keys() -> list[tuple[str, str]]:
 
 
 def cells(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The table's lines, from the ledger's rows of `keys`.
-
-    Raises: KeyError for a row that is absent.
-    """
+    """The table's lines, from the ledger's rows of `keys`; a row that is absent is "not judged"."""
     found = {(record["label"], record["check"]): record for record in records}
-    return [_cells(line, found[line.check]) for line in LINES]
+    return [_cells(line, found.get(line.check)) for line in LINES]
 
 
-def _cells(line: Line, record: Record) -> tuple[str, ...]:
+def _cells(line: Line, record: Record | None) -> tuple[str, ...]:
+    if record is None:
+        return line.number, line.claim, line.figure, "-", "-", f"not judged ({line.check[0]})"
     gap = record["gap"]
     if gap["limit"] == 0 and gap["predicted"] == 0 and line.figure == "":
         ours, measured = "algebra", f"{gap['measured']:.0f} entries differ"
