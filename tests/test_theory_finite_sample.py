@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from mmcl_theory.data import captions, intra_class, observation
 from mmcl_theory.learners import sample_rule_statistics
 from mmcl_theory.theory import mmcl_accuracy, mmcl_accuracy_cumulants, mmcl_mean_accuracy, mmcl_rule
-from mmcl_theory.theory.finite_sample import _product_moments
+from mmcl_theory.theory.finite_sample import _cells, _product_moments, _rule_law
 from mmcl_theory.zero_shot import linear_rule_accuracy
 from tests.statistics import assert_mean_close, rejects
 from tests.test_theory_mmcl import groups, jit, learnt_rules, noise
 
 pytestmark = pytest.mark.slow
 
-mean_accuracy = jit(mmcl_mean_accuracy)
-limit_accuracy = jit(mmcl_accuracy)
+mean_accuracy = jit(mmcl_mean_accuracy, static_argnames="prompts")
+limit_accuracy = jit(mmcl_accuracy, static_argnames="prompts")
+cumulants = jit(mmcl_accuracy_cumulants)
 N = 64
 OBS = noise(N // 2, 2, 1.0, 1.0)
 RUNS = 10_000
@@ -154,6 +156,61 @@ def test_correction_is_the_delta_method_on_drawn_pairs():
     np.testing.assert_allclose(got, correction, rtol=0.04, atol=3e-6)
 
 
+def brute_force(model, caps, obs, n, weight):
+    """The average over the law of (w, log V) on a grid, in its Cholesky coordinates: which the margin's are not."""
+    static, leaves = _cells(model, caps, obs, n, weight, "core")
+    law = _rule_law(*static, *leaves)
+    mean, covariance = np.asarray(law.mean), np.asarray(law.covariance)
+    scale = np.array([1, 1, mean[2] or 1])
+    root = np.linalg.cholesky(covariance / np.outer(scale, scale) + 1e-18 * np.eye(3))
+    grid = np.linspace(-7, 7, 561)
+    nodes, of_nodes = np.polynomial.hermite_e.hermegauss(9)
+    x = np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
+    of_x = np.exp(-(x**2).sum(-1) / 2)
+    total = 0
+    for node, of_node in zip(nodes, of_nodes / of_nodes.sum(), strict=True):
+        deviation = x @ root[:, :2].T + node * root[:, 2]
+        w, v = mean[:2] + deviation[:, :2], mean[2] * np.exp(deviation[:, 2] - (root[2] ** 2).sum() / 2)
+        sd = np.sqrt(w**2 @ np.asarray(law.image_variance) + float(law.noise_variance) * v)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            right = norm.cdf(w @ np.asarray(law.group_means).T / sd[:, None])
+        total = total + of_node * (of_x @ np.where(np.isnan(right), 0.5, right)) / of_x.sum()
+    return total
+
+
+HARD = {
+    "weak spurious": (intra_class(0.733, 0.0, 1.0, 1.0, 0.186), captions(), noise(10, 5, 0.0, 3.0), 50.0, 0.8),
+    "little noise": (intra_class(0.832, 0.0, 1.0, 1.0, 0.198), captions(1.0, 0.5), noise(100, 5, 0.1, 3.0), 50.0, 0.8),
+    "five": (intra_class(0.827, 0.0, 1.0, 1.0, 1.502), captions(1.0, 0.0), noise(10, 5, 0.1, 3.0), 5.0, 0.0),
+    "smooth": (intra_class(0.9, 0.5, 0.3, 1.0, 1.0), captions(), noise(100, 5, 1.0, 1.0), 200.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_quadrature_is_as_exact_as_the_docstring_says(name):
+    *args, n, weight = HARD[name]
+    want = brute_force(*args, n, weight)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol={5: 9e-4, 50: 2e-4, 200: 5e-5}[n])
+    close(groups(mean_accuracy(*args, n, weight)), want)
+    for wrong in (groups(mean_accuracy(*args, 1.1 * n, weight)), limit_without_guard(*args, n)):
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            close(wrong, want)
+
+
+def test_derivative_without_any_noise():
+    """The accuracy is P(w . mu > 0), and its derivative comes from the step alone."""
+
+    def conflicting(p):
+        return mmcl_mean_accuracy(
+            intra_class(p, 0.0, 0.0, 1.0, 3.0), captions(), observation(5, 5, 0.0, 0.0), 20.0
+        ).conflicting
+
+    value, h = jit(conflicting), 1e-4
+    central = (value(0.6 + h) - value(0.6 - h)) / (2 * h)
+    np.testing.assert_allclose(jit(jax.grad(conflicting))(0.6), central, rtol=1e-5)
+    assert central < -3
+
+
 STEEP = {
     "core prompt": (intra_class(0.5, 1.0, 0.1, 1.0, 5.0), captions(), noise(600, 5, 0.2, 1.0), 500, "core"),
     "steeper": (intra_class(0.5, 1.0, 0.1, 1.0, 20.0), captions(), noise(600, 5, 0.2, 1.0), 500, "core"),
@@ -175,14 +232,14 @@ def test_a_rule_that_varies_as_much_as_it_is_large(name):
     draw = jit(jax.vmap(lambda key: sample_rule_statistics(key, model, caps, obs, float(n), None, prompts)))
     rules, norms = draw(jax.random.split(jax.random.key(3), 100_000))
     samples = np.asarray(groups(linear_rule_accuracy(model, rules, norms, obs.sd_image)))
-    got = np.asarray(groups(mmcl_mean_accuracy(model, caps, obs, float(n), prompts=prompts)))
+    got = np.asarray(groups(mean_accuracy(model, caps, obs, float(n), prompts=prompts)))
     check = functools.partial(assert_mean_close, resolution=2e-3)
     for shift in (-3e-3, 3e-3):  # between both bounds
         rejects(check, samples, got + 10 * shift)
     se = samples.std(0, ddof=1) / len(samples) ** 0.5
     assert (np.abs(samples.mean(0) - got) <= 3e-3 + 6 * se).all(), (samples.mean(0), got, se)
-    limit = groups(mmcl_accuracy(model, caps, obs, float(n), prompts=prompts))
-    naive = groups(mmcl_accuracy(model, caps, obs, prompts=prompts))
+    limit = groups(limit_accuracy(model, caps, obs, float(n), prompts=prompts))
+    naive = groups(limit_accuracy(model, caps, obs, prompts=prompts))
     assert np.isnan(np.asarray(limit)).any() and np.abs(naive - samples.mean(0)).max() > 0.02
 
 
@@ -218,7 +275,7 @@ def test_variance_over_samples(name):
     model, caps, weight = CASES[name]
     accuracy = simulate(name)
     accuracy = np.concatenate([accuracy, accuracy.mean(-1, keepdims=True)], -1)
-    variance = np.asarray(mmcl_accuracy_cumulants(model, caps, OBS, float(N), weight))[:, 0]
+    variance = np.asarray(cumulants(model, caps, OBS, float(N), weight))[:, 0]
     relative = (accuracy - accuracy.mean(0)) ** 2 / variance
     error = relative.std(0) / len(relative) ** 0.5
     assert (error < 0.05).all()
@@ -228,7 +285,7 @@ def test_variance_over_samples(name):
 def test_the_shifted_accuracy_is_quadratic_at_one_half():
     """A constant less sigma^2 chi^2_1: its standard deviation falls as 1/n, its skewness stays -sqrt(8)."""
     model, caps = intra_class(0.5, 1.0, 0.3), captions()
-    first, second = (np.asarray(mmcl_accuracy_cumulants(model, caps, noise(30, 10, 0.0, 1.0), n)) for n in (2e3, 8e3))
+    first, second = (np.asarray(cumulants(model, caps, noise(30, 10, 0.0, 1.0), n)) for n in (2e3, 8e3))
     np.testing.assert_allclose(first[:, 0] / second[:, 0], [4, 4, 16], rtol=1e-3)
     np.testing.assert_allclose(second[2, 1] / second[2, 0] ** 1.5, -(8**0.5), rtol=1e-2)
-    assert np.isnan(mmcl_accuracy_cumulants(model, caps, noise(30, 10, 0.0, 30.0), 20.0)).all()
+    assert np.isnan(cumulants(model, caps, noise(30, 10, 0.0, 30.0), 20.0)).all()
