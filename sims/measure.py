@@ -215,7 +215,8 @@ def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
         _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n, cell.same_class_weight
     )
     sd = jnp.sqrt(cumulants[..., 0])
-    skewness = jnp.where(sd == 0, 0.0, cumulants[..., 1] / jnp.where(sd == 0, 1.0, sd) ** 3)
+    varies = ~(sd < 1e-4 * _ROUNDING)  # below, its cube may underflow
+    skewness = jnp.where(varies, cumulants[..., 1] / jnp.where(varies, sd, 1.0) ** 3, 0.0)
     left_out = jnp.where(jnp.isnan(sd), jnp.nan, _ROUNDING + later * correction[..., None])
     return jnp.stack([(1 + later) * sd, (1 + later) * skewness, left_out], -1)
 

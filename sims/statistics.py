@@ -8,6 +8,7 @@ import scipy.stats
 
 LEVEL = 0.01  # of all comparisons of a run together: P(any `differs`), if every prediction holds
 LEAST_SEEDS = 5  # Student's t of fewer allows, at this level, about any difference
+LEAST_SEEDS_BY_LAW = 2  # where theory gives a run's law
 
 
 def z_text(z: np.ndarray, of: np.ndarray) -> str:

@@ -43,7 +43,9 @@ def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArr
     by_t = np.full_like(difference, np.nan)
     if seeds >= statistics.LEAST_SEEDS:
         by_t = statistics.t_probabilities(difference, deviation / seeds**0.5, seeds)
-    by_law = statistics.law_probabilities(difference, sd, skewness, seeds) if seeds > 1 else by_t
+    by_law = np.full_like(difference, np.nan)
+    if seeds >= statistics.LEAST_SEEDS_BY_LAW:
+        by_law = statistics.law_probabilities(difference, sd, skewness, seeds)
     p = np.minimum(3 * np.where(np.isnan(sd), by_t, by_law).min(-1), 1)
     return xr.DataArray(p, dims=spread.dims[:-2])
 
@@ -53,9 +55,9 @@ def verdicts(
 ) -> np.ndarray:
     """A word a cell. p_value, failed (runs): (cells,).  predicted: (cells, groups).  level: of one cell."""
     judged = np.where(p_value > level, "agrees", "differs").astype(object)
-    judged[np.isnan(p_value)] = (
-        "not judged: n too small" if seeds >= statistics.LEAST_SEEDS else "not judged: few seeds"
-    )
+    # Of the linear loss theory gives the law, unless n is too small; seeds are judged by Student's t for the others.
+    least = statistics.LEAST_SEEDS_BY_LAW if learner.startswith("mmcl") else statistics.LEAST_SEEDS
+    judged[np.isnan(p_value)] = "not judged: few seeds" if seeds < least else "not judged: n too small"
     judged[np.isnan(predicted).any(-1)] = "no prediction"
     reason = "not separable" if learner == "supervised" else "diverged"
     for i in np.flatnonzero(failed):

@@ -19,6 +19,7 @@ OTHERS = [
     dataclasses.replace(DEFAULT, p_spu=(0.5,), setting=Setting(mu_spu=0.0, sigma_image=0.5)),  # all outcomes quadratic
     dataclasses.replace(DEFAULT, p_spu=(0.95,), same_class_weight=(1.0,)),
     dataclasses.replace(DEFAULT, p_spu=(0.5, 0.9), setting=Setting(mu_spu=2.0, sigma_text=3.0), pi_core=(0.3,)),
+    dataclasses.replace(DEFAULT, p_spu=(0.5, 0.9, 1.0), sigma_core=(0.1,), setting=Setting(sampler="statistics")),
 ]
 
 
@@ -77,6 +78,23 @@ def test_a_sweep_gives_a_false_alarm_in_one_of_a_hundred_at_most_and_tells_a_wro
     for seeds in (2, 3, 20):
         assert_at_most(told(few, runs, seeds).any(1), statistics.LEVEL)
     assert told(few, runs, 20, shift=0.03)[:, 1].mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sigma", "noise"), [(0.05, 0.1), (0.0, 0.0)])
+def test_cells_whose_accuracy_rounds_to_1_are_judged(sigma, noise):
+    """Phi^-1 of the accuracy is 15 and more, or infinite; runs at sigma_core = .5 differ."""
+    sure = dataclasses.replace(
+        DEFAULT,
+        p_spu=(0.5, 0.6),
+        sigma_core=(sigma,),
+        sigma_spu=(sigma,),
+        setting=Setting(sampler="statistics", sigma_image=noise, sigma_text=0.1),
+    )
+    mean, spread = predictions(sure, 0.0)
+    assert (mean == 1).all() and np.isfinite(spread).all()
+    assert not told(sure, draw(sure, 40), 2).any()
+    assert told(sure, draw(dataclasses.replace(sure, sigma_core=(0.5,)), 40), 20).all()
 
 
 @pytest.mark.long

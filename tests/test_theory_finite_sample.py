@@ -289,3 +289,17 @@ def test_the_shifted_accuracy_is_quadratic_at_one_half():
     np.testing.assert_allclose(first[:, 0] / second[:, 0], [4, 4, 16], rtol=1e-3)
     np.testing.assert_allclose(second[2, 1] / second[2, 0] ** 1.5, -(8**0.5), rtol=1e-2)
     assert np.isnan(cumulants(model, caps, noise(30, 10, 0.0, 30.0), 20.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("sigma", "noise_text", "n", "sure"), [(0.05, 0.1, 2000, 1), (0, 0, 200, 1), (0.05, 0.1, 20, 0)]
+)
+def test_sure_groups_have_cumulants_and_those_that_a_rule_may_lose_have_none(sigma, noise_text, n, sure):
+    """Phi^-1(acc) is over 11, and its fluctuations over .3: the runs say whether the accuracy stays near 1."""
+    model, obs = intra_class(0.7, sigma, sigma), noise(5, 5, 0.0, noise_text)
+    draw = jit(jax.vmap(lambda key: sample_rule_statistics(key, model, captions(), obs, float(n))))
+    rules, norms = draw(jax.random.split(jax.random.key(0), 2000))
+    near_1 = np.asarray(groups(linear_rule_accuracy(model, rules, norms, obs.sd_image))) > 1 - 1e-5
+    got = np.asarray(cumulants(model, captions(), obs, float(n)))
+    assert near_1.all() == np.isfinite(got).all() == sure
+    assert not sure or (np.abs(got) < 1e-12).all()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr, ndtri
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
@@ -27,6 +27,7 @@ _WIDTHS = (1e-4, 3.0)  # of the step there, in standard deviations, that the nod
 _ACROSS = np.linspace(-5.25, 5.25, 33)
 _OWN = np.where(np.arange(len(_ACROSS)) % 2, 1.0, -1.0)  # in turn, which is exact to the third moment
 _SMALL = (0.3, 0.25)  # fluctuations of z and of the rule that an expansion to second order describes
+_SURE = (5.0, 1e-5)  # standard deviations of z within which the accuracy is this close to 0 or 1
 
 
 def mmcl_mean_accuracy(
@@ -76,8 +77,9 @@ def mmcl_accuracy_cumulants(
     g = grad acc and H = Hess acc at E X, X and C as in `mmcl_mean_accuracy`. The quadratic part matters where g
     vanishes: the shifted accuracy at p_spu = 1/2 is a constant less a chi^2_1 at every n, of skewness -sqrt(8).
 
-    NaN where the fluctuations are too large for the expansion: over 1/4 of |E w|, or of a group's z = Phi^-1(acc) over
-    .3 min(1, 1/|z|).
+    NaN where the fluctuations are too large for the expansion: over 1/4 of |E w|, or of the score's mean over its
+    standard deviation, z = Phi^-1(acc), over .3 min(1, 1/|z|). Any fluctuation of z will do that leaves the accuracy
+    within 1e-5 of 0 or 1 up to 5 of its standard deviations: the cumulants are about 0 there.
 
     Arguments, errors and sources as for `mmcl_mean_accuracy`.  Check: tests/test_theory_finite_sample.py.
     """
@@ -132,10 +134,11 @@ class _RuleLaw:
     noise_variance: Array  # ()  s_I^2
     third: Callable[[Array], Array]  # g -> the third cumulant of g . (w, V)
 
-    def accuracy(self, x: Float[Array, "3"]) -> Float[Array, "2"]:
-        """Of both groups under the rule w = x[:2] with V = x[2]."""
+    def score(self, x: Float[Array, "3"]) -> Float[Array, "2"]:
+        """z = Phi^-1(accuracy) of both groups under the rule w = x[:2] with V = x[2]; at most 1e10, without noise."""
         variance = x[:2] ** 2 @ self.image_variance + self.noise_variance * x[2]
-        return ndtr(self.group_means @ x[:2] / jnp.sqrt(variance))
+        least = 1e-20 * (x[:2] @ x[:2]) * (self.group_means[0] @ self.group_means[0])
+        return self.group_means @ x[:2] / jnp.sqrt(variance + least)
 
 
 def _rule_law(masking: str, prompts: str, perpendicular: int, *leaves: Array) -> _RuleLaw:
@@ -259,20 +262,25 @@ def _accuracy_cumulants(masking: str, prompts: str, perpendicular: int, *leaves:
     law = _rule_law(masking, prompts, perpendicular, *leaves)
 
     def outcomes(x: Float[Array, "3"]) -> Float[Array, "3"]:
-        groups = law.accuracy(x)
+        groups = ndtr(law.score(x))
         return jnp.append(groups, groups.mean())
 
-    gradient, curved = jax.jacobian(outcomes)(law.mean), jax.hessian(outcomes)(law.mean) @ law.covariance  # H C
-    spread = gradient @ law.covariance
-    second = (spread * gradient).sum(-1) + jnp.einsum("oij,oji->o", curved, curved) / 2
-    third = jax.vmap(law.third)(gradient) + 3 * jnp.einsum("oi,oij,oj->o", spread, curved, gradient)
+    gradient, curved, second = _second_order(outcomes, law)
+    third = jax.vmap(law.third)(gradient) + 3 * jnp.einsum("oi,oij,oj->o", gradient @ law.covariance, curved, gradient)
     third += jnp.einsum("oij,ojk,oki->o", curved, curved, curved)
-    z = ndtri(law.accuracy(law.mean))
-    density = jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    of_z = jnp.sqrt(second[:2]) * jnp.maximum(jnp.abs(z), 1) / density  # Phi bends at z within 1/z
+    z, sd_z = jnp.abs(law.score(law.mean)), jnp.sqrt(_second_order(law.score, law)[2])
+    deviations, close = _SURE
+    sure = ndtr(deviations * sd_z - z) <= close
     of_rule = jnp.trace(law.covariance[:2, :2]) / (law.mean[:2] @ law.mean[:2])
-    small = (of_z <= _SMALL[0]).all() & (of_rule <= _SMALL[1] ** 2)
+    small = (sure | (sd_z * jnp.maximum(z, 1) <= _SMALL[0])).all() & (of_rule <= _SMALL[1] ** 2)  # Phi bends within 1/z
     return jnp.where(small, jnp.stack([second, third], -1), jnp.nan)
+
+
+def _second_order(f: Callable[[Array], Array], law: _RuleLaw) -> tuple[Array, Array, Array]:
+    """Gradient g, H C and variance g.C g + tr((H C)^2)/2 of f(w, V) (k,), by the delta method."""
+    gradient, curved = jax.jacobian(f)(law.mean), jax.hessian(f)(law.mean) @ law.covariance
+    spread = gradient @ law.covariance
+    return gradient, curved, (spread * gradient).sum(-1) + jnp.einsum("oij,oji->o", curved, curved) / 2
 
 
 def mention_cases(
