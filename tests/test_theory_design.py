@@ -1,5 +1,6 @@
 """Strong spurious features (X4) and the best same-class weight (X3) against accuracies on both sides of them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -63,6 +64,20 @@ def test_optimum_moves_to_one_with_samples():
     model, caps, obs, _ = CASE
     weights = [float(optimum(model, caps, obs, n).same_class_weight) for n in (50.0, 200.0, 1e3, 1e5)]
     assert (np.diff(weights) > 0).all() and weights[-1] > 0.95
+
+
+def test_optimum_is_unknown_where_the_formula_that_wins_does_not_hold():
+    """mu_spu >> mu_core at small n: the best weight's rule varies too much. With more samples it is known."""
+    model, caps, obs = intra_class(0.7, 0.5, 0.1, 0.2, 3.0), captions(), noise(600, 5, 0.2, 1.0)
+
+    def shifted(p, n):
+        return optimal_same_class_weight(dataclasses.replace(model, p_spu=p), caps, obs, n).shifted
+
+    slope = jit(jax.grad(shifted))
+    few, many = (optimum(model, caps, obs, n) for n in (200.0, 1e6))
+    assert all(jnp.isnan(x) for x in jax.tree.leaves(few)) and jnp.isnan(slope(0.7, 200.0))
+    assert all(jnp.isfinite(x) for x in jax.tree.leaves(many)) and jnp.isfinite(slope(0.7, 1e6))
+    assert jnp.isnan(accuracy(model, caps, obs, 200.0, same_class_weight=many.same_class_weight).shifted)
 
 
 @pytest.mark.long

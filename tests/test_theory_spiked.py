@@ -170,6 +170,25 @@ def test_leaves_broadcast_and_differentiate():
     np.testing.assert_allclose(gradient(jnp.asarray(0.9)), central, rtol=1e-7)
 
 
+def test_derivatives_are_those_of_the_outliers_that_exist():
+    """Reverse mode: those that are missing leave the others' derivatives alone; an accuracy without any has none."""
+
+    def largest(p):
+        found = outliers(dataclasses.replace(MODEL, p_spu=p), CAPS, OBS, float(N))
+        return found.value[0], found.exists
+
+    (_, exists), slope = jit(jax.value_and_grad(largest, has_aux=True))(0.9)
+    value, h = jit(lambda p: largest(p)[0]), 1e-4
+    np.testing.assert_allclose(slope, (value(0.9 + h) - value(0.9 - h)) / (2 * h), rtol=1e-6)
+    assert exists.any() and not exists.all()
+    weak, loud = intra_class(0.9, 0.05, 0.05, 0.05, 0.05), noise(200, 160, 1.0, 1.0)
+
+    def buried(p):
+        return mmcl_accuracy(dataclasses.replace(weak, p_spu=p), CAPS, loud, 100.0, embed_dim=1).shifted
+
+    assert jnp.isnan(jit(jax.grad(buried))(0.9))
+
+
 def test_what_the_law_does_not_cover_is_refused():
     with pytest.raises(NotImplementedError, match="embed_dim with same_class_weight and n"):
         mmcl_accuracy(MODEL, CAPS, OBS, 50, embed_dim=1, same_class_weight=0.3)

@@ -4,6 +4,7 @@ Symbols: b = 2 (1 - lambda), lambda same-class weight, q = 2 p_spu - 1, m_c, m_s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
+from mmcl_theory._slopes import nan_where
 from mmcl_theory.data import Captions, IntraClass, Observation, captions
 from mmcl_theory.theory.mmcl import limit_accuracy, mmcl_accuracy
 
@@ -58,8 +60,10 @@ def optimal_same_class_weight(
 
     In the population (n = None) more intra-class contrasting is always better, lambda = 1, whenever pi_core sigma_core
     > 0; in n samples the signal shrinks with the noise of the rule and the optimum may lie inside. Found on a grid,
-    then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0. All NaN
-    where `mmcl_accuracy` is NaN there, n being too small for it.
+    then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0.
+
+    Weights at which `mmcl_accuracy` is NaN, n being too small, compete with the value of its formula. If one of them
+    wins, the optimum is not known, and all is NaN, derivatives too.
 
     Leaves must be scalars: `vmap` for more.  Raises: ValueError for n < 2.
     Source: X3.  Check: proofs_checks/x3.py.
@@ -75,10 +79,9 @@ def optimal_same_class_weight(
     # The curve may be flat at an end; rounding does not decide against that end.
     gain = jax.vmap(value)(candidates) - 8 * jnp.finfo(inside.dtype).eps * jnp.array([0, 0, 1], inside.dtype)
     weight = candidates[jnp.argmax(gain)]
-    shifted = mmcl_accuracy(model, policy, obs, n, same_class_weight=weight).shifted
-    valid = ~jnp.isnan(shifted)
-    optimum = WeightOptimum(weight, shifted, jax.grad(value)(weight))
-    return jax.tree.map(lambda x: jnp.where(valid, x, jnp.nan), optimum)
+    unknown = jnp.isnan(mmcl_accuracy(model, policy, obs, n, same_class_weight=weight).shifted)
+    shifted, slope = jax.value_and_grad(value)(weight)
+    return jax.tree.map(functools.partial(nan_where, unknown), WeightOptimum(weight, shifted, slope))
 
 
 def unit_interval_argmax(

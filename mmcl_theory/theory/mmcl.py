@@ -138,7 +138,7 @@ def _truncated_accuracy(
     prompt = jnp.broadcast_to(prompt, (*left.shape[:-2], 2))[..., None, :]
     strength = jnp.where(exists, signal.strength[..., :rank], 0.0) * (right * prompt).sum(-1)
     weights = (strength[..., None] * left).sum(-2)
-    weights = jnp.where(exists.any(-1)[..., None], weights, jnp.nan)
+    weights = nan_where(jnp.broadcast_to(~exists.any(-1)[..., None], weights.shape), weights)
     return linear_rule_accuracy(model, weights, (strength**2).sum(-1), obs.sd_image)
 
 

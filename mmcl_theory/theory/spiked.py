@@ -29,7 +29,8 @@ class Outliers:
 
     value is in units of s_I s_T (inf without noise), strength in those of the data. left and right are the inner
     products of the unit singular vectors with the columns of the two dictionaries, (core, spurious); their common sign
-    is arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN.
+    is arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN. Its
+    derivative is 0, so that those of the others can be taken.
     """
 
     value: Array  # (..., 4), MAX_OUTLIERS
@@ -108,11 +109,10 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
     zz, uu, zu, v_i, v_t, a_i, a_t = fixed
     eps = jnp.finfo(zz.dtype).eps
     # Below `low` B > 0, by norms of its blocks; 1e-30 where the data are all 0.
-    norms = [jnp.linalg.norm(x) for x in (uu, zz, zu)]
-    bounds = jnp.stack([v_i * norms[0] / a_t, v_t * norms[1] / a_i, 2 * norms[2] ** 2 / (a_i * a_t), v_i * v_t])
+    noise, norms = v_i * v_t, [jnp.linalg.norm(x) for x in (uu, zz, zu)]
+    bounds = jnp.stack([v_i * norms[0] / a_t, v_t * norms[1] / a_i, 2 * norms[2] ** 2 / (a_i * a_t), noise])
     low = 0.25 / jnp.maximum(bounds.max(), 1e-30)
     # Without noise there is no edge; strengths below eps of the largest are rounding.
-    noise = v_i * v_t
     edge = jnp.where(noise > 0, _edge(a_i, a_t) / jnp.where(noise > 0, noise, 1.0), jnp.inf)
     high = jnp.minimum(edge, low / eps**2)
 
@@ -139,7 +139,7 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
     rank = (equal & jnp.tri(4, k=-1, dtype=bool)).sum(1)  # among those of its value
     value, strength, left, right = jax.vmap(functools.partial(_vectors, parameters))(tau, rank, equal.sum(1), exists)
     hide = exists[:, None]
-    return (
+    return (  # not `nan_where`: in reverse mode the NaN derivatives of one entry would reach those of the others
         jnp.where(exists, value, jnp.nan),
         jnp.where(exists, strength, jnp.nan),
         jnp.where(hide, left, jnp.nan),
@@ -180,10 +180,10 @@ def _vectors(
     b = b / jnp.sqrt(-b @ jax.jacfwd(lambda tau: _singular_at(tau, *parameters))(tau) @ b)
     b = undefined_slope(b, ~single)
 
-    t = v_i * v_t * tau
-    strength_squared = (1 + t) * (a_i + t) * (a_t + t) / tau
-    fall = 1 / tau - v_i * v_t * (1 / (1 + t) + 1 / (a_i + t) + 1 / (a_t + t))
     noise = v_i * v_t
+    t = noise * tau
+    strength_squared = (1 + t) * (a_i + t) * (a_t + t) / tau
+    fall = 1 / tau - noise * (1 / (1 + t) + 1 / (a_i + t) + 1 / (a_t + t))
     value = jnp.where(noise > 0, jnp.sqrt(strength_squared / jnp.where(noise > 0, noise, 1.0)), jnp.inf)
     left, right = jnp.sqrt(fall * (a_i + t)) * b[2:], jnp.sqrt(fall * (a_t + t)) * b[:2]
     return value, jnp.sqrt(strength_squared), left, right
