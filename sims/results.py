@@ -119,7 +119,7 @@ def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Prog
     left = int((~(done | others)).sum()) * size
     quiet = None if jax.process_index() == 0 else True
     with tqdm(total=min(left, whole), unit="run", unit_scale=True, disable=quiet, smoothing=0.1) as bar:
-        keep = functools.partial(store.Checkpoint, out)
+        keep = functools.partial(store.Checkpoint, out, measured.run)
         for block, values in run_blocks(grid, done | others, programs, keep):
             measured.write(block, values)
             if not keep_checkpoints:

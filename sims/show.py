@@ -35,7 +35,9 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
         dataset = results.load(folder)
     except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it.") from None
+        raise UsageError(
+            f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it; --overwrite measures anew."
+        ) from None
     files.check_folder(out, f"--out={out}")
     out.mkdir(parents=True, exist_ok=True)
     if command == "phase_diagram":

@@ -28,7 +28,8 @@ from sims import files
 from sims.flags import UsageError
 from sims.grid import Grid, Program
 
-FORMAT = 1  # of the folder; another one's is refused
+FORMAT = 2  # of the folder; another one's is refused
+_SAME_SINCE_1 = "clip."  # what these commands store did not change
 RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
 _CHECKPOINTS = "checkpoints"
@@ -56,9 +57,10 @@ def read_config(out: pathlib.Path) -> dict[str, Any]:
             f"--out={out} cannot be used (its config.json is damaged or of another version: {error!r}); "
             "--overwrite measures anew."
         ) from None
-    if version != FORMAT:
+    if version != FORMAT and not (version == 1 and str(config.get("command")).startswith(_SAME_SINCE_1)):
         raise UsageError(
-            f"--out={out} was written in format {version}, this version has format {FORMAT}; --overwrite measures anew."
+            f"{out} was written in format {version}, this version has format {FORMAT}: use the one that wrote it, or"
+            " repeat its command with --overwrite, which measures anew."
         )
     if digest != config_hash(config):
         raise UsageError(
@@ -266,9 +268,7 @@ def run_of(out: pathlib.Path) -> str:
 def _check_run(group: zarr.Group, out: pathlib.Path) -> str:
     """The identity of the run. Raises: ValueError if the results are of another one."""
     run = run_of(out)
-    if "run" not in group.attrs:
-        raise ValueError("it was written by an earlier version")
-    if group.attrs["run"] != run:
+    if group.attrs.get("run") != run:
         raise ValueError("it is of another run than config.json")
     return run
 
@@ -284,22 +284,31 @@ def _group(path: pathlib.Path, mode: Literal["r", "r+"] = "r+") -> zarr.Group:
 
 
 class Checkpoint:
-    """The state of a block of runs in stages, and its outcomes so far: one .npz file, written whole."""
+    """The state of a block of runs in stages, and its outcomes so far: one .npz file, written whole.
 
-    def __init__(self, out: pathlib.Path, block: tuple[int, ...]):
-        self.path = out / _CHECKPOINTS / f"{'-'.join(map(str, block))}.npz"
+    It names its run and block, as the digests of chunks do: the states of others may have the same shapes.
+    """
+
+    def __init__(self, out: pathlib.Path, run: str, block: tuple[int, ...]):
+        place = "-".join(map(str, block))
+        self.path, self.owner = out / _CHECKPOINTS / f"{place}.npz", f"{run} {place}"
 
     def load(self, program: Program) -> tuple[int, Any, list[np.ndarray]]:
-        """(stages done, state, outcomes of each); (0, None, []) where there is none, or it does not fit the program."""
+        """(stages done, state, outcomes of each); (0, None, []) where there is none, or it does not fit the program.
+
+        Raises: UsageError if it is of another run, or another block's.
+        """
         import jax
 
         wanted, structure = jax.tree.flatten(program.state)
         try:
             with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                found = list(file["outcomes"])
+                found, owner = list(file["outcomes"]), str(file["owner"])
                 leaves = [file[f"state_{i}"] for i in range(len(wanted))]
         except Exception:  # none, or whatever NumPy and its archives say to damaged bytes
             return 0, None, []
+        if owner != self.owner:
+            raise UsageError(f"{self.path} is another run's or block's; remove it to measure its block from the start.")
         if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in wanted]:
             return 0, None, []  # padded for other devices or another batch
         return len(found), jax.tree.unflatten(structure, leaves), found
@@ -311,7 +320,7 @@ class Checkpoint:
         self.path.parent.mkdir(exist_ok=True)
         leaves = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         with files.whole(self.path) as new, new.open("wb") as file:
-            np.savez(file, outcomes=np.stack(found), **leaves)
+            np.savez(file, owner=np.array(self.owner), outcomes=np.stack(found), **leaves)
 
     def remove(self) -> None:
         """Remove the file; the folder stays, other processes may be about to write into it."""

@@ -101,7 +101,7 @@ def killed_after(out, saves):
             left[0] -= 1
             super().save(state, found)
 
-    return functools.partial(Dying, out)
+    return functools.partial(Dying, out, "run")
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, save
             calls.append(len(found))
             super().save(state, found)
 
-    resumed = run(keep=functools.partial(Counting, tmp_path))
+    resumed = run(keep=functools.partial(Counting, tmp_path, "run"))
     np.testing.assert_array_equal(resumed, expected)
     blocks = int(np.prod(a_grid().blocks_shape))
     assert len(calls) == len(STAGES) * blocks - saves
@@ -132,11 +132,23 @@ def test_a_checkpoint_is_what_the_run_goes_on_from(tmp_path):
     path = next((tmp_path / "checkpoints").glob("*.npz"))
     with np.load(path) as file:
         found = {name: file[name] for name in file.files}
-    np.savez(path, **{name: x if name == "outcomes" else x + 1.0 for name, x in found.items()})
-    resumed, expected = run(keep=functools.partial(store.Checkpoint, tmp_path)), run()
+    np.savez(path, **{name: x + 1.0 if name.startswith("state") else x for name, x in found.items()})
+    resumed, expected = run(keep=functools.partial(store.Checkpoint, tmp_path, "run")), run()
     first = a_grid().region((0,) * len(a_grid().blocks_shape))
     assert not np.allclose(resumed[first][..., 1:, :], expected[first][..., 1:, :])
     np.testing.assert_array_equal(resumed[first][..., 0, :], expected[first][..., 0, :])
+
+
+@pytest.mark.parametrize(("run_name", "moved"), [("another", False), ("run", True)])
+def test_the_state_of_another_run_or_block_is_refused(tmp_path, run_name, moved):
+    """Its shapes are right; the test above goes on from the same file under its own name."""
+    with pytest.raises(Killed):
+        run(keep=killed_after(tmp_path, 1))
+    (path,) = (tmp_path / "checkpoints").glob("*.npz")
+    if moved:
+        path = path.rename(path.with_name("1-0-0.npz"))
+    with pytest.raises(UsageError, match=rf"^{path} is another run's or block's; remove it to .*\.$"):
+        run(keep=functools.partial(store.Checkpoint, tmp_path, run_name))
 
 
 def cut(path: pathlib.Path):
@@ -151,12 +163,12 @@ def flip(path: pathlib.Path):
 
 def of_another_shape(path: pathlib.Path):
     with np.load(path) as file:
-        np.savez(path, **{name: np.concatenate([file[name]] * 2) for name in file.files})
+        np.savez(path, **{name: x if x.ndim == 0 else np.concatenate([x] * 2) for name, x in file.items()})
 
 
 def lacking(path: pathlib.Path):
     with np.load(path) as file:
-        np.savez(path, outcomes=file["outcomes"])
+        np.savez(path, owner=file["owner"], outcomes=file["outcomes"])
 
 
 def empty(path: pathlib.Path):
@@ -176,7 +188,7 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path, damage):
     with pytest.raises(Killed):
         run(keep=killed_after(tmp_path, 2))
     damage(next((tmp_path / "checkpoints").glob("*.npz")))
-    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path)), run())
+    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path, "run")), run())
 
 
 def measure(out, options=DEFAULTS, task=STAGED):
@@ -208,12 +220,12 @@ def test_a_kill_inside_a_write_leaves_the_checkpoint_before(tmp_path, monkeypatc
 
     monkeypatch.setattr(store.np, "savez", half)
     with pytest.raises(Killed):
-        run(keep=functools.partial(store.Checkpoint, tmp_path))
+        run(keep=functools.partial(store.Checkpoint, tmp_path, "run"))
     monkeypatch.setattr(store.np, "savez", save)
     (path,) = (tmp_path / "checkpoints").glob("[!.]*")
     with np.load(path) as file:
         assert len(file["outcomes"]) == 1
-    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path)), run())
+    np.testing.assert_array_equal(run(keep=functools.partial(store.Checkpoint, tmp_path, "run")), run())
 
 
 @pytest.mark.slow

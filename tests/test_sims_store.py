@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from sims import results, store
+from sims import results, show, store
 from sims.config import Config
 from sims.flags import UsageError
 from sims.grid import Grid
@@ -135,6 +135,24 @@ def test_another_versions_folder_is_refused(tmp_path):
     with pytest.raises(UsageError) as error:
         begin(tmp_path)
     assert_one_line(error, f"was written in format {store.FORMAT + 1}", f"has format {store.FORMAT}")
+
+
+def test_a_complete_folder_of_an_earlier_version_is_told_to_be_measured_anew(tmp_path):
+    """The same by `show` and by the command, so that neither sends one to the other; networks are kept."""
+
+    def age(config):
+        begin(tmp_path, config, overwrite=True)
+        found = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**found, "format": 1}))
+
+    complete_run(tmp_path)
+    age({**CONFIG, "command": "sweep_spurious"})
+    for read in (lambda: show.show(tmp_path, tmp_path), lambda: begin(tmp_path)):
+        with pytest.raises(UsageError) as error:
+            read()
+        assert_one_line(error, "was written in format 1", "with --overwrite, which measures anew")
+    age({"command": "clip.train"})
+    assert store.read_config(tmp_path) == {"command": "clip.train"}
 
 
 def measured(out):
