@@ -8,7 +8,8 @@ any row fails or misses a wrong theory.
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
 
 FILE of --json gets each row as it comes. A run that was stopped goes on from it when called again: rows that are good
-are not judged again as long as the code and the profile are the same. --overwrite judges all again.
+are not judged again as long as the code and the profile are the same. --overwrite judges all again. Rows of statements
+that --only leaves out stay as they are, each with the profile and the version of the code that judged it.
 
 With --paper only what the paper's numbered statements need is judged, and then shown as one table in the paper's order:
 number, claim, the paper's figure, ours exact, measured +- standard error, verdict.
@@ -36,7 +37,7 @@ def _define_flags() -> None:
     define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
     flags.DEFINE_string("profile", "quick", "quick: about 5 minutes on 2 cores; full: ten times that, smaller errors")
     define("json", None, "file to write the rows (or mutants) to, and to go on from", path)
-    flags.DEFINE_bool("overwrite", False, "judge again what the file of --json holds")
+    flags.DEFINE_bool("overwrite", False, "judge the statements of --only again, whatever the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
     flags.DEFINE_bool("paper", False, "judge the paper's numbered statements and show them in its order")
     define("workers", 2, "processes, >= 1", integer)
@@ -69,7 +70,8 @@ def _main() -> None:
     labels, profile = values["only"], values["profile"]
     known, keep = {}, None
     if target:
-        known, others = ({}, []) if values["overwrite"] else store.read(target, profile, labels)
+        known, others = store.read(target, profile, labels, values["overwrite"])
+        others = [record for record in others if record["label"] in LABELS]
         held = {*labels, *(record["label"] for record in others)}
         statements = {label: run.module(label).STATEMENT for label in LABELS if label in held}
         keep = functools.partial(store.write, target, statements, profile=profile, code=store.version(), others=others)

@@ -4,7 +4,7 @@
 
 Writes T1.md .. X10.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
 far the wrong theories are, in units of what the check allows. Beside the folder goes paper.md: the paper's statements
-in its order.
+in its order. All rows must be of one profile and version of the code.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from proofs_checks import paper, run
+from proofs_checks import paper, run, store
 from proofs_checks.__main__ import LABELS
 from sims.flags import UsageError, define, path, run_main
 
@@ -73,11 +73,11 @@ def _table_row(row: Row) -> str:
     return f"| {claim} | {_number(gap['predicted'], 6)} | {measured} | {allowed} | {z} | {verdict} |"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}g}"
+def _number(value: float | str | None, digits: int) -> str:
+    return "-" if value is None else f"{float(value):.{digits}g}"
 
 
-def index(content: Mapping[str, Any]) -> str:
+def index(content: Mapping[str, Any], profile: str) -> str:
     """Markdown of the list of statements."""
     rows = content["rows"]
     good = sum(row["good"] for row in rows)
@@ -85,7 +85,7 @@ def index(content: Mapping[str, Any]) -> str:
     lines = [
         "# The statements, and how each was checked",
         "",
-        f"{good} of {len(rows)} checks are good; they reject {wrong} wrong theories (profile {content['profile']}).",
+        f"{good} of {len(rows)} checks are good; they reject {wrong} wrong theories (profile {profile}).",
         "",
         "| | statement | checks |",
         "|---|---|---|",
@@ -106,8 +106,8 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
     """Each row's z over its limit (dot), and those of its wrong theories (crosses), on a log axis."""
     import matplotlib.pyplot as plt
 
-    def place(excess: float | None) -> float:
-        return _HIGH if excess is None else min(max(excess, _LOW), _HIGH)
+    def place(excess: float | str) -> float:
+        return min(max(float(excess), _LOW), _HIGH)  # NaN stays, and is not drawn
 
     figure, ax = plt.subplots(figsize=(9, 0.16 * len(rows) + 1.2), layout="constrained")
     ax.axvspan(_LOW / 2, 1, color="0.92", zorder=0)
@@ -135,10 +135,11 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
 
 def write(content: Mapping[str, Any], out: pathlib.Path) -> None:
     """All pages, the index and the figure into `out`; nothing is written before all pages are made."""
-    pages = {"README.md": index(content)}
+    profile = store.origin(content["rows"])
+    pages = {"README.md": index(content, profile)}
     for label in content["statements"]:
         here = [row for row in content["rows"] if row["label"] == label]
-        pages[f"{label}.md"] = page(label, here, content["profile"])
+        pages[f"{label}.md"] = page(label, here, profile)
     table = paper.markdown(content["rows"])
     out.mkdir(parents=True, exist_ok=True)
     (out.parent / "paper.md").write_text(table)
@@ -167,6 +168,8 @@ def _main() -> None:
         write(content, out)
     except (KeyError, TypeError) as error:
         raise UsageError(f"--json={source} is not a ledger of this version: {type(error).__name__}: {error}.") from None
+    except ValueError as error:
+        raise UsageError(f"--json={source} holds {error}; judge all again with `python -m proofs_checks`.") from None
     print(f"{len(content['statements'])} pages in {out}")
 
 

@@ -1,4 +1,8 @@
-"""The ledger's rows in a JSON file: written as they come, and read again by the next run of the same code."""
+"""The ledger's rows in a JSON file: written as they come, and read again by the next run of the same code.
+
+Each row carries the profile and the version of the code that judged it. A run replaces the rows of the statements it
+was asked for, and no others, whatever their profile and version.
+"""
 
 import dataclasses
 import hashlib
@@ -46,37 +50,48 @@ def write(
     Raises: WorkFailed if the file cannot be written.
     """
     order = list(statements)
-    records = sorted([*others, *map(_record, rows)], key=lambda record: order.index(record["label"]))
-    content = {
-        "profile": profile,
-        "version": code,
-        "statements": dict(statements),
-        "rows": _finite(records),
-    }
+    mine = [_record(row) | {"profile": profile, "version": code} for row in rows]
+    records = sorted([*others, *mine], key=lambda record: order.index(record["label"]))
+    content = {"statements": dict(statements), "rows": _in_json(records)}
     try:
         files.write_text(target, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise WorkFailed(f"--json={target} cannot be written: {error.strerror}.") from None
 
 
-def read(target: pathlib.Path, profile: str, labels: Collection[str]) -> tuple[dict[Key, Row], list[Record]]:
-    """Good rows of the statements, and the records of other statements, that this code has written at this profile.
+def read(
+    target: pathlib.Path, profile: str, labels: Collection[str], overwrite: bool = False
+) -> tuple[dict[Key, Row], list[Record]]:
+    """Good rows of the statements that this code has written at this profile, and all records of other statements.
 
-    A row that is not good is not among the first, so that it is judged again. Both are empty where there is no file.
+    A row that is not good is not among the first, so that it is judged again; with `overwrite` none is. Both are empty
+    where there is no file, or one to overwrite that is no ledger.
     Raises: UsageError if the file is no ledger.
     """
+    now = (profile, version())
     try:
-        content = json.loads(target.read_text(encoding="utf-8"))
-        records = content["rows"] if (content["profile"], content.get("version")) == (profile, version()) else []
-        rows = [_row(record) for record in records if record["label"] in labels and record["good"]]
-        others = [record for record in records if record["label"] not in labels]
+        records = json.loads(target.read_text(encoding="utf-8"))["rows"]
+        mine = [record for record in records if record["label"] in labels]
+        rows = [_row(record) for record in mine if (record["profile"], record["version"]) == now and record["good"]]
+        others = [record for record in records if record["label"] not in labels and origin([record])]
     except FileNotFoundError:
         return {}, []
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if overwrite:
+            return {}, []
         raise UsageError(
             f"--json={target} cannot be read as a ledger ({type(error).__name__}); give --overwrite or another file."
         ) from None
-    return {(row.label, row.check): row for row in rows if row.good}, others
+    return {(row.label, row.check): row for row in rows if row.good and not overwrite}, others
+
+
+def origin(records: Sequence[Record]) -> str:
+    """The profile of all records. Raises: ValueError if they are not of one profile and one version of the code."""
+    labels = {(record["profile"], record["version"]): record["label"] for record in records}
+    if len(labels) != 1:
+        several = f"rows of different profiles or versions of the code ({', '.join(labels.values())})"
+        raise ValueError(several if labels else "no rows")
+    return next(iter(labels))[0]
 
 
 def _record(row: Row) -> Record:
@@ -84,21 +99,16 @@ def _record(row: Row) -> Record:
 
 
 def _row(record: Record) -> Row:
-    """The row of a record that is good, whose numbers are finite or infinite: null, but of the standard error."""
-    gap = Gap(**{name: value if name == "se" else _number(value) for name, value in record["gap"].items()})
-    wrong = tuple((str(name), _number(excess)) for name, excess in record["wrong"])
+    gap = Gap(**{name: value if value is None else float(value) for name, value in record["gap"].items()})
+    wrong = tuple((str(name), float(excess)) for name, excess in record["wrong"])
     fields = {field.name: record[field.name] for field in dataclasses.fields(Row)}
-    return Row(**fields | {"gap": gap, "wrong": wrong, "seconds": _number(record["seconds"])})
+    return Row(**fields | {"gap": gap, "wrong": wrong, "seconds": float(record["seconds"])})
 
 
-def _number(value: float | None) -> float:
-    return math.inf if value is None else float(value)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have: an infinite or undefined z."""
+def _in_json(value: Any) -> Any:
+    """The same with "inf", "-inf" and "nan", which float() reads, for numbers that JSON does not have."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: _in_json(v) for k, v in value.items()}
+    return [_in_json(v) for v in value] if isinstance(value, list | tuple) else value

@@ -236,7 +236,7 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(three, tmp_path, capsys):
     assert called("--only=T2,T5", f"--json={target}") == 0
     assert judged == ["first", "second", "third"] and "3 of 3 rows are good" in capsys.readouterr().out
     rows = json.loads(target.read_text())["rows"]
-    assert [row["check"] for row in rows] == judged and rows[0]["wrong"] == [["infinite", None]]
+    assert [row["check"] for row in rows] == judged and rows[0]["wrong"] == [["infinite", "inf"]]
     assert called("--only=T2,T5", f"--json={target}") == 0 and len(judged) == 3
     assert called("--only=T2,T5", f"--json={target}", "--overwrite") == 0 and len(judged) == 6
 
@@ -253,6 +253,23 @@ def test_rows_of_other_statements_stay(three, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("change", ["--overwrite", "--profile=full", "sources"])
+def test_rows_of_other_statements_stay_whatever_judged_them(change, three, tmp_path, monkeypatch):
+    """T2's own rows are judged anew and replaced."""
+    judged, _ = three
+    target = tmp_path / "l.json"
+    assert called("--only=T2,T5", f"--json={target}") == 0
+    before = json.loads(target.read_text())["rows"]
+    if change == "sources":
+        monkeypatch.setattr(store, "version", lambda: "changed")
+    assert called("--only=T2", f"--json={target}", *[change] * (change != "sources")) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert judged == ["first", "second", "third", "first", "second"]
+    assert [row["check"] for row in rows] == judged[:3] and rows[2] == before[2] and rows[:2] != before[:2]
+    origins = [(row["profile"], row["version"]) for row in rows]
+    assert origins[0] == origins[1] and (origins[1] == origins[2]) == (change == "--overwrite")
+
+
 def test_rows_of_other_code_or_another_profile_are_judged_again(three, tmp_path, monkeypatch):
     judged, _ = three
     target = tmp_path / "l.json"
@@ -260,7 +277,17 @@ def test_rows_of_other_code_or_another_profile_are_judged_again(three, tmp_path,
         assert called("--only=T5", f"--json={target}", *options) == 0
     monkeypatch.setattr(store, "version", lambda: "changed")
     assert called("--only=T5", f"--json={target}", "--profile=full") == 0
-    assert judged == ["third"] * 3 and json.loads(target.read_text())["version"] == "changed"
+    rows = json.loads(target.read_text())["rows"]
+    assert judged == ["third"] * 3 and [(row["profile"], row["version"]) for row in rows] == [("full", "changed")]
+
+
+def test_numbers_come_back_as_written(tmp_path):
+    """Minus infinity is not infinity; what has no standard error has none."""
+    gap = ledger.Gap(predicted=-np.inf, measured=0.5, se=None, z=np.inf, limit=1.0)
+    row = ledger.Row("", gap, ledger.REFUTED, (("as stated", np.inf),), "T2", "first", 0.1)
+    store.write(tmp_path / "l.json", {"T2": ""}, [row], "quick", store.version())
+    (found,) = store.read(tmp_path / "l.json", "quick", ["T2"])[0].values()
+    assert found == row and found != dataclasses.replace(row, gap=dataclasses.replace(gap, predicted=np.inf))
 
 
 def test_a_row_that_is_not_good_is_judged_again(tmp_path, three):
@@ -413,6 +440,23 @@ def test_pages_hold_docstrings_and_rows(tmp_path):
     assert "a \\| claim [ten]" in text and "| 0.1 |" in text and "Fails where" in text
     assert (tmp_path / "out" / "README.md").read_text().count("](X") == 10
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
+
+
+def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
+    row = ledger.judge("", ledger.close(1.0, 0.1), 1.0, {"two": 2.0})
+    rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
+    statements = {label: run.module(label).STATEMENT for label in command.LABELS}
+    target = tmp_path / "l.json"
+    for profile in ("quick", "full"):
+        store.write(
+            target, statements, rows[1:], profile, "a", [store._record(rows[0]) | {"profile": "quick", "version": "a"}]
+        )
+        if profile == "quick":
+            pages.write(json.loads(target.read_text()), tmp_path / "one")
+    error = refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
+    assert "different profiles or versions of the code (T1, X10)" in error and not (tmp_path / "two").exists()
+    store.write(target, statements, [], "quick", "a")
+    assert "no rows; judge all again" in refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
 
 
 @pytest.mark.parametrize(
