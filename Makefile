@@ -9,6 +9,12 @@ PYTEST_FLAGS ?=
 PYTHONS_FLAGS ?=
 WORKERS ?= 2
 
+# The project's own plugins alone: of packages with others, pytest would rewrite every module at every start.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+# Workers, and the processes that tests start, read what the first compiled of the sources.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST = $(PY) -m pytest -p xdist -n $(WORKERS) --dist=worksteal
+
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
@@ -37,13 +43,13 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 	done
 
 test: lint types ## lint, types, tests
-	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m 'not slow and not long' $(PYTEST_FLAGS)
+	$(PYTEST) -m 'not slow and not long' $(PYTEST_FLAGS)
 
 slow: $(VENV)/test ## checks of what goes beyond the paper, and of whole runs, stopped and gone on
-	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m 'slow and not long' $(PYTEST_FLAGS)
+	$(PYTEST) -m 'slow and not long' $(PYTEST_FLAGS)
 
 long: $(VENV)/test ## laws over thousands of runs, more sizes, devices and faults of what the others check once (half an hour; not in CI)
-	$(PY) -m pytest -n $(WORKERS) --dist=worksteal -m long $(PYTEST_FLAGS)
+	$(PYTEST) -m long $(PYTEST_FLAGS)
 
 ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wrong theories that must be rejected
 	$(PY) -m proofs_checks $(LEDGER_FLAGS)
