@@ -57,8 +57,8 @@ def _main() -> None:
             raise UsageError(f"--json={target}: there is no folder {folder}.")
         if target.is_dir() or not os.access(folder, os.W_OK):
             raise UsageError(f"--json={target} cannot be written.")
-    if values["paper"] and (values["mutants"] or flags.FLAGS["only"].present):
-        raise UsageError("--paper must be given without --only and --mutants.")
+    if values["paper"] and (values["mutants"] or values["json"] or flags.FLAGS["only"].present):
+        raise UsageError("--paper must be given without --only, --json and --mutants.")
     if values["mutants"] < 0 or values["workers"] < 1:
         raise UsageError("--mutants must be >= 0 and --workers >= 1.")
     if values["mutants"]:

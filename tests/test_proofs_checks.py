@@ -386,6 +386,11 @@ def test_the_paper_s_table_says_what_the_ledger_found():
     assert paper.cells(list(records.values()))[1][-1] == "not judged (T1)"
 
 
+@pytest.mark.parametrize("other", ["--only=T2", "--json=l.json", "--mutants=1"])
+def test_the_paper_s_table_is_for_itself(capsys, other):
+    assert "--paper must be given without" in refused(command, capsys, "--paper", other)
+
+
 # Mutants
 
 
