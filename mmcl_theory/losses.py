@@ -41,7 +41,7 @@ def linear_mmcl(
     An anchor whose negatives all have weight 0 contributes 0.
 
     Raises: ValueError for other shapes or n < 2, a weight outside its range, labels without weight or the reverse.
-    Source: section 2 and X3 (Nakada et al. 2023; the same-class weight is this project's).
+    Source: docs/theory.md 2 and X3 (Nakada et al. 2023; the same-class weight is this project's).
     """
     image, text = _embeddings("linear_mmcl", image, text, labels, same_class_weight)
     n = len(image)
@@ -58,7 +58,7 @@ def product_penalty(w_image: Float[Array, "r d_i"], w_text: Float[Array, "r d_t"
     r x r matrices only: the d_i x d_t product is never formed.
 
     Raises: ValueError for unequal r or rho < 0.
-    Source: section 2, T1 (Nakada et al. 2023).
+    Source: docs/theory.md 2, T1 (Nakada et al. 2023).
     """
     if w_image.ndim != 2 or w_text.ndim != 2 or w_image.shape[0] != w_text.shape[0]:
         raise ValueError(f"w_image and w_text must be (r, d_i) and (r, d_t), got {w_image.shape} and {w_text.shape}.")
@@ -87,7 +87,7 @@ def info_nce(
     normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
 
     Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
-    Source: section 2 (van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020).
+    Source: docs/theory.md 2 (van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020).
     """
     _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     image, text = _embeddings("info_nce", image, text, labels, same_class_weight, normalize)
@@ -114,7 +114,7 @@ def siglip(
     normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
 
     Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
-    Source: section 2 (Zhai et al. 2023, arXiv 2303.15343).
+    Source: docs/theory.md 2 (Zhai et al. 2023, arXiv 2303.15343).
     """
     _check("scale", scale, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     _check("bias", bias, "finite", math.isfinite)
@@ -135,7 +135,7 @@ def spectral(
     -2 E_pos[s] + E_indep[s^2]. An anchor whose negatives all have weight 0 keeps its positive term.
 
     Raises: ValueError for other shapes or n < 2, a weight outside its range, labels without weight or the reverse.
-    Source: section 2 (HaoChen et al. 2021, arXiv 2106.04156).
+    Source: docs/theory.md 2 (HaoChen et al. 2021, arXiv 2106.04156).
     """
     image, text = _embeddings("spectral", image, text, labels, same_class_weight)
     s = image @ text.T
@@ -155,7 +155,7 @@ def sup_con(
     normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
 
     Raises: ValueError for other shapes or n < 2, temperature outside its range.
-    Source: section 2 (Khosla et al. 2020, arXiv 2004.11362).
+    Source: docs/theory.md 2 (Khosla et al. 2020, arXiv 2004.11362).
     """
     _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
     z, _ = _embeddings("sup_con", embedding, embedding, normalize=normalize)
@@ -192,7 +192,7 @@ def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Float[Array, "
     range are indexed as JAX does: -c..-1 count from the last class, all else gives NaN.
 
     Raises: ValueError for other shapes, n < 1, or labels out of range.
-    Source: section 2, SL.
+    Source: docs/theory.md 2, SL.
     """
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must be (n, c) with n, c >= 1, got shape {logits.shape}.")

@@ -62,7 +62,7 @@ def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
 
     kind "core": E_{P*}[z | y], mu_core y e_core or c e_core,k.  kind "train_mean": E_P[z | y], which adds
     q mu_spu y e_spu or q alpha c e_spu,k.  The text prompt is D_T times this.
-    Raises: ValueError for another kind.  Source: THEORY 3.
+    Raises: ValueError for another kind.  Source: docs/theory.md 3.
     """
     _checks.choice("kind", kind, PROMPTS)
     labels = class_labels(model.num_classes)
@@ -96,7 +96,7 @@ def linear_rule_accuracy(
 
     weights: (..., 2).  norm_squared: (...), |w|^2 >= |weights|^2.  sd_image: s_I >= 0.
     Returns accuracies of shape (...), NaN where an argument is.
-    Source: THEORY 3.  Check: proofs_checks/t2.py, proofs_checks/t4.py.
+    Source: docs/theory.md 3.  Check: proofs_checks/t2.py, proofs_checks/t4.py.
     """
     a, b, norm, sd = jnp.broadcast_arrays(weights[..., 0], weights[..., 1], norm_squared, jnp.asarray(sd_image))
     noise = sd**2 * norm
@@ -174,7 +174,7 @@ def sampled_accuracy(
 
     For scores of any learner, linear or not. class_number: 0..c-1 (`class_index` of the labels). A group without
     a sample has no accuracy: NaN.
-    Source: THEORY 3.
+    Source: docs/theory.md 3.
     """
     top = scores == scores.max(-1, keepdims=True)
     own = jnp.take_along_axis(top, class_number[:, None], axis=1)[:, 0]

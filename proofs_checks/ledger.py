@@ -1,7 +1,7 @@
 """How a claim is judged: a prediction against a measurement, and wrong predictions that the comparison must reject.
 
 A comparison maps a prediction to a `Gap`. `judge` applies one comparison to the right prediction and to every wrong
-one; `refute` to a claim as THEORY.md states it and to what holds instead.
+one; `refute` to a claim as first stated and to what holds instead.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any])
 
 
 def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
-    """THEORY.md's claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
+    """The claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
     gap = compare(stated)
     refuted = gap.excess > 1 and compare(right).holds
     return Row(claim, gap, REFUTED if refuted else FAILS, (("as stated", gap.excess),))

@@ -18,8 +18,8 @@ INTRA = (p, pi, pi_s, m_c, m_s, s_c, s_s)
 
 
 def intra_class(masking: str = "named") -> dict[str, Any]:
-    """E zz^T, E zu^T, E uu^T, E[z | y] E[u | y]^T averaged over y, and the E[z | y], of THEORY 1.1 and 1.3, draw by
-    draw."""
+    """E zz^T, E zu^T, E uu^T, E[z | y] E[u | y]^T averaged over y, and the E[z | y], of docs/theory.md 1.1 and 1.3,
+    draw by draw."""
     zero = sympy.zeros(2, 2)
     zz, zu, uu, between = zero, zero, zero, zero
     class_mean = []
@@ -44,8 +44,8 @@ def intra_class(masking: str = "named") -> dict[str, Any]:
 
 
 def inter_class(m: int) -> dict[str, Any]:
-    """E zu^T and E[z | class] E[u | class]^T averaged, (2m, 2m), and the E[z | class], of THEORY 1.2 and 1.3 (masking
-    "named")."""
+    """E zu^T and E[z | class] E[u | class]^T averaged, (2m, 2m), and the E[z | class], of docs/theory.md 1.2 and 1.3,
+    masking "named"."""
     class_mean = []
     zu, between = sympy.zeros(2 * m, 2 * m), sympy.zeros(2 * m, 2 * m)
     for k, c in itertools.product(range(m), (-1, 1)):
@@ -68,7 +68,7 @@ def inter_class(m: int) -> dict[str, Any]:
 
 
 def linear_loss(s: sympy.Matrix) -> sympy.Expr:
-    """The linear MMCL loss of THEORY 2, pair by pair, of the scores s (n, n), without its regulariser."""
+    """The linear MMCL loss of docs/theory.md 2, pair by pair, of the scores s (n, n), without its regulariser."""
     n = s.rows
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     return sum(s[i, j] - s[i, i] + s[j, i] - s[i, i] for i, j in pairs) / sympy.Integer(2 * n * (n - 1))

@@ -4,8 +4,9 @@ In the limit n, d -> inf at fixed n/d the hard-margin rule solves a convex probl
 Gaussian min-max theorem. Its accuracy in each group follows; where the problem has no solution, samples are almost
 surely not separable.
 
-Fails where: samples are not separable (the prediction is NaN); at small n: the error is of order 1/n. THEORY.md's
-formula leaves out the noise on the two signal coordinates, a difference of that order too (T = 40.2 against 40.4).
+Fails where: samples are not separable (the prediction is NaN); at small n: the error is of order 1/n. The shorter
+form in docs/theory.md leaves out the noise on the two signal coordinates, a difference of that order too (T = 40.2
+against 40.4).
 """
 
 import functools
@@ -86,7 +87,7 @@ def slack(x, p, s_c, s_s, mu_c, mu_s, n, d, sigma, signal_noise=True):
 
 
 def program_optimum(start, *parameters) -> np.ndarray:
-    """(v_c, v_s, sqrt(T)) of THEORY's program by SLSQP, in units of their size at a feasible start with v = `start`.
+    """(v_c, v_s, sqrt(T)) of X1's program by SLSQP, in units of their size at a feasible start with v = `start`.
 
     parameters: those of `slack`.  Raises: RuntimeError where none is feasible.
     """
@@ -107,7 +108,7 @@ def program_optimum(start, *parameters) -> np.ndarray:
 
 
 def printed_program(signal_noise: bool) -> np.ndarray:
-    """(v_c, v_s, T) at THEORY's first example."""
+    """(v_c, v_s, T) at the first example of docs/theory.md X1."""
     v_c, v_s, root = program_optimum((0.5, 0.5), 0.95, 1.0, 0.1, 1.0, 1.0, 1000, 2000, 2.0, signal_noise)
     return np.array([v_c, v_s, root**2])
 
@@ -132,11 +133,11 @@ def optimum_by_another_solver(effort):
 
 
 def values_of_the_text(effort):
-    """THEORY's program as printed has T = 40.2; on all coordinates of the noise it is 40.4. Both tend to the limit."""
+    """The shorter form of X1 has T = 40.2; with noise on all coordinates it is 40.4. Both tend to the limit."""
     found = curve(mt.intra_class(0.9, 1.0, 0.2), mt.observation(4000, 2, 1.0, 0.0), 1000.0).conflicting
     v_c, v_s, t = printed_program(signal_noise=False)
     return ledger.judge(
-        "v = (.552, .934), T = 40.2 of the program as printed; conflicting .447 at THEORY's second example",
+        "v = (.552, .934), T = 40.2 of the shorter form; conflicting .447 at the second example of docs/theory.md X1",
         ledger.close([v_c, v_s, t / 100, found], 5e-4),
         [0.552, 0.934, 0.402, 0.447],
         {"measured for predicted": [0.526, 0.938, 0.417, 0.439]},
@@ -144,7 +145,7 @@ def values_of_the_text(effort):
 
 
 SIZES = (40, 80, 160)
-POINT = (0.95, 1.0, 0.1)  # p, s_c, s_s of THEORY's first example; n/d and n/sigma^2 are kept at every n
+POINT = (0.95, 1.0, 0.1)  # p, s_c, s_s of X1's first example; n/d and n/sigma^2 are kept at every n
 
 
 def noise_at(n: float):

@@ -155,7 +155,7 @@ def whitened_table(effort):
     )
     printed = np.array([[0.516, 0.975], [0.700, 0.930], [0.841, 0.841], [0.835, 0.847], [1.0, 0.0], [0.592, 0.961]])
     return ledger.judge(
-        "whitened (aligned, conflicting) of six caption policies as THEORY states them",
+        "whitened (aligned, conflicting) of six caption policies as docs/theory.md X10 states them",
         ledger.close(found, 4e-4),
         printed,
         {"groups swapped": printed[:, ::-1], "policies reversed": printed[::-1]},
@@ -163,7 +163,7 @@ def whitened_table(effort):
 
 
 def trained_table(effort):
-    """Copied from THEORY: encoders of one run each (Adam, batch 1024, 8,000 steps), which have no standard error.
+    """Copied from docs/theory.md X10: encoders of one run each, which have no standard error.
 
     The tolerance, .004 (1 + acc), is guessed from their distance; it resolves what is below. `exact_balance` and
     `trained_encoders` have errors.
@@ -178,7 +178,7 @@ def trained_table(effort):
     core, spu = np.array(POLICIES).T
     gaussian = ambient.groups(accuracy(model, mt.captions(core, spu), obs))
     return ledger.judge(
-        "THEORY's trained (aligned, conflicting) of six policies, one run each: population optimum, to .004 (1 + acc)",
+        "X10's trained (aligned, conflicting) of six policies, one run each: population optimum, to .004 (1 + acc)",
         ledger.close(trained, 4e-3),
         prediction(),
         {

@@ -162,7 +162,7 @@ N = 400
 
 
 def two_outlier_setting(p=0.9):
-    """Two outliers well above the edge; one near it, as in THEORY's example, has a larger error at this n."""
+    """Two outliers well above the edge; one near it, as in X2's example, has a larger error at this n."""
     return mt.intra_class(p, 0.8, 0.6), mt.captions(0.8, 0.9), ambient.noise(200, 160, 0.6, 0.5)
 
 

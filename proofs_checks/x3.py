@@ -118,7 +118,7 @@ def values_and_limit(effort):
 
 
 def learnt_rules(effort):
-    """THEORY's finite-n example at three weights, ambient."""
+    """X3's finite-sample example at three weights, ambient."""
     model, obs, n = mt.intra_class(0.99, 0.5, 0.1), ambient.noise(2000, 2, 0.3, 0.3), 200
     weights = (0.0, 0.5, 1.0)
     samples = [ambient.accuracies(3, model, mt.captions(), obs, x, n=n, runs=24 * effort) for x in weights]

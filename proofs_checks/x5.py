@@ -279,7 +279,7 @@ def crossover(effort):
         ledger.close([found, found], 1e-9),
         [root, code()],
         {
-            "near 1, as THEORY has it": [1.0, 1.0],
+            "near 1, as first stated": [1.0, 1.0],
             "p off by .03": [root, code(p=0.92)],
             "s_c off": [root, code(s_c=1.1)],
         },
@@ -287,7 +287,7 @@ def crossover(effort):
 
 
 def crossover_near_one(effort):
-    """THEORY: near s_I = s_T = 1 at s_c = 1. Over p in [.55, 1] and s_s in [.05, .5] it lies within .06 of .56."""
+    """Stated: near s_I = s_T = 1 at s_c = 1. Over p in [.55, 1] and s_s in [.05, .5] it lies within .06 of .56."""
     p, s_s = (x.ravel() for x in np.meshgrid(np.linspace(0.55, 1, 10), np.linspace(0.05, 0.5, 10)))
     found = np.asarray(crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
     middle = (found.max() + found.min()) / 2

@@ -100,7 +100,7 @@ def without_the_dimension(effort):
 
 
 def without_the_samples(effort):
-    """Two sizes, and THEORY's largest in the full profile: the largest z over them."""
+    """Two sizes, and the largest of docs/theory.md X9 in the full profile: the largest z over them."""
     sizes, runs = ((8, 30), (60, 30), (400, 800))[: 2 if effort == 1 else 3], 1000 * effort
     sampler = ambient.drawn_rules
     measured = [ambient_runs(3, n, d, runs) for n, d in sizes]

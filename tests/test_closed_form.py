@@ -60,7 +60,7 @@ def assert_close(got, want, tol=1e-12):
 
 
 def pair_loop(image, text, classes=None, weight=None):
-    """-d loss / dW for the loss sum of THEORY 2: 1/(2n) sum_i sum_{j != i} w_ij (s_ij + s_ji - 2 s_ii)."""
+    """-d loss / dW for the loss sum of docs/theory.md 2: 1/(2n) sum_i sum_{j != i} w_ij (s_ij + s_ji - 2 s_ii)."""
     n = len(image)
     total = np.zeros((image.shape[1], text.shape[1]))
     for i in range(n):
@@ -236,12 +236,12 @@ def test_rho_vmaps():
 
 
 def test_population_rule_of_the_paper():
-    """The class prompt through the minimiser at n = infinity: w = (mu_c^2 + s_c^2, q mu_c mu_s) (THEORY T5, X4)."""
+    """The class prompt through the minimiser at n = infinity: w = (mu_c^2 + s_c^2, q mu_c mu_s) (T5, X4)."""
     p, s_c, s_s, mu_c, mu_s = 0.9, 0.8, 0.3, 1.2, 0.7
     q = 2 * p - 1
     cov = np.array([[mu_c**2 + s_c**2, q * mu_c * mu_s], [q * mu_c * mu_s, mu_s**2 + s_s**2]])
     np.testing.assert_allclose(linear_optimum(jnp.asarray(cov))[:, 0], [mu_c**2 + s_c**2, q * mu_c * mu_s], rtol=1e-15)
-    # Whitened without noise: w ~ (mu_s^2 + s_s^2, -q mu_c mu_s) (THEORY X5).
+    # Whitened without noise: w ~ (mu_s^2 + s_s^2, -q mu_c mu_s) (X5).
     w = whitened_optimum(*[jnp.asarray(cov)] * 3, 1.0)[:, 0]
     np.testing.assert_allclose(w[1] / w[0], -q * mu_c * mu_s / (mu_s**2 + s_s**2), rtol=1e-12)
 

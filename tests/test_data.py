@@ -178,7 +178,7 @@ def test_between_class_parts(name, masking, pi):
 
 
 def written_out(pi_core, pi_spu):
-    """THEORY 1.5 for named masking: zz, zu, uu, zu_between of both models, symbol by symbol."""
+    """docs/theory.md 1.5 for named masking: zz, zu, uu, zu_between of both models, symbol by symbol."""
     p, s_c, s_s, mu_c, mu_s = INTRA.values()
     q = 2 * p - 1
     c, s, x = mu_c**2 + pi_core * s_c**2, pi_spu * (mu_s**2 + s_s**2), q * mu_c * mu_s

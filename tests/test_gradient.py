@@ -125,7 +125,7 @@ def test_cross_covariance_is_all_that_the_linear_loss_sees(name, optimizer):
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_linear_loss_converges_to_the_truncated_svd(rank):
-    """THEORY T1. Distances to the minimum fall by 1 - 0.1 (s_r - s_(r+1)) a step, or 1 - 0.1 s_4 at full rank: below
+    """T1. Distances to the minimum fall by 1 - 0.1 (s_r - s_(r+1)) a step, or 1 - 0.1 s_4 at full rank: below
     e^-80 in all after 2,000 steps."""
     rho = 0.7
     _, _, c = matrix([2.0, 1.5, 1.0, 0.5])
@@ -143,7 +143,7 @@ def test_linear_loss_converges_to_the_truncated_svd(rank):
 
 
 def test_modes_grow_along_the_logistic_curve():
-    """THEORY X6: balanced aligned start, small steps. Euler's error is of first order, so it halves with the step; what
+    """X6: balanced aligned start, small steps. Euler's error is of first order, so it halves with the step; what
     remains after extrapolation is of second order and falls by four."""
     s, om_0, rho = np.array([2.0, 1.5, 0.7]), 0.01, 0.5
     u, v, c = matrix(s)
@@ -209,7 +209,7 @@ def test_penalty_enters_the_objective():
 
 
 def test_info_nce_starts_along_the_linear_loss():
-    """THEORY X5: tau times InfoNCE is (n - 1)/n times the linear loss up to O(1/tau), over a path of 30 steps."""
+    """X5: tau times InfoNCE is (n - 1)/n times the linear loss up to O(1/tau), over a path of 30 steps."""
 
     def path(loss, lr):
         return np.asarray(trainer(loss, optax.sgd(lr), steps=30)(jax.random.key(0), start())[0].product)
@@ -256,7 +256,7 @@ def angles(w):
 
 
 def test_bilinear_info_nce_finds_the_whitened_rule():
-    """THEORY X5 on Gaussian latents with noise of sd 1: the rule points to -3.1 degrees, that of the linear loss to
+    """X5 on Gaussian latents with noise of sd 1: the rule points to -3.1 degrees, that of the linear loss to
     24.2. Resolution: a standard error below 2.5 degrees. X5 is a limit in n; the finite-sample bias is O(1/n)."""
     q, s_c, s_s, noise = 0.9, 1.0, 0.3, 1.0
     cov = np.array([[1 + s_c**2, q], [q, 1 + s_s**2]])

@@ -83,7 +83,7 @@ def test_standard_error_is_the_spread_over_batches():
 
 
 def test_trained_encoders_of_the_caption_table():
-    """Aligned, conflicting of encoders trained by Adam, batch 1024, 8,000 steps, one run: THEORY X10, two digits."""
+    """Aligned, conflicting of encoders trained by Adam, batch 1024, 8,000 steps, one run: X10, two digits."""
     model, obs = intra_class(0.99, 1.0, 0.1), noise(2, 2, 0.3, 0.3)
     trained = {(1, 1): (0.613, 0.944), (1, 0.5): (0.786, 0.869), (1, 0): (0.876, 0.775), (0.5, 0.5): (0.909, 0.714)}
     trained |= {(0, 0): (0.999, 0.006), (0, 1): (0.986, 0.329)}

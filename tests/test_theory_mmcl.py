@@ -1,4 +1,4 @@
-"""mmcl_accuracy and mmcl_rule against THEORY's formulas as printed, and against learners run on sampled pairs.
+"""mmcl_accuracy and mmcl_rule against the formulas of docs/theory.md, and against learners run on sampled pairs.
 
 Monte Carlo: random dictionaries and pairs in the ambient space, a rule learnt from them, its exact accuracy; the
 mean over runs is the claim. Predictions carry an O(1/n) error, the mean a standard error of O(1/sqrt(n runs)): runs
@@ -134,7 +134,7 @@ def test_samples_without_noise_or_without_end_are_the_population():
 
 
 def printed_cross_covariance(pi, pi_spu):
-    """THEORY 1.5 at MODELS["intra"], named masking."""
+    """docs/theory.md 1.5 at MODELS["intra"], named masking."""
     core, spu, cross = 1.1**2, 0.7**2, 0.8 * 1.1 * 0.7
     return np.array([[core + pi * 0.8**2, pi_spu * cross], [cross, pi_spu * (spu + 0.3**2)]])
 

@@ -1,4 +1,4 @@
-"""The whitened family X5 and the balanced captions X10: matrix algebra, values of THEORY, rules learnt from samples."""
+"""The whitened family X5 and the balanced captions X10: matrix algebra, stated values, rules learnt from samples."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Captions (THEORY 1.3): which details of an image its text names, and what stands for those it does not.
+"""Captions (docs/theory.md 1.3): which details of an image its text names, and what stands for those it does not.
 
 Symbols: z latents of the image, u caption code, b what stands for an unmentioned detail, Pi = diag(pi_core, pi_spu).
 """
@@ -25,10 +25,15 @@ class Captions:
     """u = b + M (z - b), M diagonal: a core (spurious) coordinate is mentioned, M = 1, w.p. pi_core (pi_spu).
 
     Mentions are independent over samples and coordinates. What stands for an unmentioned detail, by `masking`:
-    "named" b = E_{P*}[z | y], the class is always named; "mean" b = E[z | y, a]; "zero" b = 0, the class too goes
-    unnamed.
+    "named" b = E_{P*}[z | y]: the class is always named, the attribute is not. The paper's for the inter-class model
+        (Definition 5.3), and the default here for both.
+    "mean" b = E[z | y, a]: the attribute too is always named, and only its exact value is mentioned by chance. The
+        paper's for the intra-class model (Definition 5.1).
+    "zero" b = 0: the class too goes unnamed.
+    Under the linear loss and core prompts "named" and "mean" give one rule (T5). Under whitening losses they do not:
+    with "mean" and no text noise Cov(z, u) = Cov(u), so that what is mentioned does not matter (X10, X12).
     pi_core = 0 is "label-only captions", pi_core = 1 "rich captions". Build it with `captions`, which checks.
-    Source: THEORY 1.3.
+    Source: docs/theory.md 1.3.
     """
 
     pi_core: Array  # ()
@@ -54,9 +59,10 @@ class Captions:
 def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named") -> Captions:
     """A caption policy with checked parameters.
 
-    pi_core, pi_spu: probability, in [0, 1], that a core / spurious detail is mentioned.  masking: "named", "mean",
-    "zero".
-    Raises: ValueError naming the argument, its range and the value.  Source: THEORY 1.3.
+    pi_core, pi_spu: probability, in [0, 1], that a core / spurious detail is mentioned.
+    masking: "named", the default; "mean", the paper's for the intra-class model (Definition 5.1); "zero": see
+    `Captions`.
+    Raises: ValueError naming the argument, its range and the value.  Source: docs/theory.md 1.3.
     """
     return Captions(
         pi_core=_checks.real("pi_core", pi_core, "in [0, 1]"),
@@ -91,7 +97,7 @@ def moments(model: Model, caps: Captions) -> Moments:
     Cov(u) = (1-Pi) E[b b^T] (1-Pi) + (1-Pi) E[b z^T] Pi + Pi E[z b^T] (1-Pi) + Pi E[z z^T] Pi; on it M^2 = M leaves
     (1-Pi) E[b^2] + Pi E[z^2]. Within classes the same with covariances, and Pi (1-Pi) E[b - z | y]^2 more on the
     diagonal of Cov(u).
-    Source: THEORY 1.5.  Check: proofs_checks/t2.py.
+    Source: docs/theory.md 1.5.  Check: proofs_checks/t2.py.
     """
     lat = model.latent_moments()
     zb, bb, zb_within, bb_within, b_mean = _base_moments(lat, caps.masking)

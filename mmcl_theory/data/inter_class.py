@@ -1,4 +1,4 @@
-"""Inter-class data model (THEORY 1.2): m pairs of classes whose details occur, weakly, in every other class.
+"""Inter-class data model (docs/theory.md 1.2): m pairs of classes whose details occur, weakly, in every other class.
 
 Symbols: y = (c, k) class with sign c in {-1, +1} and pair k in 1..m, a attribute, q = 2 p_spu - 1,
 z = (core_1..core_m, spu_1..spu_m) latents, n samples, l = 2m latents.
@@ -23,7 +23,7 @@ class InterClass:
 
     The signs of the other pairs are fair and independent. A label is the signed integer c k.
     Build it with `inter_class`, which checks. Groups: aligned (a = c) and conflicting (a = -c).
-    Source: THEORY 1.2; the paper's Data Model 2 (Definition 4.6) has beta_spu = beta and p_spu = 1.
+    Source: docs/theory.md 1.2; the paper's Data Model 2 (Definition 4.6) has beta_spu = beta and p_spu = 1.
     """
 
     p_spu: Array  # ()
@@ -103,7 +103,7 @@ def inter_class(
     beta_spu: the same of the spurious details, in [0, 1); None for beta, as in the paper. It is a leaf of its own: to
     replace beta in a model leaves beta_spu as it was.
     Raises: ValueError naming the argument, its range and the value.
-    Source: THEORY 1.2; Definition 4.6.
+    Source: docs/theory.md 1.2; Definition 4.6.
     """
     return InterClass(
         p_spu=_checks.real("p_spu", p_spu, "in [0, 1]"),

@@ -1,4 +1,4 @@
-"""Intra-class data model (THEORY 1.1): one core and one spurious feature, each with variance around its mean.
+"""Intra-class data model (docs/theory.md 1.1): one core and one spurious feature, each with variance around its mean.
 
 Symbols: y label, a attribute, z = (z_core, z_spu) latents, q = 2 p_spu - 1, n samples, l = 2 latents.
 """
@@ -22,7 +22,7 @@ class IntraClass:
     a, sigma_spu^2).
 
     Build it with `intra_class`, which checks. Groups: aligned (a = y) and conflicting (a = -y).
-    Source: THEORY 1.1 (the paper's first data model has mu_core = mu_spu = 1).
+    Source: docs/theory.md 1.1 (the paper's first data model has mu_core = mu_spu = 1).
     """
 
     p_spu: Array  # ()
@@ -81,7 +81,7 @@ def intra_class(
 
     p_spu: P(a = y) in training, in [0, 1].  sigma_core, sigma_spu: standard deviations >= 0.
     mu_core: > 0.  mu_spu: >= 0 (their signs are a convention of the axes).
-    Raises: ValueError naming the argument, its range and the value.  Source: THEORY 1.1.
+    Raises: ValueError naming the argument, its range and the value.  Source: docs/theory.md 1.1.
     """
     return IntraClass(
         p_spu=_checks.real("p_spu", p_spu, "in [0, 1]"),

@@ -1,4 +1,4 @@
-"""Observations (THEORY 1.4): latents seen through orthonormal dictionaries, with noise.
+"""Observations (docs/theory.md 1.4): latents seen through orthonormal dictionaries, with noise.
 
 Symbols: D_M dictionary of modality M, d_i and d_t input dimensions, s_M^2 = sigma_M^2 / d_M noise variance per
 coordinate.
@@ -20,7 +20,7 @@ from mmcl_theory.data.captions import Captions, Model
 class Observation:
     """x_I = D_I z + xi_I, x_T = D_T u + xi_T, xi_M ~ N(0, (sigma_M^2 / d_M) I), so |xi_M|^2 ~ sigma_M^2.
 
-    Build it with `observation`, which checks.  Source: THEORY 1.4.
+    Build it with `observation`, which checks.  Source: docs/theory.md 1.4.
     """
 
     dim_image: int = dataclasses.field(metadata={"static": True})
@@ -43,7 +43,7 @@ def observation(dim_image: int, dim_text: int, sigma_image: Scalar = 1.0, sigma_
     """Observation with checked parameters.
 
     dim_image, dim_text: d_I, d_T >= 2, static.  sigma_image, sigma_text: noise norm, E|xi|^2 = sigma^2, >= 0.
-    Raises: ValueError naming the argument, its range and the value.  Source: THEORY 1.4.
+    Raises: ValueError naming the argument, its range and the value.  Source: docs/theory.md 1.4.
     """
     return Observation(
         dim_image=_checks.integer("dim_image", dim_image, 2),
@@ -102,7 +102,7 @@ def sample_pairs(
     dictionaries: as drawn by `draw_dictionaries`; by default fresh ones, drawn from the key, which the caller then
     never sees. For the shifted distribution P* pass `shifted(model)`.
     Raises: ValueError if n < 2 or a dimension is smaller than the number of latents (static, so under jit too).
-    Source: THEORY 1.4.
+    Source: docs/theory.md 1.4.
     """
     n = _checks.integer("n", n, 2)
     key_latents, key_captions, key_image, key_text, key_dictionaries = jax.random.split(key, 5)

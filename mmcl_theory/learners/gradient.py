@@ -76,7 +76,8 @@ def train_encoders(
     loss: from embeddings and labels to a scalar, e.g. `lambda i, t, y: losses.info_nce(i, t, temperature=0.1)`.
     batch_size: samples a step, drawn without replacement, 2..n; None takes all n (and uses no randomness).
     rho: product penalty >= 0 (the linear loss is unbounded below without it).
-    Raises: ValueError for steps < 1, a batch size out of range or unequal numbers of samples.  Source: THEORY 2.
+    Raises: ValueError for steps < 1, a batch size out of range or unequal numbers of samples.
+    Source: docs/theory.md 2.
     """
     n = image.shape[0]
     if not n == text.shape[0] == labels.shape[0]:

@@ -57,7 +57,7 @@ def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iteratio
     gram: x x^T, positive semi-definite.  y: entries in {-1, +1}.
     Never raises on data, so it vmaps: see `MaxMargin.separable` and `gap`; `max_margin` raises. A margin below about
     1e-3 (float32) or 1e-7 (float64) of the data's norm counts as not separable.
-    Source: THEORY 2; block principal pivoting as in Kim and Park 2011.  Check: tests/test_supervised.py.
+    Source: docs/theory.md 2; block principal pivoting as in Kim and Park 2011.  Check: tests/test_supervised.py.
     """
     sign = y.astype(gram.dtype)
 
@@ -220,7 +220,7 @@ def max_margin(
     Raises: ValueError if the data is not finite or not linearly separable (through the origin), if y has another
     length or other entries, or if the gap stays above tolerance. Needs concrete arrays; inside jit or vmap use
     `max_margin_dual`.
-    Source: THEORY 2.  Check: tests/test_supervised.py (scikit-learn and X1).
+    Source: docs/theory.md 2.  Check: tests/test_supervised.py (scikit-learn and X1).
     """
     _check_labels(y, x.shape[0])
     if not bool(jnp.isfinite(x).all()):
@@ -260,7 +260,7 @@ def logistic_dual(
 
     optimizer: linear in the gradient; a step size of order 1/max |x_i|^2 is stable on log L.  steps: >= 1, static.
     Raises: ValueError for steps < 1, or labels of another number or with other entries (where concrete).
-    Source: THEORY 2 (SL).  Check: tests/test_supervised.py.
+    Source: docs/theory.md 2 (SL).  Check: tests/test_supervised.py.
     """
     _checks.integer("steps", steps, 1)
     _check_labels(y, gram.shape[0])
@@ -291,6 +291,6 @@ def _log_softplus(x: Array) -> Array:
 def least_squares(x: Float[Array, "n d"], targets: Float[Array, " n"]) -> Float[Array, " d"]:
     """The w of least norm among the minimisers of |x w - targets|^2: x^+ targets; it interpolates when rank(x) = n.
 
-    Not the max-margin rule: on the conflicting group the two differ much.  Source: THEORY 2.
+    Not the max-margin rule: on the conflicting group the two differ much.  Source: docs/theory.md 2.
     """
     return jnp.linalg.pinv(x) @ targets

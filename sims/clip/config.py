@@ -41,7 +41,7 @@ ARMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run. CLIP.md's recipe for RN50 on CC3M is --preset=cc3m_rn50.
+    """One training run. The usual recipe for RN50 on CC3M is --preset=cc3m_rn50.
 
     data: see `sources.open_source`, or `scenes`.  captions: JSON in the place of COCO's own.  classes: JSON list of
     class names, to find labels in the captions of tars.  pi: chance that a word stays, None: .5.

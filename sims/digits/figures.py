@@ -22,13 +22,13 @@ _LOOKS = [
     ("#56B4E9", "P", (0, (1, 1))),
 ]
 _GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
-_THEORY_NAMES = {
+_RULE_NAMES = {
     "linear_pixels": "linear loss, pixels",
     "whitened_pixels": "whitened, pixels",
     "linear_features": "linear loss, two features",
     "whitened_features": "whitened, two features",
 }
-_THEORY_DASHES = {"linear": ":", "whitened": "-"}
+_RULE_DASHES = {"linear": ":", "whitened": "-"}
 _SAMPLES = 12
 _ACCURACY = "accuracy (share correct)"
 _AXIS_NAMES = {
@@ -131,7 +131,7 @@ def caption_map(dataset: xr.Dataset) -> Figure:
         here = found.sel(arm=arm, prompt="ensemble").mean("seed")
         gap = here.sel(value="conflicting") - here.sel(value="aligned")
         panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
-    for theory, name in _THEORY_NAMES.items():
+    for theory, name in _RULE_NAMES.items():
         here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # of all alike
         gap = here.sel(group="conflicting") - here.sel(group="aligned")
         panels.append((f"predicted: {name}", _plane(gap)))
@@ -181,7 +181,7 @@ def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
                                 squeeze=False)  # fmt: skip
     scores = studies.scores(dataset)
     for ax, arm in zip(axes[0], arms, strict=True):
-        for i, (theory, name) in enumerate(_THEORY_NAMES.items()):
+        for i, (theory, name) in enumerate(_RULE_NAMES.items()):
             here = [s for s in scores if s.arm == arm and s.theory == theory]
             colour, marker, _ = _LOOKS[i % 2]
             look = {"color": colour, "marker": marker, "mfc": colour if "pixels" in theory else "white"}
@@ -247,7 +247,7 @@ def sharing(dataset: xr.Dataset) -> Figure:
 def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
     """Both theories on pixels: a line for all arms where they are predicted alike, else one for each."""
     arms = [str(a) for a in dataset.arm.values if ARMS[str(a)].reads]
-    for name, dashes in _THEORY_DASHES.items():
+    for name, dashes in _RULE_DASHES.items():
         at = {"theory": f"{name}_pixels", "predicted_prompt": "ensemble", "group": group}
         lines = [dataset.accuracy_predicted.sel(at, drop=True).sel(arm=arm).values.ravel() for arm in arms]
         alike = all(np.array_equal(line, lines[0], equal_nan=True) for line in lines)
@@ -269,7 +269,7 @@ def against_time(dataset: xr.Dataset) -> Figure:
             at = {"arm": arm, "value": group, "temperature": temperature}
             here = [v.sel(at).transpose("step", ...).values.ravel() for v in (mean, half)]
             _line(ax, dataset.step.values, *here, i, rf"$\tau$ = {temperature:g}")
-        for name, dashes in _THEORY_DASHES.items():
+        for name, dashes in _RULE_DASHES.items():
             here = dataset.accuracy_predicted.sel(
                 theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
             )
