@@ -51,7 +51,7 @@ PARAMETERS_OF: dict[str, dict[str, float]] = {
         "alpha": 1.1,
         "beta": 0.5,
         "num_pairs": 16,
-        "n": 30_000,
+        "n": 60_000,
         "dim_image": 34,
         "dim_text": 34,
         **_SIZES,
