@@ -23,10 +23,9 @@ D_I, D_T = 5, 4
 EPS = np.finfo(np.float64).eps
 NUM_CLASSES = 9
 # Tiny programs: compiling dominates.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-plain = jit(cross_covariance)
-weighted = functools.partial(jit(cross_covariance, static_argnames="num_classes"), num_classes=NUM_CLASSES)
-whitened = jit(whitened_optimum, static_argnames="rank")
+plain = jax.jit(cross_covariance)
+weighted = functools.partial(jax.jit(cross_covariance, static_argnames="num_classes"), num_classes=NUM_CLASSES)
+whitened = jax.jit(whitened_optimum, static_argnames="rank")
 CLASSES = {
     "balanced": [0, 1, 2, 0, 1, 2, 0, 1, 2],
     "unbalanced": [0, 0, 1, 0, 1, 0, 0, 0, 2],  # class 2 has one sample
@@ -114,7 +113,7 @@ def test_is_minus_the_gradient_of_the_loss(name):
     np.testing.assert_allclose(value, -np.vdot(w, c_hat), rtol=0, atol=tol * np.abs(w).sum())
 
 
-@jit
+@jax.jit
 def loss_and_gradient(w, image, text, **kwargs):
     return jax.value_and_grad(lambda w: losses.linear_mmcl(image @ w, text, **kwargs))(w)
 
@@ -146,7 +145,7 @@ def test_batches_with_one_kind_of_negative():
 def test_weight_is_affine_and_vmaps():
     image, text, y = map(jnp.asarray, (*draw_pairs(), CLASSES["unbalanced"]))
     weights = np.array([0.0, 0.25, 1.0])
-    swept = jit(jax.vmap(lambda v: cross_covariance(image, text, y, v, 3)))(weights)
+    swept = jax.jit(jax.vmap(lambda v: cross_covariance(image, text, y, v, 3)))(weights)
     for v, c_hat in zip(weights, swept, strict=True):
         np.testing.assert_allclose(c_hat, weighted(image, text, y, v), rtol=0, atol=1e-12)
     np.testing.assert_allclose(swept[1], 0.75 * swept[0] + 0.25 * swept[2], rtol=0, atol=1e-12)

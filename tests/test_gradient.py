@@ -21,8 +21,6 @@ from mmcl_theory.learners import (
 from tests.statistics import assert_mean_close, rejects
 
 N, D_I, D_T, R = 24, 5, 4, 3
-# Tiny programs: compiling dominates.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 SMALL_STEP, ADAM = optax.sgd(0.002), optax.adam(0.02)
 LOSSES = {
     "linear_mmcl": lambda i, t, y: losses.linear_mmcl(i, t),
@@ -53,7 +51,7 @@ def start(embed_dim=R, scale=0.5):
 def trainer(loss, optimizer, **kwargs):
     """A compiled train_encoders on data(): (key, encoders) -> (trained, values)."""
     pairs = data()  # not first inside the trace, whose tracers the cache would keep
-    return jit(lambda key, encoders: train_encoders(key, encoders, *pairs, loss, optimizer=optimizer, **kwargs))
+    return jax.jit(lambda key, encoders: train_encoders(key, encoders, *pairs, loss, optimizer=optimizer, **kwargs))
 
 
 def matrix(singular_values, seed=3):
@@ -112,7 +110,7 @@ def test_cross_covariance_is_all_that_the_linear_loss_sees(name, optimizer):
     weighting = (labels, 0.2, 3) if name.endswith("weighted") else ()
     c_hat = cross_covariance(image, text, *weighting)
     want, want_values = trainer(LOSSES[name], optimizer, steps=60, rho=0.7)(jax.random.key(0), start())
-    got, values = jit(lambda e: train_linear_mmcl(e, c_hat, rho=0.7, optimizer=optimizer, steps=60))(start())
+    got, values = jax.jit(lambda e: train_linear_mmcl(e, c_hat, rho=0.7, optimizer=optimizer, steps=60))(start())
     scale = float(jnp.abs(want_values).max())
     np.testing.assert_allclose(values, want_values, rtol=1e-9, atol=1e-9 * scale)
     for a, b in ((got.image, want.image), (got.text, want.text)):
@@ -129,7 +127,7 @@ def test_linear_loss_converges_to_the_truncated_svd(rank):
     e^-80 in all after 2,000 steps."""
     rho = 0.7
     _, _, c = matrix([2.0, 1.5, 1.0, 0.5])
-    trained, values = jit(
+    trained, values = jax.jit(
         lambda e: train_linear_mmcl(e, jnp.asarray(c), rho=rho, optimizer=optax.sgd(0.1), steps=2000)
     )(start(rank))
     np.testing.assert_allclose(trained.product, linear_optimum(jnp.asarray(c), rho, rank), atol=1e-12)
@@ -149,7 +147,7 @@ def test_modes_grow_along_the_logistic_curve():
     u, v, c = matrix(s)
     balanced = Encoders(jnp.asarray(om_0**0.5 * u.T), jnp.asarray(om_0**0.5 * v.T))
 
-    @functools.partial(jit, static_argnames="steps")
+    @functools.partial(jax.jit, static_argnames="steps")
     def train(lr, *, steps):
         return train_linear_mmcl(balanced, jnp.asarray(c), rho=rho, optimizer=optax.sgd(lr), steps=steps)[0].product
 
@@ -226,7 +224,8 @@ def test_info_nce_starts_along_the_linear_loss():
     assert np.linalg.norm(wrong - linear) / np.linalg.norm(linear) > 10 * gaps[1]
 
 
-@functools.partial(jit, static_argnames=("n", "seeds"))
+# It runs for longer than it takes to compile.
+@functools.partial(jax.jit, static_argnames=("n", "seeds"), compiler_options={"xla_backend_optimization_level": 1})
 def info_nce_products(key, root_cov, noise, *, n, seeds):
     """(seeds, 2, 2), W after InfoNCE training on pairs z + noise, z ~ N(0, root_cov root_cov^T)."""
 
@@ -282,7 +281,7 @@ def test_minibatches_depend_on_the_key_only():
     assert np.abs(np.asarray(a[1]) - np.asarray(c[1])).max() > 1e-3
 
 
-@functools.partial(jit, static_argnames="batch_size")
+@functools.partial(jax.jit, static_argnames="batch_size")
 def batch_codes(key, *, batch_size):
     """sum 2^i over the samples i of a batch, plus 1/2 if a row's image, text and label differ; 4,000 batches."""
 
@@ -334,7 +333,7 @@ def test_vmap_over_start_and_rho():
         return train_linear_mmcl(encoders, c, rho=rho, optimizer=optax.sgd(0.05), steps=30)[0].product
 
     rho, keys = jnp.asarray([0.5, 2.0]), jax.random.split(jax.random.key(0), 2)
-    swept, single = jit(jax.vmap(final))(rho, keys), jit(final)
+    swept, single = jax.jit(jax.vmap(final))(rho, keys), jax.jit(final)
     for i in range(2):
         np.testing.assert_allclose(swept[i], single(rho[i], keys[i]), rtol=1e-11, atol=1e-13)
 
@@ -343,7 +342,7 @@ def test_single_precision_is_kept():
     single = jax.tree.map(lambda x: x.astype(jnp.float32), (start(), *data()[:2]))
     sgd = optax.sgd(0.05)
 
-    @jit
+    @jax.jit
     def both(encoders, image, text):
         trained = train_encoders(
             jax.random.key(0), encoders, image, text, data()[2], LOSSES["info_nce"], optimizer=sgd, steps=5, rho=0.1

@@ -12,9 +12,7 @@ import sklearn.svm
 
 from mmcl_theory.learners import least_squares, logistic_dual, max_margin, max_margin_dual
 
-# Tiny programs: compiling dominates.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-solve = jit(max_margin_dual)
+solve = jax.jit(max_margin_dual)
 
 
 @pytest.fixture
@@ -165,7 +163,7 @@ def test_wrong_rules_have_no_certificate(shape):
 def test_random_small_problems():
     """60 problems of 8 points in 3 or 12 dimensions, labels at random: separable iff NNLS finds a rule."""
     rng = np.random.default_rng(1)
-    batch = jit(jax.vmap(max_margin_dual))
+    batch = jax.jit(jax.vmap(max_margin_dual))
     for d in (3, 12):
         x, y = rng.normal(size=(60, 8, d)), rng.choice([-1, 1], size=(60, 8))
         fits = batch(np.einsum("kid,kjd->kij", x, x), y)
@@ -184,7 +182,7 @@ def test_vmap_equals_a_loop():
     problems = [separable_data(30, 10, seed) for seed in range(4)]
     problems.append((problems[0][0], np.random.default_rng(9).choice([-1, 1], 30)))  # not separable
     grams, labels = np.stack([x @ x.T for x, _ in problems]), np.stack([y for _, y in problems])
-    fits = jit(jax.vmap(max_margin_dual))(grams, labels)
+    fits = jax.jit(jax.vmap(max_margin_dual))(grams, labels)
     assert list(fits.separable) == [True] * 4 + [False]
     for k in range(4):
         one = solve(grams[k], labels[k])
@@ -307,7 +305,7 @@ def test_bad_input_to_max_margin():
 def descend_on_w(x, y, optimizer, steps, normalized=False):
     """Autodiff on w, the loss in the form logaddexp."""
 
-    @jit
+    @jax.jit
     def run(x, y):
         def loss(w):
             value = jnp.mean(jnp.logaddexp(0.0, -y * (x @ w)))
@@ -326,7 +324,7 @@ def descend_on_w(x, y, optimizer, steps, normalized=False):
     return run(x, y.astype(float))
 
 
-@functools.partial(jit, static_argnames=("optimizer", "steps", "normalized"))
+@functools.partial(jax.jit, static_argnames=("optimizer", "steps", "normalized"))
 def logistic_rule(x, y, *, optimizer, steps, normalized=False):
     a, values = logistic_dual(x @ x.T, y, optimizer=optimizer, steps=steps, normalized=normalized)
     return a @ x, values

@@ -26,11 +26,9 @@ from proofs_checks.x1 import hinge, program_optimum, slack
 from tests.statistics import rejects
 
 DIM = 2000
-# Each program runs for a second or so: at XLA's default level compiling takes twice as long.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
-@jit
+@jax.jit
 def solve(model, obs, n):
     """(v_c, v_s, sqrt(T)) and the accuracies (aligned, conflicting)."""
     v, noise_norm = max_margin_rule(model, obs, n)
@@ -93,7 +91,7 @@ def test_values_in_the_theory_text():
     np.testing.assert_allclose(accuracy[1], 0.447, atol=1e-3)
 
 
-@jit
+@jax.jit
 @jax.value_and_grad
 def conflicting(point):
     """One program for both gradients and all values."""
@@ -285,7 +283,7 @@ def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta, beta
             correct.append((w @ z).argmax() == number)
             aligned.append(signs[m + abs(label) - 1] == np.sign(label))
     correct, aligned = np.array(correct), np.array(aligned)
-    accuracy = jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta, beta_spu))
+    accuracy = jax.jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta, beta_spu))
     got = [correct[aligned].mean(), correct[~aligned].mean()]
     np.testing.assert_allclose([accuracy.aligned, accuracy.conflicting], got, atol=1e-12)
     # Not all right once a competitor has both signs right iff (1 - beta)^2 < alpha^2 (1 - beta_spu^2).
