@@ -108,16 +108,21 @@ def test_cross_covariance_is_all_that_the_linear_loss_sees(name, optimizer):
     """Step for step. Rounding (1e-16) is amplified at most by a few e-folds, 0.05 x 60 steps x the largest s of C."""
     image, text, labels = data()
     weighting = (labels, 0.2, 3) if name.endswith("weighted") else ()
-    c_hat = cross_covariance(image, text, *weighting)
     want, want_values = trainer(LOSSES[name], optimizer, steps=60, rho=0.7)(jax.random.key(0), start())
-    got, values = jax.jit(lambda e: train_linear_mmcl(e, c_hat, rho=0.7, optimizer=optimizer, steps=60))(start())
-    scale = float(jnp.abs(want_values).max())
+
+    @jax.jit
+    def from_the_covariance(encoders):
+        c_hat = cross_covariance(image, text, *weighting)
+        first = LOSSES[name](image @ encoders.image.T, text @ encoders.text.T, labels)
+        first = first + 0.35 * jnp.sum(encoders.product**2)
+        return *train_linear_mmcl(encoders, c_hat, rho=0.7, optimizer=optimizer, steps=60), first
+
+    got, values, first = from_the_covariance(start())
+    scale = float(np.abs(want_values).max())
     np.testing.assert_allclose(values, want_values, rtol=1e-9, atol=1e-9 * scale)
     for a, b in ((got.image, want.image), (got.text, want.text)):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
     # The first value is the loss at the start, not after a step.
-    first = LOSSES[name](image @ start().image.T, text @ start().text.T, labels)
-    first = first + 0.35 * jnp.sum(start().product ** 2)
     np.testing.assert_allclose(values[0], first, rtol=1e-12)
 
 
@@ -380,21 +385,33 @@ SGDS = [
 ]
 
 
+def with_and_without_span(optimizer, d_i, d_t, r, **settings):
+    rng = np.random.default_rng(0)
+    sizes = ((r, d_i), (r, d_t), (d_i, d_t))
+    image, text, cross_cov = (rng.normal(size=s) * f for s, f in zip(sizes, (0.3, 0.3, 1), strict=True))
+    encoders = Encoders(jnp.asarray(image / max(d_i, r) ** 0.5), jnp.asarray(text / max(d_t, r) ** 0.5))
+    cross_cov = jnp.asarray(cross_cov / d_i**0.5)
+
+    @jax.jit
+    def train(encoders, cross_cov):
+        return [
+            train_linear_mmcl(encoders, cross_cov, optimizer=optimizer, in_span=in_span, **settings)
+            for in_span in (False, True)
+        ]
+
+    return train(encoders, cross_cov)
+
+
 @pytest.mark.parametrize("optimizer", SGDS, ids=["plain", "momentum", "schedule"])
 @pytest.mark.parametrize("d_i, d_t, r", [(50, 6, 4), (5, 6, 4)])
 def test_descent_in_the_span_is_the_same_path(optimizer, d_i, d_t, r):
-    encoders = init_encoders(jax.random.key(0), d_i, d_t, r, 0.3, float)
-    cross_cov = jax.random.normal(jax.random.key(1), (d_i, d_t)) / d_i**0.5
-    settings = {"rho": 0.7, "optimizer": optimizer, "steps": 60}
-    expected, losses_expected = train_linear_mmcl(encoders, cross_cov, **settings)
-    found, losses_found = train_linear_mmcl(encoders, cross_cov, **settings, in_span=True)
+    (expected, losses_expected), (found, losses_found) = with_and_without_span(
+        optimizer, d_i, d_t, r, rho=0.7, steps=60
+    )
     for a, b in ((found.image, expected.image), (found.text, expected.text), (losses_found, losses_expected)):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_adam_makes_another_path_in_the_span():
-    encoders = init_encoders(jax.random.key(0), 50, 6, 4, 0.3, float)
-    cross_cov = jax.random.normal(jax.random.key(1), (50, 6)) / 50**0.5
-    settings = {"optimizer": optax.adam(0.05), "steps": 20}
-    whole, span = (train_linear_mmcl(encoders, cross_cov, **settings, in_span=s)[0] for s in (False, True))
+    (whole, _), (span, _) = with_and_without_span(optax.adam(0.05), 50, 6, 4, steps=20)
     assert np.abs(whole.product - span.product).max() > 1e-3

@@ -252,7 +252,5 @@ def test_training_from_captions_that_say_nothing_is_the_projection():
     """No mode grows: the rule is om_0 / (1 + 2 rho om_0 t) times the prompt, as beside it."""
     model = intra_class(0.9, 0.5, 0.3)
     for time in (0.0, 1.0, 100.0):
-        exact, near = (
-            groups(trained_accuracy(model, captions(pi, pi, "zero"), None, time=time)) for pi in (0.0, 1e-9)
-        )
+        exact, near = (groups(trained_accuracy(model, captions(pi, pi, "zero"), None, time=time)) for pi in (0.0, 1e-9))
         np.testing.assert_allclose(exact, near, atol=1e-6)

@@ -25,7 +25,8 @@ from proofs_checks.t4 import crammer_singer
 from proofs_checks.x1 import hinge, program_optimum, slack
 from tests.statistics import rejects
 
-DIM = 2000
+DIM, LARGE = 2000, 10**9  # each is compiled once
+accuracy_of = jax.jit(supervised_accuracy)
 
 
 @jax.jit
@@ -87,7 +88,8 @@ def test_values_in_the_theory_text():
     rule, _ = predict(0.95, 1.0, 0.1, 1000, 2000, 2.0)
     np.testing.assert_allclose(rule[:2], [0.552, 0.934], atol=1e-3)
     np.testing.assert_allclose(rule[2] ** 2, 40.2, atol=0.2)
-    _, accuracy = predict(0.9, 1.0, 0.2, 1000, 4000, 1.0)
+    # At n = 1000, d = 4000, sigma = 1, which are the same ratios.
+    _, accuracy = predict(0.9, 1.0, 0.2, 500, 2000, 0.5**0.5)
     np.testing.assert_allclose(accuracy[1], 0.447, atol=1e-3)
 
 
@@ -141,7 +143,8 @@ def test_units_do_not_matter():
 
 def test_dimension_enters_through_noise_per_coordinate_and_n_over_d_only():
     want = predict(0.9, 0.8, 0.3, 700, DIM, 8.0)[0]
-    np.testing.assert_allclose(predict(0.9, 0.8, 0.3, 175, DIM // 4, 4.0)[0], want, rtol=1e-12)
+    k = LARGE // DIM
+    np.testing.assert_allclose(predict(0.9, 0.8, 0.3, 700 * k, LARGE, 8.0 * k**0.5)[0], want, rtol=1e-12)
 
 
 def test_not_separable_is_nan():
@@ -225,7 +228,7 @@ def sagawa(majority, minority, dim):
 
 
 def test_bound_holds_for_the_curve_in_its_regime():
-    p, s_c, s_s, n, d, sigma = sagawa(200_000, 100, 10**9)
+    p, s_c, s_s, n, d, sigma = sagawa(200_000, 100, LARGE)
     model, obs = intra_class(p, s_c, s_s), observation(d, 2, sigma, 0.0)
     conflicting = solve(model, obs, np.asarray(float(n)))[1][1]
     assert conflicting <= supervised_bound().conflicting
@@ -283,7 +286,7 @@ def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta, beta
             correct.append((w @ z).argmax() == number)
             aligned.append(signs[m + abs(label) - 1] == np.sign(label))
     correct, aligned = np.array(correct), np.array(aligned)
-    accuracy = jax.jit(supervised_accuracy)(inter_class(m, 1.0, alpha, beta, beta_spu))
+    accuracy = accuracy_of(inter_class(m, 1.0, alpha, beta, beta_spu))
     got = [correct[aligned].mean(), correct[~aligned].mean()]
     np.testing.assert_allclose([accuracy.aligned, accuracy.conflicting], got, atol=1e-12)
     # Not all right once a competitor has both signs right iff (1 - beta)^2 < alpha^2 (1 - beta_spu^2).
@@ -300,5 +303,5 @@ def test_the_paper_s_bound_lies_above_the_exact_accuracy():
 
 
 def test_inter_class_has_no_limit_below_perfect_correlation():
-    accuracy = supervised_accuracy(inter_class(3, np.array([0.9, 1.0]), 1.3, 0.5))
+    accuracy = accuracy_of(inter_class(3, np.array([0.9, 1.0]), 1.3, 0.5))
     assert jnp.isnan(accuracy.conflicting[0]) and jnp.isfinite(accuracy.conflicting[1])
