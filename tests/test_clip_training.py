@@ -1,6 +1,7 @@
 """Arms' losses, chunked and sharded gradients, and a run's folder: resumed, stopped, refused."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -124,22 +125,26 @@ def test_losses_are_the_librarys():
     params = {"model": {"logit_scale": jnp.float32(np.log(5.0))}, "bias": jnp.float32(-3.0)}
 
     def loss(arm, **changed):
-        return float(learner_of(arm, **changed).loss(params, (image, text), batch))
+        return float(jax.jit(learner_of(arm, **changed).loss)(params, (image, text), batch))
 
-    weighted = {"labels": batch["label"]}
-    plain = losses.info_nce(image, text, temperature=0.2, normalize=True)
-    none = losses.info_nce(image, text, temperature=0.2, normalize=True, same_class_weight=0.0, **weighted)
-    some = losses.info_nce(image, text, temperature=0.2, normalize=True, same_class_weight=0.3, **weighted)
+    @functools.partial(jax.jit, static_argnames="same_class_weight")
+    def info_nce(**weighted):
+        return losses.info_nce(image, text, temperature=0.2, normalize=True, **weighted)
+
+    plain = info_nce()
+    none, some = (info_nce(labels=batch["label"], same_class_weight=weight) for weight in (0.0, 0.3))
     assert loss("clip") == loss("clip_labels") == loss("clip_masked") == pytest.approx(float(plain), rel=1e-6)
     assert loss("clip_no_intra") == pytest.approx(float(none), rel=1e-6) != pytest.approx(float(plain), rel=1e-3)
     assert loss("clip", same_class_weight=0.3) == pytest.approx(float(some), rel=1e-6)
-    score = np.asarray(image @ text[:4].T, float)
+    score = np.asarray(image) @ np.asarray(text[:4]).T.astype(float)
     expected = np.mean(np.log(np.exp(score).sum(1)) - score[np.arange(16), batch["label"]])
-    supervised = learner_of("supervised").loss(params, (jnp.asarray(score, jnp.float32),), batch)
+    supervised = jax.jit(learner_of("supervised").loss)(params, (jnp.asarray(score, jnp.float32),), batch)
     assert float(supervised) == pytest.approx(expected, rel=1e-5)
-    both, twice = jnp.concatenate([image, text]), jnp.concatenate([batch["label"]] * 2)
-    assert loss("sup_con") == pytest.approx(float(losses.sup_con(both, twice, temperature=0.1)), rel=1e-6)
-    assert loss("siglip") == pytest.approx(float(losses.siglip(image, text, scale=5.0, bias=-3.0)), rel=1e-6)
+    both, twice = np.concatenate([image, text]), np.concatenate([batch["label"]] * 2)
+    sup_con = jax.jit(functools.partial(losses.sup_con, temperature=0.1))(both, twice)
+    assert loss("sup_con") == pytest.approx(float(sup_con), rel=1e-6)
+    siglip = jax.jit(losses.siglip)(image, text, scale=5.0, bias=-3.0)
+    assert loss("siglip") == pytest.approx(float(siglip), rel=1e-6)
 
 
 def test_pairs_with_one_caption_are_no_negatives_where_asked():
@@ -148,7 +153,7 @@ def test_pairs_with_one_caption_are_no_negatives_where_asked():
     batch["tokens"][5], batch["tokens"][9] = batch["tokens"][2], batch["tokens"][2]
     batch, text = jax.tree.map(jnp.asarray, batch), text.at[5].set(text[2]).at[9].set(text[2])
     params = {"model": {"logit_scale": jnp.float32(np.log(5.0))}}
-    found = learner_of(same_captions=False).loss(params, (image, text), batch)
+    found = jax.jit(learner_of(same_captions=False).loss)(params, (image, text), batch)
     x, y = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (np.asarray(image), np.asarray(text)))
     scores, twins = 5.0 * x @ y.T, np.isin(np.arange(16), [2, 5, 9])
     both = []
@@ -158,7 +163,8 @@ def test_pairs_with_one_caption_are_no_negatives_where_asked():
             weight = 15 / len(others)  # the total weight of the negatives stays
             both.append(np.log(np.exp(s[i, i]) + weight * np.exp(s[i, others]).sum()) - s[i, i])
     assert float(found) == pytest.approx(np.mean(both), rel=1e-5)
-    assert float(learner_of().loss(params, (image, text), batch)) != pytest.approx(np.mean(both), rel=1e-3)
+    plain = jax.jit(learner_of().loss)(params, (image, text), batch)
+    assert float(plain) != pytest.approx(np.mean(both), rel=1e-3)
 
 
 @SLOW
@@ -184,7 +190,7 @@ def test_decay_spares_scales_and_the_logit_scale_is_kept_in_range():
 
 def test_the_rate_warms_up_and_falls_to_nothing():
     one = Learner(Config(warm_up=10, learning_rate=1e-3), NANO, 0, 50)
-    rates = np.array([float(one.schedule(i)) for i in range(51)])
+    rates = np.asarray(jax.jit(jax.vmap(one.schedule))(np.arange(51)))
     np.testing.assert_allclose(rates[[0, 5, 10, 30, 50]], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9)
     assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all()
 

@@ -8,17 +8,16 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from mmcl_theory import data
 from mmcl_theory.data import (
     Dictionaries,
     all_pairs,
     captions,
     class_index,
     class_labels,
-    draw_dictionaries,
     inter_class,
     intra_class,
     is_aligned,
-    moments,
     observation,
     sample_pairs,
     shifted,
@@ -58,6 +57,11 @@ ARGUMENTS = [
 
 
 N = 60_000
+
+
+moments = jax.jit(data.moments)
+draw_dictionaries = jax.jit(data.draw_dictionaries)
+pairs_of = jax.jit(sample_pairs, static_argnames="n")
 
 
 @jax.jit
@@ -351,7 +355,7 @@ def test_dictionaries_are_orthonormal_and_fresh(name):
 def test_dictionaries_are_uniform():
     """Haar: every entry has mean 0, entries of one column covariance I/d, and columns are exchangeable in sign."""
     model, obs = MODELS["intra"](), observation(3, 4)
-    draws = jax.vmap(lambda key: draw_dictionaries(key, model, obs).image.reshape(-1))(
+    draws = jax.jit(jax.vmap(lambda key: draw_dictionaries(key, model, obs).image.reshape(-1)))(
         jax.random.split(jax.random.key(0), 20_000)
     )
     assert_mean_close(draws, 0.0, resolution=0.01)
@@ -363,7 +367,7 @@ def test_observations_are_latents_plus_noise_of_the_stated_norm(name):
     """Inside the dictionaries the moments gain s^2 I; outside there is noise alone, s^2 a dimension."""
     model, caps, obs = MODELS[name](), captions(**CAPTIONS), observation(**OBSERVATION)
     d = draw_dictionaries(jax.random.key(0), model, obs)
-    pairs = jax.jit(lambda key: sample_pairs(key, model, caps, obs, N, d))(jax.random.key(1))
+    pairs = pairs_of(jax.random.key(1), model, caps, obs, n=N, dictionaries=d)
     exact, l = moments(model, caps), model.num_latents
     x, t = pairs.image @ d.image, pairs.text @ d.text
     s2_image, s2_text = 1.5**2 / 9, 0.5**2 / 8
@@ -387,9 +391,7 @@ def test_without_noise_the_latents_come_back():
     obs = observation(9, 8, 0.0, 0.0)
     for model in (intra_class(0.8, 0.0, 0.0, 1.4, 0.8), MODELS["inter"]()):
         d = draw_dictionaries(jax.random.key(0), model, obs)
-        pairs = jax.jit(lambda key, model=model, d=d: sample_pairs(key, model, captions(), obs, 200, d))(
-            jax.random.key(1)
-        )
+        pairs = pairs_of(jax.random.key(1), model, captions(), obs, n=200, dictionaries=d)
         z = np.asarray(pairs.image @ d.image)
         np.testing.assert_allclose(pairs.text @ d.text, z, atol=1e-14)
         np.testing.assert_allclose(pairs.image, z @ d.image.T, atol=1e-14)
@@ -432,7 +434,7 @@ def test_jit_and_vmap_over_leaves_and_keys_equal_a_loop(name, masking):
         caps = captions(pi, 0.3, masking)
         return sample_pairs(key, model, caps, observation(**OBSERVATION), 20), moments(model, caps)
 
-    mapped = jax.vmap(run)(keys, p, p**2)
+    mapped = jax.jit(jax.vmap(run))(keys, p, p**2)
     for k in range(3):
         assert_trees_close(jax.tree.map(lambda x, k=k: x[k], mapped), run(keys[k], p[k], p[k] ** 2))
     pairs, other = mapped[0], run(keys[1], p[0], p[0] ** 2)[0]
