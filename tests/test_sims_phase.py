@@ -115,9 +115,8 @@ def test_the_figure_names_its_axes(finished):
     plt.close(figure)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n != "robustness" else n for n in DIAGRAMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIAGRAMS)
 def test_every_diagram_predicts_its_plane(name, tmp_path):
     default = DIAGRAMS[name]
     coarse = {k: dataclasses.replace(getattr(default, k), count=4) for k in ("x", "y")}

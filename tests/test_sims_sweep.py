@@ -294,17 +294,12 @@ def test_every_learner_is_traced_in_either_precision(learner):
 
 def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, capsys):
     """A learner that diverges at p_spu = 0.9 in every other seed."""
-    real = measure.task
 
-    def task(setting, learner):
-        def kernel(key, point):
-            found = real(setting, learner).kernel(key, point)
-            fails = (point["p_spu"] > 0.8) & jax.random.bernoulli(jax.random.fold_in(key, 1))
-            return jnp.where(fails, jnp.nan, found)
+    def kernel(key, point):
+        fails = (point["p_spu"] > 0.8) & jax.random.bernoulli(jax.random.fold_in(key, 1))
+        return jnp.where(fails, jnp.nan, jax.random.uniform(key, (2,)))
 
-        return grid.Task(kernel)
-
-    monkeypatch.setattr(measure, "task", task)
+    monkeypatch.setattr(measure, "task", lambda *_: grid.Task(kernel))
     config = Config(p_spu=(0.5, 0.9), learners=("mmcl",), seeds=20, setting=TINY)
     with quick_compilation():
         data = sweep_spurious.run(config, tmp_path)
