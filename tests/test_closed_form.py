@@ -412,7 +412,7 @@ def test_class_numbers_out_of_range_are_refused():
             cross_covariance(x, x, jnp.array([0, 1, 1, number]), 0.5)
 
 
-sup_con = functools.partial(jit(sup_con_matrix, static_argnames="num_classes"), num_classes=NUM_CLASSES)
+sup_con = functools.partial(jax.jit(sup_con_matrix, static_argnames="num_classes"), num_classes=NUM_CLASSES)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -421,7 +421,7 @@ def test_sup_con_matrix_is_that_of_the_loss(name):
     x, w = jnp.asarray(draw_pairs()[0]), jnp.asarray(rng.normal(size=(3, D_I)))
     matrix = np.asarray(sup_con(x, number))
     assert_close(matrix, matrix.T, 1e-14)
-    want = float(jit(losses.linear_sup_con)(x @ w.T, number))
+    want = float(jax.jit(losses.linear_sup_con)(x @ w.T, number))
     np.testing.assert_allclose(-np.sum(np.asarray(w.T @ w) * matrix), want, rtol=1e-11, atol=1e-11)
     if name not in ("all of one class", "all different"):
         wrong = np.asarray(sup_con(x, number[::-1]))
