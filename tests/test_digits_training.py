@@ -21,6 +21,8 @@ TINY = training.Setup(WORDS, KINDS, side=12, embed_dim=8, stages=(1, 2), batch_s
 pairs = jax.jit(training.pairs, static_argnames=("arm", "setup", "n"))
 closed_form = jax.jit(training.closed_form, static_argnames=("arm", "setup"))
 augment = jax.jit(arms.augment)
+alone = jax.jit(arms.alone, static_argnums=0)
+contrast = jax.jit(arms.contrast, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +39,44 @@ def a_point(source, p_spu=0.9, pi_core=0.5, pi_spu=0.5, weight=0.5, temperature=
 def test_patches_times_a_matrix_are_the_convolution(side):
     image = jax.random.normal(jax.random.key(0), (2, side, side, 3), jnp.float32)
     conv = encoders.Conv(5)
-    params = conv.init(jax.random.key(1), image)
-    kernel, bias = params["params"]["Dense_0"]["kernel"], params["params"]["Dense_0"]["bias"]
+    params = jax.jit(conv.init)(jax.random.key(1), image)
+    kernel, bias = (np.asarray(params["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
 
+    @jax.jit
     def lax(kernel):
         return jax.lax.conv_general_dilated(
             image, kernel.reshape(3, 3, 3, 5), (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    np.testing.assert_allclose(conv.apply(params, image), lax(kernel) + bias[None, None, None], atol=1e-5)
-    assert not np.allclose(conv.apply(params, image), lax(kernel[::-1]))
+    found = jax.jit(conv.apply)(params, image)
+    np.testing.assert_allclose(found, np.asarray(lax(kernel)) + bias, atol=1e-5)
+    assert not np.allclose(found, lax(kernel[::-1]))
 
 
 @pytest.mark.parametrize("kind", ["linear", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("cnn", "vit"))])
 def test_image_encoders_embed_each_image_by_itself(kind):
     image = jax.random.uniform(jax.random.key(0), (3, 12, 18, 3))
     encoder = encoders.image_encoder(kind, 5, 12)
-    params = encoder.init(jax.random.key(1), image)
-    found = encoder.apply(params, image)
+    params, embed = jax.jit(encoder.init)(jax.random.key(1), image), jax.jit(encoder.apply)
+    found = np.asarray(embed(params, image))
     assert found.shape == (3, 5)
-    np.testing.assert_allclose(encoder.apply(params, image[1:2]), found[1:2], atol=1e-5)
+    np.testing.assert_allclose(embed(params, image[1:2]), found[1:2], atol=1e-5)
     if kind == "linear":
-        zero = encoder.apply(params, jnp.zeros_like(image))
-        np.testing.assert_allclose(encoder.apply(params, 2 * image) - zero, 2 * (found - zero), atol=1e-5)
+        zero = np.asarray(embed(params, jnp.zeros_like(image)))
+        np.testing.assert_allclose(embed(params, 2 * image) - zero, 2 * (found - zero), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bag", pytest.param("transformer", marks=pytest.mark.long)])
 def test_text_encoders_do_not_see_padding(kind):
     tokens = jnp.asarray(np.stack([WORDS.encode("a low digit three", 8), WORDS.encode("a high digit", 8)]))
     encoder = encoders.text_encoder(kind, 5, len(WORDS.words))
-    params = encoder.init(jax.random.key(1), tokens)
-    found = encoder.apply(params, tokens)
+    params, embed = jax.jit(encoder.init)(jax.random.key(1), tokens), jax.jit(encoder.apply)
+    found = embed(params, tokens)
     cut = params
     if kind == "transformer":
         cut = {"params": {**params["params"], "position": params["params"]["position"][:, :6]}}
-    np.testing.assert_allclose(encoder.apply(cut, tokens[:, :6]), found, atol=1e-5)
-    swapped = encoder.apply(params, tokens[:, jnp.array([0, 2, 1, 3, 4, 5, 6, 7])])
+    np.testing.assert_allclose(embed(cut, tokens[:, :6]), found, atol=1e-5)
+    swapped = embed(params, tokens[:, jnp.array([0, 2, 1, 3, 4, 5, 6, 7])])
     assert np.allclose(swapped, found) == (kind == "bag")
 
 
@@ -83,34 +87,32 @@ def test_word_counts_leave_end_and_padding_out():
 
 
 def embedded(n=6, r=4):
-    one, two = jax.random.normal(jax.random.key(3), (2, n, r))
-    return one, two, jnp.arange(n) % 2
+    one, two = np.random.default_rng(3).normal(size=(2, n, r))
+    return jnp.asarray(one), jnp.asarray(two), jnp.asarray(np.arange(n) % 2)
 
 
 @pytest.mark.parametrize("name", ["clip", "no_intra_class", "weighted", "siglip"])
 def test_arms_are_the_librarys_losses(source, name):
     image, text, label = embedded()
-    scalars = {"log_scale": jnp.log(5.0), "bias": jnp.asarray(-2.0)}
-    found = arms.contrast(ARMS[name], image, text, label, scalars, a_point(source, weight=0.8))
-    unit = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
+    scalars = {"log_scale": jnp.asarray(np.log(5.0)), "bias": jnp.asarray(-2.0)}
+    found = contrast(ARMS[name], image, text, label, scalars, a_point(source, weight=0.8))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
     weight = {"no_intra_class": 0.0, "weighted": 0.8}.get(name)
+    weighted = {} if weight is None else {"labels": label, "same_class_weight": weight}
     expected = (
-        losses.siglip(*unit, scale=5.0, bias=-2.0)
+        jax.jit(losses.siglip)(*unit, scale=5.0, bias=-2.0)
         if name == "siglip"
-        else losses.info_nce(*unit, temperature=0.2)
-        if weight is None
-        else losses.info_nce(*unit, temperature=0.2, labels=label, same_class_weight=weight)
+        else jax.jit(losses.info_nce)(*unit, temperature=0.2, **weighted)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_sim_clr_is_sup_con_with_a_class_for_each_image():
     one, two, label = embedded()
-    by_label = arms.alone(ARMS["sup_con"], one, two, label)
-    np.testing.assert_allclose(
-        arms.alone(ARMS["sim_clr"], one, two, label), arms.alone(ARMS["sup_con"], one, two, jnp.arange(6)), rtol=1e-12
-    )
-    assert not np.allclose(arms.alone(ARMS["sim_clr"], one, two, label), by_label)
+    found = alone(ARMS["sim_clr"], one, two, label)
+    by_image, by_label = (alone(ARMS["sup_con"], one, two, jnp.asarray(x)) for x in (np.arange(6), label))
+    np.testing.assert_allclose(found, by_image, rtol=1e-12)
+    assert not np.allclose(found, by_label)
 
 
 def test_views_are_moved_and_dimmed_and_keep_their_hue():
