@@ -1,5 +1,7 @@
 """Derivatives held against finite differences, from within at the ends of a parameter's range."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,15 @@ def slopes(f, x, lower, upper, step=1e-4):
     return np.stack(columns, -1)
 
 
+@functools.cache
+def _compiled(f):
+    return jax.jit(f), jax.jit(jax.jacrev(f))
+
+
 def assert_slopes(f, x, lower, upper, *, undefined=(), tolerance=1e-5, step=1e-4):
     """jax.jacrev(f)(x) equals the differences within `tolerance` of the largest; NaN at the indices `undefined`."""
-    f = jax.jit(f)
-    got = np.asarray(jax.jit(jax.jacrev(f))(jnp.asarray(x)))
+    f, jacobian = _compiled(f)
+    got = np.asarray(jacobian(jnp.asarray(x)))
     want = slopes(f, x, lower, upper, step)
     assert np.isnan(got[:, list(undefined)]).all(), got
     defined = [i for i in range(len(x)) if i not in undefined]

@@ -127,10 +127,10 @@ def test_derivatives_at_the_ends(name):
 @pytest.mark.parametrize("masking", ["named", "mean", "zero"])
 def test_derivatives_of_info_nce_at_the_ends(masking):
     """The default captions are an end: the loss of what they never say has a slope there all the same."""
+    f = functools.partial(info_nce, masking)
     for changes in ENDS if masking == "named" else ENDS[:5]:
         if masking == "zero" and 0.0 in (changes.get("pi_c"), changes.get("pi_s")):
             continue  # the prompt names nothing that captions ever say: no rule
-        f = functools.partial(info_nce, masking)
         assert_slopes(f, end(changes), LOWER, UPPER, undefined=undefined("info_nce", changes), tolerance=1e-4)
 
 
@@ -178,14 +178,14 @@ def test_truncated_accuracy_has_a_limit_without_noise(which):
     def at(size):
         s_image, s_text = (size if small else 0.4 for small in which)
         return np.stack(
-            [groups(mmcl_accuracy(model, caps, noise(200, 100, s_image, s_text), 300.0, embed_dim=r)) for r in (1, 2)]
+            [groups(accuracy_of(model, caps, noise(200, 100, s_image, s_text), 300.0, embed_dim=r)) for r in (1, 2)]
         )
 
     limit = at(0.0)
     gaps = [np.abs(at(size) - limit).max() for size in (1e-2, 1e-3)]
     assert gaps[0] < 1e-3 and gaps[1] < gaps[0] / 50  # even in the noise
     if which == (1, 1):
-        pure = np.stack([groups(mmcl_accuracy(model, caps, embed_dim=r)) for r in (1, 2)])
+        pure = np.stack([groups(accuracy_of(model, caps, embed_dim=r)) for r in (1, 2)])
         np.testing.assert_allclose(limit, pure, rtol=1e-12)
 
 
@@ -208,7 +208,7 @@ def test_single_precision_drops_no_direction_for_its_scale():
             scale = np.array([1.0, 30.0, 700.0, 5000.0])
             model = intra_class(0.9, 0.8, 0.3 * scale, 1.0, scale)
             for theta in (1.0, 0.5):
-                rule = whitened_rule(model, captions(0.7, 0.6), noise(4, 4, 0.6, 0.4), theta)
+                rule = jax.jit(whitened_rule)(model, captions(0.7, 0.6), noise(4, 4, 0.6, 0.4), theta)
                 rules.append(np.asarray(rule, np.float64) * np.stack([np.ones(4), scale], -1))
     for exact, single in zip(rules[:2], rules[2:], strict=True):
         np.testing.assert_allclose(single, exact, rtol=2e-4, atol=2e-4)
