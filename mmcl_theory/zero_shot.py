@@ -50,7 +50,8 @@ class GroupAccuracy:
         Raises: ValueError for p_spu out of range.
         """
         p = _checks.real("p_spu", p_spu, "in [0, 1]")
-        return p * self.aligned + (1 - p) * self.conflicting
+        p, aligned, conflicting = jnp.broadcast_arrays(p, self.aligned, self.conflicting)
+        return p * aligned + (1 - p) * conflicting
 
     def train(self, p_spu: _checks.Scalar) -> Array:
         """Accuracy in distribution, on the training distribution of that p_spu: `at` by another name."""
@@ -106,12 +107,14 @@ def linear_rule_accuracy(
 
 
 def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise: Array) -> Array:
-    mean = w_core * model.mu_core + w_spu * model.mu_spu
-    variance = (w_core * model.sigma_core) ** 2 + (w_spu * model.sigma_spu) ** 2 + noise
+    arrays = (w_core, w_spu, noise, model.mu_core, model.mu_spu, model.sigma_core, model.sigma_spu)
+    w_core, w_spu, noise, mu_core, mu_spu, sigma_core, sigma_spu = jnp.broadcast_arrays(*arrays)
+    mean = w_core * mu_core + w_spu * mu_spu
+    variance = (w_core * sigma_core) ** 2 + (w_spu * sigma_spu) ** 2 + noise
     noiseless = variance == 0  # a NaN variance is not, and stays NaN
     # The inner where keeps the derivative of the branch not taken finite.
     z = mean / jnp.sqrt(jnp.where(noiseless, 1.0, variance))
-    tied = _ROUNDING * jnp.finfo(mean.dtype).eps * (jnp.abs(w_core * model.mu_core) + jnp.abs(w_spu * model.mu_spu))
+    tied = _ROUNDING * jnp.finfo(mean.dtype).eps * (jnp.abs(w_core * mu_core) + jnp.abs(w_spu * mu_spu))
     return jnp.where(noiseless, 0.5 * (1 + _sign(mean, tied)), ndtr(z))
 
 
@@ -158,7 +161,8 @@ def _noiseless_inter_class(m: int, a: Array, b: Array, beta: Array, beta_spu: Ar
     tied = ((below + equal) ** m - below**m) / (m * jnp.where(equal > 0, equal, 1.0))
     positive = jnp.where(equal > 0, tied, below ** (m - 1))
     sign = _sign(own, rounding)
-    return jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0 * jnp.abs(own)))
+    found = jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0))
+    return found + 0.0 * (jnp.abs(own) + foreign.sum())  # NaN where an argument is
 
 
 def _sign(x: Array, rounding: Array) -> Array:

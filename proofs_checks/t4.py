@@ -4,7 +4,10 @@ A detail that is typical of one class occurs, weakly, in the images of the other
 direction: the rule's core weight is A = 1 + (m-1) pi_core beta^2 against B = q alpha for the spurious one, so enough
 classes outweigh any spurious correlation, and a spurious feature of any strength alpha. Max-margin supervised learning
 weighs its own pair of features alone, in the ratio (1-beta) : alpha (1-beta_spu), whatever m; in the paper's model,
-beta_spu = beta, that is 1 : alpha, and every conflicting image is wrong for alpha >= 1.
+beta_spu = beta, that is 1 : alpha, and every conflicting image is wrong for alpha > 1.
+
+The threshold is without noise. It is fragile: at alpha = 10, beta = 1/3 it is 1792 pairs, and with s_I = .05 the
+conflicting accuracy is .001 at 1793, .04 at 2000, .9999 at 4000.
 
 Fails where: beta = 0 (nothing is shared); captions do not name the details of other classes (T6); beta is near 1 (then
 the own detail does not stand out). The supervised limit is noiseless, at p_spu = 1.
@@ -217,32 +220,68 @@ def gap_of_the_rule(effort):
 
 def when_the_conflicting_group_is_right(effort):
     """p = 1, no noise: own score A - alpha B against the best competitor A beta + alpha beta B."""
-    m, alpha = 40, 1.5
+    m, alpha = 12, 1.05
 
     def lead(beta):
         return (1 + (m - 1) * beta**2) * (1 - beta) - alpha**2 * (1 + beta)
 
-    beta = scipy.optimize.brentq(lead, 0.01, 0.4)
+    beta = scipy.optimize.brentq(lead, 0.01, 0.5)
     sides = mt.inter_class(m, 1.0, alpha, np.array([beta - 1e-6, beta + 1e-6]))
     found = accuracy(sides).conflicting
     return ledger.judge(
-        "conflicting group turns from (nearly) all wrong to all right where A (1-beta) = alpha^2 (1+beta), m = 40",
+        "conflicting group turns from 2^-(m-1) right to all right where A (1-beta) = alpha^2 (1+beta), m = 12",
         ledger.close(np.asarray(found), 1e-9),
         [2.0 ** -(m - 1), 1.0],
-        {"turns elsewhere": [1.0, 1.0], "alpha ignored": [0.0, 0.0]},
+        {"turns elsewhere": [1.0, 1.0], "none right below": [0.0, 1.0]},
     )
 
 
+def conflicting_images(m: int, alpha: float, beta: float, count: int, noise: float = 0.0, seed: int = 0) -> float:
+    """Share of drawn conflicting images of Data Model 2 that the rule (1 + (m-1) beta^2, alpha) gets right."""
+    rng = np.random.default_rng(seed)
+    core, spu = (x * rng.choice([-1.0, 1.0], (count, m)) for x in (beta, alpha * beta))
+    core[:, 0], spu[:, 0] = 1.0, -alpha
+    core, spu = (x + noise * rng.normal(size=x.shape) for x in (core, spu))
+    scores = (1 + (m - 1) * beta**2) * core + alpha * spu
+    return float(np.mean(scores[:, 0] > np.abs(scores[:, 1:]).max(1) + 1e-9))
+
+
 def enough_classes(effort):
-    """Theorem 4.8 at alpha = 10, beta = 1/3: beta^2 m > alpha^2 (1+beta)/(1-beta) - 1 + beta^2 is m > 1792."""
-    sizes = (1791, 1793)
-    found = [ambient.groups(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3))) for m in sizes]
-    turn = theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3))
+    """Theorem 4.8 at alpha = 10, beta = 1/3: beta^2 m > alpha^2 (1+beta)/(1-beta) - 1 + beta^2 is m > 1792. At 1792
+    they tie, which counts as wrong here."""
+    few, enough = 1000, 3000
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        all_right = conflicting_images(middle, 10.0, 1 / 3, 50) == 1
+        few, enough = (few, middle) if all_right else (middle, enough)
+    turn = float(theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3)))
+    found = [float(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3)).conflicting) for m in (1791, 1793)]
+    if found != [conflicting_images(m, 10.0, 1 / 3, 200) for m in (1791, 1793)]:
+        raise RuntimeError(f"the accuracies on both sides are {found}, not those of drawn images")
     return ledger.judge(
-        "alpha = 10, beta = 1/3: both groups all right with 1793 pairs, the conflicting one all wrong with 1791",
-        ledger.close([*np.ravel(found), turn], 1e-9),
-        [1.0, 0.0, 1.0, 1.0, 1792.0],
-        {"turns before": [1.0, 1.0, 1.0, 1.0, 1792.0], "alpha for alpha^2": [1.0, 1.0, 1.0, 1.0, 172.0]},
+        "fewest pairs with all drawn conflicting images right, alpha = 10, beta = 1/3: the next integer above 1792",
+        ledger.close(enough, 1e-12),
+        np.floor(turn + 1e-6) + 1,
+        {"alpha for alpha^2": 173.0, "m for m - 1": np.floor(turn + 1e-6)},
+    )
+
+
+def noise_above_the_threshold(effort):
+    """s_I = .05 in each coordinate, 2000 pairs, 12% above the threshold."""
+    m, count = 2000, 4000 * effort
+    share = [conflicting_images(m, 10.0, 1 / 3, 500, 0.05, seed) for seed in range(count // 500)]
+    obs = ambient.noise(2 * m, 2 * m, 0.05, 0.0)
+
+    def prediction(m=m, obs=obs):
+        return float(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3), None, obs).conflicting)
+
+    right = prediction()
+    error = (right * (1 - right) / count) ** 0.5
+    return ledger.judge(
+        "s_I = .05, 2000 pairs, alpha = 10, beta = 1/3: conflicting accuracy, .04 where it is 1 without noise",
+        ledger.estimate(np.mean(share), error),
+        right,
+        {"noise dropped": prediction(obs=None), "twice the pairs": prediction(4000)},
     )
 
 
@@ -379,25 +418,37 @@ def max_margin_of_one_pair(effort):
 
 
 def at_most_the_bound(effort):
-    """Theorem 4.7 wherever it says something, alpha in [.1, 100], beta in [0, .9], 20 pairs."""
-    alpha, beta = (x.ravel() for x in np.meshgrid(np.geomspace(0.1, 100, 61), np.linspace(0, 0.9, 31)))
-    model = mt.inter_class(20, 1.0, alpha, beta)
+    """Theorem 4.7 where it says something, SL solved and counted on all images of two pairs."""
+    settings = [(alpha, beta) for alpha in (3.0, 4.0, 6.0, 10.0, 30.0) for beta in (0.0, 0.1, 1 / 3)]
+    model = mt.inter_class(2, 1.0, *np.array(settings).T)
     bound = np.asarray(theory.shortcut_bound(model))
-    exact = np.asarray(theory.supervised_accuracy(model).shifted)
     applies = ~np.isnan(bound)
+    shares = np.array([np.mean(counted(2, *setting, setting[1])[1:]) for setting in settings])
 
     def compare(bound):
-        above = exact[applies] - np.asarray(bound)[applies]
+        above = shares[applies] - np.asarray(bound)[applies]
         i = int(np.argmax(above))
-        return ledger.Gap(
-            float(np.asarray(bound)[applies][i]), float(exact[applies][i]), None, float(above[i]) / 1e-5, 1.0
-        )
+        return ledger.Gap(float(bound[applies][i]), float(shares[applies][i]), None, float(above[i]) / 1e-9, 1.0)
 
     return ledger.judge(
-        f"acc_P* of SL <= 1/2 + 2/((1+alpha^2)(1-beta)^2 - 8), {applies.sum()} settings where that applies",
+        f"acc_P* of SL, by counting, <= 1/2 + 2/((1+alpha^2)(1-beta)^2 - 8), {applies.sum()} settings where it applies",
         compare,
         bound,
         {"1/2 - 2/(...)": 1 - bound, "a fifth below": bound - 0.2},
+    )
+
+
+def the_bound_as_printed(effort):
+    alpha, beta = np.array([10.0, 4.0, 30.0]), np.array([1 / 3, 0.0, 0.5])
+
+    def printed(top=2.0, power=2):
+        return 0.5 + top / ((1 + alpha**power) * (1 - beta) ** 2 - 8)
+
+    return ledger.judge(
+        "shortcut_bound = 1/2 + 2/((1+alpha^2)(1-beta)^2 - 8), .554 at alpha = 10, beta = 1/3",
+        ledger.close(theory.shortcut_bound(mt.inter_class(3, 1.0, alpha, beta)), 1e-12),
+        printed(),
+        {"1 for 2": printed(1.0), "alpha^3": printed(power=3)},
     )
 
 
@@ -443,11 +494,13 @@ CHECKS = (
     gap_of_the_rule,
     when_the_conflicting_group_is_right,
     enough_classes,
+    noise_above_the_threshold,
     below_perfect_correlation,
     max_margin_by_hand,
     max_margin_of_the_population,
     max_margin_of_one_pair,
     at_most_the_bound,
+    the_bound_as_printed,
     sharper_than_the_bound,
     in_distribution,
 )

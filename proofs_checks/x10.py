@@ -8,7 +8,8 @@ computed by quadrature, and trained encoders meet it.
 The paper's captions always name the attribute (Definition 5.1, masking "mean"; ours is "named"). Then Cov(z,u) is
 Cov(u) but for the text's noise, so that the whitened rule is S_I^-1 e_core whatever is mentioned. It has w_s < 0 for
 q > 0: a linear encoder over-corrects under every caption, and detail acts through noise, ridge and training time alone
-(X12). In the paper's own Figure 5 the aligned group is the worse one under rich captions; Theorem 5.2 cannot give that.
+(X12). In the paper's Figures 2 and 5 together (conflicting = 2 OOD - aligned) the aligned group is the worse one under
+rich captions; Theorem 5.2 cannot give that.
 
 Fails where: pi_core = 1 without image noise (the balance is then pi_spu = 0); the balance exceeds 1 (no captions
 over-correct); normalised embeddings and deep encoders are not covered. "mean" with nothing mentioned and q = 1 leaves

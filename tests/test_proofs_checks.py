@@ -381,7 +381,9 @@ def test_the_paper_s_table_says_what_the_ledger_found():
     refuted = records | {rate.check: a_record(rate, verdict=ledger.REFUTED)}
     assert paper.cells(list(refuted.values()))[1][-1] == "refuted as stated (T1)"
     bad = records | {rate.check: a_record(rate, good=False)}
-    assert paper.cells(list(bad.values()))[1][-1] == "FAILS (T1)" and "FAILS (T1)" in paper.markdown(list(bad.values()))
+    assert paper.cells(list(bad.values()))[1][
+        -1
+    ] == "FAILS (T1)" and "FAILS ([T1](statements/T1.md)) |" in paper.markdown(list(bad.values()))
     del records[rate.check]
     assert paper.cells(list(records.values()))[1][-1] == "not judged (T1)"
 

@@ -200,6 +200,24 @@ def test_sharing_threshold_is_where_the_worse_group_turns_right(m, p, alpha, bet
     assert not np.isclose(sharing_threshold_pairs(model, 1.1 * threshold), m, rtol=1e-3)
 
 
+def test_thresholds_pass_nan_on_and_have_no_slope_where_nothing_is_shared():
+    def pi_star(alpha, beta):
+        return sharing_threshold(inter_class(5, 1.0, alpha, beta))
+
+    def pairs(pi_core):
+        return sharing_threshold_pairs(inter_class(5, 1.0, 2.0, 0.3), pi_core)
+
+    found = jax.vmap(pi_star)(jnp.array([jnp.nan, 2.0, 2.0]), jnp.array([0.3, jnp.nan, 0.3]))
+    np.testing.assert_array_equal(jnp.isnan(found), [True, True, False])
+    assert jnp.isnan(jax.jit(pairs)(jnp.nan))
+    for alpha, beta, defined in ((2.0, 0.3, True), (2.0, 0.0, False)):
+        slopes = jnp.array([*jax.grad(pi_star, (0, 1))(alpha, beta), jax.jvp(pi_star, (alpha, beta), (1.0, 0.0))[1]])
+        assert jnp.isfinite(slopes).all() if defined else jnp.isnan(slopes).all()
+    # Leaves of any ranks broadcast.
+    model = inter_class(5, np.full(3, 0.9), np.full((2, 1), 2.0), np.full((4, 1, 1), 0.3), 0.2)
+    assert sharing_threshold(model).shape == sharing_threshold_pairs(model).shape == (4, 2, 3)
+
+
 def test_the_paper_s_number_of_classes():
     """alpha = 10, beta = 1/3: m > 1792, also where XLA compiles powers of 1/2 beyond the range of float64."""
     close(sharing_threshold_pairs(inter_class(2, 1.0, 10.0, 1 / 3)), 1792)
@@ -315,27 +333,20 @@ CASES = {
 }
 
 
-@functools.cache
-def simulate(name):
+@pytest.mark.parametrize("name", CASES)
+def test_learnt_rules_have_the_predicted_accuracy_and_no_other(name):
+    """In one test, so that two workers do not both draw the samples."""
     case = CASES[name]
     settings = {"learner": case.learner, "n": int(case.n), "runs": case.runs}
-    return learnt_rules(jax.random.key(1), case.model, case.caps, case.obs, case.weight, **settings)
+    samples = learnt_rules(jax.random.key(1), case.model, case.caps, case.obs, case.weight, **settings)
 
+    def check(prediction):
+        for learnt in case.rules:
+            assert_mean_close(samples[learnt][0], prediction, resolution=case.resolution)
 
-def check_case(name, prediction):
-    case = CASES[name]
-    for learnt in case.rules:
-        assert_mean_close(simulate(name)[learnt][0], prediction, resolution=case.resolution)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_learnt_rules_have_the_predicted_accuracy(name):
-    check_case(name, CASES[name].predict())
-
-
-@pytest.mark.parametrize(("name", "wrong"), [(name, w) for name, case in CASES.items() for w in case.wrong.split()])
-def test_wrong_theories_are_rejected(name, wrong):
-    rejects(check_case, name, WRONG[wrong](CASES[name]))
+    check(case.predict())
+    for wrong in case.wrong.split():
+        rejects(check, WRONG[wrong](case))
 
 
 @pytest.mark.long
@@ -355,15 +366,15 @@ def test_gap_shrinks_as_one_over_n():
     check(2 * samples[1] - samples[0], want)
 
 
-@pytest.mark.parametrize("rank", [1, 2])
-def test_population_rule_is_the_limit_of_learnt_rules(rank):
+def test_population_rule_is_the_limit_of_learnt_rules():
     """The mean of a ratio is off by O(1/n), 3e-4 at n = 4000: half the resolution, as is what noise s = .05 does."""
     model, caps = intra_class(0.9, 0.8, 0.5), captions(0.4, 0.6)
     obs = noise(30, 20, 0.05, 0.05)
     learnt = learnt_rules(jax.random.key(2), model, caps, obs, 0.5, learner=unweighted, n=4000, runs=200)
-    check = functools.partial(assert_mean_close, ratio(learnt[f"rank {rank}"][1]), resolution=2e-3)
-    check(ratio(rule(model, caps, embed_dim=rank)))
-    rejects(check, ratio(rule(model, caps, embed_dim=3 - rank)))
+    for rank in (1, 2):
+        check = functools.partial(assert_mean_close, ratio(learnt[f"rank {rank}"][1]), resolution=2e-3)
+        check(ratio(rule(model, caps, embed_dim=rank)))
+        rejects(check, ratio(rule(model, caps, embed_dim=3 - rank)))
 
 
 @functools.partial(jit, static_argnames=("sizes", "n_test", "runs"))

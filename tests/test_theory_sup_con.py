@@ -58,3 +58,14 @@ def test_inter_class_equals_supervised_learning_with_one_beta():
 def test_a_strong_spurious_feature_takes_the_conflicting_group(m):
     np.testing.assert_array_equal(groups(accuracy(inter_class(m, 1.0, 1.01, 0.3))), [1, 0])
     np.testing.assert_array_equal(groups(accuracy(inter_class(m, 1.0, 0.3, 0.3))), [1, 1])
+
+
+def test_nan_stays_and_leaves_of_any_ranks_broadcast():
+    found = jax.vmap(lambda beta: groups_of(accuracy(inter_class(3, 1.0, 2.0, beta))))(jax.numpy.array([np.nan, 0.3]))
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+    model = intra_class(np.full(2, 0.9), np.full((3, 1), 1.0), 0.2)
+    assert accuracy(model, observation(8, 4, np.full((4, 1, 1), 0.3), 0.1)).at(np.full(2, 0.5)).shape == (4, 3, 2)
+
+
+def groups_of(found):
+    return jax.numpy.stack([found.aligned, found.conflicting])

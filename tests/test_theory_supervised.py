@@ -301,6 +301,14 @@ def test_the_paper_s_bound_lies_above_the_exact_accuracy():
     np.testing.assert_allclose(shortcut_bound(model), [0.5 + 18 / 332, 0.5 + 2 / 9, np.nan], rtol=1e-12)
     np.testing.assert_array_equal(supervised_accuracy(model).shifted, 0.5)
 
+    def bound(alpha):
+        return shortcut_bound(inter_class(3, 1.0, alpha, 0.3))
+
+    np.testing.assert_array_equal(jnp.isnan(jax.vmap(bound)(jnp.array([jnp.nan, 1.5, 10.0]))), [True, True, False])
+    assert (
+        jnp.isnan(jax.grad(bound)(1.5)) and jnp.isnan(jax.jvp(bound, (1.5,), (1.0,))[1]) and jax.grad(bound)(10.0) < 0
+    )
+
 
 def test_inter_class_has_no_limit_below_perfect_correlation():
     accuracy = accuracy_of(inter_class(3, np.array([0.9, 1.0]), 1.3, 0.5))

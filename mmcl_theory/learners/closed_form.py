@@ -125,10 +125,12 @@ def sup_con_matrix(
     A mean over no sample is 0.
 
     class_number: 0..num_classes-1 (`class_index`).  Cost O(n d^2).
-    Raises: ValueError for n < 2, class numbers out of range.
+    Raises: ValueError for n < 2, unequal n, class numbers out of range.
     Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
     """
     n = _checks.integer("n", image.shape[0], 2)
+    if class_number.shape != (n,):
+        raise ValueError(f"class_number must have shape ({n},), got {class_number.shape}.")
     member = _members(class_number, num_classes, image.dtype)
     size, sums = member.sum(0), member.T @ image
     same = jnp.where(size > 1, 1 / jnp.maximum(size - 1, 1), 0.0)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory._slopes import nan_where
+from mmcl_theory._slopes import nan_where, undefined_slope
 from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
 from mmcl_theory.theory.finite_sample import rule_variance
 from mmcl_theory.theory.spiked import MAX_OUTLIERS, outliers
@@ -171,9 +171,7 @@ def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
     At p_spu = 1 and beta_spu = beta this is the paper's pi~.
     Source: T4, T6; Theorem 5.4.  Check: proofs_checks/t6.py.
     """
-    shared, needed = jnp.broadcast_arrays((model.num_pairs - 1) * model.beta**2, _needed(model))
-    without = jnp.where(needed < 0, -jnp.inf, jnp.inf)
-    return jnp.where(shared > 0, needed / jnp.where(shared > 0, shared, 1.0), without)
+    return _threshold(_needed(model), (model.num_pairs - 1) * model.beta**2)
 
 
 def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[Array, "..."]:
@@ -189,10 +187,16 @@ def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[A
     Source: T4; Theorem 4.8.  Check: proofs_checks/t4.py.
     """
     pi = _checks.real("pi_core", pi_core, "in [0, 1]")
-    pi, beta, needed = jnp.broadcast_arrays(pi, model.beta, _lead_needed(model))
-    shared = pi * beta**2
-    without = jnp.where(needed < 0, -jnp.inf, jnp.inf)
-    return jnp.where(shared > 0, 1 + needed / jnp.where(shared > 0, shared, 1.0), without)
+    pi, beta = jnp.broadcast_arrays(pi, model.beta)
+    return 1 + _threshold(_lead_needed(model), pi * beta**2)
+
+
+def _threshold(needed: Array, shared: Array) -> Array:
+    """needed / shared, and the limit without slope where nothing is shared; NaN where an argument is."""
+    needed, shared = jnp.broadcast_arrays(needed, shared)
+    nothing = shared == 0
+    slope = undefined_slope(needed / jnp.where(nothing, 1.0, shared), nothing)
+    return slope + jnp.where(nothing, jnp.where(needed < 0, -jnp.inf, jnp.inf), 0.0)
 
 
 def _needed(model: InterClass) -> Array:

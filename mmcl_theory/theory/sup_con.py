@@ -17,7 +17,7 @@ def sup_con_accuracy(model: Model, obs: Observation | None = None) -> GroupAccur
     The loss (`losses.linear_sup_con`) is -<G, M> + (rho/2) |G|_F^2 with M = K/(K-1) S_B: the spread within classes is
     not in it, so that G = M / rho sees the class means alone. It is of rank 1 in the intra-class model and of rank m in
     the inter-class model; the embedding must have that rank.
-    Any head trained without a preference between the classes (logistic, least squares, max-margin) then weighs each
+    Any head trained without a preference between the classes (logistic, least squares) then weighs each
     class by its own mean, so that the rule is w = (mu_c, q mu_s), and (A, B) = (1, q alpha) for the inter-class model.
     Intra-class, with mu_core = mu_spu = 1 and without noise:
         acc_+ = Phi(2 p_spu / R),  acc_- = Phi(2 (1 - p_spu) / R),  R^2 = s_c^2 + q^2 s_s^2.

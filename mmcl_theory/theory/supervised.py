@@ -32,8 +32,8 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
     such samples are not linearly separable.
     Inter-class: trained on every noiseless image of P at p_spu = 1; obs and n are not used. Class (c, k) scores
     c (u core_k + v spu_k) with u : v = (1 - beta) : alpha (1 - beta_spu). With m >= 2 pairs the aligned group is all
-    right. The conflicting group is all right if (1 - beta)^2 > alpha^2 (1 - beta_spu^2). If not, an image of it is
-    right at most where no other pair has both details of the helping sign, which has probability 2^-(m-1).
+    right. The conflicting group is all right if (1 - beta)^2 > alpha^2 (1 - beta_spu^2), and tied if equal. If less, an
+    image of it is right at most where no other pair has both details of the helping sign (probability 2^-(m-1)).
     With one pair there is no other class to stand out of: u : v = 1 : alpha, and the conflicting group is right for
     alpha < 1, wrong for alpha > 1, tied at 1. NaN for p_spu < 1, which this does not cover.
     Raises: ValueError if the intra-class model comes without obs or n, or n < 2.
@@ -71,7 +71,8 @@ def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
     """
     alpha, beta = jnp.broadcast_arrays(model.alpha, model.beta)
     room = (1 + alpha**2) * (1 - beta) ** 2 - 8
-    return nan_where(room <= 0, 0.5 + 2 / jnp.where(room > 0, room, 1.0))
+    says = room > 0
+    return nan_where(~says, 0.5 + 2 / jnp.where(says, room, 1.0) + 0 * room)
 
 
 def max_margin_rule(
