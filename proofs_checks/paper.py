@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 import mmcl_theory as mt
 from mmcl_theory import theory
 from proofs_checks.ledger import HOLDS
@@ -214,7 +216,8 @@ def keys() -> list[tuple[str, str]]:
 def cells(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """The table's lines, from the ledger's rows of `keys`; a row that is absent is "not judged"."""
     found = {(record["label"], record["check"]): record for record in records}
-    return [_cells(line, found.get(line.check)) for line in LINES]
+    with jax.enable_x64(True):
+        return [_cells(line, found.get(line.check)) for line in LINES]
 
 
 def _cells(line: Line, record: Record | None) -> tuple[str, ...]:
