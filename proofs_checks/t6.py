@@ -8,8 +8,6 @@ Fails where: pi* > 1 (no captions suffice: few classes or weak details); noise m
 and p_spu < 1 moves it.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ import sympy
 
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
-from proofs_checks import ambient, ledger, symbolic
+from proofs_checks import ambient, ledger, population, symbolic
 from proofs_checks.symbolic import al, be, bs, pi
 
 STATEMENT = (
@@ -68,15 +66,11 @@ def the_paper_s_threshold(effort):
 
 def counted(m: int, alpha: float, beta: float, beta_spu: float, pi: float) -> float:
     """Share of all conflicting images that the population's rule at p = 1 gets right, both by enumeration."""
-    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=2 * m - 2)))
-    core = np.hstack([np.ones((len(signs), 1)), beta * signs[:, : m - 1]])
-    spu = np.hstack([np.full((len(signs), 1), alpha), alpha * beta_spu * signs[:, m - 1 :]])
-    # Over the m pairs that an image may be of: its own core detail is always named, others' with chance pi.
-    a = (core[:, 0] ** 2).mean() + pi * (core[:, 1:] ** 2).mean(0).sum()
-    b = (spu[:, 0] * core[:, 0]).mean() + pi * (spu[:, 1:] * core[:, 1:]).mean(0).sum()
-    spu[:, 0] = -alpha
-    scores = np.round(a * core + b * spu, 12)
-    return float(np.mean(scores[:, 0] > np.abs(scores[:, 1:]).max(1)))
+    aligned, conflicting, number = population.images(m, alpha, beta, beta_spu)
+    core, spu = aligned[:, :m], aligned[:, m:]
+    named = np.where(np.arange(m) == number[:, None] // 2, 1.0, pi)  # the own core detail always is
+    a, b = ((named * core * x).sum(1).mean() for x in (core, spu))
+    return population.share_right(population.class_scores(conflicting, a, b), number)
 
 
 def accuracy_on_both_sides(effort):

@@ -15,8 +15,6 @@ Fails where: n is small (the mean over a class's other samples is noisy); the em
 Data Model 1 and m in Data Model 2; the head prefers some classes, by an intercept for each.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +22,8 @@ import scipy.optimize
 import sympy
 
 import mmcl_theory as mt
-from mmcl_theory import data, learners, losses, theory
-from proofs_checks import ambient, ledger, symbolic
+from mmcl_theory import learners, losses, theory
+from proofs_checks import ambient, ledger, population, symbolic
 from proofs_checks.symbolic import al, m_c, m_s, p, q
 
 STATEMENT = "Linear SupCon sees class means alone: with a trained head w = (mu_c, q mu_s), and (1, q alpha) inter-class"
@@ -177,26 +175,18 @@ def half_of_the_shifted_images(effort):
     )
 
 
-def population(m: int, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All images of Data Model 2, aligned and conflicting (k, 2m) each, and their class numbers (k,)."""
-    images, number = [], []
-    for c, label in enumerate(np.asarray(data.class_labels(2 * m))):
-        k, sign = abs(label) - 1, np.sign(label)
-        for signs in itertools.product((-1, 1), repeat=2 * m - 2):
-            foreign = iter(signs)
-            core = [sign if j == k else beta * next(foreign) for j in range(m)]
-            spu = [alpha * sign if j == k else alpha * beta * next(foreign) for j in range(m)]
-            images.append([*core, *spu])
-            number.append(c)
-    aligned, number = np.array(images, float), np.array(number)
-    conflicting = aligned.copy()
-    conflicting[np.arange(len(number)), m + number // 2] *= -1
-    return aligned, conflicting, number
+def encoder_of(images: np.ndarray, number: np.ndarray, m: int) -> np.ndarray:
+    """SupCon's minimiser of rank m. 200 copies of each image: the mean over the others of a class is that of all."""
+    many = jnp.asarray(np.repeat(images, 200, 0)), jnp.asarray(np.repeat(number, 200))
+    return np.asarray(learners.sup_con_optimum(learners.sup_con_matrix(*many, 2 * m), 1.0, m))
 
 
-def softmax_head(features: np.ndarray, number: np.ndarray, classes: int) -> np.ndarray:
-    """Cross-entropy with a ridge of 1e-4, an intercept in each class, by L-BFGS: (features + 1, classes)."""
-    design = np.hstack([features, np.ones((len(features), 1))])
+def with_intercept(features: np.ndarray) -> np.ndarray:
+    return np.hstack([features, np.ones((len(features), 1))])
+
+
+def softmax_head(design: np.ndarray, number: np.ndarray, classes: int) -> np.ndarray:
+    """Cross-entropy with a ridge of 1e-4, by L-BFGS: (columns of the design, classes)."""
     member = np.eye(classes)[number]
 
     def objective(flat):
@@ -208,54 +198,55 @@ def softmax_head(features: np.ndarray, number: np.ndarray, classes: int) -> np.n
         return -((scores - log_sum) * member).sum() / len(number) + 5e-5 * (w**2).sum(), gradient.ravel()
 
     start = np.zeros(design.shape[1] * classes)
-    return scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x.reshape(
-        -1, classes
-    )
+    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return found.x.reshape(-1, classes)
+
+
+def least_squares_head(design: np.ndarray, number: np.ndarray, classes: int) -> np.ndarray:
+    return np.linalg.lstsq(design, np.eye(classes)[number], rcond=None)[0]
+
+
+def heads_counted(m: int, alpha: float, beta: float, heads=(softmax_head,), copies: int = 0) -> list[float]:
+    """Shares of the aligned and the conflicting images right under each head, trained on SupCon of all images of P.
+
+    copies: of each aligned image for one conflicting, p / (1 - p); 0: p = 1, aligned images alone.
+    """
+    aligned, conflicting, number = population.images(m, alpha, beta, beta)
+    images, classes = aligned, number
+    if copies:
+        images, classes = np.vstack([aligned] * copies + [conflicting]), np.tile(number, copies + 1)
+    encoder = encoder_of(images, classes, m)
+    found = []
+    for head in heads:
+        w = head(with_intercept(images @ encoder.T), classes, 2 * m)
+        found += [
+            population.share_right(with_intercept(group @ encoder.T) @ w, number, 6) for group in (aligned, conflicting)
+        ]
+    return found
 
 
 def heads_on_data_model_2(effort):
     """Every image of 3 pairs at p = 1 trains the head, on SupCon's minimiser from the same images; P* is counted."""
     settings = ((3, 1.5, 0.3), (3, 1.0, 0.3), (3, 0.6, 0.3), (1, 2.0, 0.0))
-    measured, expected = [], []
-    for m, alpha, beta in settings:
-        aligned, conflicting, number = population(m, alpha, beta)
-        # Of a population without two draws of one image, the mean over a class is over other images too.
-        many = np.repeat(aligned, 200, 0), np.repeat(number, 200)
-        matrix = learners.sup_con_matrix(jnp.asarray(many[0]), jnp.asarray(many[1]), 2 * m)
-        encoder = np.asarray(learners.sup_con_optimum(matrix, 1.0, m))
-        heads = [softmax_head(aligned @ encoder.T, number, 2 * m)]
-        design = np.hstack([aligned @ encoder.T, np.ones((len(number), 1))])
-        heads.append(np.linalg.lstsq(design, np.eye(2 * m)[number], rcond=None)[0])
-        for head in heads:
-            for group in (aligned, conflicting):
-                scores = np.round(np.hstack([group @ encoder.T, np.ones((len(number), 1))]) @ head, 6)
-                best = scores == scores.max(1, keepdims=True)
-                measured.append((best[np.arange(len(number)), number] / best.sum(1)).mean())
-        expected.append(np.tile(ambient.groups(theory.sup_con_accuracy(mt.inter_class(m, 1.0, alpha, beta))), 2))
+    measured = [heads_counted(*setting, (softmax_head, least_squares_head)) for setting in settings]
+
+    def prediction(accuracy):
+        found = [ambient.groups(accuracy(mt.inter_class(m, 1.0, alpha, beta))) for m, alpha, beta in settings]
+        return np.tile(found, 2)
+
     return ledger.judge(
         "Data Model 2, p = 1, heads trained on all images (cross-entropy, least squares), 4 settings: both groups",
         ledger.close(measured, 1e-6),
-        np.ravel(expected),
-        {
-            "conflicting right": np.ones(len(measured)),
-            "MMCL": np.ravel(
-                [np.tile(ambient.groups(theory.mmcl_accuracy(mt.inter_class(m, 1.0, a, b))), 2) for m, a, b in settings]
-            ),
-        },
+        prediction(theory.sup_con_accuracy),
+        {"conflicting right": 1.0, "MMCL": prediction(theory.mmcl_accuracy)},
     )
 
 
 def cross_entropy_head(effort):
     """acc_P* of the cross-entropy head, counted over all images of 3 pairs, alpha = 1.5."""
-    aligned, conflicting, number = population(3, 1.5, 0.3)
-    matrix = learners.sup_con_matrix(jnp.asarray(aligned), jnp.asarray(number), 6)
-    encoder = np.asarray(learners.sup_con_optimum(matrix, 1.0, 3))
-    head = softmax_head(aligned @ encoder.T, number, 6)
-    images, target = np.vstack([aligned, conflicting]) @ encoder.T, np.tile(number, 2)
-    right = (np.hstack([images, np.ones((len(images), 1))]) @ head).argmax(1) == target
     return ledger.judge(
         "F.2: acc_P* of a cross-entropy head on SupCon, Data Model 2, p = 1, alpha = 1.5, m = 3: 1/2",
-        ledger.close(right.mean(), 1e-12),
+        ledger.close(np.mean(heads_counted(3, 1.5, 0.3)), 1e-12),
         theory.sup_con_accuracy(mt.inter_class(3, 1.0, 1.5, 0.3)).shifted,
         {"alpha = .6": theory.sup_con_accuracy(mt.inter_class(3, 1.0, 0.6, 0.3)).shifted, "the best head": 0.75},
     )
@@ -264,22 +255,13 @@ def cross_entropy_head(effort):
 def head_below_perfect_correlation(effort):
     """p = .8: aligned images four times, conflicting ones once; q alpha^2 < 1 < alpha^2, so that q decides."""
     m, alpha, beta = 3, 1.1, 0.1
-    aligned, conflicting, number = population(m, alpha, beta)
-    images, classes = np.vstack([aligned] * 4 + [conflicting]), np.tile(number, 5)
-    matrix = learners.sup_con_matrix(jnp.asarray(images), jnp.asarray(classes), 2 * m)
-    encoder = np.asarray(learners.sup_con_optimum(matrix, 1.0, m))
-    head = softmax_head(images @ encoder.T, classes, 2 * m)
-    found = []
-    for group in (aligned, conflicting):
-        scores = np.hstack([group @ encoder.T, np.ones((len(group), 1))]) @ head
-        found.append((scores.argmax(1) == number).mean())
 
     def prediction(p=0.8):
         return ambient.groups(theory.sup_con_accuracy(mt.inter_class(m, p, alpha, beta)))
 
     return ledger.judge(
         "Data Model 2 at p = .8, alpha = 1.1: a cross-entropy head on SupCon of all images, both groups by counting",
-        ledger.close(found, 1e-12),
+        ledger.close(heads_counted(m, alpha, beta, copies=4), 1e-12),
         prediction(),
         {"q dropped": prediction(1.0)},
     )
@@ -287,7 +269,7 @@ def head_below_perfect_correlation(effort):
 
 def best_of_all_heads(effort):
     """The 75% of F.2: one pair, alpha = 2, representation z_core + 2 z_spu, a number; all thresholds are tried."""
-    aligned, conflicting, number = population(1, 2.0, 0.0)
+    aligned, conflicting, number = population.images(1, 2.0, 0.0, 0.0)
     images, sign = np.vstack([aligned, conflicting]), np.tile(2 * number - 1, 2)
     seen = images @ [1.0, 2.0]
     edges = np.sort(seen)

@@ -1,6 +1,7 @@
 """The accuracy of a linear head on SupCon: the paper's numbers, the head's symmetry, limits."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -12,7 +13,7 @@ accuracy = jax.jit(sup_con_accuracy)
 
 
 def groups(found):
-    return np.array([found.aligned, found.conflicting])
+    return jnp.stack([found.aligned, found.conflicting])
 
 
 @pytest.mark.parametrize(("p", "s_c", "s_s"), [(1.0, 1.0, 0.0), (0.9, 1.3, 0.4), (0.6, 0.5, 1.0)])
@@ -61,11 +62,7 @@ def test_a_strong_spurious_feature_takes_the_conflicting_group(m):
 
 
 def test_nan_stays_and_leaves_of_any_ranks_broadcast():
-    found = jax.vmap(lambda beta: groups_of(accuracy(inter_class(3, 1.0, 2.0, beta))))(jax.numpy.array([np.nan, 0.3]))
+    found = jax.vmap(lambda beta: groups(accuracy(inter_class(3, 1.0, 2.0, beta))))(jnp.array([np.nan, 0.3]))
     assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
     model = intra_class(np.full(2, 0.9), np.full((3, 1), 1.0), 0.2)
     assert accuracy(model, observation(8, 4, np.full((4, 1, 1), 0.3), 0.1)).at(np.full(2, 0.5)).shape == (4, 3, 2)
-
-
-def groups_of(found):
-    return jax.numpy.stack([found.aligned, found.conflicting])

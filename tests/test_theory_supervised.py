@@ -262,7 +262,7 @@ SETTINGS = [(2, 1.0, 0.5, 0.3), (2, 1.6, 0.2, 0.2), (3, 0.6, 0.35, 0.35), (3, 10
 
 @pytest.mark.parametrize(("m", "alpha", "beta", "beta_spu"), SETTINGS)
 def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta, beta_spu):
-    *_, w = crammer_singer(m, alpha, beta, beta_spu)
+    w = crammer_singer(m, alpha, beta, beta_spu)
     core, spu = 1 - beta, alpha * (1 - beta_spu)
     want = np.zeros((2 * m, 2 * m))
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
@@ -277,7 +277,7 @@ def test_inter_class_rule_is_the_max_margin_of_the_population(m, alpha, beta, be
 
 @pytest.mark.parametrize(("m", "alpha", "beta", "beta_spu"), SETTINGS)
 def test_inter_class_accuracy_is_what_the_population_counts(m, alpha, beta, beta_spu):
-    *_, w = crammer_singer(m, alpha, beta, beta_spu)
+    w = crammer_singer(m, alpha, beta, beta_spu)
     correct, aligned = [], []
     for number, label in enumerate(np.asarray(class_labels(2 * m))):
         for signs in itertools.product((-1, 1), repeat=2 * m):
