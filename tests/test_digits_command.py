@@ -37,7 +37,7 @@ def command(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "argument, told",
     [
-        ("--preset=tiny", "--preset must be of smoke, small, full, got 'tiny'"),
+        ("--preset=tiny", "--preset must be of smoke, small, paper, full, got 'tiny'"),
         ("--study=arms,wolves", "--study must be of arms,"),
         ("--arms=clap", "--arms must be of clip,"),
         ("--arms=sup_con", "--arms has none of the study captions"),
@@ -53,6 +53,9 @@ def command(capsys, monkeypatch):
         ("--learning_rate=0", "--learning_rate must be in (0, 1]"),
         ("--image_encoder=resnet", "--image_encoder must be of cnn, vit, linear"),
         ("--groups=0:1", "--groups needs all of 0-9"),
+        ("--train_size=100000", "--train_size must be none or at most 1437, the training images, got 100000"),
+        ("--image_encoder=lenet", "--image_encoder=lenet needs images of 16 + 4k pixels a side, got 12"),
+        ("--colours=/nowhere", "--colours=/nowhere must be hues, paper or a file of six lines"),
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),
         ("--data=mnist", "--data must be builtin or idx:DIR"),
         ("--data=idx:/nowhere", "has no train-images-idx3-ubyte"),
@@ -140,7 +143,7 @@ def test_a_study_leaves_results_table_and_figures(finished):
     shape = (4, 2, 1, 1, 1, 2, 2, 1, 1, 1, 2, 2)
     assert dataset.accuracy_predicted.shape == shape and bool(dataset.accuracy_predicted.notnull().all())
     lines = (out / "captions" / "summary.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 4 * 2 * 3
+    assert len(lines) == 1 + 2 * 4 * 2 * len(training.READOUTS)
 
 
 @pytest.mark.long

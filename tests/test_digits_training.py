@@ -156,8 +156,10 @@ def test_arms_run_and_lack_only_what_it_has_not(source, float32):
         prompts = {measure for measure in found if measure.split()[0] in ("item", "ensemble") and " " in measure}
         expected = {"companion"} | (set() if arm.reads else prompts)
         expected |= {"temperature"} if arm.loss not in ("clip", "siglip") else set()
+        expected |= {"loss"} if arm.loss is None else set()
         assert lacking == expected, name
-        assert all(((0 <= v) & (v <= 1)).all() for k, v in found.items() if k not in lacking), name
+        shares = found.keys() - lacking - {"loss"}
+        assert all(((0 <= found[k]) & (found[k] <= 1)).all() for k in shares), name
 
 
 @pytest.mark.slow
@@ -186,7 +188,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_whole(source, float3
     params = jax.eval_shape(image.init, key, pixels)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert jax.eval_shape(image.apply, params, pixels).dtype == jnp.bfloat16
-    tokens = jnp.asarray(training.prompt_tokens(setup, "class"))
+    tokens = jnp.asarray(training.prompt_texts(setup, "class"))
     text_params = jax.eval_shape(text.init, key, tokens)
     assert jax.eval_shape(text.apply, text_params, tokens).dtype == jnp.bfloat16
     embedded = jax.eval_shape(lambda p: training.embed_image(ARMS["clip"], setup, {"image": p}, pixels), params)
@@ -225,7 +227,7 @@ def test_label_only_captions_make_the_whitened_rule_least_squares(source):
 
     def cosine(point):
         state = closed_form(ARMS["whitened"], setup, jax.random.key(4), point)
-        prompts = training.embed_text(ARMS["whitened"], setup, state, training.prompt_tokens(setup, "class"))
+        prompts = training.embed_text(ARMS["whitened"], setup, state, training.prompt_texts(setup, "class"))
         prompts = prompts @ state["w"].T
         seen, _ = pairs(ARMS["whitened"], setup, jax.random.key(4), point, 800)
         pixels, label = np.asarray(seen.image).reshape(800, -1), np.asarray(seen.label)
@@ -249,7 +251,7 @@ def test_a_probe_finds_what_is_there_and_nothing_else():
 
 
 def test_prompts_name_what_they_say(source):
-    by_class, by_item = (training.prompt_tokens(TINY, name) for name in ("class", "item"))
+    by_class, by_item = (training.prompt_texts(TINY, name) for name in ("class", "item"))
     assert [WORDS.decode(t) for t in by_class] == ["a low digit", "a high digit"]
     assert [WORDS.decode(t) for t in by_item[[0, 7]]] == ["a low digit zero", "a high digit seven"]
 

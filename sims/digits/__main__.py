@@ -6,10 +6,11 @@ Every cell is held against both theories, the linear loss's and the whitened one
     python -m sims.digits --preset=smoke
     python -m sims.digits --preset=small --data=idx:DIR --out runs/mnist      # DIR: the four files of MNIST
     python -m sims.digits --preset=small --study=captions --pi_grid=0:1:9 --p_spu=0.99
+    python -m sims.digits --preset=paper --data=idx:DIR    # the paper's experiment; hours on CPUs, minutes on a GPU
 
 studies: arms (every method once), captions (what captions name: pi_core x pi_spu), correlation (p_spu), contrasting
 (weight of same-class negatives), strength (how far the two hues are apart), temperature (fixed ones, along training),
-sharing (a small second digit, there or not, named or not).
+sharing (a small second digit, there or not, named or not), paper (the arms of the paper's Figures 2 and 5).
 Each goes to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws it again.
 """
 
@@ -19,8 +20,8 @@ import pathlib
 from absl import flags
 
 from sims import devices
-from sims.digits.config import GRIDS, IMAGE_ENCODERS, PRESETS, STUDIES, TEXT_ENCODERS, Config
-from sims.flags import UsageError, define, integer, names, number, numbers, path, run_main
+from sims.digits.config import GRIDS, IMAGE_ENCODERS, PAPER, PRESETS, STUDIES, TEXT_ENCODERS, Config
+from sims.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
 
 _NUMBERS = {
     "p_spu": "P(colour = the class's) in training, in [0, 1]",
@@ -31,7 +32,22 @@ _NUMBERS = {
     "pi_companion": "chance that a caption names the small second digit (study sharing), in [0, 1]",
     "same_class_weight": "weight of an anchor's same-class negatives, in [0, 1]; 0.5 is about the ordinary loss",
     "temperature": "temperature of CLIP's loss at the start (study temperature: all along), > 0",
-    "learning_rate": "of Adam, after a warm-up over a twentieth of the steps, in (0, 1]",
+    "learning_rate": "of Adam after a warm-up over a twentieth of the steps, of SGD throughout; in (0, 1]",
+    "momentum": "of SGD, in [0, 1)",
+    "weight_decay": "added to the gradient, times the weights, in [0, 1)",
+    "init_scale": "factor of all weights at the start, in (0, 100]",
+}
+_CHOICES = {
+    "colours": "backgrounds: hues (blue, orange, with noise); paper (its six); or a file of six lines red, green, blue",
+    "captions": "words, or vectors as in the paper",
+    "masking": "what stands for an unmentioned detail: named (nothing, but the class) or mean (the hue too is named)",
+    "pixels": "range that images are scaled to: 0:1 or -1:1",
+    "optimizer": "adam or sgd",
+}
+_SWITCHES = {
+    "normalize": "embeddings of unit length in the loss",
+    "learn_temperature": "train the temperature, as CLIP does (study temperature: never)",
+    "bf16": "networks in bfloat16",
 }
 _GRIDS = {name: [axis for axis, grid in GRIDS.items() if grid == name] for name in GRIDS.values()}
 _INTEGERS = {
@@ -50,7 +66,7 @@ def _define_flags() -> None:
     def preset(name: str) -> str:
         return "Presets: " + text.format(*(_shown(getattr(config, name)) for config in PRESETS.values()))
 
-    define("study", None, f"which, of {', '.join(STUDIES)}. {preset('study')}", names)
+    define("study", None, f"which, of {', '.join((*STUDIES, PAPER))}. {preset('study')}", names)
     define(
         "arms", None, f"of each study's arms those named. Presets: all; smoke: {_shown(PRESETS['smoke'].arms)}", names
     )
@@ -60,6 +76,8 @@ def _define_flags() -> None:
     define("groups", None, f"digits of class -1 and of class +1. {preset('groups')}", str)
     for name, text_of in _NUMBERS.items():
         define(name, None, f"{text_of}. {preset(name)}", number)
+    for name, text_of in _CHOICES.items():
+        define(name, None, f"{text_of}. {preset(name)}", str)
     for name, axes in _GRIDS.items():
         define(name, None, f"number list: {', '.join(axes)} where a study sweeps it. {preset(name)}", numbers)
     define("steps", None, f"number list: steps after which to measure. {preset('steps')}", numbers)
@@ -67,7 +85,12 @@ def _define_flags() -> None:
         define(name, None, f"{text_of}. {preset(name)}", integer)
     define("image_encoder", None, f"of {', '.join(IMAGE_ENCODERS)}. {preset('image_encoder')}", str)
     define("text_encoder", None, f"of {', '.join(TEXT_ENCODERS)}. {preset('text_encoder')}", str)
-    flags.DEFINE_bool("bf16", None, f"networks in bfloat16. {preset('bf16')}")
+    text_of = "scenes of a training set drawn once; none: fresh ones in every step"
+    define("train_size", None, f"{text_of}. {preset('train_size')}", optional(integer))
+    text_of = "number list: passes over the training set after which to measure, instead of --steps"
+    define("epochs", None, f"{text_of}. {preset('epochs')}", numbers)
+    for name, text_of in _SWITCHES.items():
+        flags.DEFINE_bool(name, None, f"{text_of}. {preset(name)}")
     flags.DEFINE_bool("keep_checkpoints", False, "keep the trained networks, in OUT/STUDY/checkpoints")
     devices.define_flags()
     define("out", "runs/digits", "folder for the studies' folders; another run's are refused", path)

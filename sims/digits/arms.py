@@ -1,6 +1,6 @@
 """What is trained: CLIP and its ablations, SigLIP, supervised learning, SupCon, SimCLR, and the linear closed forms.
 
-All contrastive losses are those of `mmcl_theory.losses`, on embeddings of unit length.
+All contrastive losses are those of `mmcl_theory.losses`, on embeddings of unit length unless the setup says otherwise.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mmcl_theory import losses
+from sims.digits.config import PAPER_POLICIES, paper_arm
 
 Point = Mapping[str, Any]
 
@@ -21,7 +22,7 @@ class Arm:
 
     captions: (pi_core, pi_spu) whatever the axes say.  same_class_weight: None: the ordinary loss; a number; or "axis",
     the axis of that name.  linear: linear encoders whatever the config says.  theta: 0, 1 of a closed form, the linear
-    loss's or the whitened rule.
+    loss's or the whitened rule.  prompt: that it is judged by, if it reads.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Arm:
     same_class_weight: float | str | None = None
     linear: bool = False
     theta: float | None = None
+    prompt: str = "ensemble"
 
     @property
     def reads(self) -> bool:
@@ -52,6 +54,9 @@ ARMS = {
     "linear_mmcl": Arm("linear loss, closed form on pixels", None, theta=0.0),
     "whitened": Arm("whitened rule, closed form on pixels", None, theta=1.0),
 }
+ARMS |= {
+    paper_arm(*pi): Arm(f"CLIP, captions ({pi[0]:g}, {pi[1]:g})", "clip", pi, prompt="class") for pi in PAPER_POLICIES
+}
 IMAGE_TEMPERATURE = 0.1  # of SupCon and SimCLR
 SIGLIP_BIAS = -10.0  # at the start
 _SHIFT = 2  # pixels
@@ -63,14 +68,22 @@ def same_class_weight(arm: Arm, point: Point) -> Any:
     return point["same_class_weight"] if arm.same_class_weight == "axis" else arm.same_class_weight
 
 
-def contrast(arm: Arm, image: jax.Array, text: jax.Array, label: jax.Array, scalars: Any, point: Point) -> jax.Array:
+def contrast(
+    arm: Arm,
+    image: jax.Array,
+    text: jax.Array,
+    label: jax.Array,
+    scalars: Any,
+    point: Point,
+    normalize: bool = True,
+) -> jax.Array:
     """The arm's loss of a batch of pairs. scalars: log_scale, the log of 1 / temperature, and SigLIP's bias."""
     scale = jnp.exp(scalars["log_scale"])
     if arm.loss == "siglip":
-        return losses.siglip(image, text, scale=scale, bias=scalars["bias"], normalize=True)
+        return losses.siglip(image, text, scale=scale, bias=scalars["bias"], normalize=normalize)
     weight = same_class_weight(arm, point)
     weighted = {} if weight is None else {"labels": label, "same_class_weight": weight}
-    return losses.info_nce(image, text, temperature=1 / scale, normalize=True, **weighted)
+    return losses.info_nce(image, text, temperature=1 / scale, normalize=normalize, **weighted)
 
 
 def alone(arm: Arm, one: jax.Array, two: jax.Array, label: jax.Array) -> jax.Array:

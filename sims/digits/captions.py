@@ -5,7 +5,8 @@
 
 The class is always named. The digit and each of its three styles are core details, each mentioned w.p. pi_core; the
 background is the spurious one, mentioned w.p. pi_spu; the small digit, where the scene has one, w.p. pi_companion.
-Mentions are independent. What is not mentioned leaves no word, and the words move together.
+Mentions are independent. What is not mentioned leaves no word, and the words move together. With masking "mean" the
+background's HUE is always named, and its SHADE w.p. pi_spu.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def write(
 ) -> Int[Array, "n length"]:
     """Tokens of a caption for each scene.
 
-    caps: pi_core, pi_spu of `mmcl_theory.captions`, with named masking.  pi_companion: in [0, 1], unused where scenes
+    caps: of `mmcl_theory.captions`, with masking "named" or "mean".  pi_companion: in [0, 1], unused where scenes
     have no companion.
     """
     n = len(scenes.label)
@@ -97,7 +98,9 @@ def write(
     slots.append((of(words.items, scenes.item), details[:, 0]))
     slots += [(of(pair, scenes.style[:, i]), details[:, i + 1]) for i, pair in enumerate(STYLES)]
     hue = of(HUE_NAMES, (scenes.attribute + 1) // 2)
-    slots += [(w, named) for w in (fixed("on"), fixed("a"), of(SHADE_NAMES, scenes.shade), hue, fixed("background"))]
+    coloured = always if caps.masking == "mean" else named
+    slots += [(fixed("on"), coloured), (fixed("a"), coloured), (of(SHADE_NAMES, scenes.shade), named)]
+    slots += [(hue, coloured), (fixed("background"), coloured)]
     if scenes.companion is not None:
         told = (jax.random.uniform(other, (n,)) < pi_companion) & (scenes.companion >= 0)
         which = of(words.items, jnp.maximum(scenes.companion, 0))

@@ -2,15 +2,20 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from sims.flags import MOST_CELLS, UsageError
 
 ITEMS = 10  # kinds of items in every source
-IMAGE_ENCODERS = ("cnn", "vit", "linear")
-TEXT_ENCODERS = ("transformer", "bag")
+IMAGE_ENCODERS = ("cnn", "vit", "linear", "lenet")
+TEXT_ENCODERS = ("transformer", "bag", "linear")
 STUDIES = ("arms", "captions", "strength", "contrasting", "correlation", "sharing", "temperature")
+PAPER = "paper"  # the study of the paper's Figures 2 and 5
+# (pi_core, pi_spu) of their captions.
+PAPER_POLICIES = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 0.5), (1.0, 0.0))
+COLOURS = 6
 # The axes of every study, those of scenes first, with the flag that lists values where the study is about that axis.
 GRIDS = {
     "p_spu": "p_spu_grid",
@@ -31,6 +36,7 @@ _SWEPT = {
     "contrasting": ("same_class_weight",),
     "temperature": ("temperature",),
     "sharing": ("p_companion", "pi_companion"),
+    PAPER: (),
 }
 ARMS_OF = {
     "arms": (
@@ -54,8 +60,49 @@ ARMS_OF = {
     "temperature": ("clip",),
     "sharing": ("clip", "cross_entropy"),
 }
+
+
+def paper_arm(pi_core: float, pi_spu: float) -> str:
+    """The name of the arm with these captions."""
+    return f"clip_{pi_core:g}_{pi_spu:g}"
+
+
+# The ends of both figures first: the run takes hours.
+ARMS_OF[PAPER] = (
+    *(paper_arm(*PAPER_POLICIES[i]) for i in (4, 0, 6)),
+    "cross_entropy",
+    *(paper_arm(*PAPER_POLICIES[i]) for i in (2, 1, 3, 5)),
+)
+# Values are not given in the paper; these are read off its Figure 4, in its order.
+_PAPER_COLOURS = [(31, 56, 100), (0, 112, 192), (180, 199, 231), (248, 186, 186), (255, 0, 0), (192, 0, 0)]
 _ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS_OF.values() for arm in arms))
 _MOST_SEEDS = 10_000
+
+
+def parse_colours(text: str) -> tuple[tuple[tuple[float, ...], ...], ...] | None:
+    """(attribute, shade, channel) in 0..255 of `paper`, or of a file; None of `hues`.
+
+    The file: six lines `red, green, blue`: dark, medium, light of attribute -1, then light, medium, dark of +1.
+    Raises: UsageError.
+    """
+    if text == "hues":
+        return None
+    rows = _PAPER_COLOURS
+    if text != PAPER:
+        where = f"--colours={text} must be hues, paper or a file of six lines red, green, blue in [0, 255]"
+        try:
+            lines = pathlib.Path(text).expanduser().read_text().splitlines()
+            rows = [tuple(float(value) for value in line.split(",")) for line in lines if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{where}; cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+        except ValueError as error:
+            raise UsageError(f"{where}; {error}.") from None
+        if len(rows) != COLOURS:
+            raise UsageError(f"{where}, got {len(rows)}.")
+        for row in rows:
+            if len(row) != 3 or not all(0 <= value <= 255 for value in row):
+                raise UsageError(f"{where}, got {', '.join(f'{value:g}' for value in row)}.")
+    return tuple(rows[: COLOURS // 2]), tuple(rows[: COLOURS // 2 - 1 : -1])
 
 
 def parse_groups(text: str) -> tuple[int, ...]:
@@ -71,8 +118,9 @@ class Config:
     """One source of digits, and the studies to make of it. A study sweeps its own axes, the others stay as given.
 
     arms: of each study's own those that are named here.  groups: digits of the two classes.  pool: pixels averaged
-    into one, each way; None: as many as leave 12 or more a side.  steps: after which to measure, the last ends
-    training.  test: scenes of each group.
+    into one, each way; None: as many as leave 12 or more a side.  train_size: scenes of a training set that is drawn
+    once, captions and all; None: fresh ones in every step.  steps: after which to measure, the last ends training;
+    epochs, passes over the training set, instead of them.  test: scenes of each group.
     """
 
     study: tuple[str, ...] = STUDIES
@@ -94,12 +142,24 @@ class Config:
     companion_grid: tuple[float, ...] = (0.0, 1.0)
     weight_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     temperature_grid: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    colours: str = "hues"
+    train_size: int | None = None
+    captions: str = "words"
+    masking: str = "named"
     image_encoder: str = "cnn"
     text_encoder: str = "transformer"
     embed_dim: int = 32
+    pixels: str = "0:1"
+    init_scale: float = 1.0
+    normalize: bool = True
+    learn_temperature: bool = True
     steps: tuple[float, ...] = (100, 300, 1000)
+    epochs: tuple[float, ...] | None = None
     batch_size: int = 256
+    optimizer: str = "adam"
     learning_rate: float = 3e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
     test: int = 1024
     bf16: bool = False
     seeds: int = 6
@@ -108,10 +168,14 @@ class Config:
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
         for name, allowed in (
-            ("study", STUDIES),
+            ("study", (*STUDIES, PAPER)),
             ("arms", _ALL_ARMS),
             ("image_encoder", IMAGE_ENCODERS),
             ("text_encoder", TEXT_ENCODERS),
+            ("captions", ("words", "vectors")),
+            ("masking", ("named", "mean")),
+            ("pixels", ("0:1", "-1:1")),
+            ("optimizer", ("adam", "sgd")),
         ):
             given = getattr(self, name)
             for value in (given,) if isinstance(given, str) else given:
@@ -146,9 +210,30 @@ class Config:
             raise UsageError(f"--groups {error}, got {self.groups}.") from None
         if not 0 < self.learning_rate <= 1:
             raise UsageError(f"--learning_rate must be in (0, 1], got {self.learning_rate:g}.")
-        for value in self.steps:
-            if value != int(value) or not 1 <= value <= 1e7:
-                raise UsageError(f"--steps must be whole numbers in [1, 1e7], got {value:g}.")
+        for name, most in (("steps", 1e7), ("epochs", 1e5)):
+            for value in getattr(self, name) or ():
+                if value != int(value) or not 1 <= value <= most:
+                    raise UsageError(f"--{name} must be whole numbers in [1, {most:g}], got {value:g}.")
+        parse_colours(self.colours)
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """What goes together."""
+        if (self.captions == "vectors") != (self.text_encoder == "linear"):
+            wanted = "linear" if self.captions == "vectors" else "transformer or bag"
+            raise UsageError(f"--captions={self.captions} needs --text_encoder of {wanted}, got {self.text_encoder}.")
+        if self.captions == "vectors" and "sharing" in self.study:
+            raise UsageError("--study=sharing needs --captions=words: vectors have no place for the small digit.")
+        if self.train_size is not None and not self.batch_size <= self.train_size <= 2**24:
+            raise UsageError(f"--train_size must be none or in [batch_size, 2^24] = [{self.batch_size}, {2**24}],"
+                             f" got {self.train_size}.")  # fmt: skip
+        if self.epochs is not None and self.train_size is None:
+            raise UsageError("--epochs needs --train_size: fresh scenes make no epoch.")
+        if not 0 < self.init_scale <= 100:
+            raise UsageError(f"--init_scale must be in (0, 100], got {self.init_scale:g}.")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} must be in [0, 1), got {getattr(self, name):g}.")
 
     def arms_of(self, study: str) -> tuple[str, ...]:
         """The arms of a study."""
@@ -163,6 +248,7 @@ class Config:
         """What decides the results of a study. digest: of the data."""
         grids = {*GRIDS.values(), *AXES, "study", "arms", "data"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in grids}
+        fields["colours"] = parse_colours(self.colours)
         own = {"arms": self.arms_of(study), **self.axes(study)}
         return {"command": "digits", "study": study, "digest": digest, **fields, **own}
 
@@ -187,5 +273,28 @@ PRESETS = {
         seeds=2,
     ),
     "small": Config(),
+    PAPER: Config(
+        study=(PAPER,),
+        pool=1,
+        p_spu=0.995,
+        colours=PAPER,
+        train_size=60_000,
+        captions="vectors",
+        masking="mean",
+        image_encoder="lenet",
+        text_encoder="linear",
+        embed_dim=128,
+        pixels="-1:1",
+        normalize=False,
+        temperature=1.0,
+        learn_temperature=False,
+        epochs=(1, 2, 4, 8, 12, 20, 30, 40, 50, 60, 80, 100),
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=0.01,
+        weight_decay=0.001,
+        test=10_000,
+        seeds=4,
+    ),
     "full": Config(pool=1, steps=(100, 300, 1000, 3000, 10000), batch_size=1024, embed_dim=128, test=4096, seeds=10),
 }

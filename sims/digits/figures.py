@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sims import plots
-from sims.digits import captions, images, scenes, studies, training
+from sims.digits import images, paper, scenes, studies, training
 from sims.digits.arms import ARMS
+from sims.digits.config import PAPER
 
 _LOOKS = [
     ("#0072B2", "o", "-"),
@@ -45,6 +46,9 @@ _NETWORKS = ("clip", "clip_linear")
 
 def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of a study, by file name."""
+    if study == PAPER:
+        both = {f"figure_{number}": paper.against_paper(dataset, name) for name, number in paper.FIGURES.items()}
+        return {**both, "training": paper.along_training(dataset)}
     if study == "arms":
         return {"arms": arms(dataset), "features": features(dataset)}
     if study == "captions":
@@ -64,12 +68,14 @@ def samples(setup: training.Setup, source: images.Source) -> Figure:
     n = _SAMPLES
     key_scene, key_text = jax.random.split(jax.random.key(0))
     p_spu = np.repeat([1.0, 0.0], n // 2)
-    seen = scenes.draw(key_scene, source.train, n, p_spu, p_companion=0.7 if setup.companion else None)
-    tokens = np.asarray(captions.write(key_text, setup.words, seen, training.mt.captions(0.5, 0.5), 0.5))
+    p_companion = 0.7 if setup.companion else None
+    seen = scenes.draw(key_scene, source.train, n, p_spu, p_companion=p_companion, colours=setup.colours)
+    texts = np.asarray(training.write(setup, key_text, seen, training.mt.captions(0.5, 0.5), 0.5))
     figure, axes = plt.subplots(2, n // 2, figsize=(13, 5.6), layout="constrained")
     for i, ax in enumerate(axes.flat):
         ax.imshow(np.clip(np.asarray(seen.image[i]), 0, 1))
-        ax.set_title(_folded(setup.words.decode(tokens[i])), fontsize=8)
+        told = f"[{texts[i, 0]:.2f}, {texts[i, 1]:.2f}, ...]" if setup.vectors else setup.words.decode(texts[i])
+        ax.set_title(_folded(told), fontsize=8)
         ax.set_axis_off()
     for row, name in zip((0, 1), ("aligned", "conflicting"), strict=True):
         axes[row, 0].text(-0.12, 0.5, name, transform=axes[row, 0].transAxes, rotation=90, va="center", fontsize=11)

@@ -21,8 +21,8 @@ import scipy.special
 
 import mmcl_theory as mt
 from mmcl_theory import learners
-from sims.digits import captions, encoders, scenes
-from sims.digits.training import GROUPS, Setup, draw, prompt_tokens, ridge
+from sims.digits import scenes
+from sims.digits.training import GROUPS, Setup, draw, prompt_texts, ridge, text_features, write
 
 PROMPTS = ("class", "ensemble")
 THEORIES = ("linear_pixels", "whitened_pixels", "linear_features", "whitened_features")
@@ -77,16 +77,16 @@ class Predictor:
             return np.array([float(value) for value in values])
 
     def words(self, seen: Seen, caps: mt.data.Captions, pi_companion: float) -> np.ndarray:
-        """Word counts of captions of scenes."""
-        tokens = captions.write(jax.random.key(_KEY + 3), self.setup.words, seen.scenes, caps, pi_companion)
-        return np.asarray(encoders.word_counts(tokens, len(self.setup.words.words)), float)
+        """Vectors or word counts of captions of scenes."""
+        texts = write(self.setup, jax.random.key(_KEY + 3), seen.scenes, caps, pi_companion)
+        return np.asarray(text_features(self.setup, texts), float)
 
     def accuracy(self, pi_core: float, pi_spu: float, pi_companion: float, weight: float | None) -> np.ndarray:
         """(THEORIES, prompt, GROUPS): prompts that name the class, and the mean over captions that a class can have.
 
         weight: of same-class negatives; None: the ordinary loss.
         """
-        caps = mt.captions(pi_core, pi_spu)
+        caps = mt.captions(pi_core, pi_spu, self.setup.masking)
         counts = self.words(self.seen, caps, pi_companion)
         number = None if weight is None else jnp.asarray((self.seen.scenes.label + 1) // 2)
         with jax.enable_x64(True):
@@ -94,9 +94,7 @@ class Predictor:
             cross = np.asarray(learners.cross_covariance(*both, number, weight))
         cov_text = ridge(np.cov(counts, rowvar=False))
         possible, label = self.words(self.shifted, caps, pi_companion), np.asarray(self.shifted.scenes.label)
-        low, high = np.asarray(
-            encoders.word_counts(jnp.asarray(prompt_tokens(self.setup, "class")), len(self.setup.words.words)), float
-        )
+        low, high = np.asarray(text_features(self.setup, jnp.asarray(prompt_texts(self.setup, "class"))), float)
         prompts = (high - low, possible[label > 0].mean(0) - possible[label < 0].mean(0))
         linear = [self._groups(cross @ t) for t in prompts]
         whitened = [self._groups(np.linalg.solve(self.cov, cross @ np.linalg.solve(cov_text, t))) for t in prompts]

@@ -23,6 +23,7 @@ SHADES = (0.6, 0.8, 1.0)  # dark, medium, light: factors of the hue
 HUES = ((0.15, 0.35, 0.75), (0.75, 0.35, 0.10))
 HUE_NOISE = 0.02  # sd of a background's colour, per channel
 INK = (0.85, 1.0)  # range of the ink's brightness
+Colours = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +44,25 @@ class Scenes:
     companion: Array | None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """What scenes are made of, all but the pixels.
+
+    index: (n,) of the items.  attribute: (n,) of -1, +1.  shade: (n,) of 0, 1, 2.  background: (n, 3).  ink: (n,).
+    second, present, top: (n,) index of the small digit, whether it is there, and at the top; None without a strip.
+    """
+
+    index: Array
+    attribute: Array
+    shade: Array
+    background: Array
+    ink: Array
+    second: Array | None
+    present: Array | None
+    top: Array | None
+
+
 def draw(
     key: Key[Array, ""],
     items: Items,
@@ -50,35 +70,76 @@ def draw(
     p_spu: Scalar | Float[Array, " n"],
     hue_contrast: Scalar = 1.0,
     p_companion: Scalar | None = None,
+    colours: Colours | None = None,
 ) -> Scenes:
     """n scenes with fair labels; attribute = label w.p. p_spu (1/2: the shifted distribution; 1, 0: one group).
 
     p_spu: in [0, 1], one for all or one each.  hue_contrast: in [0, 1], of the two hues' distance from their mean.
     p_companion: chance of a small digit, of all items, at the top or the bottom of a strip at the right; None: no
-    strip.  Every image of a kind is equally likely.
+    strip.  colours: (attribute, shade, channel) in 0..255, plain, under white ink, instead of the two hues.
+    Every image of a kind is equally likely.
+    """
+    return render(items, lay_out(key, items, n, p_spu, hue_contrast, p_companion, colours))
+
+
+def lay_out(
+    key: Key[Array, ""],
+    items: Items,
+    n: int,
+    p_spu: Scalar | Float[Array, " n"],
+    hue_contrast: Scalar = 1.0,
+    p_companion: Scalar | None = None,
+    colours: Colours | None = None,
+    once: bool = False,
+) -> Layout:
+    """The layout of n scenes. once: no item twice, labels as they come; else labels are fair.
+
+    Raises: ValueError for more scenes than items.
     """
     keys = dict(zip(("label", "item", "attribute", "shade", "noise", "ink", "other", "place", "present"),
                     jax.random.split(key, 9), strict=True))  # fmt: skip
-    items = jax.tree.map(jnp.asarray, items)
-    label = jnp.where(jax.random.bernoulli(keys["label"], 0.5, (n,)), 1, -1)
-    index = _index(keys["item"], items, label)
+    count = len(items.item)
+    if once:
+        if n > count:
+            raise ValueError(f"n must be at most the number of items, {count}, got {n}.")
+        index = jax.random.permutation(keys["item"], count)[:n]
+        label = jnp.where(index >= items.low, 1, -1)
+    else:
+        label = jnp.where(jax.random.bernoulli(keys["label"], 0.5, (n,)), 1, -1)
+        index = _index(keys["item"], items, label)
     attribute = jnp.where(jax.random.uniform(keys["attribute"], (n,)) < p_spu, label, -label)
     shade = jax.random.randint(keys["shade"], (n,), 0, len(SHADES))
-    hues = jnp.asarray(HUES)
-    hues = hues.mean(0, keepdims=True) + hue_contrast * (hues - hues.mean(0, keepdims=True))
-    hue = hues[(attribute + 1) // 2]
-    background = hue * jnp.asarray(SHADES)[shade][:, None] + HUE_NOISE * jax.random.normal(keys["noise"], (n, 3))
-    ink = jax.random.uniform(keys["ink"], (n,), minval=INK[0], maxval=INK[1])
-    cover, small_digit = items.ink[index], None
+    if colours is None:
+        hues = jnp.asarray(HUES)
+        hues = hues.mean(0, keepdims=True) + hue_contrast * (hues - hues.mean(0, keepdims=True))
+        hue = hues[(attribute + 1) // 2]
+        background = hue * jnp.asarray(SHADES)[shade][:, None] + HUE_NOISE * jax.random.normal(keys["noise"], (n, 3))
+        ink = jax.random.uniform(keys["ink"], (n,), minval=INK[0], maxval=INK[1])
+    else:
+        ink = jnp.ones(n)
+        background = jnp.asarray(colours, ink.dtype)[(attribute + 1) // 2, shade] / 255
+    strip = (None, None, None)
     if p_companion is not None:
-        second = jax.random.randint(keys["other"], (n,), 0, len(items.item))
-        present = jax.random.uniform(keys["present"], (n,)) < p_companion
-        small = jnp.where(present[:, None, None], items.small[second], 0)
-        cover = _beside(cover, small, jax.random.bernoulli(keys["place"], 0.5, (n,)))
-        small_digit = jnp.where(present, items.item[second], -1)
-    return Scenes(
-        _blend(cover, ink, background), label, attribute, items.item[index], items.style[index], shade, small_digit
-    )
+        strip = (
+            jax.random.randint(keys["other"], (n,), 0, count),
+            jax.random.uniform(keys["present"], (n,)) < p_companion,
+            jax.random.bernoulli(keys["place"], 0.5, (n,)),
+        )
+    return Layout(index, attribute, shade, background, ink, *strip)
+
+
+def render(items: Items, layout: Layout) -> Scenes:
+    """The scenes of a layout."""
+    items = jax.tree.map(jnp.asarray, items)
+    index = layout.index
+    cover, small_digit = items.ink[index], None
+    if layout.second is not None:
+        small = jnp.where(layout.present[:, None, None], items.small[layout.second], 0)
+        cover = _beside(cover, small, layout.top)
+        small_digit = jnp.where(layout.present, items.item[layout.second], -1)
+    image = _blend(cover, layout.ink, layout.background)
+    label = jnp.where(index >= items.low, 1, -1)
+    return Scenes(image, label, layout.attribute, items.item[index], items.style[index], layout.shade, small_digit)
 
 
 def _index(key: Key[Array, ""], items: Items, label: Int[Array, " n"]) -> Int[Array, " n"]:

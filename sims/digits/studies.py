@@ -16,9 +16,9 @@ import scipy.stats
 import xarray as xr
 
 from sims import results, store
-from sims.digits import captions, figures, images, moments, training
+from sims.digits import captions, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
-from sims.digits.config import AXES, Config, parse_groups
+from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
 from sims.flags import Options, UsageError
 from sims.grid import Grid, Task
 
@@ -32,6 +32,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
     Raises: UsageError for bad data or folders; then nothing is written.
     """
     source = images.load(config.data, parse_groups(config.groups), config.pool)
+    _check_source(config, source)
     setups = {study: setup_of(config, study, source) for study in config.study}
     grids = {study: grid_of(config, study, setups[study], source) for study in config.study}
     for study, grid in grids.items():
@@ -60,16 +61,42 @@ def _config_of(config: Config, study: str, source: images.Source) -> dict[str, A
 
 def setup_of(config: Config, study: str, source: images.Source) -> training.Setup:
     """What all runs of a study share."""
-    same = ("image_encoder", "text_encoder", "embed_dim", "batch_size", "learning_rate", "test", "bf16")
+    same = (
+        "train_size", "masking", "image_encoder", "text_encoder", "embed_dim", "init_scale", "normalize",
+        "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "test", "bf16",
+    )  # fmt: skip
     return training.Setup(
         words=captions.lexicon(source.name),
         kinds=source.kinds,
         side=source.train.side,
         companion=study == "sharing",
-        stages=tuple(int(step) for step in config.steps),
-        learns_temperature=study != "temperature",
+        colours=parse_colours(config.colours),
+        vectors=config.captions == "vectors",
+        symmetric=config.pixels == "-1:1",
+        stages=_stages(config),
+        learns_temperature=config.learn_temperature and study != "temperature",
         **{name: getattr(config, name) for name in same},
     )
+
+
+def _stages(config: Config) -> tuple[int, ...]:
+    if config.epochs is None or config.train_size is None:
+        return tuple(int(step) for step in config.steps)
+    return tuple(int(epoch) * (config.train_size // config.batch_size) for epoch in config.epochs)
+
+
+def _check_source(config: Config, source: images.Source) -> None:
+    """Raise UsageError for what these images do not allow."""
+    items, side = len(source.train.item), source.train.side
+    if config.train_size is not None:
+        if config.train_size > items:
+            raise UsageError(f"--train_size must be none or at most {items}, the training images, got"
+                             f" {config.train_size}.")  # fmt: skip
+        if config.test > len(source.test.item):
+            raise UsageError(f"--test must be at most {len(source.test.item)}, the test images, where --train_size is"
+                             f" given, got {config.test}.")  # fmt: skip
+    if config.image_encoder == "lenet" and (side < 16 or side % 4):
+        raise UsageError(f"--image_encoder=lenet needs images of 16 + 4k pixels a side, got {side}.")
 
 
 def grid_of(config: Config, study: str, setup: training.Setup, source: images.Source) -> Grid:
@@ -144,7 +171,7 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
     """
     found = dataset.measured
     prompts = []
-    for prompt in training.PROMPTS:
+    for prompt in training.READOUTS:
         cells = [
             [found.sel(measure=f"{prompt} {group} {label}", drop=True) for label in training.LABELS]
             for group in training.GROUPS
@@ -155,12 +182,12 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
         values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
         named = xr.DataArray(results.names(VALUES), dims="value", name="value")
         prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(results.names(training.PROMPTS), dims="prompt", name="prompt"))
+    return xr.concat(prompts, xr.DataArray(results.names(training.READOUTS), dims="prompt", name="prompt"))
 
 
 def headline(arm: str) -> str:
-    """The prompt that an arm is judged by: ensembles where captions are read, its classifier else."""
-    return "ensemble" if ARMS[arm].reads else "class"
+    """The prompt that an arm is judged by: its own where captions are read, its classifier else."""
+    return ARMS[arm].prompt if ARMS[arm].reads else "class"
 
 
 def by_headline(found: xr.DataArray) -> xr.DataArray:
@@ -202,7 +229,7 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     kept, kept_half = interval(dataset.measured)
     table = []
     for arm in dataset.arm.values:
-        prompts = training.PROMPTS if ARMS[arm].reads else ("class",)
+        prompts = [r for r in training.READOUTS if ARMS[arm].reads or r not in ("item", "ensemble")]
         for index in np.ndindex(*(dataset.sizes[a] for a in (*AXES, "step"))):
             at = dict(zip((*AXES, "step"), index, strict=True))
             for prompt in prompts:
@@ -212,7 +239,7 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
                 for value in VALUES:
                     row[value] = mean.isel(at).sel(value=value, **here).item()
                     row[f"{value}_half"] = half.isel(at).sel(value=value, **here).item()
-                for feature in (*training.FEATURES, "temperature"):
+                for feature in (*training.FEATURES, "temperature", "loss"):
                     row[feature] = kept.isel(at).sel(arm=arm, measure=feature).item()
                     row[f"{feature}_half"] = kept_half.isel(at).sel(arm=arm, measure=feature).item()
                 row |= _predicted_columns(dataset, str(arm), at, prompt)
@@ -297,6 +324,8 @@ def _score(
 
 def text(dataset: xr.Dataset) -> str:
     """Each arm and cell after the last step under its headline prompt, then each theory's score."""
+    if json.loads(dataset.attrs["config"])["study"] == PAPER:
+        return f"{dataset.sizes['seed']} seeds, 95% intervals:\n{_aligned(paper.table(dataset))}"
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
     axes = varying(dataset)
     shown = ("aligned", "conflicting", "shifted", "worst")

@@ -16,24 +16,33 @@ from jaxtyping import Array, Float, Int, Key
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
-from sims.digits import arms, captions, encoders, scenes
+from sims.digits import arms, captions, encoders, scenes, vectors
 from sims.digits.arms import ARMS, Arm, Point
 from sims.digits.config import ITEMS
 from sims.grid import Task
 
 PROMPTS = ("class", "item", "ensemble")
+READOUTS = (*PROMPTS, "probe", "probe_shifted")
 GROUPS = ("aligned", "conflicting")
 LABELS = ("low", "high")  # -1, +1
 FEATURES = ("item", "hue", "slant", "stroke", "size", "companion")
 MEASURES = (
-    *(f"{prompt} {group} {label}" for prompt in PROMPTS for group in GROUPS for label in LABELS),
+    *(f"{readout} {group} {label}" for readout in READOUTS for group in GROUPS for label in LABELS),
     *FEATURES,
     "temperature",
+    "loss",
 )
 _ENSEMBLE = 256  # captions of each class
 _RIDGE = 1e-3  # of probes and closed forms, relative to the mean variance of a feature
 
+_MOST_FIT = 4096  # half the scenes of each distribution that probes are fitted on
+_LOSS_BATCHES = 16  # that the training loss is averaged over
+_CHUNK = 1024  # images embedded at once
+# Keys of a run that no step has.
+_SET, _ORDER, _FITTED = 2**32 - 1, 2**32 - 2, 2**32 - 3
+
 State = dict[str, Any]
+Batch = tuple[scenes.Scenes, Array]  # and texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +50,34 @@ class Setup:
     """What all runs of a study share.
 
     words: of the captions.  kinds: -1 or +1 of each item.  side: of a digit, pixels.  companion: scenes have a second
-    digit.  stages: steps after which to measure.  test: scenes of each group, and twice as many to fit probes on.
-    closed: samples of closed forms.  learns_temperature: from the axis's value on, as CLIP does; else it stays there.
+    digit.  colours: (attribute, shade, channel) in 0..255; None: two hues.  train_size: scenes of a training set drawn
+    once; None: fresh ones in every step.  vectors: captions are such, not words.  masking: of captions.  symmetric:
+    pixels are scaled to [-1, 1], not [0, 1].  init_scale: factor of all weights at the start.  normalize: embeddings of
+    unit length.  stages: steps after which to measure.  test: scenes of each group; probes are fitted on twice as many,
+    at most 2 x 4096.  closed: samples of closed forms.  learns_temperature: from the axis's value on, as CLIP does;
+    else it stays there.
     """
 
     words: captions.Lexicon
     kinds: tuple[int, ...]
     side: int
     companion: bool = False
+    colours: scenes.Colours | None = None
+    train_size: int | None = None
+    vectors: bool = False
+    masking: str = "named"
     image_encoder: str = "cnn"
     text_encoder: str = "transformer"
     embed_dim: int = 32
     stages: tuple[int, ...] = (100, 200)
+    symmetric: bool = False
+    init_scale: float = 1.0
+    normalize: bool = True
     batch_size: int = 256
+    optimizer: str = "adam"
     learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
     learns_temperature: bool = True
     test: int = 1024
     closed: int = 16384
@@ -66,13 +89,20 @@ class Setup:
         return captions.length(self.companion)
 
     def modules(self, arm: Arm) -> tuple[Any, Any]:
-        """(image encoder, text encoder)."""
+        """(image encoder, text encoder). LeNet classifies from its last hidden layer, without an embedding."""
         dtype = jnp.bfloat16 if self.bf16 else None
-        image, text = ("linear", "bag") if arm.linear else (self.image_encoder, self.text_encoder)
+        image, text = self.image_encoder, self.text_encoder
+        if arm.linear:
+            image, text = "linear", "linear" if self.vectors else "bag"
         return (
-            encoders.image_encoder(image, self.embed_dim, self.side, dtype),
+            encoders.image_encoder(image, self.embed_of(arm), self.side, dtype),
             encoders.text_encoder(text, self.embed_dim, len(self.words.words), dtype),
         )
+
+    def embed_of(self, arm: Arm) -> int | None:
+        """Dimensions of the image embedding; None: as many as the last hidden layer has."""
+        classifies = arm.loss == "cross_entropy" and self.image_encoder == "lenet"
+        return None if classifies else self.embed_dim
 
 
 def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
@@ -99,16 +129,48 @@ def policy(arm: Arm, point: Point) -> mt.data.Captions:
 
 
 def pairs(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, n: int) -> tuple[scenes.Scenes, Array]:
-    """n training scenes and the tokens of their captions."""
+    """n fresh training scenes and the texts of their captions."""
     key_scene, key_text = jax.random.split(key)
     seen = draw(setup, key_scene, point, "train", n, point["p_spu"])
-    return seen, captions.write(key_text, setup.words, seen, policy(arm, point), point["pi_companion"])
+    return seen, write(setup, key_text, seen, policy(arm, point), point["pi_companion"])
 
 
-def draw(setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any) -> scenes.Scenes:
-    """n scenes of the `train` or `test` items, with the axes' contrast and small digits."""
+def write(setup: Setup, key: Key[Array, ""], seen: scenes.Scenes, caps: mt.data.Captions, pi_companion: Any) -> Array:
+    """The texts of captions of scenes: tokens, (n, length), or vectors, (n, 200)."""
+    caps = dataclasses.replace(caps, masking=setup.masking)
+    if setup.vectors:
+        return vectors.write(key, setup.kinds, seen, caps)
+    return captions.write(key, setup.words, seen, caps, pi_companion)
+
+
+def text_features(setup: Setup, texts: Array) -> Float[Array, "n v"]:
+    """What closed forms read of texts: vectors as they are, counts of words."""
+    return texts if setup.vectors else encoders.word_counts(texts, len(setup.words.words))
+
+
+def draw(
+    setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any, once: bool = False
+) -> scenes.Scenes:
+    """n scenes of the `train` or `test` items, with the axes' contrast and small digits. once: no item twice."""
+    return scenes.render(point[items], lay_out(setup, key, point, items, n, p_spu, once))
+
+
+def lay_out(
+    setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any, once: bool
+) -> scenes.Layout:
+    """The layout of such scenes."""
     p_companion = point["p_companion"] if setup.companion else None
-    return scenes.draw(key, point[items], n, p_spu, point["hue_contrast"], p_companion)
+    return scenes.lay_out(key, point[items], n, p_spu, point["hue_contrast"], p_companion, setup.colours, once)
+
+
+def training_set(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> tuple[scenes.Layout, Array]:
+    """The run's training set, drawn once: layout and texts of all its scenes."""
+    key_layout, key_text = jax.random.split(jax.random.fold_in(key, _SET))
+    layout = lay_out(setup, key_layout, point, "train", setup.train_size or 0, point["p_spu"], once=True)
+    items = point["train"]
+    blank = dataclasses.replace(items, ink=items.ink[:, :1, :1], small=items.small[:, :1, :1])  # texts need no pixels
+    seen = scenes.render(blank, layout)
+    return layout, write(setup, key_text, seen, policy(arm, point), point["pi_companion"])
 
 
 def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
@@ -120,22 +182,40 @@ def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
     image, text = setup.modules(arm)
     width = setup.side + (setup.side // 2 if setup.companion else 0)
     params: State = {"image": image.init(key_image, jnp.zeros((1, setup.side, width, 3)))}
+    scalars: State = {}
     if arm.reads:
-        params["text"] = text.init(key_text, jnp.zeros((1, setup.length), jnp.int32))
+        blank = jnp.zeros((1, vectors.DIM)) if setup.vectors else jnp.zeros((1, setup.length), jnp.int32)
+        params["text"] = text.init(key_text, blank)
         scale = jnp.log(10.0) if arm.loss == "siglip" else -jnp.log(point["temperature"])
-        params["scalars"] = {"log_scale": jnp.asarray(scale, float), "bias": jnp.asarray(arms.SIGLIP_BIAS, float)}
+        scalars["scalars"] = {"log_scale": jnp.asarray(scale, float), "bias": jnp.asarray(arms.SIGLIP_BIAS, float)}
     if arm.loss == "cross_entropy":
-        params["head"] = {
-            "kernel": jax.random.normal(key_head, (setup.embed_dim, 2)) / setup.embed_dim**0.5,
-            "bias": jnp.zeros(2),
-        }
+        width = setup.embed_of(arm) or encoders.LENET_FEATURES
+        if setup.image_encoder == "lenet":
+            key_kernel, key_bias = jax.random.split(key_head)
+            like = encoders.uniform(width)
+            params["head"] = {"kernel": like(key_kernel, (width, 2)), "bias": like(key_bias, (2,))}
+        else:
+            params["head"] = {"kernel": jax.random.normal(key_head, (width, 2)) / width**0.5, "bias": jnp.zeros(2)}
+    params = {**jax.tree.map(lambda x: setup.init_scale * x, params), **scalars}
     return {"params": params, "optimizer": _optimizer(setup).init(params)}
 
 
 def _optimizer(setup: Setup) -> optax.GradientTransformation:
-    """Adam after a linear warm-up; the rate then stays, so that training time means one thing (X6)."""
-    warm_up = optax.linear_schedule(0.0, setup.learning_rate, max(1, setup.stages[-1] // 20))
-    return optax.adam(warm_up)
+    """Adam after a linear warm-up, or SGD; the rate then stays, so that training time means one thing (X6).
+
+    Weight decay is added to the gradient, the temperature's excepted.
+    """
+    if setup.optimizer == "sgd":
+        optimizer = optax.sgd(setup.learning_rate, setup.momentum)
+    else:
+        optimizer = optax.adam(optax.linear_schedule(0.0, setup.learning_rate, max(1, setup.stages[-1] // 20)))
+    if not setup.weight_decay:
+        return optimizer
+
+    def weights(params: State) -> State:
+        return {name: jax.tree.map(lambda _, name=name: name != "scalars", part) for name, part in params.items()}
+
+    return optax.chain(optax.add_decayed_weights(setup.weight_decay, weights), optimizer)
 
 
 def train(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> State:
@@ -144,19 +224,45 @@ def train(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, number: Int
         return state
     optimizer = _optimizer(setup)
     bounds = jnp.asarray([0, *setup.stages])
+    begin, end = bounds[number], bounds[number + 1]
 
-    def step(i: Array, state: State) -> State:
-        gradient = jax.grad(lambda params: loss(arm, setup, jax.random.fold_in(key, i + 2), point, params))
+    def updated(state: State, i: Array, batch: Batch | None) -> State:
+        gradient = jax.grad(lambda params: loss(arm, setup, jax.random.fold_in(key, i + 2), point, params, batch))
         updates, inner = optimizer.update(gradient(state["params"]), state["optimizer"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "optimizer": inner}
 
-    return jax.lax.fori_loop(bounds[number], bounds[number + 1], step, state)
+    if setup.train_size is None:
+        return jax.lax.fori_loop(begin, end, lambda i, state: updated(state, i, None), state)
+    steps = setup.train_size // setup.batch_size  # what is left over waits for another epoch's order
+    known = training_set(arm, setup, key, point)
+
+    def epoch(number: Array, state: State) -> State:
+        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), number), setup.train_size)
+
+        def step(i: Array, state: State) -> State:
+            at = jax.lax.dynamic_slice(order, ((i - number * steps) * setup.batch_size,), (setup.batch_size,))
+            return updated(state, i, batch_of(known, point, at))
+
+        return jax.lax.fori_loop(
+            jnp.maximum(begin, number * steps), jnp.minimum(end, (number + 1) * steps), step, state
+        )
+
+    return jax.lax.fori_loop(begin // steps, -(-end // steps), epoch, state)
 
 
-def loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State) -> Float[Array, ""]:
-    """The arm's loss of a fresh batch."""
+def batch_of(known: tuple[scenes.Layout, Array], point: Point, at: Int[Array, " n"]) -> Batch:
+    """The pairs of a training set at these places."""
+    layout, texts = known
+    return scenes.render(point["train"], jax.tree.map(lambda x: x[at], layout)), texts[at]
+
+
+def loss(
+    arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State, batch: Batch | None = None
+) -> Float[Array, ""]:
+    """The arm's loss of a batch; None: of a fresh one."""
     key_batch, key_one, key_two = jax.random.split(key, 3)
-    seen, tokens = pairs(arm, setup, key_batch, point, setup.batch_size)
+    seen, tokens = batch or pairs(arm, setup, key_batch, point, setup.batch_size)
+    seen = dataclasses.replace(seen, image=scaled(setup, seen.image))
     image, text = setup.modules(arm)
     label = (seen.label + 1) // 2
     if arm.reads:
@@ -164,11 +270,16 @@ def loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: Stat
         if not setup.learns_temperature:
             scalars = jax.lax.stop_gradient(scalars)
         embedded = image.apply(params["image"], seen.image), text.apply(params["text"], tokens)
-        return arms.contrast(arm, *embedded, label, scalars, point)
+        return arms.contrast(arm, *embedded, label, scalars, point, setup.normalize)
     if arm.loss == "cross_entropy":
         return losses.cross_entropy(_head(params, image.apply(params["image"], seen.image)), label)
     views = (image.apply(params["image"], arms.augment(k, seen.image)) for k in (key_one, key_two))
     return arms.alone(arm, *views, label)
+
+
+def scaled(setup: Setup, image: Array) -> Array:
+    """Pixels as an encoder sees them."""
+    return 2 * image - 1 if setup.symmetric else image
 
 
 def _head(params: State, embedding: Float[Array, "n r"]) -> Float[Array, "n 2"]:
@@ -182,7 +293,7 @@ def closed_form(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> St
     """
     seen, tokens = pairs(arm, setup, key, point, setup.closed)
     pixels = seen.image.reshape(setup.closed, -1)
-    counts = encoders.word_counts(tokens, len(setup.words.words))
+    counts = text_features(setup, tokens)
     mean = pixels.mean(0)
     weight = arms.same_class_weight(arm, point)
     number = None if weight is None else (seen.label + 1) // 2
@@ -210,26 +321,29 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     Those of two values are scored by balanced accuracy, so that chance is 1/2; items, of ten values, by accuracy.
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
-    n = setup.test
-    p_test = jnp.repeat(jnp.array([1.0, 0.0]), n)  # the aligned group, then the conflicting one
-    tests = draw(setup, keys[0], point, "test", 2 * n, p_test)
-    p_fit = jnp.concatenate([jnp.full(2 * n, 0.5), jnp.broadcast_to(point["p_spu"], (2 * n,))])
-    fits = draw(setup, keys[1], point, "train", 4 * n, p_fit)
+    n, fit = setup.test, min(setup.test, _MOST_FIT)
+    tests = _tests(setup, keys[0], point)
+    p_fit = jnp.concatenate([jnp.full(2 * fit, 0.5), jnp.broadcast_to(point["p_spu"], (2 * fit,))])
+    fits = draw(setup, keys[1], point, "train", 4 * fit, p_fit)
     features = embed_image(arm, setup, params, jnp.concatenate([tests.image, fits.image]))
-    test, shifted, seen = features[: 2 * n], features[2 * n : 4 * n], features[4 * n :]
-    accuracy = jnp.full((len(PROMPTS), len(GROUPS) * len(LABELS)), jnp.nan)
+    test, shifted, seen = features[: 2 * n], features[2 * n : 2 * n + 2 * fit], features[2 * n + 2 * fit :]
+    labels = fits.label[:, None].astype(features.dtype)
+    accuracy = jnp.full((len(READOUTS), len(GROUPS) * len(LABELS)), jnp.nan)
+    for name, on, of in (("probe", seen, labels[2 * fit :]), ("probe_shifted", shifted, labels[: 2 * fit])):
+        right = (probe(on, of, test)[:, 0] > 0) == (tests.label > 0)
+        accuracy = accuracy.at[READOUTS.index(name)].set(_by_cell(right, tests.label))
     if arm.reads:
         prompts = prompt_embeddings(arm, setup, keys[2], point, params)
         predicted = [2 * (test @ prompts[name].T).argmax(1) - 1 for name in ("class", "ensemble")]
         item = (test @ prompts["item"].T).argmax(1)
         predicted.insert(PROMPTS.index("item"), jnp.asarray(setup.kinds)[item])
-        accuracy = jnp.stack([_by_cell(guess == tests.label, tests.label) for guess in predicted])
+        cells = jnp.stack([_by_cell(guess == tests.label, tests.label) for guess in predicted])
+        accuracy = accuracy.at[: len(PROMPTS)].set(cells)
     elif arm.loss == "cross_entropy":
         accuracy = accuracy.at[0].set(_by_cell(2 * _head(params, test).argmax(1) - 1 == tests.label, tests.label))
     else:
-        score = probe(seen, fits.label[2 * n :, None].astype(seen.dtype), test)
-        accuracy = accuracy.at[0].set(_by_cell((score[:, 0] > 0) == (tests.label > 0), tests.label))
-    score = probe(shifted, _targets(jax.tree.map(lambda x: x[: 2 * n], fits)), test)
+        accuracy = accuracy.at[0].set(accuracy[READOUTS.index("probe")])
+    score = probe(shifted, _targets(jax.tree.map(lambda x: x[: 2 * fit], fits)), test)
     two = jnp.concatenate([((tests.attribute + 1) // 2)[:, None], tests.style], 1)
     last = ITEMS + two.shape[1]
     kept = [
@@ -242,9 +356,33 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
         right = (score[:, last:].argmax(1) == tests.companion) & there
         kept[2] = jnp.where(there.any(), right.sum() / jnp.maximum(there.sum(), 1), jnp.nan)[None]
     temperature = jnp.exp(-params["scalars"]["log_scale"]) if "scalars" in params else jnp.nan
-    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.reshape(temperature, (1,))])
+    fitted = training_loss(arm, setup, key, point, params)
+    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.stack([temperature, fitted])])
     whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
     return jnp.where(whole, found, jnp.inf)
+
+
+def _tests(setup: Setup, key: Key[Array, ""], point: Point) -> scenes.Scenes:
+    """`test` scenes of the aligned group, then of the conflicting one; with a finite training set the same items."""
+    n = setup.test
+    if setup.train_size is None:
+        return draw(setup, key, point, "test", 2 * n, jnp.repeat(jnp.array([1.0, 0.0]), n))
+    groups = [draw(setup, key, point, "test", n, p_spu, once=True) for p_spu in (1.0, 0.0)]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
+
+
+def training_loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State) -> Float[Array, ""]:
+    """The arm's mean loss over some training batches; NaN for a closed form."""
+    if arm.loss is None:
+        return jnp.asarray(jnp.nan)
+    chosen = jax.random.fold_in(key, _FITTED)
+    if setup.train_size is None:
+        keys = jax.random.split(chosen, _LOSS_BATCHES)
+        return jax.lax.map(lambda key: loss(arm, setup, key, point, params), keys).mean()
+    known = training_set(arm, setup, key, point)
+    count = min(_LOSS_BATCHES, setup.train_size // setup.batch_size)
+    order = jax.random.permutation(chosen, setup.train_size)[: count * setup.batch_size].reshape(count, -1)
+    return jax.lax.map(lambda at: loss(arm, setup, chosen, point, params, batch_of(known, point, at)), order).mean()
 
 
 def _by_cell(right: Array, label: Array) -> Float[Array, " cells"]:
@@ -268,15 +406,24 @@ def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h 
     """Image embeddings; of a closed form, W^T x, an entry a word."""
     if arm.loss is None:
         return (image.reshape(len(image), -1) - params["mean"][None, :]) @ params["w"]
-    return setup.modules(arm)[0].apply(params["image"], image).astype(jnp.zeros((), float).dtype)
+    encoder, n = setup.modules(arm)[0], len(image)
+
+    def embed(image: Array) -> Array:
+        return encoder.apply(params["image"], scaled(setup, image)).astype(jnp.zeros((), float).dtype)
+
+    whole = n - n % _CHUNK
+    if n <= _CHUNK * 8:
+        return embed(image)
+    parts = jax.lax.map(embed, image[:whole].reshape(-1, _CHUNK, *image.shape[1:]))
+    return jnp.concatenate([parts.reshape(whole, -1), embed(image[whole:])])
 
 
 def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"]) -> Float[Array, "n r"]:
-    """Text embeddings, of unit length; of a closed form, word counts."""
+    """Text embeddings, of unit length if the loss's are; of a closed form, text_features."""
     if arm.loss is None:
-        return encoders.word_counts(tokens, len(setup.words.words))
+        return text_features(setup, tokens)
     embedded = setup.modules(arm)[1].apply(params["text"], tokens).astype(jnp.zeros((), float).dtype)
-    return embedded / jnp.linalg.norm(embedded, axis=1, keepdims=True)
+    return embedded / jnp.linalg.norm(embedded, axis=1, keepdims=True) if setup.normalize else embedded
 
 
 def prompt_embeddings(
@@ -288,18 +435,20 @@ def prompt_embeddings(
     """
     key_scene, key_text = jax.random.split(key)
     drawn = draw(setup, key_scene, point, "train", 2 * _ENSEMBLE, 0.5)
-    tokens = captions.write(key_text, setup.words, drawn, policy(arm, point), point["pi_companion"])
-    written = [jnp.asarray(prompt_tokens(setup, name)) for name in ("class", "item")]
+    tokens = write(setup, key_text, drawn, policy(arm, point), point["pi_companion"])
+    written = [jnp.asarray(prompt_texts(setup, name), tokens.dtype) for name in ("class", "item")]
     embedded = embed_text(arm, setup, params, jnp.concatenate([*written, tokens]))
     by_class, by_item, each = embedded[:2], embedded[2 : 2 + ITEMS], embedded[2 + ITEMS :]
     member = jax.nn.one_hot((drawn.label + 1) // 2, 2)
     mean = member.T @ each / member.sum(0)[:, None]
-    mean = mean if arm.loss is None else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
+    mean = mean if arm.loss is None or not setup.normalize else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
     return {"class": by_class, "item": by_item, "ensemble": mean}
 
 
-def prompt_tokens(setup: Setup, prompts: str) -> np.ndarray:
-    """Tokens of the prompts that are written out: "a low digit"; "a low digit three"."""
+def prompt_texts(setup: Setup, prompts: str) -> np.ndarray:
+    """The prompts that are written out: "a low digit"; "a low digit three"; or vectors that name as much."""
+    if setup.vectors:
+        return vectors.class_prompts(setup.kinds) if prompts == "class" else vectors.item_prompts()
     words = setup.words
     if prompts == "class":
         texts = [f"a {kind} {words.noun}" for kind in words.kinds]

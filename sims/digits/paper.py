@@ -1,0 +1,176 @@
+"""The paper's Figures 2 and 5 beside ours, with the groups apart, and the way there along training.
+
+The paper's aligned and conflicting accuracies follow from its two numbers: ID = p_spu aligned + (1 - p_spu)
+conflicting, and OOD is their mean.
+"""
+
+import csv
+import json
+import math
+import pathlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sims.digits import studies
+from sims.digits.config import PAPER_POLICIES, paper_arm
+
+SUPERVISED_EPOCHS = 40
+_FILE = pathlib.Path(__file__).parent.parent / "paper_figures.csv"
+FIGURES = {"ood": "2", "id": "5"}
+_VALUE_OF = {"ood": "shifted", "id": "train"}
+_NAMES = {"ood": "OOD, Figure 2", "id": "ID, Figure 5"}
+_GROUPS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
+_OURS, _PAPERS = "#0072B2", "#D55E00"
+_DEAD = 0.01  # a contrastive loss this near log(batch size) or above: all images alike
+
+
+def points() -> dict[tuple[str, tuple[float, float] | None], float]:
+    """The paper's accuracy by (`ood` or `id`, (pi_core, pi_spu)), None: supervised; shares, not percent."""
+    found: dict[tuple[str, tuple[float, float] | None], float] = {}
+    with open(_FILE, encoding="utf-8") as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            if row["dataset"] != "digits":
+                continue
+            policy = None
+            if row["arm"] == "clip pi_spu=1":
+                policy = float(row["x"]), 1.0
+            elif row["arm"] == "clip pi_core=1":
+                policy = 1.0, float(row["x"])
+            found[row["y_name"], policy] = float(row["y"]) / 100
+    return found
+
+
+def groups(ood: float, within: float, p_spu: float = 0.995) -> tuple[float, float]:
+    """(aligned, conflicting) of OOD = (a + c)/2 and ID = p_spu a + (1 - p_spu) c. Needs p_spu != 1/2."""
+    conflicting = (2 * p_spu * ood - within) / (2 * p_spu - 1)
+    return 2 * ood - conflicting, conflicting
+
+
+def dead(dataset: xr.Dataset) -> xr.DataArray:
+    """Contrastive runs (arm, seed, *axes, step) that tell no image from another: loss log(batch size) or above."""
+    batch = json.loads(dataset.attrs["config"])["batch_size"]
+    reads = xr.DataArray([arm != "cross_entropy" for arm in dataset.arm.values], coords={"arm": dataset.arm})
+    return (dataset.measured.sel(measure="loss", drop=True) >= math.log(batch) - _DEAD) & reads
+
+
+def epochs(dataset: xr.Dataset) -> np.ndarray:
+    """Passes over the training set at each step."""
+    config = json.loads(dataset.attrs["config"])
+    return dataset.step.values / (config["train_size"] // config["batch_size"])
+
+
+def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """(mean, half the 95% interval) of an arm's accuracies, (step, value), under the prompt it is judged by."""
+    found = studies.accuracy(dataset.sel(arm=[arm]))
+    mean, half = studies.interval(found.sel(prompt=studies.headline(arm), drop=True))
+    return mean.squeeze(drop=True), half.squeeze(drop=True)
+
+
+def _last(dataset: xr.Dataset, arm: str) -> int:
+    """The index of the step that the paper's number of an arm is about."""
+    if arm != "cross_entropy":
+        return -1
+    return int(np.flatnonzero(epochs(dataset) <= SUPERVISED_EPOCHS)[-1])
+
+
+def against_paper(dataset: xr.Dataset, name: str) -> Figure:
+    """The paper's Figure 2 (`ood`) or 5 (`id`) beside ours; below, both groups."""
+    given, arms = points(), [str(a) for a in dataset.arm.values]
+    epoch = epochs(dataset)[-1]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.6), sharex="col", sharey="row", layout="constrained")
+    for column, (axis, fixed) in enumerate((("core", "spu"), ("spu", "core"))):
+        policies = [p for p in PAPER_POLICIES if p[1 - column] == 1 and paper_arm(*p) in arms]
+        policies.sort(key=lambda p: p[column])
+        x = np.array([p[column] for p in policies])
+        ours = [[v.isel(step=-1) for v in of_arm(dataset, paper_arm(*p))] for p in policies]
+        top, below = axes[:, column]
+        _drawn(top, x, ours, _VALUE_OF[name], _OURS, "o", f"ours, {epoch:g} epochs, 95% interval")
+        theirs = [given[name, p] for p in policies]
+        top.plot(x, theirs, "D--", color=_PAPERS, mfc="none", label="the paper's")
+        if "cross_entropy" in arms:
+            mean, half = (v.isel(step=_last(dataset, "cross_entropy")) for v in of_arm(dataset, "cross_entropy"))
+            level, spread = (v.sel(value=_VALUE_OF[name]).item() for v in (mean, half))
+            top.axhline(level, color=_OURS, lw=1, ls=":", label="supervised, ours")
+            top.axhspan(level - spread, level + spread, color=_OURS, alpha=0.1, lw=0)
+        top.axhline(given[name, None], color=_PAPERS, lw=1, ls=":", label="supervised, the paper's")
+        for i, (group, (colour, marker)) in enumerate(_GROUPS.items()):
+            _drawn(below, x, ours, group, colour, marker, f"{group}, ours")
+            inferred = [groups(given["ood", p], given["id", p])[i] for p in policies]
+            below.plot(x, inferred, marker + "--", color=colour, mfc="none", label=f"{group}, the paper's")
+        _mark_dead(below, dataset, x, [paper_arm(*p) for p in policies])
+        below.set_xlabel(rf"$\pi_{{\mathrm{{{axis}}}}}$ at $\pi_{{\mathrm{{{fixed}}}}} = 1$ (probability)")
+    axes[0, 0].set_ylabel(f"{_NAMES[name]}: accuracy (share correct)")
+    axes[1, 0].set_ylabel("groups: accuracy (share correct)")
+    for ax in axes.flat:
+        ax.grid(alpha=0.25, lw=0.6)
+        ax.set_ylim(max(0.0, ax.get_ylim()[0]), min(1.02, ax.get_ylim()[1]))
+    for ax in axes[:, 1]:
+        ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _drawn(
+    ax: Axes, x: np.ndarray, ours: list[list[xr.DataArray]], value: str, colour: str, marker: str, label: str
+) -> None:
+    mean, half = (
+        ([each.sel(value=value).item() for each in row] for row in zip(*ours, strict=True)) if ours else ([], [])
+    )
+    ax.errorbar(x, mean, yerr=half, fmt=marker + "-", color=colour, capsize=2, label=label)
+
+
+def _mark_dead(ax: Axes, dataset: xr.Dataset, x: np.ndarray, arms: list[str]) -> None:
+    seeds = dataset.sizes["seed"]
+    for at, arm in zip(x, arms, strict=True):
+        count = int(dead(dataset).sel(arm=arm).isel(step=-1).sum())
+        if count:
+            ax.annotate(f"{count} of {seeds} dead", (at, ax.get_ylim()[0]), ha="center", va="bottom", fontsize=8)
+
+
+def along_training(dataset: xr.Dataset) -> Figure:
+    """Both groups of every setting over epochs, with 95% intervals; at the foot, how many runs are `dead`."""
+    arms = [a for a in (*(paper_arm(*p) for p in PAPER_POLICIES), "cross_entropy") if a in dataset.arm.values]
+    figure, axes = plt.subplots(2, -(-len(arms) // 2), figsize=(12, 6), sharex=True, sharey=True, layout="constrained",
+                                squeeze=False)  # fmt: skip
+    x = epochs(dataset)
+    for ax, arm in zip(axes.flat, arms, strict=False):
+        mean, half = of_arm(dataset, arm)
+        for group, (colour, marker) in _GROUPS.items():
+            m, h = mean.sel(value=group), half.sel(value=group)
+            ax.plot(x, m, marker=marker, ms=3, color=colour, label=group)
+            ax.fill_between(x, m - h, m + h, color=colour, alpha=0.2, lw=0)
+        died = dead(dataset).sel(arm=arm).squeeze(drop=True).sum("seed").values
+        for at, count in zip(x[died > 0], died[died > 0], strict=True):
+            ax.text(at, 0.02, f"{count}", ha="center", fontsize=7)
+        ax.set_title(studies.ARMS[arm].label, fontsize=9)
+        ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
+        ax.grid(alpha=0.25, lw=0.6)
+    for ax in axes.flat[len(arms) :]:
+        ax.set_axis_off()
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_ylim(-0.02, 1.02)
+    figure.supxlabel("epochs; at the foot: runs that tell no image from another", fontsize=10)
+    figure.supylabel("accuracy (share correct)", fontsize=10)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def table(dataset: xr.Dataset) -> list[list[str]]:
+    """Each setting: ours and the paper's OOD and ID, the groups, and how many runs died."""
+    given = points()
+    lines = [["setting", "OOD", "paper", "ID", "paper", "aligned", "paper", "conflicting", "paper", "dead"]]
+    for arm in (str(a) for a in dataset.arm.values):
+        policy = None if arm == "cross_entropy" else next(p for p in PAPER_POLICIES if paper_arm(*p) == arm)
+        theirs = given["ood", policy], given["id", policy]
+        theirs = (*theirs, *groups(*theirs))
+        step = _last(dataset, arm)
+        mean, half = (v.isel(step=step) for v in of_arm(dataset, arm))
+        line = [f"{studies.ARMS[arm].label}, {epochs(dataset)[step]:g} epochs"]
+        for value, their in zip(("shifted", "train", "aligned", "conflicting"), theirs, strict=True):
+            line += [f"{mean.sel(value=value).item():.3f} +- {half.sel(value=value).item():.3f}", f"{their:.3f}"]
+        line.append(f"{int(dead(dataset).sel(arm=arm).isel(step=step).sum())} of {dataset.sizes['seed']}")
+        lines.append(line)
+    return lines
