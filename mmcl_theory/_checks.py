@@ -13,6 +13,7 @@ Scalar = float | int | np.ndarray | np.generic | Float[Array, "..."]
 _ALLOWED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in [0, 1]": lambda x: (x >= 0) & (x <= 1),
     "in [0, 1)": lambda x: (x >= 0) & (x < 1),
+    "in [0, inf]": lambda x: x >= 0,
     "finite and >= 0": lambda x: np.isfinite(x) & (x >= 0),
     "finite and > 0": lambda x: np.isfinite(x) & (x > 0),
 }

@@ -18,20 +18,25 @@ from mmcl_theory.learners.in_law import (
     sample_rules,
     sample_scores,
 )
+from mmcl_theory.learners.ridge import NuclearNormOptimum, gradient_flow, nuclear_norm_optimum, ridge_optimum
 from mmcl_theory.learners.supervised import MaxMargin, least_squares, logistic_dual, max_margin, max_margin_dual
 
 __all__ = [
     "Encoders",
     "MaxMargin",
+    "NuclearNormOptimum",
     "Rules",
     "cross_covariance",
     "dual_rule",
+    "gradient_flow",
     "init_encoders",
     "least_squares",
     "linear_optimum",
     "logistic_dual",
     "max_margin",
     "max_margin_dual",
+    "nuclear_norm_optimum",
+    "ridge_optimum",
     "sample_gram",
     "sample_rule_latent",
     "sample_rule_statistics",

@@ -1,0 +1,175 @@
+"""What stops InfoNCE from whitening: a ridge on the score matrix, weight decay on both encoders, or a short training.
+
+Symbols: C cross-covariance, S_I and S_T covariances of images and texts with eigenvalues l_i, m_j and eigenvectors
+U_i, V_j, W score matrix, tau temperature, rho strength of the penalty, kappa = rho tau^2, nu = rho tau, t time.
+All functions here minimise InfoNCE to second order, -<W, C> + 1/2 tr(W^T S_I W S_T), which is exact for Gaussian pairs.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+from mmcl_theory._slopes import undefined_slope
+
+Matrix = Float[Array, "d_i d_t"]
+
+
+def ridge_optimum(
+    cross_cov: Matrix, cov_image: Float[Array, "d_i d_i"], cov_text: Float[Array, "d_t d_t"], kappa: Scalar
+) -> Matrix:
+    """argmin over W of -<W, C> + [tr(W^T S_I W S_T) + kappa |W|_F^2] / (2 (1 + kappa)).
+
+    Equals U H V^T with H_ij = (1 + kappa) U_i^T C V_j / (l_i m_j + kappa). kappa = 0 is `whitened_optimum` at theta = 1
+    (CCA), kappa = inf is C itself, the linear loss (PLS, `linear_optimum` with rho = 1).
+
+    InfoNCE of the scores x^T W t / tau with penalty (rho/2) |W|_F^2 is, in the logits' matrix W / tau, InfoNCE at
+    temperature 1 with penalty (kappa/2) |W / tau|_F^2, kappa = rho tau^2. To second order in the scores its minimiser
+    W is tau / (1 + kappa) times the matrix here. Images and texts have mean 0: centre features that have not. (With
+    means x, t the second order has the matrices S_I W (S_T + t t^T / 2) + x x^T W S_T / 2 for S_I W S_T.)
+
+    Any moments will do, such as those of image features over finitely many kinds of images; the rule of a prompt p, a
+    vector of text features, is ridge_optimum(...) @ p.
+    cov_image, cov_text: symmetric, positive semi-definite; singular ones are allowed.  kappa: in [0, inf], a scalar.
+    At kappa = 0 inverses are pseudo-inverses: the limit of small kappa, if images and texts have these moments (C then
+    vanishes on the null spaces). Derivatives hold at every kappa > 0, where eigenvalues coincide too; at kappa = 0 with
+    a singular covariance they are NaN.
+    Not the canonical ridge of regularised CCA, which adds a multiple of the identity to S_I and to S_T.
+    Raises: ValueError for kappa out of range.
+    Source: X11.  Check: proofs_checks/x11.py.
+    """
+    share = ridge_share(_checks.real("kappa", kappa, "in [0, inf]").astype(cross_cov.dtype))
+    singular = ~(_kept(jnp.linalg.eigvalsh(cov_image)).all() & _kept(jnp.linalg.eigvalsh(cov_text)).all())
+    return undefined_slope(_solve(cross_cov, cov_image, cov_text, share), (share == 0) & singular)
+
+
+def ridge_share(kappa: Float[Array, "..."]) -> Float[Array, "..."]:
+    """kappa / (1 + kappa) in [0, 1], 1 at kappa = inf: the weight of the ridge beside that of the covariances."""
+    finite = jnp.isfinite(kappa)
+    inside = jnp.where(finite, kappa, 0.0)
+    return jnp.where(finite, inside / (1 + inside), jnp.where(kappa > 0, 1.0, kappa))
+
+
+@jax.custom_jvp
+def _solve(right: Matrix, cov_image: Array, cov_text: Array, share: Array) -> Matrix:
+    """W with (1 - share) S_I W S_T + share W = right; at share = 0 the one of least norm."""
+    (l, u), (m, v) = jnp.linalg.eigh(cov_image), jnp.linalg.eigh(cov_text)
+    scale = (1 - share) * l[:, None] * m[None, :] + share
+    solved = (share > 0) | (_kept(l)[:, None] & _kept(m)[None, :])
+    inside = u.T @ right @ v
+    return u @ jnp.where(solved, inside / jnp.where(solved, scale, 1.0), 0.0) @ v.T
+
+
+@_solve.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    _, cov_image, cov_text, share = primals
+    d_right, d_image, d_text, d_share = tangents
+    w = _solve(*primals)
+    moved = (1 - share) * (d_image @ w @ cov_text + cov_image @ w @ d_text) + d_share * (w - cov_image @ w @ cov_text)
+    return w, _solve(d_right - moved, cov_image, cov_text, share)
+
+
+def _kept(values: Float[Array, " d"]) -> Bool[Array, " d"]:
+    """Which eigenvalues of a covariance are not 0 but for rounding."""
+    return values > values.max() * len(values) * jnp.finfo(values.dtype).eps
+
+
+def gradient_flow(
+    cross_cov: Matrix, cov_image: Float[Array, "d_i d_i"], cov_text: Float[Array, "d_t d_t"], time: Scalar
+) -> Matrix:
+    """W(t) = U H V^T, H_ij = U_i^T C V_j (1 - exp(-l_i m_j t)) / (l_i m_j): gradient flow in W from W(0) = 0.
+
+    dW/dt = C - S_I W S_T, of -<W, C> + 1/2 tr(W^T S_I W S_T); time is steps times learning rate, over tau^2 at
+    temperature tau. Early W(t) is t C, the linear loss's direction; late it is `whitened_optimum`.
+    Entry by entry H is that of the ridge kappa = 1/t, U_i^T C V_j / (l_i m_j + 1/t), times a number in [1, 1.2985]: 1
+    for l_i m_j t -> 0 and -> inf, largest where exp(x) = 1 + x + x^2, x = l_i m_j t = 1.7933.
+    Flow in the encoders W_I and W_T is another one: see `theory.mode_strength`.
+
+    time: finite and >= 0, a scalar.  Derivatives are NaN where two eigenvalues of a covariance coincide.
+    Raises: ValueError for time out of range.
+    Source: X11 (the ratio: Ali, Kolter and Tibshirani 2019, arXiv 1810.10082).  Check: proofs_checks/x11.py.
+    """
+    t = _checks.real("time", time, "finite and >= 0").astype(cross_cov.dtype)
+    (l, u), (m, v) = jnp.linalg.eigh(cov_image), jnp.linalg.eigh(cov_text)
+    rate = l[:, None] * m[None, :]
+    moving = rate != 0
+    safe = jnp.where(moving, rate, 1.0)
+    return u @ ((u.T @ cross_cov @ v) * jnp.where(moving, -jnp.expm1(-safe * t) / safe, t)) @ v.T
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class NuclearNormOptimum:
+    """The minimiser found and its certificate.
+
+    score: W, (d_i, d_t).  loss: its loss.  gap: loss minus a lower bound of every loss, by a dual point, >= 0 but for
+    rounding.  singular_values: of W, descending; exactly 0 beyond its rank."""
+
+    score: Array  # (d_i, d_t)
+    loss: Array  # ()
+    gap: Array  # ()
+    singular_values: Array  # (min(d_i, d_t),)
+
+
+def nuclear_norm_optimum(
+    cross_cov: Matrix,
+    cov_image: Float[Array, "d_i d_i"],
+    cov_text: Float[Array, "d_t d_t"],
+    nu: Scalar,
+    max_steps: int = 20_000,
+) -> NuclearNormOptimum:
+    """argmin over W of -<W, C> + 1/2 tr(W^T S_I W S_T) + nu |W|_*, |W|_* the sum of the singular values.
+
+    That is what weight decay on both encoders does: the least (rho/2) (|W_I|_F^2 + |W_T|_F^2) over all W_I^T W_T = W
+    is rho |W|_*. At temperature tau, with the scores x^T W t / tau, W / tau is the minimiser here for nu = rho tau.
+    W is optimal iff G = C - S_I W S_T has no singular value above nu and <G, W> = nu |W|_*. W = 0 iff nu >= s_1(C); just
+    below, W is of rank 1, along the first singular vectors of C (the linear loss at embedding size 1); nu = 0 is
+    `whitened_optimum`. Where the singular vectors of C are eigenvectors of S_I and S_T (as if both are multiples of
+    the identity) each singular value s_k of C becomes max(s_k - nu, 0) / (l_k m_k).
+
+    Otherwise found by accelerated proximal steps with restarts, until the gap is within rounding of the loss, or
+    max_steps. The gap certifies it: with G clipped to singular values <= nu no loss is below
+    -1/2 <C - G, S_I^-1 (C - G) S_T^-1>. It takes the covariances to be those of pairs with cross-covariance C, which
+    then vanishes on their null spaces; for other C the gap means nothing.
+    nu: finite and >= 0, a scalar.  max_steps: static, about sqrt(l_1 m_1 / (l_d m_d)) times 30 are needed. Unique if
+    both covariances are invertible. No reverse-mode derivatives (a while loop).
+    Raises: ValueError for nu or max_steps out of range.
+    Source: X11.  Check: proofs_checks/x11.py.
+    """
+    nu = _checks.real("nu", nu, "finite and >= 0").astype(cross_cov.dtype)
+    _checks.integer("max_steps", max_steps, 1)
+    (l, u), (m, v) = jnp.linalg.eigh(cov_image), jnp.linalg.eigh(cov_text)
+    curvature = jnp.maximum(l, 0)[:, None] * jnp.maximum(m, 0)[None, :]
+    kept = _kept(l)[:, None] & _kept(m)[None, :]
+    inverse = jnp.where(kept, 1 / jnp.where(kept, curvature, 1.0), 0.0)
+    c = u.T @ cross_cov @ v  # in these coordinates the smooth part of the loss is a sum over entries
+    step = 1 / curvature.max()
+
+    def certificate(h: Array, norm: Array) -> tuple[Array, Array]:
+        loss = (curvature * h**2 / 2 - c * h).sum() + nu * norm
+        left, values, right = jnp.linalg.svd(c - curvature * h, full_matrices=False)
+        missing = c - (left * jnp.minimum(values, nu)[None, :]) @ right
+        return loss, loss + (inverse * missing**2).sum() / 2
+
+    def advance(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        h, ahead, momentum, *_, count = state
+        left, values, right = jnp.linalg.svd(ahead + step * (c - curvature * ahead), full_matrices=False)
+        values = jnp.maximum(values - step * nu, 0)
+        new = (left * values[None, :]) @ right
+        restart = ((ahead - new) * (new - h)).sum() > 0
+        following = jnp.where(restart, 1.0, (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2)
+        pushed = jnp.where(restart, 0.0, (momentum - 1) / following)
+        return new, new + pushed * (new - h), following, values, *certificate(new, values.sum()), count + 1
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        *_, loss, gap, count = state
+        return (gap > 4 * jnp.finfo(c.dtype).eps * jnp.abs(loss)) & (count < max_steps)
+
+    zero = jnp.zeros_like(c)
+    start: tuple[Array, ...] = (zero, zero, jnp.ones_like(nu), jnp.zeros(min(c.shape), c.dtype))
+    state = (*start, *certificate(zero, jnp.zeros_like(nu)), jnp.asarray(0))
+    h, _, _, values, loss, gap, _ = jax.lax.while_loop(unfinished, advance, state)
+    return NuclearNormOptimum(u @ h @ v.T, loss, gap, values)
