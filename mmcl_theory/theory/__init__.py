@@ -13,6 +13,7 @@ from mmcl_theory.theory.info_nce import (
 )
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
 from mmcl_theory.theory.recovery import Recovery, recovery
+from mmcl_theory.theory.ridge import RidgeOptimum, optimal_ridge, ridge_accuracy, ridge_rule
 from mmcl_theory.theory.spiked import Outliers, bulk_edge, outliers
 from mmcl_theory.theory.sup_con import sup_con_accuracy
 from mmcl_theory.theory.supervised import max_margin_rule, shortcut_bound, supervised_accuracy, supervised_bound
@@ -24,6 +25,7 @@ __all__ = [
     "InfoNceOptimum",
     "Outliers",
     "Recovery",
+    "RidgeOptimum",
     "WeightOptimum",
     "balanced_pi_spu",
     "bulk_edge",
@@ -37,9 +39,12 @@ __all__ = [
     "mmcl_rule",
     "mode_strength",
     "optimal_captions",
+    "optimal_ridge",
     "optimal_same_class_weight",
     "outliers",
     "recovery",
+    "ridge_accuracy",
+    "ridge_rule",
     "sharing_threshold",
     "sharing_threshold_pairs",
     "shortcut_bound",

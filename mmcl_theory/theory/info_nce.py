@@ -15,6 +15,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
+from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation
 from mmcl_theory.theory.finite_sample import mention_cases
@@ -32,8 +33,8 @@ _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32; quadrature weights o
 class InfoNceOptimum:
     """The minimiser M of the loss, and how far to trust it.
 
-    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss, in nats; at N = inf less
-    log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches drawn; 0 for N
+    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss, ridge included, in nats; at
+    N = inf less log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches drawn; 0 for N
     = inf."""
 
     score: Array  # (2, 2)
@@ -47,24 +48,29 @@ class InfoNceOptimum:
         return linear_rule_accuracy(model, weights, (weights**2).sum(-1), obs.sd_image)
 
 
-def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48) -> InfoNceOptimum:
-    """argmin over bilinear critics of the InfoNCE loss with infinitely many negatives, temperature 1:
+def info_nce_optimum(
+    model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48, kappa: Scalar = 0.0
+) -> InfoNceOptimum:
+    """argmin over bilinear critics of the InfoNCE loss with infinitely many negatives, temperature 1, and a ridge:
 
-        L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t).
+        L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t) + (kappa/2) |M|_F^2.
 
     By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations are
     closed (Gaussian mixtures), the outer ones Gauss-Hermite quadrature, the minimum Newton's. Unique unless a
-    coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `whitened_rule`'s
-    theta = 1 (X5); a temperature only scales M.
-    nodes: of the quadrature, a coordinate, static.  Leaves must be scalars: `vmap` for more. Differentiable, from
-    within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma at 0), but NaN in a pi = 0 without text
-    noise, and in everything where a coordinate of x, or one of t that is mentioned, is 0 almost surely. NaN (residual
-    inf) where the minimum is at infinity, such as without noise at p_spu = 1, sigma_spu = 0.
-    Source: X10.  Check: proofs_checks/x10.py.
+    coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `ridge_rule`'s, up to
+    the factor 1 + kappa (X5, X11). Temperature tau with penalty (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
+    nodes: of the quadrature, a coordinate, static.  kappa: finite and >= 0.  Leaves must be scalars: `vmap` for more.
+    Differentiable, from within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma or kappa at 0), but at
+    kappa = 0 NaN in a pi = 0 without text noise, and in everything where a coordinate of x, or one of t that is
+    mentioned, is 0 almost surely. NaN (residual inf) where the minimum is at infinity, such as without noise at p_spu =
+    1, sigma_spu = 0, kappa = 0.
+    Raises: ValueError for nodes or kappa out of range.
+    Source: X10, X11.  Check: proofs_checks/x10.py, proofs_checks/x11.py.
     """
     _checks.integer("nodes", nodes, 2)
+    kappa = _checks.real("kappa", kappa, "finite and >= 0")
     mixture = jax.lax.stop_gradient(_mixture(model, caps, obs))
-    loss = functools.partial(_population_loss, mixture, nodes)
+    loss = functools.partial(_population_loss, mixture, nodes, jax.lax.stop_gradient(kappa))
 
     def derivatives(m: Array) -> tuple[Array, Array, Array]:
         return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
@@ -77,7 +83,7 @@ def info_nce_optimum(model: IntraClass, caps: Captions, obs: Observation, nodes:
     # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
     caps, lost = _mark_undefined_slopes(caps, mixture, singular)
-    live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes)
+    live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
     score = nan_where(~good, m).reshape(2, 2)
@@ -279,14 +285,14 @@ def _mark_undefined_slopes(caps: Captions, mixture: _Mixture, singular: Array) -
     occurs = mixture.probability[:, None] > 0
     absent = ~(occurs & ((mixture.text_mean != 0) | (mixture.text_sd > 0))).any(0)
     pis = (caps.pi_core, caps.pi_spu)
-    silent = absent & (jnp.stack(pis) == 0)
+    silent = absent & (jnp.stack(pis) == 0) & singular
     pi_core, pi_spu = (undefined_slope(pi, silent[k]) for k, pi in enumerate(pis))
     seen = ((mixture.image_mean != 0) | (mixture.image_sd > 0)).any(0).all()
     lost = singular & ~(seen & (absent == silent).all())
     return dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu), lost
 
 
-def _population_loss(mixture: _Mixture, nodes: int, m: Float[Array, "4"]) -> Float[Array, ""]:
+def _population_loss(mixture: _Mixture, nodes: int, kappa: Array, m: Float[Array, "4"]) -> Float[Array, ""]:
     score = m.reshape(2, 2)
     image = (mixture.image_mean, mixture.image_sd)
     text = (mixture.text_mean, mixture.text_sd)
@@ -309,4 +315,4 @@ def _population_loss(mixture: _Mixture, nodes: int, m: Float[Array, "4"]) -> Flo
         return mixture.probability @ (inside @ jnp.asarray(np.outer(weights, weights).ravel()))
 
     both = side(image, text, score) + side(text, image, score.T)
-    return both / 2 - jnp.vdot(score, mixture.cross_moment)
+    return both / 2 - jnp.vdot(score, mixture.cross_moment) + kappa / 2 * jnp.vdot(score, score)

@@ -56,7 +56,7 @@ def whitened_rule(
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
     caps = caps or captions()
-    noise_image, noise_text = _noise_variances(obs)
+    noise_image, noise_text = noise_variances(obs)
     text = moments(model, caps).uu
     batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, text.shape[:-2])
     scalars = (theta, noise_image, noise_text, caps.pi_core, caps.pi_spu)
@@ -152,7 +152,7 @@ def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tupl
     """D, v, G v - k^2 and s_T^2 of `balanced_pi_spu`."""
     if caps.masking != "named":
         raise ValueError(f'masking must be "named", got {caps.masking!r}.')
-    noise_image, noise_text = _noise_variances(obs)
+    noise_image, noise_text = noise_variances(obs)
     q = 2 * model.p_spu - 1
     spread = model.mu_spu**2 + model.sigma_spu**2
     total = model.mu_core**2 + model.sigma_core**2 + noise_image
@@ -160,7 +160,7 @@ def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tupl
     return gap, spread, total * spread - (q * model.mu_core * model.mu_spu) ** 2, noise_text
 
 
-def _noise_variances(obs: Observation | None) -> tuple[Array, Array]:
+def noise_variances(obs: Observation | None) -> tuple[Array, Array]:
     """s_I^2 and s_T^2; 0 without an observation."""
     zero = jnp.zeros(())
     return (zero, zero) if obs is None else (obs.sd_image**2, obs.sd_text**2)

@@ -1,0 +1,239 @@
+"""The dial from InfoNCE's whitened optimum to the linear loss: a ridge on the score matrix, and the best ridge.
+
+Symbols: C = Cov(z, u), S_I = Cov(z) + s_I^2, S_T = Cov(u) + s_T^2 (2 x 2, on the latent coordinates) with eigenvalues
+l_i, m_j, kappa ridge, p prompt, w = (w_c, w_s) the rule, share t = kappa / (kappa + scale) in [0, 1].
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float
+
+from mmcl_theory import _checks
+from mmcl_theory._checks import Scalar
+from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.theory.mmcl import pair_prompt
+from mmcl_theory.theory.whitened import noise_variances, whitened_rule
+from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+
+_BISECTIONS = 64
+_ROUNDING = 16  # units in the last place within which two accuracies count as equal
+
+
+def ridge_accuracy(
+    model: Model,
+    caps: Captions | None = None,
+    obs: Observation | None = None,
+    kappa: Scalar = 0.0,
+    prompts: str = "core",
+) -> GroupAccuracy:
+    """Zero-shot accuracy, by group, of the population rule of InfoNCE with a ridge, to second order, of any rank.
+
+    The rule is `ridge_rule`. kappa = rho tau^2 at temperature tau with penalty (rho/2) |W|_F^2 on W = W_I^T W_T:
+    kappa = 0 is `whitened_accuracy` at theta = 1, kappa = inf the linear loss, `mmcl_accuracy` with obs, n = None.
+    Stopping gradient flow in W at time t is like kappa = 1/t (`learners.gradient_flow`). Exact for Gaussian latents;
+    for the mixture of classes `info_nce_optimum` takes kappa too.
+
+    caps: default rich captions.  obs: None means no noise.  kappa: in [0, inf].  prompts: "core" or "train_mean".
+    Leaves of model, caps, obs and kappa broadcast.
+    Raises: ValueError for kappa or prompts out of range.
+    Source: X11.  Check: proofs_checks/x11.py.
+    """
+    weights = ridge_rule(model, caps, obs, kappa, prompts)
+    return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
+
+
+def ridge_rule(
+    model: Model,
+    caps: Captions | None = None,
+    obs: Observation | None = None,
+    kappa: Scalar = 0.0,
+    prompts: str = "core",
+) -> Float[Array, "... 2"]:
+    """w = M p on the latents, (core, spurious), where S_I M S_T + kappa M = (1 + kappa) C; p is the prompt of class +1.
+
+    So M = (1 + kappa) U [(U^T C V)_ij / (l_i m_j + kappa)] V^T. The factor 1 + kappa, to which accuracy is blind, makes
+    both ends finite: S_I^-1 C S_T^-1 at kappa = 0, with pseudo-inverses as in `whitened_rule`, and C at kappa = inf.
+    Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates.
+    Derivatives hold at every kappa > 0; at kappa = 0 they are those of `whitened_rule`, and right in kappa. The
+    derivative in kappa at inf is 0.
+    Arguments, errors and source as for `ridge_accuracy`.
+    """
+    kappa = _checks.real("kappa", kappa, "in [0, inf]")
+    caps = caps or captions()
+    image, cross, text = _covariances(model, caps, obs)
+    prompt = pair_prompt(model, prompts)
+    batch = jnp.broadcast_shapes(kappa.shape, cross.shape[:-2], prompt.shape[:-1])
+    kappa = jnp.broadcast_to(kappa, batch)
+    image, cross, text = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (image, cross, text))
+    prompt = jnp.broadcast_to(prompt, (*batch, 2))[..., :, None]
+    finite, whitened = jnp.isfinite(kappa), kappa == 0
+    inside = jnp.where(finite & ~whitened, kappa, 1.0)[..., None, None]
+    share = jnp.where(finite[..., None, None], inside / (1 + inside), 1.0)
+    product = jnp.einsum("...ij,...kl->...ikjl", image, text).reshape(*batch, 4, 4)
+    system = (1 - share) * product + share * jnp.broadcast_to(jnp.eye(4, dtype=product.dtype), product.shape)
+    score = jnp.linalg.solve(system, cross.reshape(*batch, 4, 1)).reshape(*batch, 2, 2)
+    score = jnp.where(finite[..., None, None], score, cross)
+    inner = (score @ prompt)[..., 0]
+    end = jnp.broadcast_to(whitened_rule(model, caps, obs, 1.0, prompts), inner.shape)
+    # Around kappa = 0: M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
+    bend = end - jax.lax.stop_gradient((_squared_inverse(image) @ (cross @ (_squared_inverse(text) @ prompt)))[..., 0])
+    slope = jnp.where(whitened, kappa, 0.0)[..., None]
+    return jnp.where(whitened[..., None], end + slope * bend, inner)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class RidgeOptimum:
+    """The best ridge, and its certificate.
+
+    kappa: in [0, inf].  accuracy: there, by group.  ratio: w_s / w_c there; 0 where the rule is balanced.
+    slope: derivative of acc_P* in the share t = kappa / (kappa + scale) there, scale the largest l_i m_j: 0 inside, >= 0
+    at kappa = inf, <= 0 at kappa = 0.  bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
+    candidates: (9,), acc_P* at kappa = inf, 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there are
+    fewer): the maximum is among them.
+    """
+
+    kappa: Array  # ()
+    accuracy: GroupAccuracy  # ()
+    ratio: Array  # ()
+    slope: Array  # ()
+    bound: Array  # ()
+    candidates: Array  # (9,)
+
+
+def optimal_ridge(
+    model: IntraClass, caps: Captions | None = None, obs: Observation | None = None, prompts: str = "core"
+) -> RidgeOptimum:
+    """argmax over kappa in [0, inf] of acc_P*, and of the worst group: `ridge_accuracy(...).shifted` and `.worst`.
+
+    Both fall strictly in |w_s / w_c| where w_c > 0, as acc_P* > 1/2 says it is, so one kappa is the best for both.
+    det(S_I (x) S_T + kappa) w is a cubic polynomial in kappa, so that the stationary points of w_s / w_c are the roots
+    of a quartic and its zeros those of a cubic. All of them are bracketed, by the roots of their derivatives, and
+    bisected: the best among them and both ends is the global optimum. Where w_s changes its sign between kappa = 0 and
+    inf with w_c > 0 - whenever the whitened rule over-corrects, under core prompts with q > 0 and captions that name the
+    class - the best kappa balances the rule, w_s = 0, and no linear rule does better: acc_P* = worst = bound.
+    Rich captions: it is kappa = det Cov(z) - s_I^2 s_T^2, where that is >= 0, det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 +
+    s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened rule does not over-correct.
+
+    Not unique where w_s / w_c is constant (p_spu = 1/2 or mu_spu = 0: kappa = inf is returned). Where no kappa has
+    acc_P* > 1/2 the best kappa for the worst group may be another.
+    Leaves must be scalars: `vmap` for more. Derivatives of accuracy hold; that of kappa is by the implicit function
+    theorem inside and 0 at the ends.
+    Raises: ValueError for prompts out of range.
+    Source: X11 (the optimum is this project's).  Check: proofs_checks/x11.py.
+    """
+    caps = caps or captions()
+    image, cross, text = (jax.lax.stop_gradient(x) for x in _covariances(model, caps, obs))
+    scale, core, spu = _numerators(image, cross, text, jax.lax.stop_gradient(pair_prompt(model, prompts)))
+    turning = _multiply(_derivative(spu), core) - _multiply(spu, _derivative(core))
+    shares = jnp.concatenate([jnp.array([1.0, 0.0]), _unit_roots(spu), _unit_roots(turning[:-1])])
+
+    def value(share: Array) -> Array:
+        return ridge_accuracy(model, caps, obs, _kappa(share, scale), prompts).shifted
+
+    candidates = jax.lax.stop_gradient(jax.vmap(value)(shares))
+    # The curve may be flat at an end; rounding does not decide against that end.
+    eps = jnp.finfo(shares.dtype).eps
+    best = jnp.argmax(candidates - _ROUNDING * eps * jnp.array([0, 1] + 7 * [2], shares.dtype))
+    share = shares[best]
+    slope = jax.grad(value)
+    # Moves nothing, but carries the derivative of the root of the slope.
+    inside = (share > 0) & (share < 1)
+    at = jnp.where(inside, share, 0.5)
+    shift = slope(at) / jax.lax.stop_gradient(jax.grad(slope)(at))
+    share = jnp.where(inside, share - (shift - jax.lax.stop_gradient(shift)), share)
+    kappa = _kappa(share, scale)
+    weights = ridge_rule(model, caps, obs, kappa, prompts)
+    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    return RidgeOptimum(
+        kappa=kappa,
+        accuracy=linear_rule_accuracy(model, weights, (weights**2).sum(-1), sd_image),
+        ratio=weights[1] / weights[0],
+        slope=slope(jax.lax.stop_gradient(share)),
+        bound=ndtr(model.mu_core / jnp.hypot(model.sigma_core, sd_image)),
+        candidates=candidates,
+    )
+
+
+def _covariances(model: Model, caps: Captions, obs: Observation | None) -> tuple[Array, Array, Array]:
+    """S_I, C and S_T, (..., 2, 2)."""
+    mom = moments(model, caps)
+    noise_image, noise_text = noise_variances(obs)
+
+    def plus(cov: Array, variance: Array) -> Array:
+        shape = jnp.broadcast_shapes(cov.shape, (*variance.shape, 1, 1))
+        noise = variance[..., None, None] * jnp.broadcast_to(jnp.eye(2, dtype=cov.dtype), shape)
+        return jnp.broadcast_to(cov, shape) + noise
+
+    return plus(mom.zz, noise_image), mom.zu, plus(mom.uu, noise_text)
+
+
+def _squared_inverse(cov: Float[Array, "... 2 2"]) -> Float[Array, "... 2 2"]:
+    """cov^-2, of the pseudo-inverse where cov is singular."""
+    inverse = jnp.linalg.pinv(cov, rtol=16 * float(jnp.finfo(cov.dtype).eps), hermitian=True)
+    return inverse @ inverse
+
+
+def _kappa(share: Array, scale: Array) -> Array:
+    """kappa of t = kappa / (kappa + scale); inf at t = 1."""
+    inside = jnp.where(share < 1, share, 0.0)
+    return jnp.where(share < 1, scale * inside / (1 - inside), jnp.inf)
+
+
+def _numerators(
+    image: Float[Array, "2 2"], cross: Float[Array, "2 2"], text: Float[Array, "2 2"], prompt: Float[Array, "2"]
+) -> tuple[Array, Float[Array, "4"], Float[Array, "4"]]:
+    """The largest l_i m_j; and w_c, w_s times prod_ij (l_i m_j (1 - t) / scale + t), as polynomials in t, cubic."""
+    (l, u), (m, v) = jnp.linalg.eigh(image), jnp.linalg.eigh(text)
+    values = (l[:, None] * m[None, :]).ravel()
+    scale = values.max()
+    values = values / scale
+    kept = values > 16 * jnp.finfo(values.dtype).eps
+    values = jnp.where(kept, values, 0.0)
+    parts = (u.T @ cross @ v) * (v.T @ prompt)[None, :]
+    parts = jnp.where(kept[None, :], (u[:, :, None] * parts[None]).reshape(2, 4), 0.0)
+    factors = jnp.stack([values, 1 - values], -1)
+    others = [functools.reduce(_multiply, [factors[i] for i in range(4) if i != k]) for k in range(4)]
+    core, spu = parts @ jnp.stack(others)
+    return scale, core, spu
+
+
+def _multiply(a: Array, b: Array) -> Array:
+    """The product of two polynomials, coefficients in ascending order."""
+    return jnp.convolve(a, b)
+
+
+def _derivative(a: Array) -> Array:
+    return a[1:] * jnp.arange(1.0, len(a), dtype=a.dtype)
+
+
+def _unit_roots(a: Float[Array, " n"]) -> Float[Array, " n-1"]:
+    """The real roots in [0, 1] of a polynomial of degree n - 1, coefficients in ascending order, and other points.
+
+    Between neighbouring roots of its derivative a polynomial is monotone: there it has one root, which bisection
+    finds, or none; then the end with the smaller value is returned.
+    """
+    zero, one = jnp.zeros(1, a.dtype), jnp.ones(1, a.dtype)
+    ends = jnp.concatenate([zero, one] if len(a) == 2 else [zero, _unit_roots(_derivative(a)), one])
+    low, high = ends[:-1], ends[1:]
+    powers = np.arange(len(a))
+
+    def value(x: Array) -> Array:
+        return (a[None, :] * x[:, None] ** powers[None, :]).sum(-1)
+
+    at_low, at_high = value(low), value(high)
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        left = value(middle) * at_low > 0
+        return jnp.where(left, middle, low), jnp.where(left, high, middle)
+
+    low_end, high_end = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    nearer = jnp.where(jnp.abs(at_low) <= jnp.abs(at_high), low, high)
+    return jnp.where(at_low * at_high < 0, (low_end + high_end) / 2, nearer)
