@@ -166,17 +166,24 @@ def max_margin(key, model, obs, *, n: int, seeds: int):
     return jax.lax.map(one, jax.random.split(key, seeds))
 
 
-def trained_critic(key, draw: Callable, start, steps: int):
-    """W of the bilinear critic trained by Adam on InfoNCE with a fresh batch draw(key) = (images, texts) a step; the
-    mean over the later half of the steps."""
-    optimizer = optax.adam(0.02)
+def trained_critic(key, draw: Callable, start, steps: int, temperature: float = 1.0, ridge: float = 0.0):
+    """W of the bilinear critic trained by Adam on InfoNCE with a fresh batch draw(key) = (images, texts) a step and
+    the penalty ridge/2 |W|_F^2; the mean over the later half of the steps."""
+
+    def loss(w, image, text):
+        return losses.info_nce(image @ w, text, temperature=temperature) + ridge / 2 * (w**2).sum()
+
+    path = descent(key, draw, start, steps, loss, optax.adam(0.02))
+    return path[steps // 2 :].mean(0)
+
+
+def descent(key, draw: Callable, start, steps: int, loss: Callable, optimizer):
+    """The parameters after each of the steps on loss(parameters, images, texts), a fresh batch draw(key) a step."""
 
     def step(carry, key):
-        w, state = carry
-        image, text = draw(key)
-        updates, state = optimizer.update(jax.grad(lambda w: losses.info_nce(image @ w, text))(w), state)
-        w = optax.apply_updates(w, updates)
-        return (w, state), w
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, *draw(key)), state)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
 
-    path = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))[1]
-    return path[steps // 2 :].mean(0)
+    return jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, steps))[1]

@@ -39,13 +39,15 @@ WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
     "theory.recovery": ("test_theory_recovery", ("X7",)),
     "theory.budget": ("test_theory_budget", ("X8",)),
     "theory.whitened": ("test_theory_whitened", ("X10", "X5")),
-    "theory.info_nce": ("test_theory_info_nce", ("X10",)),
+    "theory.info_nce": ("test_theory_info_nce", ("X10", "X11")),
+    "theory.ridge": ("test_theory_ridge", ("X11", "X12")),
     "theory.sup_con": ("test_theory_sup_con", ("T7",)),
     "zero_shot": ("test_zero_shot", ("T2", "T4", "T6")),
     "data.captions": ("test_data", ("T2", "T5", "T4")),
     "data.intra_class": ("test_data", ("T2",)),
     "data.inter_class": ("test_data", ("T4", "T6")),
     "learners.in_law": ("test_in_law", ("X9",)),
+    "learners.ridge": ("test_theory_ridge", ("X11",)),
 }
 _LIMIT = "below the resolution: the prediction is a limit, right to O(1/n)"
 _SYMMETRIC = "equivalent: symmetric in a_I and a_T"

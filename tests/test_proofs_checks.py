@@ -445,7 +445,7 @@ def test_pages_hold_docstrings_and_rows(tmp_path):
     text = (tmp_path / "out" / "X6.md").read_text()
     assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
     assert "a \\| claim [ten]" in text and "| 0.1 |" in text and "Fails where" in text
-    assert (tmp_path / "out" / "README.md").read_text().count("](X") == 10
+    assert (tmp_path / "out" / "README.md").read_text().count("](X") == 12
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
 
 
