@@ -125,10 +125,10 @@ def nuclear_norm_optimum(
 
     That is what weight decay on both encoders does: the least (rho/2) (|W_I|_F^2 + |W_T|_F^2) over all W_I^T W_T = W
     is rho |W|_*. At temperature tau, with the scores x^T W t / tau, W / tau is the minimiser here for nu = rho tau.
-    W is optimal iff G = C - S_I W S_T has no singular value above nu and <G, W> = nu |W|_*. W = 0 iff nu >= s_1(C); just
-    below, W is of rank 1, along the first singular vectors of C (the linear loss at embedding size 1); nu = 0 is
-    `whitened_optimum`. Where the singular vectors of C are eigenvectors of S_I and S_T (as if both are multiples of
-    the identity) each singular value s_k of C becomes max(s_k - nu, 0) / (l_k m_k).
+    W is optimal iff G = C - S_I W S_T has no singular value above nu and <G, W> = nu |W|_*. nu = 0 is
+    `whitened_optimum`. W = 0 iff nu >= s_1(C); just below, W is of rank 1, along the first singular vectors of C (the
+    linear loss at embedding size 1). Where the singular vectors of C are eigenvectors of S_I and S_T, as if both are
+    multiples of the identity, each singular value s_k of C becomes max(s_k - nu, 0) / (l_k m_k).
 
     Otherwise found by accelerated proximal steps with restarts, until the gap is within rounding of the loss, or
     max_steps. The gap certifies it: with G clipped to singular values <= nu no loss is below

@@ -92,8 +92,8 @@ class RidgeOptimum:
     """The best ridge, and its certificate.
 
     kappa: in [0, inf].  accuracy: there, by group.  ratio: w_s / w_c there; 0 where the rule is balanced.
-    slope: derivative of acc_P* in the share t = kappa / (kappa + scale) there, scale the largest l_i m_j: 0 inside, >= 0
-    at kappa = inf, <= 0 at kappa = 0.  bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
+    slope: derivative of acc_P* in t = kappa / (kappa + scale) there, scale the largest l_i m_j: 0 inside, >= 0 at
+    kappa = inf, <= 0 at kappa = 0.  bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
     candidates: (9,), acc_P* at kappa = inf, 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there are
     fewer): the maximum is among them.
     """
@@ -111,14 +111,15 @@ def optimal_ridge(
 ) -> RidgeOptimum:
     """argmax over kappa in [0, inf] of acc_P*, and of the worst group: `ridge_accuracy(...).shifted` and `.worst`.
 
-    Both fall strictly in |w_s / w_c| where w_c > 0, as acc_P* > 1/2 says it is, so one kappa is the best for both.
+    Both fall strictly in |w_s / w_c| where w_c > 0, which acc_P* > 1/2 implies, so that one kappa is the best for both.
     det(S_I (x) S_T + kappa) w is a cubic polynomial in kappa, so that the stationary points of w_s / w_c are the roots
     of a quartic and its zeros those of a cubic. All of them are bracketed, by the roots of their derivatives, and
-    bisected: the best among them and both ends is the global optimum. Where w_s changes its sign between kappa = 0 and
-    inf with w_c > 0 - whenever the whitened rule over-corrects, under core prompts with q > 0 and captions that name the
-    class - the best kappa balances the rule, w_s = 0, and no linear rule does better: acc_P* = worst = bound.
-    Rich captions: it is kappa = det Cov(z) - s_I^2 s_T^2, where that is >= 0, det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 +
-    s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened rule does not over-correct.
+    bisected: the best among them and both ends is the global optimum.
+
+    Where w_s changes its sign between kappa = 0 and inf, and w_c > 0 at the root, the best kappa balances the rule, w_s
+    = 0, and no linear rule does better: acc_P* = worst = bound. So it is where the whitened rule over-corrects (core
+    prompts, q > 0, captions that name the class). Rich captions: kappa = det Cov(z) - s_I^2 s_T^2, where that is >= 0,
+    det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 + s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened rule does not over-correct.
 
     Not unique where w_s / w_c is constant (p_spu = 1/2 or mu_spu = 0: kappa = inf is returned). Where no kappa has
     acc_P* > 1/2 the best kappa for the worst group may be another.
