@@ -3,8 +3,8 @@
 The paper's captions for Data Model 1 (Definition 5.1, masking "mean") always name class and attribute; only their exact
 values are mentioned by chance. Then Cov(z, u) = Cov(u) but for the text's noise. InfoNCE with a ridge has, to second
 order, M = sum_j (S_I + (kappa / m_j) I)^-1 v_j v_j^T over the eigenpairs (m_j, v_j) of Cov(u): each direction of the
-text has a ridge of its own, kappa / m_j. At kappa = 0 that is S_I^-1, whatever is mentioned. Caption detail acts through
-kappa / m_j alone, and through text noise as the shrinkage m_j / (m_j + s_T^2); both to first order.
+text has a ridge of its own, kappa / m_j. At kappa = 0 that is S_I^-1, whatever is mentioned. Caption detail acts
+through kappa / m_j alone, and through text noise as the shrinkage m_j / (m_j + s_T^2); both to first order.
 
 With q > 0 the rule over-corrects at kappa = 0 and follows the spurious feature at infinity, so that some kappa balances
 it whatever the captions say, and no linear rule is better. That kappa grows with caption detail: at one kappa, poor

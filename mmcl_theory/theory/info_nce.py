@@ -33,8 +33,8 @@ _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32; quadrature weights o
 class InfoNceOptimum:
     """The minimiser M of the loss, and how far to trust it.
 
-    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss with the ridge, in nats; at
-    N = inf less log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches
+    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss with the ridge, in nats;
+    at N = inf less log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches
     drawn; 0 for N = inf."""
 
     score: Array  # (2, 2)

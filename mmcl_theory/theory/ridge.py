@@ -72,18 +72,24 @@ def ridge_rule(
     image, cross, text = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (image, cross, text))
     prompt = jnp.broadcast_to(prompt, (*batch, 2))[..., :, None]
     finite, whitened = jnp.isfinite(kappa), kappa == 0
-    inside = jnp.where(finite & ~whitened, kappa, 1.0)[..., None, None]
-    share = jnp.where(finite[..., None, None], inside / (1 + inside), 1.0)
-    product = jnp.einsum("...ij,...kl->...ikjl", image, text).reshape(*batch, 4, 4)
-    system = (1 - share) * product + share * jnp.broadcast_to(jnp.eye(4, dtype=product.dtype), product.shape)
-    score = jnp.linalg.solve(system, cross.reshape(*batch, 4, 1)).reshape(*batch, 2, 2)
-    score = jnp.where(finite[..., None, None], score, cross)
-    inner = (score @ prompt)[..., 0]
+    inside = jnp.where(finite & ~whitened, kappa, 1.0)
+    score = _score(image, cross, text, jnp.where(finite, inside / (1 + inside), 1.0))
+    inner = (jnp.where(finite[..., None, None], score, cross) @ prompt)[..., 0]
     end = jnp.broadcast_to(whitened_rule(model, caps, obs, 1.0, prompts), inner.shape)
     # Around kappa = 0: M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
     bend = end - jax.lax.stop_gradient((_squared_inverse(image) @ (cross @ (_squared_inverse(text) @ prompt)))[..., 0])
     slope = jnp.where(whitened, kappa, 0.0)[..., None]
     return jnp.where(whitened[..., None], end + slope * bend, inner)
+
+
+def _score(
+    image: Float[Array, "... 2 2"], cross: Float[Array, "... 2 2"], text: Float[Array, "... 2 2"], share: Array
+) -> Float[Array, "... 2 2"]:
+    """M with (1 - share) S_I M S_T + share M = C."""
+    batch, t = share.shape, share[..., None, None]
+    product = jnp.einsum("...ij,...kl->...ikjl", image, text).reshape(*batch, 4, 4)
+    system = (1 - t) * product + t * jnp.broadcast_to(jnp.eye(4, dtype=product.dtype), product.shape)
+    return jnp.linalg.solve(system, cross.reshape(*batch, 4, 1)).reshape(*batch, 2, 2)
 
 
 @jax.tree_util.register_dataclass
@@ -92,8 +98,9 @@ class RidgeOptimum:
     """The best ridge, and its certificate.
 
     kappa: in [0, inf].  accuracy: there, by group.  ratio: w_s / w_c there; 0 where the rule is balanced.
-    slope: derivative of acc_P* in t = kappa / (kappa + scale) there, scale the largest l_i m_j: 0 inside, >= 0 at
-    kappa = inf, <= 0 at kappa = 0.  bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
+    slope: derivative of acc_P* in t = kappa / (kappa + scale), scale the largest l_i m_j, at the best t: 0 inside, >= 0
+    at kappa = inf, <= 0 at kappa = 0 (there taken at t = sqrt(eps), as S_I or S_T may be singular).
+    bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
     candidates: (9,), acc_P* at kappa = inf, 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there are
     fewer): the maximum is among them.
     """
@@ -116,10 +123,11 @@ def optimal_ridge(
     of a quartic and its zeros those of a cubic. All of them are bracketed, by the roots of their derivatives, and
     bisected: the best among them and both ends is the global optimum.
 
-    Where w_s changes its sign between kappa = 0 and inf, and w_c > 0 at the root, the best kappa balances the rule, w_s
-    = 0, and no linear rule does better: acc_P* = worst = bound. So it is where the whitened rule over-corrects (core
-    prompts, q > 0, captions that name the class). Rich captions: kappa = det Cov(z) - s_I^2 s_T^2, where that is >= 0,
-    det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 + s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened rule does not over-correct.
+    Where the whitened rule over-corrects (core prompts, q > 0, captions that name the class), w_s changes its sign
+    between kappa = 0 and inf. If w_c > 0 at the root it is the best kappa: w_s = 0 there, the rule is balanced, and no
+    linear rule does better, which acc_P* = worst = bound certifies. Rich captions: kappa = det Cov(z) - s_I^2 s_T^2,
+    where that is >= 0, with det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 + s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened
+    rule does not over-correct.
 
     Not unique where w_s / w_c is constant (p_spu = 1/2 or mu_spu = 0: kappa = inf is returned). Where no kappa has
     acc_P* > 1/2 the best kappa for the worst group may be another.
@@ -129,33 +137,39 @@ def optimal_ridge(
     Source: X11 (the optimum is this project's).  Check: proofs_checks/x11.py.
     """
     caps = caps or captions()
-    image, cross, text = (jax.lax.stop_gradient(x) for x in _covariances(model, caps, obs))
-    scale, core, spu = _numerators(image, cross, text, jax.lax.stop_gradient(pair_prompt(model, prompts)))
+    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    image, cross, text = parts = _covariances(model, caps, obs)
+    prompt = pair_prompt(model, prompts)
+    scale, core, spu = jax.lax.stop_gradient(_numerators(*parts, prompt))
     turning = _multiply(_derivative(spu), core) - _multiply(spu, _derivative(core))
     shares = jnp.concatenate([jnp.array([1.0, 0.0]), _unit_roots(spu), _unit_roots(turning[:-1])])
 
-    def value(share: Array) -> Array:
+    def at(share: Array) -> Array:
         return ridge_accuracy(model, caps, obs, _kappa(share, scale), prompts).shifted
 
-    candidates = jax.lax.stop_gradient(jax.vmap(value)(shares))
+    candidates = jax.lax.stop_gradient(jax.vmap(at)(shares))
     # The curve may be flat at an end; rounding does not decide against that end.
     eps = jnp.finfo(shares.dtype).eps
-    best = jnp.argmax(candidates - _ROUNDING * eps * jnp.array([0, 1] + 7 * [2], shares.dtype))
-    share = shares[best]
-    slope = jax.grad(value)
-    # Moves nothing, but carries the derivative of the root of the slope.
+    share = shares[jnp.argmax(candidates - _ROUNDING * eps * jnp.array([0, 1] + 7 * [2], shares.dtype))]
+
+    @jax.grad
+    def slope(share: Array) -> Array:
+        weights = _score(image / scale, cross, text, share) @ prompt
+        return linear_rule_accuracy(model, weights, weights @ weights, sd_image).shifted
+
+    # Moves nothing, but carries the derivative of the root of the slope. At share 0 the system may be singular.
     inside = (share > 0) & (share < 1)
-    at = jnp.where(inside, share, 0.5)
-    shift = slope(at) / jax.lax.stop_gradient(jax.grad(slope)(at))
+    near = jnp.maximum(share, jnp.sqrt(eps))
+    slope_near = slope(near)
+    shift = slope_near / jax.lax.stop_gradient(jax.grad(slope)(near))
     share = jnp.where(inside, share - (shift - jax.lax.stop_gradient(shift)), share)
     kappa = _kappa(share, scale)
     weights = ridge_rule(model, caps, obs, kappa, prompts)
-    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
     return RidgeOptimum(
         kappa=kappa,
         accuracy=linear_rule_accuracy(model, weights, (weights**2).sum(-1), sd_image),
         ratio=weights[1] / weights[0],
-        slope=slope(jax.lax.stop_gradient(share)),
+        slope=slope_near,
         bound=ndtr(model.mu_core / jnp.hypot(model.sigma_core, sd_image)),
         candidates=candidates,
     )
@@ -167,9 +181,10 @@ def _covariances(model: Model, caps: Captions, obs: Observation | None) -> tuple
     noise_image, noise_text = noise_variances(obs)
 
     def plus(cov: Array, variance: Array) -> Array:
-        shape = jnp.broadcast_shapes(cov.shape, (*variance.shape, 1, 1))
-        noise = variance[..., None, None] * jnp.broadcast_to(jnp.eye(2, dtype=cov.dtype), shape)
-        return jnp.broadcast_to(cov, shape) + noise
+        variance = variance[..., None, None]
+        shape = jnp.broadcast_shapes(cov.shape, variance.shape)
+        cov, variance, eye = (jnp.broadcast_to(x, shape) for x in (cov, variance, jnp.eye(2, dtype=cov.dtype)))
+        return cov + variance * eye
 
     return plus(mom.zz, noise_image), mom.zu, plus(mom.uu, noise_text)
 
@@ -229,7 +244,7 @@ def _unit_roots(a: Float[Array, " n"]) -> Float[Array, " n-1"]:
 
     at_low, at_high = value(low), value(high)
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         left = value(middle) * at_low > 0
