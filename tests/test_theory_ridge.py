@@ -111,12 +111,17 @@ def test_derivatives_are_those_of_differences(point):
     assert_slopes(slope_at, point, LOWER, UPPER)
 
 
-def test_derivative_where_eigenvalues_coincide():
-    def value(x):
-        p, kappa = x
-        return groups(ridge_accuracy(intra_class(p, 1.0, 1.0), captions(), noise(2, 2, 0.3, 0.2), kappa))
+def test_derivatives_where_eigenvalues_coincide_and_where_a_detail_is_never_mentioned():
+    """p_spu = 1/2 with equal moments; pi_spu = 0 without text noise, where whitening has no derivative."""
 
-    assert_slopes(value, (0.5, 0.7), (0.0, 0.0), (1.0, np.inf))
+    def value(x):
+        p, pi, kappa = x
+        model = intra_class(p, 1.0, 1.0)
+        return groups(ridge_accuracy(model, captions(1.0, pi), noise(2, 2, 0.3, 0.0), kappa))
+
+    for point in ((0.5, 1.0, 0.7), (0.9, 0.0, 0.7)):
+        assert_slopes(value, point, (0.0, 0.0, 0.0), (1.0, 1.0, np.inf))
+    assert_slopes(value, (0.9, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, np.inf), undefined=(1,))
 
 
 def test_float32(float32):

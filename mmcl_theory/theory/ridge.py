@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments, observation
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.theory.whitened import noise_variances, whitened_rule
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
@@ -67,7 +67,7 @@ def ridge_rule(
     caps = caps or captions()
     image, cross, text = _covariances(model, caps, obs)
     prompt = pair_prompt(model, prompts)
-    batch = jnp.broadcast_shapes(kappa.shape, cross.shape[:-2], prompt.shape[:-1])
+    batch = jnp.broadcast_shapes(kappa.shape, image.shape[:-2], text.shape[:-2], prompt.shape[:-1])
     kappa = jnp.broadcast_to(kappa, batch)
     image, cross, text = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (image, cross, text))
     prompt = jnp.broadcast_to(prompt, (*batch, 2))[..., :, None]
@@ -75,11 +75,19 @@ def ridge_rule(
     inside = jnp.where(finite & ~whitened, kappa, 1.0)
     score = _score(image, cross, text, jnp.where(finite, inside / (1 + inside), 1.0))
     inner = (jnp.where(finite[..., None, None], score, cross) @ prompt)[..., 0]
-    end = jnp.broadcast_to(whitened_rule(model, caps, obs, 1.0, prompts), inner.shape)
+    end = jnp.broadcast_to(whitened_rule(model, caps, _at_zero(obs, whitened), 1.0, prompts), inner.shape)
     # Around kappa = 0: M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
     bend = end - jax.lax.stop_gradient((_squared_inverse(image) @ (cross @ (_squared_inverse(text) @ prompt)))[..., 0])
     slope = jnp.where(whitened, kappa, 0.0)[..., None]
     return jnp.where(whitened[..., None], end + slope * bend, inner)
+
+
+def _at_zero(obs: Observation | None, whitened: Array) -> Observation:
+    """obs where `whitened`; elsewhere with noise, so that derivatives which are undefined without do not spread."""
+    obs = obs or observation(2, 2, 0.0, 0.0)
+    sigmas = (jnp.broadcast_arrays(x, whitened)[0] for x in (obs.sigma_image, obs.sigma_text))
+    image, text = (jnp.where(whitened, x, 1.0) for x in sigmas)
+    return dataclasses.replace(obs, sigma_image=image, sigma_text=text)
 
 
 def _score(
@@ -152,16 +160,18 @@ def optimal_ridge(
     eps = jnp.finfo(shares.dtype).eps
     share = shares[jnp.argmax(candidates - _ROUNDING * eps * jnp.array([0, 1] + 7 * [2], shares.dtype))]
 
-    @jax.grad
-    def slope(share: Array) -> Array:
+    def value(share: Array) -> Array:
         weights = _score(image / scale, cross, text, share) @ prompt
         return linear_rule_accuracy(model, weights, weights @ weights, sd_image).shifted
+
+    def slope(share: Array) -> Array:
+        return jax.jvp(value, (share,), (jnp.ones_like(share),))[1]
 
     # Moves nothing, but carries the derivative of the root of the slope. At share 0 the system may be singular.
     inside = (share > 0) & (share < 1)
     near = jnp.maximum(share, jnp.sqrt(eps))
-    slope_near = slope(near)
-    shift = slope_near / jax.lax.stop_gradient(jax.grad(slope)(near))
+    slope_near, bend = jax.jvp(slope, (near,), (jnp.ones_like(near),))
+    shift = slope_near / jax.lax.stop_gradient(jnp.where(inside, bend, 1.0))
     share = jnp.where(inside, share - (shift - jax.lax.stop_gradient(shift)), share)
     kappa = _kappa(share, scale)
     weights = ridge_rule(model, caps, obs, kappa, prompts)
