@@ -208,7 +208,7 @@ def trained_in_ambient_space(key, model, caps, obs, rho, *, batch, seeds):
             pairs = mt.sample_pairs(key, model, caps, obs, batch, d)
             return pairs.image, pairs.text
 
-        w = ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 600, TAU, rho)
+        w = ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 500, TAU, rho)
         w = d.image.T @ w @ d.text[:, 0]
         return w[1] / w[0]
 
@@ -222,7 +222,7 @@ def trained_on_the_mixture(effort):
         ambient.noise(6, 5, 0.5, 0.6),
         0.1,
     )
-    samples = extrapolated(lambda key, **how: trained_in_ambient_space(key, model, caps, obs, rho, **how), effort)
+    samples = extrapolated(lambda key, **how: trained_in_ambient_space(key, model, caps, obs, rho, **how), effort, 36)
 
     def exact(kappa, model=model):
         return ratio(optimum(model, caps, obs, nodes=24, kappa=kappa).score[:, 0])
@@ -393,7 +393,7 @@ def trained_encoders(key, moments, rho, *, batch, seeds):
         def draw(key):
             return x5.gaussian_pairs(key, moments, 1.0, 1.0, batch)
 
-        path = ambient.descent(key_steps, draw, start, 1600, loss, optax.adam(0.02))
+        path = ambient.descent(key_steps, draw, start, 1200, loss, optax.adam(0.02))
         w = jax.vmap(lambda a, b: a.T @ b)(path.image[600:], path.text[600:]).mean(0)
         return w[1, 0] / w[0, 0]
 

@@ -123,13 +123,13 @@ def detail_acts_through_text_noise(effort):
 
 
 def learnt_from_pairs(effort):
-    """Ridge rules from sample covariances of 10,000 ambient pairs, kappa = .3, under three policies."""
+    """Ridge rules from sample covariances of 5,000 ambient pairs, kappa = .3, under three policies."""
     model, obs, kappa = mt.intra_class(0.9, 1.0, 0.5), ambient.noise(6, 2, 0.4, 0.0), 0.3
     policies, samples = ((1.0, 1.0), (0.5, 0.2), (0.1, 0.9)), []
     for i, policy in enumerate(policies):
         caps = mt.captions(*policy, "mean")
         w, _ = ambient.rules(
-            jax.random.key(40 + i), model, caps, obs, jnp.asarray(kappa), rule=_ridge, n=10_000, runs=30 * effort
+            jax.random.key(40 + i), model, caps, obs, jnp.asarray(kappa), rule=_ridge, n=5000, runs=30 * effort
         )
         samples.append(ratio(w))
 
@@ -137,7 +137,7 @@ def learnt_from_pairs(effort):
         return ratio(rule(model, mean_captions(policies, masking), obs, kappa))
 
     return ledger.judge(
-        "masking mean, kappa = .3: w_s/w_c of ridge rules of 10,000 pairs, three policies",
+        "masking mean, kappa = .3: w_s/w_c of ridge rules of 5,000 pairs, three policies",
         ledger.mean(np.stack(samples, -1)),
         prediction(),
         {
