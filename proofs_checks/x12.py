@@ -7,8 +7,8 @@ text has a ridge of its own, kappa / m_j. At kappa = 0 that is S_I^-1, whatever 
 through kappa / m_j alone, and through text noise as the shrinkage m_j / (m_j + s_T^2); both to first order.
 
 With q > 0 the rule over-corrects at kappa = 0 and follows the spurious feature at infinity, so that some kappa balances
-it whatever the captions say, and no linear rule is better. That kappa grows with caption detail: at one kappa, poor
-captions leave the shortcut where rich ones do not.
+it whatever the captions say (X11). That kappa grows with caption detail: at one kappa, poor captions leave the shortcut
+where rich ones do not.
 
 Fails where: scores are not small, so that the second order is not all: on the mixture of classes caption detail moves
 the exact optimum at kappa = 0 too; Cov(u) is singular (q = 1 and nothing mentioned); image features see more than z,

@@ -461,7 +461,7 @@ def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
         if profile == "quick":
             pages.write(json.loads(target.read_text()), tmp_path / "one")
     error = refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
-    assert "different profiles or versions of the code (T1, X10)" in error and not (tmp_path / "two").exists()
+    assert "different profiles or versions of the code (T1, X12)" in error and not (tmp_path / "two").exists()
     store.write(target, statements, [], "quick", "a")
     assert "no rows; judge all again" in refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
 

@@ -41,7 +41,7 @@ def ridge_accuracy(
     caps: default rich captions.  obs: None means no noise.  kappa: in [0, inf].  prompts: "core" or "train_mean".
     Leaves of model, caps, obs and kappa broadcast.
     Raises: ValueError for kappa or prompts out of range.
-    Source: X11.  Check: proofs_checks/x11.py.
+    Source: X11, X12.  Check: proofs_checks/x11.py, proofs_checks/x12.py.
     """
     weights = ridge_rule(model, caps, obs, kappa, prompts)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
