@@ -26,7 +26,7 @@ from mmcl_theory.theory import (
     whitened_accuracy,
     whitened_rule,
 )
-from mmcl_theory.zero_shot import latent_prompts
+from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy
 from tests.differences import assert_slopes
 from tests.test_theory_mmcl import groups, noise
 
@@ -353,6 +353,18 @@ def test_nuclear_norm_ends_in_whitening_in_rank_one_and_in_nothing():
     assert (near.singular_values > 0).sum() == 1
     np.testing.assert_allclose(near.score / near.singular_values[0], np.outer(u[:, 0], vt[0]), atol=1e-4)
     assert np.abs(np.asarray(ridge_optimum(*parts, s[0]))).max() > 0.1  # a ridge of that size does nothing of the kind
+
+
+def test_values_of_the_page():
+    """docs/theory.md X11: rich captions, nuclear norm at 0, .1 and .2 and nearly 1 of s_1(C); flow balances at .994."""
+    model, obs = intra_class(0.99, 1.0, 0.1), noise(2, 2, 0.3, 0.3)
+    mom = moments(model, captions())
+    parts = mom.zu, mom.zz + 0.09 * jnp.eye(2), mom.uu + 0.09 * jnp.eye(2)
+    scores = [nuclear(*parts, x * np.linalg.svd(mom.zu)[1][0]).score[:, 0] for x in (0.0, 0.1, 0.2, 0.99)]
+    got = linear_rule_accuracy(model, jnp.stack(scores), jnp.stack([w @ w for w in scores]), 0.3).shifted
+    np.testing.assert_allclose(got, [0.762, 0.820, 0.789, 0.789], atol=5.5e-4)
+    ratio = [float(w[1, 0] / w[0, 0]) for w in (gradient_flow(*parts, t) for t in (0.9931, 0.9942))]
+    assert ratio[0] > 0 > ratio[1]
 
 
 # The exact optimum with a ridge
