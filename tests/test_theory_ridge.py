@@ -357,7 +357,7 @@ def test_nuclear_norm_ends_in_whitening_in_rank_one_and_in_nothing():
 
 def test_values_of_the_page():
     """docs/theory.md X11: rich captions, nuclear norm at 0, .1 and .2 and nearly 1 of s_1(C); flow balances at .994."""
-    model, obs = intra_class(0.99, 1.0, 0.1), noise(2, 2, 0.3, 0.3)
+    model = intra_class(0.99, 1.0, 0.1)
     mom = moments(model, captions())
     parts = mom.zu, mom.zz + 0.09 * jnp.eye(2), mom.uu + 0.09 * jnp.eye(2)
     scores = [nuclear(*parts, x * np.linalg.svd(mom.zu)[1][0]).score[:, 0] for x in (0.0, 0.1, 0.2, 0.99)]
