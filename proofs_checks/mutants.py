@@ -54,6 +54,10 @@ _SYMMETRIC = "equivalent: symmetric in a_I and a_T"
 _PATH = "equivalent: changes the way to the root, whose residual certifies it, not the root"
 _SCALE = "equivalent: rho and om_0 enter as a product and as the scale of the rule, to which accuracy is blind"
 EXPLAINED: dict[tuple[str, str], str] = {
+    (
+        "shortcut_bound",
+        "0.5 + 2 / jnp.where(says, room, 1.0) + 0 * room -> 0.5 + 2 / jnp.where(says, room, 1.0) - 0 * room",
+    ): "equivalent: 0 times room passes NaN on, whatever its sign",
     ("mmcl_accuracy", "obs.dim_image / n -> obs.dim_image / (n - 1)"): _LIMIT,
     ("bulk_edge", "_edge(a_i, a_t) -> _edge(a_t, a_i)"): _SYMMETRIC,
     (

@@ -53,7 +53,7 @@ def command(capsys, monkeypatch):
         ("--learning_rate=0", "--learning_rate must be in (0, 1]"),
         ("--image_encoder=resnet", "--image_encoder must be of cnn, vit, linear"),
         ("--groups=0:1", "--groups needs all of 0-9"),
-        ("--train_size=100000", "--train_size must be none or at most 1437, the training images, got 100000"),
+        ("--train_size=100000", "--train_size must be none or at most 1438, the training images, got 100000"),
         ("--image_encoder=lenet", "--image_encoder=lenet needs images of 16 + 4k pixels a side, got 12"),
         ("--colours=/nowhere", "--colours=/nowhere must be hues, paper or a file of six lines"),
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),

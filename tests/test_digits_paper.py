@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import mmcl_theory as mt
-from sims.digits import captions, encoders, images, paper, scenes, training, vectors
+from sims.digits import captions, dial, encoders, images, paper, scenes, training, vectors
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, PRESETS, paper_arm, parse_colours, parse_groups
 from sims.flags import UsageError
@@ -218,3 +219,54 @@ def test_what_does_not_go_together_is_refused(changed, told):
     PRESETS["paper"].check()
     with pytest.raises(UsageError, match=told):
         dataclasses.replace(PRESETS["paper"], **changed).check()
+
+
+def test_the_dial_of_states_and_of_pixels(source):
+    """Its ends, whitened and linear, by other ways; a correlation that is not there must show."""
+    of, policy = dial.states(KINDS), (1.0, 1.0)
+    kappas = np.array([0.0, 1e-3, 1.0, np.inf])
+    weight, p = of.probability(0.995), 0.995
+    assert np.isclose(weight.sum(), 1) and np.isclose(weight[of.label == of.attribute].sum(), p)
+    found = {f: dial.of_states(KINDS, f, policy, kappas) for f in ("separate", "joint")}
+    # At infinity a state's score is its probability times its caption's digit, whose sign is the label.
+    text, _ = of.captions(policy)
+    assert (of.label * text[:, 0] > 0).all() and found["joint"][-1].tolist() == [1, 1]
+    aligned = of.label == of.attribute
+    # Whitened, an encoder that sees all leaves the captions' own regression of the class on (a, b).
+    cov = (text * weight[:, None]).T @ text + np.eye(2) / 2000
+    score = of.label * (text @ np.linalg.solve(cov, [1, 0]))
+    np.testing.assert_allclose(found["joint"][0], [(score > 0)[aligned].mean(), (score > 0)[~aligned].mean()])
+    assert found["joint"][0, 0] < found["joint"][0, 1]  # over-correction
+    honest = dial.of_states(KINDS, "joint", policy, kappas, p_spu=0.5)
+    np.testing.assert_array_equal(honest, 1)
+
+
+def test_the_dial_of_pixels_is_that_of_sampled_images(source, monkeypatch):
+    """Moments against those of many rendered scenes, with a twin of another p_spu; its rule against ridge_optimum."""
+    pixels = dial.Pixels(source, COLOURS, 0.9)
+    n = len(source.train.item)
+
+    @jax.jit
+    def covariance(key):
+        layout = scenes.lay_out(key, source.train, n, 0.9, colours=COLOURS, once=True)
+        image = scenes.render(source.train, layout).image.transpose(0, 3, 1, 2).reshape(n, -1)
+        return jnp.cov(image, rowvar=False, bias=True)
+
+    found = np.stack([covariance(key) for key in jax.random.split(jax.random.key(0), 100)])
+    error = found.std(0, ddof=1) / 10 + 1e-6
+    # A quantile of Student's t for a family of all entries.
+    bound = scipy.stats.t.isf(1e-6 / error.size, 99)
+    assert (np.abs(found.mean(0) - pixels.cov) / error).max() < bound
+    assert (np.abs(found.mean(0) - dial.Pixels(source, COLOURS, 0.87).cov) / error).max() > bound
+    rules = []
+    monkeypatch.setattr(pixels, "_groups", lambda w: rules.append(w) or [0.5, 0.5])
+    kappas = np.array([1e-2, 1.0, np.inf])
+    pixels.accuracy((0.5, 1.0), kappas)
+    cross, cov_text = pixels.moments((0.5, 1.0))
+    np.testing.assert_allclose(rules, dial.rules(cross, pixels.cov, cov_text, kappas), rtol=1e-6, atol=1e-9)
+
+
+def test_nearest_point_of_a_curve():
+    curve = np.array([[0.5, 0.9], [0.6, 0.6], [1.0, 0.0]])
+    found = dial.nearest(curve, np.array([0.0, 1.0, np.inf]), np.array([0.65, 0.5]))
+    assert found.kappa == 1 and np.isclose(found.distance, 0.1)

@@ -333,7 +333,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# The ledger has rows of the others too (T2, T5, X3).
+_QUICK = ("T2 p=.95", "T5 pi=0", "T5 pi=.5", "X2", "X3 lambda=0", "X3 lambda=1")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in CASES])
 def test_learnt_rules_have_the_predicted_accuracy_and_no_other(name):
     """In one test, so that two workers do not both draw the samples."""
     case = CASES[name]

@@ -55,7 +55,7 @@ ARMS_OF = {
     ),
     "captions": ("clip", "clip_linear", "linear_mmcl", "whitened"),
     "strength": ("clip", "clip_linear", "linear_mmcl", "whitened", "cross_entropy"),
-    "correlation": ("clip", "label_only", "cross_entropy"),
+    "correlation": ("clip", "label_only", "no_intra_class", "cross_entropy"),
     "contrasting": ("weighted",),
     "temperature": ("clip",),
     "sharing": ("clip", "cross_entropy"),

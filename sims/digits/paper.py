@@ -15,7 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims.digits import studies
+from sims.digits import dial, studies
 from sims.digits.config import PAPER_POLICIES, paper_arm
 
 SUPERVISED_EPOCHS = 40
@@ -24,6 +24,11 @@ FIGURES = {"ood": "2", "id": "5"}
 _VALUE_OF = {"ood": "shifted", "id": "train"}
 _NAMES = {"ood": "OOD, Figure 2", "id": "ID, Figure 5"}
 _GROUPS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
+_CURVES = {
+    "separate": ("#009E73", "-", "dial: digit and colour"),
+    "joint": ("#D55E00", "--", "dial: 60 states"),
+    "pixels": ("#CC79A7", ":", "dial: pixels"),
+}
 _OURS, _PAPERS = "#0072B2", "#D55E00"
 _DEAD = 0.01  # a contrastive loss this near log(batch size) or above: all images alike
 
@@ -156,6 +161,52 @@ def along_training(dataset: xr.Dataset) -> Figure:
     figure.supylabel("accuracy (share correct)", fontsize=10)
     axes[0, 0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def along_dial(dataset: xr.Dataset) -> Figure:
+    """Conflicting over aligned accuracy: the dial's curves, whitened (dot) to linear (cross), and training's way."""
+    arms = [paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values]
+    figure, axes = plt.subplots(2, len(arms) // 2 + 1, figsize=(12, 6.2), sharex=True, sharey=True,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    x = epochs(dataset)
+    for ax, arm in zip(axes.flat, arms, strict=False):
+        for features, (colour, style, name) in _CURVES.items():
+            curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
+            ax.plot(*curve.T, style, color=colour, lw=1, label=name)
+            ax.plot(*curve[0], "o", color=colour, ms=4)
+            ax.plot(*curve[-1], "x", color=colour, ms=5)
+        mean, half = of_arm(dataset, arm)
+        way, spread = ([v.sel(value=group).values for group in _GROUPS] for v in (mean, half))
+        ax.plot(*way, "-", color="0.2", lw=1)
+        points = ax.scatter(*way, c=np.log10(x), cmap="viridis", s=22, zorder=3, label="trained")
+        ax.errorbar(way[0][-1], way[1][-1], xerr=spread[0][-1], yerr=spread[1][-1], color="0.2", capsize=2)
+        ax.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)
+        ax.set_title(studies.ARMS[arm].label, fontsize=9)
+        ax.grid(alpha=0.25, lw=0.6)
+    for ax in axes.flat[len(arms) :]:
+        ax.set_axis_off()
+    figure.colorbar(points, ax=axes, label="log10 of epochs")
+    axes[0, 0].set(xlim=(0.35, 1.03), ylim=(-0.03, 1.03))
+    figure.supxlabel("aligned: accuracy (share correct); dot: whitened, cross: linear loss", fontsize=10)
+    figure.supylabel("conflicting: accuracy (share correct)", fontsize=10)
+    axes.flat[-1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=8, frameon=False)
+    return figure
+
+
+def dial_table(dataset: xr.Dataset) -> list[list[str]]:
+    """After each epoch of each setting, the nearest point of each curve: its kappa and how far it is."""
+    lines = [["setting", "epochs", "aligned", "conflicting", *(f"{f}: kappa, distance" for f in _CURVES)]]
+    for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
+        mean, _ = of_arm(dataset, arm)
+        for step, epoch in enumerate(epochs(dataset)):
+            measured = np.array([mean.isel(step=step).sel(value=group).item() for group in _GROUPS])
+            line = [studies.ARMS[arm].label, f"{epoch:g}", *(f"{m:.3f}" for m in measured)]
+            for features in _CURVES:
+                curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
+                found = dial.nearest(curve, dataset.kappa.values, measured)
+                line.append(f"{found.kappa:.2g}, {found.distance:.3f}")
+            lines.append(line)
+    return lines
 
 
 def table(dataset: xr.Dataset) -> list[list[str]]:

@@ -16,7 +16,7 @@ import scipy.stats
 import xarray as xr
 
 from sims import results, store
-from sims.digits import captions, figures, images, moments, paper, training
+from sims.digits import captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
 from sims.flags import Options, UsageError
@@ -149,8 +149,10 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             if case not in known:
                 known[case] = predictor.accuracy(*case)
             predicted[(slice(None), i, *place)] = known[case]
+    more = _along_dial(config, setup, source) if study == PAPER and setup.vectors else {}
     return xr.Dataset(
         {
+            **more,
             "accuracy_predicted": (("theory", "arm", *AXES, "predicted_prompt", "group"), predicted),
             "moments": ((*moments.LAW, "moment"), measured),
         },
@@ -159,8 +161,28 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             "theory": results.names(moments.THEORIES),
             "predicted_prompt": results.names(moments.PROMPTS),
             "group": results.names(training.GROUPS),
+            **({"kappa": dial.KAPPAS, "features": results.names(dial.FEATURES)} if more else {}),
         },
     )
+
+
+def _along_dial(config: Config, setup: training.Setup, source: images.Source) -> dict[str, Any]:
+    """Accuracies that the dial predicts for each arm that reads, (arm, features, kappa, group)."""
+    if setup.colours is None:
+        return {}
+    pixels = dial.Pixels(source, setup.colours, config.p_spu)
+    arms = config.arms_of(PAPER)
+    found = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
+    for i, policy in enumerate(ARMS[arm].captions for arm in arms):
+        if policy is None:
+            continue
+        for j, features in enumerate(dial.FEATURES):
+            if features == "pixels":
+                found[i, j] = pixels.accuracy(policy, dial.KAPPAS, setup.masking)
+            else:
+                given = (features, policy, dial.KAPPAS, config.p_spu, setup.masking)
+                found[i, j] = dial.of_states(source.kinds, *given)
+    return {"dial": (("arm", "features", "kappa", "group"), found)}
 
 
 def accuracy(dataset: xr.Dataset) -> xr.DataArray:
@@ -325,7 +347,10 @@ def _score(
 def text(dataset: xr.Dataset) -> str:
     """Each arm and cell after the last step under its headline prompt, then each theory's score."""
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
-        return f"{dataset.sizes['seed']} seeds, 95% intervals:\n{_aligned(paper.table(dataset))}"
+        tables = [_aligned(paper.table(dataset))]
+        if "dial" in dataset:
+            tables.append(f"the dial's nearest points (X11):\n{_aligned(paper.dial_table(dataset))}")
+        return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(tables)
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
     axes = varying(dataset)
     shown = ("aligned", "conflicting", "shifted", "worst")

@@ -441,6 +441,8 @@ def prompt_embeddings(
     by_class, by_item, each = embedded[:2], embedded[2 : 2 + ITEMS], embedded[2 + ITEMS :]
     member = jax.nn.one_hot((drawn.label + 1) // 2, 2)
     mean = member.T @ each / member.sum(0)[:, None]
+    if setup.vectors and not setup.normalize and arm.loss:  # a linear map's mean is that of the mean caption
+        mean = by_class
     mean = mean if arm.loss is None or not setup.normalize else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
     return {"class": by_class, "item": by_item, "ensemble": mean}
 

@@ -1,0 +1,207 @@
+"""What the dial between the two theories (X11) predicts for the paper's digits, from the experiment's own moments.
+
+Image features are what an encoder is taken to see: `separate`, one-hot digit beside one-hot colour; `joint`, one-hot of
+the 60 states (digit, colour), an encoder that reads everything off; `pixels`, a linear encoder. Captions are those of
+`sims.digits.vectors`, whose 198 coordinates of noise alone take no part. All moments are exact, of the training
+distribution P: states have its probabilities (digits evenly; of pixels, as the training images have them), captions the
+moments that their masking gives. The rule of kappa is sign(w . (x - mean)) with
+
+    w = ridge_optimum(C, S_I, S_T, kappa) (1, 0),        (1, 0) the difference of the class prompts:
+
+kappa = 0 is the whitened rule (X10), infinity the linear loss's (T5). Scores that are 0 but for rounding count half.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmcl_theory import learners
+from sims.digits.config import ITEMS
+from sims.digits.images import Source
+from sims.digits.scenes import SHADES, Colours
+from sims.digits.vectors import NOISE, class_values
+
+Policy = tuple[float, float]
+FEATURES = ("separate", "joint", "pixels")
+KAPPAS = np.array([0.0, *np.logspace(-6, 3, 91), np.inf])
+_TIE = 1e-9  # relative to the largest score
+
+
+@dataclasses.dataclass(frozen=True)
+class States:
+    """The states (digit, attribute, shade) of the paper's digits. Arrays (s,), s = 60 states."""
+
+    item: np.ndarray
+    label: np.ndarray
+    attribute: np.ndarray
+    shade: np.ndarray
+    kinds: tuple[int, ...]
+
+    @property
+    def colour(self) -> np.ndarray:
+        """The value that captions give a colour, -2.5 to 2.5."""
+        return self.attribute * (len(SHADES) - 0.5 - self.shade)
+
+    def probability(self, p_spu: float) -> np.ndarray:
+        """Of each state, digits and shades evenly, attribute = label w.p. p_spu. Sums to 1."""
+        agrees = np.where(self.label == self.attribute, p_spu, 1 - p_spu)
+        return agrees / (ITEMS * len(SHADES))
+
+    def features(self, kind: str) -> np.ndarray:
+        """(s, d): `separate` or `joint`."""
+        if kind == "joint":
+            return np.eye(len(self.item))
+        colour = (self.attribute > 0) * len(SHADES) + self.shade
+        return np.concatenate([np.eye(ITEMS)[self.item], np.eye(2 * len(SHADES))[colour]], 1)
+
+    def captions(self, policy: Policy, masking: str = "mean") -> tuple[np.ndarray, np.ndarray]:
+        """E[(a, b) | state] and the variances of a and b given the state, without noise: each (s, 2)."""
+        low, high = class_values(self.kinds)
+        named = np.stack([self.item - (ITEMS - 1) / 2, self.colour], 1)
+        unnamed = np.stack([np.where(self.label > 0, high, low), self.attribute * len(SHADES) / 2], 1)
+        if masking == "named":
+            unnamed[:, 1] = 0
+        pi = np.array(policy)
+        return pi * named + (1 - pi) * unnamed, pi * (1 - pi) * (named - unnamed) ** 2
+
+
+def states(kinds: tuple[int, ...]) -> States:
+    """All of them."""
+    item, sign, shade = (x.ravel() for x in np.meshgrid(range(ITEMS), (-1, 1), range(len(SHADES)), indexing="ij"))
+    return States(item, np.array(kinds)[item], sign, shade, kinds)
+
+
+def moments(
+    weight: np.ndarray, image: np.ndarray, text: np.ndarray, spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(C, S_I, S_T, E x) of states with these probabilities, (s,).
+
+    image: features (s, d).  text, spread: mean and variances of captions given the state, (s, 2), without noise.
+    """
+    mean = weight @ image
+    x, u = image - mean, text - weight @ text
+    cross, cov_image = x.T @ (weight[:, None] * u), x.T @ (weight[:, None] * x)
+    return cross, cov_image, _cov_text(weight, text, spread), mean
+
+
+def _cov_text(weight: np.ndarray, text: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    u = text - weight @ text
+    return u.T @ (weight[:, None] * u) + np.diag(weight @ spread + NOISE**2)
+
+
+def rules(cross: np.ndarray, cov_image: np.ndarray, cov_text: np.ndarray, kappas: np.ndarray) -> np.ndarray:
+    """w(kappa), (kappas, d)."""
+    with jax.enable_x64(True):
+        given = [jnp.asarray(x) for x in (cross, cov_image, cov_text)]
+        found = [np.asarray(learners.ridge_optimum(*given, float(k)))[:, 0] for k in kappas]
+    return np.stack(found)
+
+
+def of_states(
+    kinds: tuple[int, ...],
+    features: str,
+    policy: Policy,
+    kappas: np.ndarray,
+    p_spu: float = 0.995,
+    masking: str = "mean",
+) -> np.ndarray:
+    """(kappas, 2): accuracy of the aligned and of the conflicting group, for `separate` or `joint` features."""
+    of = states(kinds)
+    image, weight = of.features(features), of.probability(p_spu)
+    cross, cov_image, cov_text, mean = moments(weight, image, *of.captions(policy, masking))
+    score = (image - mean) @ rules(cross, cov_image, cov_text, kappas).T * of.label[:, None]
+    score[np.abs(score) < _TIE * np.abs(score).max(0)] = 0
+    right = (np.sign(score) + 1) / 2
+    aligned = of.label == of.attribute
+    return np.stack([right[aligned].mean(0), right[~aligned].mean(0)], 1)
+
+
+class Pixels:
+    """A linear encoder on the pixels of the training items, x = b 1 + (1 - b) s: b the colour (3,), s the ink (h h,).
+
+    Given the class, colour and ink are independent, so that moments over P are sums of Kronecker products. Everything
+    but the captions' part is computed once; S_I costs an eigendecomposition of 3 h h dimensions.
+    """
+
+    def __init__(self, source: Source, colours: Colours, p_spu: float):
+        self.of, self.p_spu = states(source.kinds), p_spu
+        rgb = np.array(colours, float)[(self.of.attribute + 1) // 2, self.of.shade] / 255
+        train = source.train
+        ink = np.asarray(train.ink, float).reshape(len(train.item), -1) / 255
+        count = np.bincount(train.item, minlength=ITEMS)
+        agrees = np.where(self.of.label == self.of.attribute, p_spu, 1 - p_spu)
+        self.weight = count[self.of.item] / count.sum() * agrees / len(SHADES)
+        mean_ink = np.stack([ink[train.item == d].mean(0) for d in range(ITEMS)])
+        self.image = _blended(rgb, mean_ink[self.of.item])  # E[x | state], (s, d)
+        self.mean = self.weight @ self.image
+        centred = self.image - self.mean
+        self.cov = centred.T @ (self.weight[:, None] * centred)
+        for kind in (-1, 1):  # and the ink's covariance within each digit
+            members, of_kind = np.array(source.kinds)[train.item] == kind, self.of.label == kind
+            within = ink[members] - mean_ink[train.item[members]]
+            left = 1 - rgb[of_kind]
+            colour = left.T @ (self.weight[of_kind, None] * left)
+            self.cov += np.kron(colour, within.T @ within / members.sum())
+        self.values, self.vectors = np.linalg.eigh(self.cov)
+        test = source.test
+        self.test_ink = np.asarray(test.ink, float).reshape(len(test.item), -1) / 255
+        self.test_label = np.array(source.kinds)[test.item]
+        self.colours = np.array(colours, float) / 255
+
+    def moments(self, policy: Policy, masking: str = "mean") -> tuple[np.ndarray, np.ndarray]:
+        """(C, S_T)."""
+        text, spread = self.of.captions(policy, masking)
+        cross = (self.image - self.mean).T @ (self.weight[:, None] * (text - self.weight @ text))
+        return cross, _cov_text(self.weight, text, spread)
+
+    def accuracy(self, policy: Policy, kappas: np.ndarray, masking: str = "mean") -> np.ndarray:
+        """(kappas, 2): accuracy of the aligned and of the conflicting group, every test image in all its colours.
+
+        At kappa = 0 directions of pixels without variance are left out.
+        """
+        cross, cov_text = self.moments(policy, masking)
+        m, v = np.linalg.eigh(cov_text)
+        inside = self.vectors.T @ cross @ v
+        scale = self.values[:, None] * m
+        kept = scale > scale.max() * len(scale) * np.finfo(float).eps
+        found = []
+        for kappa in kappas:
+            share = kappa / (1 + kappa) if np.isfinite(kappa) else 1.0
+            full = (1 - share) * scale + share
+            solved = kept if share == 0 else np.ones_like(kept)
+            w = self.vectors @ (np.where(solved, inside / np.where(solved, full, 1.0), 0.0) @ v.T[:, 0])
+            found.append(self._groups(w))
+        return np.array(found)
+
+    def _groups(self, w: np.ndarray) -> list[float]:
+        split = w.reshape(3, -1)
+        right: dict[bool, list[float]] = {True: [], False: []}
+        for sign, shades in zip((-1, 1), self.colours, strict=True):
+            for rgb in shades:
+                score = rgb @ split.sum(1) + self.test_ink @ ((1 - rgb) @ split) - w @ self.mean
+                for label in (-1, 1):
+                    members = self.test_label == label
+                    right[label == sign].append(float((label * score[members] > 0).mean()))
+        return [float(np.mean(right[True])), float(np.mean(right[False]))]
+
+
+def _blended(rgb: np.ndarray, ink: np.ndarray) -> np.ndarray:
+    """(n, 3 h h), channels first, of colours (n, 3) and inks (n, h h)."""
+    return (rgb[:, :, None] + (1 - rgb)[:, :, None] * ink[:, None, :]).reshape(len(rgb), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """The point of a dial's curve that is nearest to a measured pair of accuracies."""
+
+    kappa: float
+    distance: float
+
+
+def nearest(curve: np.ndarray, kappas: np.ndarray, measured: np.ndarray) -> Nearest:
+    """Of (kappas, 2) to (2,), by the larger of the two groups' differences."""
+    distance = np.abs(curve - measured).max(1)
+    at = int(distance.argmin())
+    return Nearest(float(kappas[at]), float(distance[at]))
