@@ -11,10 +11,10 @@ import pytest
 import scipy.stats
 
 import mmcl_theory as mt
-from sims.digits import captions, dial, encoders, images, paper, scenes, training, vectors
+from sims.digits import captions, dial, encoders, images, paper, readouts, scenes, studies, training, vectors
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, PRESETS, paper_arm, parse_colours, parse_groups
-from sims.flags import UsageError
+from sims.flags import Options, UsageError
 from tests.test_digits_training import a_point
 
 KINDS = parse_groups("01234:56789")
@@ -270,3 +270,51 @@ def test_nearest_point_of_a_curve():
     curve = np.array([[0.5, 0.9], [0.6, 0.6], [1.0, 0.0]])
     found = dial.nearest(curve, np.array([0.0, 1.0, np.inf]), np.array([0.65, 0.5]))
     assert found.kappa == 1 and np.isclose(found.distance, 0.1)
+
+
+def test_the_regression_prompt_lets_a_whitened_encoder_see_the_digit_alone():
+    of = dial.states(KINDS)
+    for policy in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5)):
+        b = dial.regression_prompt(KINDS, policy)
+        kappa = np.zeros(1)
+        assert (dial.right_of_states(of, "joint", policy, kappa, prompt=(1.0, b)) == 1).all()
+        assert not (dial.right_of_states(of, "joint", policy, kappa) == 1).all()
+        assert not (dial.right_of_states(of, "joint", policy, kappa, prompt=(1.0, 1.4 * b)) == 1).all()
+    # By hand: the aligned digits next to the other class go wrong, colours dark to light, 2.5, 1.5, 0.5.
+    right = dial.right_of_states(of, "joint", (1.0, 1.0), np.zeros(1))[:, 0]
+    aligned = of.label == of.attribute
+    shares = [right[aligned & (of.item == digit)].mean() for digit in range(10)]
+    np.testing.assert_allclose(shares, np.array([3, 3, 2, 1, 0, 0, 1, 2, 3, 3]) / 3)
+
+
+@pytest.mark.slow
+def test_readouts_of_kept_networks(source, tmp_path, float32):
+    config = dataclasses.replace(
+        PRESETS["paper"], arms=("clip_1_1",), image_encoder="cnn", epochs=(5, 40), train_size=640, test=200, seeds=2,
+        embed_dim=32, p_spu=0.95,
+    )  # fmt: skip
+    found = studies.run(config, tmp_path, Options(keep_checkpoints=True))["paper"]
+    folder = tmp_path / "paper"
+    assert {"figure_2.png", "figure_5.png", "dial.png", "training.png"} <= {p.name for p in folder.iterdir()}
+    told = readouts.show(folder, "builtin")
+    rows = [line.split("  ") for line in told.splitlines()[1:-2]]
+    assert len(rows) == 2 * (10 + len(readouts.SHADES_OF_PROMPTS)) and (folder / "readouts.png").exists()
+    for group in training.GROUPS:  # other draws of shades, the same networks and items
+        ours = float(paper.of_arm(found, "clip_1_1")[0].isel(step=-1).sel(value=group))
+        read = next(float(r[5].split()[0]) for r in rows if r[2:5] == ["prompt", group, "0"])
+        assert abs(ours - read) < 0.1
+    with pytest.raises(UsageError, match="differs from the data"):
+        readouts.show(folder, f"idx:{made_idx(tmp_path)}")
+    next((folder / "checkpoints").iterdir()).unlink()
+    with pytest.raises(UsageError, match="keeps no trained network"):
+        readouts.show(folder, "builtin")
+
+
+def made_idx(folder):
+    """A folder of four IDX files that are not scikit-learn's digits."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        for name, array in (("images-idx3", rng.integers(0, 256, (20, 12, 12))), ("labels-idx1", np.arange(20) % 10)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+    return folder

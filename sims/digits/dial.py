@@ -91,11 +91,17 @@ def _cov_text(weight: np.ndarray, text: np.ndarray, spread: np.ndarray) -> np.nd
     return u.T @ (weight[:, None] * u) + np.diag(weight @ spread + NOISE**2)
 
 
-def rules(cross: np.ndarray, cov_image: np.ndarray, cov_text: np.ndarray, kappas: np.ndarray) -> np.ndarray:
-    """w(kappa), (kappas, d)."""
+def rules(
+    cross: np.ndarray,
+    cov_image: np.ndarray,
+    cov_text: np.ndarray,
+    kappas: np.ndarray,
+    prompt: tuple[float, float] = (1.0, 0.0),
+) -> np.ndarray:
+    """w(kappa), (kappas, d), of this difference of the class prompts."""
     with jax.enable_x64(True):
         given = [jnp.asarray(x) for x in (cross, cov_image, cov_text)]
-        found = [np.asarray(learners.ridge_optimum(*given, float(k)))[:, 0] for k in kappas]
+        found = [np.asarray(learners.ridge_optimum(*given, float(k))) @ np.array(prompt) for k in kappas]
     return np.stack(found)
 
 
@@ -109,13 +115,38 @@ def of_states(
 ) -> np.ndarray:
     """(kappas, 2): accuracy of the aligned and of the conflicting group, for `separate` or `joint` features."""
     of = states(kinds)
-    image, weight = of.features(features), of.probability(p_spu)
-    cross, cov_image, cov_text, mean = moments(weight, image, *of.captions(policy, masking))
-    score = (image - mean) @ rules(cross, cov_image, cov_text, kappas).T * of.label[:, None]
-    score[np.abs(score) < _TIE * np.abs(score).max(0)] = 0
-    right = (np.sign(score) + 1) / 2
+    right = right_of_states(of, features, policy, kappas, p_spu, masking)
     aligned = of.label == of.attribute
     return np.stack([right[aligned].mean(0), right[~aligned].mean(0)], 1)
+
+
+def right_of_states(
+    of: States,
+    features: str,
+    policy: Policy,
+    kappas: np.ndarray,
+    p_spu: float = 0.995,
+    masking: str = "mean",
+    prompt: tuple[float, float] = (1.0, 0.0),
+) -> np.ndarray:
+    """(s, kappas): whether each state is classified right, 1/2 for a tie."""
+    image, weight = of.features(features), of.probability(p_spu)
+    cross, cov_image, cov_text, mean = moments(weight, image, *of.captions(policy, masking))
+    score = (image - mean) @ rules(cross, cov_image, cov_text, kappas, prompt).T * of.label[:, None]
+    score[np.abs(score) < _TIE * np.abs(score).max(0)] = 0
+    return (np.sign(score) + 1) / 2
+
+
+def regression_prompt(kinds: tuple[int, ...], policy: Policy, p_spu: float = 0.995, masking: str = "mean") -> float:
+    """The colour b that a prompt is to name beside the digit's 1, so that a whitened encoder regresses on the digit.
+
+    Prompts p = S_T (1, 0) ~ (1, Cov(a, b)/Var(a)) turn S_I^-1 C S_T^-1 p into S_I^-1 Cov(x, a): least squares of the
+    digit's value in captions on the image. The prompt (1, 0) over-corrects where a and b are correlated.
+    """
+    of = states(kinds)
+    weight = of.probability(p_spu)
+    cov = _cov_text(weight, *of.captions(policy, masking))
+    return float(cov[0, 1] / cov[0, 0])
 
 
 class Pixels:
