@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -624,17 +625,47 @@ def digits(sizes: Sizes, repeats: int) -> Result:
     agree("convolution", patches(kernel, image), xla(kernel, image), 1e-3)
     steps = 10
 
-    def trained(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        def step(_: Any, kernel: jax.Array) -> jax.Array:
-            return kernel - 1e-9 * jax.grad(lambda k: (layer(k, image) ** 2).sum())(kernel)
+    def trained(layer: Callable[..., jax.Array]) -> Callable[..., Any]:
+        def step(_: Any, weights: Any) -> Any:
+            gradient = jax.grad(lambda w: (layer(w, image) ** 2).sum())(weights)
+            return jax.tree.map(lambda w, g: w - 1e-9 * g, weights, gradient)
 
-        return jax.jit(lambda kernel: jax.lax.fori_loop(0, steps, step, kernel))
+        return jax.jit(lambda weights: jax.lax.fori_loop(0, steps, step, weights))
 
     times = interleaved(repeats, *(functools.partial(trained(layer), kernel) for layer in (patches, xla)))
     flops = 2 * 2 * 14 * 14 * 27 * 16 * batch * steps / np.median(times[0])
     bound = f"flops: {flops / 1e9:.0f} of {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s"
     rows.append(compare("digits, convolution", "step", *(t / steps for t in times), bound=bound))
+
+    net = encoders.LeNet(128)
+    weights = net.init(jax.random.key(2), image[:1])["params"]
+
+    def lenet(weights: Any, image: jax.Array) -> jax.Array:
+        return net.apply({"params": weights}, image)
+
+    agree("LeNet", lenet(weights, image), _lenet(weights, image), 1e-3)
+    times = interleaved(repeats, *(functools.partial(trained(layer), weights) for layer in (lenet, _lenet)))
+    # Products forward, and two more each backward but for the first layer's, which needs no gradient of the image.
+    multiplied = 2 * (24 * 24 * 75 * 6) + 3 * (8 * 8 * 150 * 16 + 256 * 120 + 120 * 84 + 84 * 128)
+    bound = f"flops: {2 * multiplied * batch * steps / np.median(times[0]) / 1e9:.0f} of"
+    bound += f" {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s"
+    rows.append(compare("digits, LeNet", "step", *(t / steps for t in times), bound=bound))
     return Result(rows)
+
+
+def _lenet(weights: Any, image: jax.Array) -> jax.Array:
+    """LeNet by XLA's convolution and flax's pooling."""
+    x = image
+    for features in (6, 16):
+        x = jax.lax.conv_general_dilated(
+            x, weights[f"kernel_{features}"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = nn.max_pool(nn.relu(x + weights[f"bias_{features}"]), (2, 2), (2, 2))
+    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    for i in range(3):
+        x = x @ weights[f"Dense_{i}"]["kernel"] + weights[f"Dense_{i}"]["bias"]
+        x = nn.relu(x) if i < 2 else x
+    return x
 
 
 def clip(sizes: Sizes, repeats: int) -> Result:
