@@ -55,6 +55,7 @@ def command(capsys, monkeypatch):
         ("--groups=0:1", "--groups needs all of 0-9"),
         ("--train_size=100000", "--train_size must be none or at most 1438, the training images, got 100000"),
         ("--image_encoder=lenet", "--image_encoder=lenet needs images of 16 + 4k pixels a side, got 12"),
+        ("--train_size=500 --epochs=none --steps=1.5", "--steps must be whole numbers"),
         ("--colours=/nowhere", "--colours=/nowhere must be hues, paper or a file of six lines"),
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),
         ("--data=mnist", "--data must be builtin or idx:DIR"),
@@ -66,7 +67,7 @@ def command(capsys, monkeypatch):
 def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told):
     out = tmp_path / "out"
     preset = () if argument.startswith("--preset") else ("--preset=smoke",)
-    code, printed, error = command(*preset, argument, f"--out={out}")
+    code, printed, error = command(*preset, *argument.split(" "), f"--out={out}")
     assert code == 2 and not printed and told in error
     assert len([line for line in error.splitlines() if not line.startswith("warning")]) == 1
     assert not out.exists()

@@ -121,6 +121,15 @@ def test_a_training_set_is_drawn_once_on_plain_colours(source):
         scenes.lay_out(jax.random.key(0), source.test, 10_000, 0.5, once=True)
 
 
+def test_a_training_set_may_have_small_digits(source):
+    words = {"text_encoder": "bag", "vectors": False, "colours": None, "companion": True}
+    setup = dataclasses.replace(SETUP, **words)
+    layout, texts = jax.eval_shape(
+        lambda key, point: training.training_set(ARMS["clip"], setup, key, point), jax.random.key(0), a_point(source)
+    )
+    assert layout.second.shape == (64,) and texts.shape == (64, captions.length(companion=True))
+
+
 def test_an_epoch_sees_each_pair_once_in_an_order_of_its_own(source, monkeypatch):
     """Texts one-hot, a loss that sums them: SGD at rate 1 counts visits."""
     size, batch = 8, 2
@@ -208,7 +217,10 @@ def test_colours_of_a_file(tmp_path):
         ({"text_encoder": "bag"}, "--captions=vectors needs --text_encoder of linear, got bag"),
         ({"captions": "words"}, "--captions=words needs --text_encoder of transformer or bag, got linear"),
         ({"train_size": 100}, "--train_size must be none or in"),
-        ({"train_size": None}, "--epochs needs --train_size"),
+        ({"train_size": None}, "--study=paper needs another --train_size than none"),
+        ({"train_size": None, "study": ("arms",)}, "--epochs needs --train_size"),
+        ({"colours": "hues"}, "--study=paper needs another --colours than hues"),
+        ({"study": ("strength",)}, "--study=strength needs --colours=hues"),
         ({"weight_decay": 1.0}, "--weight_decay must be in"),
         ({"init_scale": 0.0}, "--init_scale must be in"),
         ({"epochs": (1.5,)}, "--epochs must be whole numbers"),
@@ -270,6 +282,7 @@ def test_nearest_point_of_a_curve():
     curve = np.array([[0.5, 0.9], [0.6, 0.6], [1.0, 0.0]])
     found = dial.nearest(curve, np.array([0.0, 1.0, np.inf]), np.array([0.65, 0.5]))
     assert found.kappa == 1 and np.isclose(found.distance, 0.1)
+    assert np.isnan(dial.nearest(curve, np.array([0.0, 1.0, np.inf]), np.array([np.nan, 0.5])).kappa)
 
 
 def test_the_regression_prompt_lets_a_whitened_encoder_see_the_digit_alone():

@@ -86,9 +86,9 @@ def of_dynamics(loss: str) -> list[Program]:
     return of_grid(trajectories.grid_of(dynamics.Config(n=64, batch_size=16, end=1.0, points=3)))[loss]
 
 
-def _digits() -> images.Source:
+def _digits(side: int = 12) -> images.Source:
     """Ten images: what matters are their shapes."""
-    ink = np.zeros((10, 12, 12), np.uint8)
+    ink = np.zeros((10, side, side), np.uint8)
     style, item = np.zeros((10, 3), np.int32), np.arange(10, dtype=np.int32)
     items = images.Items(ink, ink[:, ::2, ::2], item, style, np.int32(5))
     return images.Source("builtin", items, items, digits_config.parse_groups("01234:56789"), "")
@@ -101,6 +101,15 @@ def of_digits(arm: str, study: str = "arms", **changed: Any) -> list[Program]:
     setup = dataclasses.replace(studies.setup_of(config, study, source), closed=256)
     task = digits_training.task(arm, setup, {"train": source.train, "test": source.test})
     return of_task(task, digits_config.AXES)[1 if config.bf16 else 0 :]
+
+
+def of_paper(arm: str) -> list[Program]:
+    """The paper's preset: LeNet, vectors, a training set drawn once, SGD; at 16 x 16 pixels."""
+    small = {"train_size": 8, "batch_size": 4, "test": 8, "epochs": (1, 2), "embed_dim": 8}
+    config = dataclasses.replace(digits_config.PRESETS["paper"], **small)
+    source = _digits(16)
+    setup = studies.setup_of(config, "paper", source)
+    return of_task(digits_training.task(arm, setup, {"train": source.train, "test": source.test}), digits_config.AXES)
 
 
 def of_scenes(companion: bool) -> list[Program]:
@@ -174,6 +183,7 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
     "digits clip, vit, bf16": lambda _: of_digits("clip", image_encoder="vit", bf16=True),
     "digits clip, sharing": lambda _: of_digits("clip", "sharing"),
     "digits clip, temperature": lambda _: of_digits("clip", "temperature"),
+    **{f"digits {x}, paper": lambda _, x=x: of_paper(x) for x in ("clip_1_1", "cross_entropy")},
     **{
         f"clip {arm} {arch}{', bf16' if bf16 else ''}": (
             lambda patch, arm=arm, arch=arch, bf16=bf16: of_clip(arm, arch, patch, bf16=bf16)
@@ -224,7 +234,8 @@ def test_the_list_is_whole():
     assert {*QUICK, *LONG} <= set(KERNELS)
     assert {f"sweep {x}" for x in LEARNERS} | {f"diagram {x}" for x in phase_config.DIAGRAMS} <= set(KERNELS)
     same = {"rich_captions", "core_captions", "label_only", "clip_labels", "clip_masked"}
-    assert {x for x in arms.ARMS if f"digits {x}" not in KERNELS} <= same
+    paper = {x for x in digits_config.ARMS_OF["paper"] if x != "cross_entropy"}
+    assert {x for x in arms.ARMS if f"digits {x}" not in KERNELS} <= same | paper
     assert {x for x in clip_config.ARMS if f"clip {x} RN" not in KERNELS} <= same
 
 

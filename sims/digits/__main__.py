@@ -6,7 +6,7 @@ Every cell is held against both theories, the linear loss's and the whitened one
     python -m sims.digits --preset=smoke
     python -m sims.digits --preset=small --data=idx:DIR --out runs/mnist      # DIR: the four files of MNIST
     python -m sims.digits --preset=small --study=captions --pi_grid=0:1:9 --p_spu=0.99
-    python -m sims.digits --preset=paper --data=idx:DIR    # the paper's experiment; hours on CPUs, minutes on a GPU
+    python -m sims.digits --preset=paper --data=idx:DIR    # the paper's experiment; hours on CPUs
 
 studies: arms (every method once), captions (what captions name: pi_core x pi_spu), correlation (p_spu), contrasting
 (weight of same-class negatives), strength (how far the two hues are apart), temperature (fixed ones, along training),
@@ -38,7 +38,8 @@ _NUMBERS = {
     "init_scale": "factor of all weights at the start, in (0, 100]",
 }
 _CHOICES = {
-    "colours": "backgrounds: hues (blue, orange, with noise); paper (its six); or a file of six lines red, green, blue",
+    "colours": "backgrounds: hues (blue, orange, with noise); paper (its six); or a file of six lines `red, green,"
+    " blue` in 0..255: dark, medium, light of class -1, then light, medium, dark of class +1",
     "captions": "words, or vectors as in the paper",
     "masking": "what stands for an unmentioned detail: named (nothing, but the class) or mean (the hue too is named)",
     "pixels": "range that images are scaled to: 0:1 or -1:1",
@@ -53,7 +54,7 @@ _GRIDS = {name: [axis for axis, grid in GRIDS.items() if grid == name] for name 
 _INTEGERS = {
     "embed_dim": "dimensions of the embedding, >= 2",
     "batch_size": "pairs in a step, >= 2",
-    "test": "test scenes of each group, >= 2",
+    "test": "test scenes of each group, >= 2; with --train_size the same images in both, each once",
     "seeds": "runs of every cell, >= 2",
     "seed": "root of all randomness, in [0, 2^32)",
 }
@@ -88,7 +89,7 @@ def _define_flags() -> None:
     text_of = "scenes of a training set drawn once; none: fresh ones in every step"
     define("train_size", None, f"{text_of}. {preset('train_size')}", optional(integer))
     text_of = "number list: passes over the training set after which to measure, instead of --steps"
-    define("epochs", None, f"{text_of}. {preset('epochs')}", numbers)
+    define("epochs", None, f"{text_of}. {preset('epochs')}", optional(numbers))
     for name, text_of in _SWITCHES.items():
         flags.DEFINE_bool(name, None, f"{text_of}. {preset(name)}")
     flags.DEFINE_bool("keep_checkpoints", False, "keep the trained networks, in OUT/STUDY/checkpoints")
@@ -108,7 +109,9 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     if values["preset"] not in PRESETS:
         raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values['preset']!r}.")
-    given = {f.name: values[f.name] for f in dataclasses.fields(Config) if values[f.name] is not None}
+    given = {f.name: values[f.name] for f in dataclasses.fields(Config) if flags.FLAGS[f.name].present}
+    if "steps" in given and "epochs" not in given:
+        given["epochs"] = None
     config = dataclasses.replace(PRESETS[values["preset"]], **given)
     config.check()
     options = dataclasses.replace(devices.start(), keep_checkpoints=values["keep_checkpoints"])

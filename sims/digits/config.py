@@ -227,6 +227,12 @@ class Config:
         if self.train_size is not None and not self.batch_size <= self.train_size <= 2**24:
             raise UsageError(f"--train_size must be none or in [batch_size, 2^24] = [{self.batch_size}, {2**24}],"
                              f" got {self.train_size}.")  # fmt: skip
+        if PAPER in self.study:
+            for name, unfit in (("colours", "hues"), ("captions", "words"), ("train_size", None)):
+                if getattr(self, name) == unfit:
+                    raise UsageError(f"--study={PAPER} needs another --{name} than {str(unfit).lower()}.")
+        if "strength" in self.study and self.colours != "hues":
+            raise UsageError(f"--study=strength needs --colours=hues, whose contrast it sweeps, got {self.colours}.")
         if self.epochs is not None and self.train_size is None:
             raise UsageError("--epochs needs --train_size: fresh scenes make no epoch.")
         if not 0 < self.init_scale <= 100:

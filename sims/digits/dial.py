@@ -232,7 +232,9 @@ class Nearest:
 
 
 def nearest(curve: np.ndarray, kappas: np.ndarray, measured: np.ndarray) -> Nearest:
-    """Of (kappas, 2) to (2,), by the larger of the two groups' differences."""
+    """Of (kappas, 2) to (2,), by the larger of the two groups' differences; NaN for runs that diverged."""
+    if np.isnan(measured).any():
+        return Nearest(float("nan"), float("nan"))
     distance = np.abs(curve - measured).max(1)
     at = int(distance.argmin())
     return Nearest(float(kappas[at]), float(distance[at]))

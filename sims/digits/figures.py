@@ -48,7 +48,7 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
     """The figures of a study, by file name."""
     if study == PAPER:
         both = {f"figure_{number}": paper.against_paper(dataset, name) for name, number in paper.FIGURES.items()}
-        more = {"dial": paper.along_dial(dataset)} if "dial" in dataset else {}
+        more = {"dial": paper.along_dial(dataset)} if any(ARMS[a].reads for a in dataset.arm.values) else {}
         return {**both, **more, "training": paper.along_training(dataset)}
     if study == "arms":
         return {"arms": arms(dataset), "features": features(dataset)}

@@ -56,10 +56,11 @@ def groups(ood: float, within: float, p_spu: float = 0.995) -> tuple[float, floa
 
 
 def dead(dataset: xr.Dataset) -> xr.DataArray:
-    """Contrastive runs (arm, seed, *axes, step) that tell no image from another: loss log(batch size) or above."""
+    """Runs (arm, seed, *axes, step) that tell no image from another, loss log(batch size) or above, or diverged."""
     batch = json.loads(dataset.attrs["config"])["batch_size"]
     reads = xr.DataArray([arm != "cross_entropy" for arm in dataset.arm.values], coords={"arm": dataset.arm})
-    return (dataset.measured.sel(measure="loss", drop=True) >= math.log(batch) - _DEAD) & reads
+    loss = dataset.measured.sel(measure="loss", drop=True)
+    return ((loss >= math.log(batch) - _DEAD) & reads) | loss.isnull()
 
 
 def epochs(dataset: xr.Dataset) -> np.ndarray:
@@ -76,10 +77,10 @@ def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _last(dataset: xr.Dataset, arm: str) -> int:
-    """The index of the step that the paper's number of an arm is about."""
+    """The index of the step nearest to the one that the paper's number of an arm is about."""
     if arm != "cross_entropy":
         return -1
-    return int(np.flatnonzero(epochs(dataset) <= SUPERVISED_EPOCHS)[-1])
+    return int(np.abs(epochs(dataset) - SUPERVISED_EPOCHS).argmin())
 
 
 def against_paper(dataset: xr.Dataset, name: str) -> Figure:

@@ -108,7 +108,9 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
 
         runs = [jax.tree.unflatten(tree, [jnp.asarray(x[i]) for x in loaded]) for i in range(config.seeds)]
         each = [answers(state["params"]) for state in runs]
-        right, items = np.stack([np.asarray(r) for r, _ in each]), np.asarray(each[0][1])
+        right, items = np.stack([np.asarray(r, float) for r, _ in each]), np.asarray(each[0][1])
+        whole = [all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"])) for state in runs]
+        right[~np.array(whole)] = np.nan  # diverged
         epochs = setup.stages[stages - 1] / (config.train_size // config.batch_size)
         quantile = scipy.stats.t.ppf(0.975, config.seeds - 1) / config.seeds**0.5
 

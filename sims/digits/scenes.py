@@ -131,15 +131,21 @@ def lay_out(
 def render(items: Items, layout: Layout) -> Scenes:
     """The scenes of a layout."""
     items = jax.tree.map(jnp.asarray, items)
-    index = layout.index
-    cover, small_digit = items.ink[index], None
+    cover = items.ink[layout.index]
     if layout.second is not None:
         small = jnp.where(layout.present[:, None, None], items.small[layout.second], 0)
         cover = _beside(cover, small, layout.top)
+    return dataclasses.replace(contents(items, layout), image=_blend(cover, layout.ink, layout.background))
+
+
+def contents(items: Items, layout: Layout) -> Scenes:
+    """The scenes of a layout without their images (None): all that captions tell of."""
+    items = jax.tree.map(jnp.asarray, items)
+    index, small_digit = layout.index, None
+    if layout.second is not None:
         small_digit = jnp.where(layout.present, items.item[layout.second], -1)
-    image = _blend(cover, layout.ink, layout.background)
     label = jnp.where(index >= items.low, 1, -1)
-    return Scenes(image, label, layout.attribute, items.item[index], items.style[index], layout.shade, small_digit)
+    return Scenes(None, label, layout.attribute, items.item[index], items.style[index], layout.shade, small_digit)
 
 
 def _index(key: Key[Array, ""], items: Items, label: Int[Array, " n"]) -> Int[Array, " n"]:

@@ -19,6 +19,7 @@ from sims import results, store
 from sims.digits import captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
+from sims.digits.scenes import Colours
 from sims.flags import Options, UsageError
 from sims.grid import Grid, Task
 
@@ -95,8 +96,10 @@ def _check_source(config: Config, source: images.Source) -> None:
         if config.test > len(source.test.item):
             raise UsageError(f"--test must be at most {len(source.test.item)}, the test images, where --train_size is"
                              f" given, got {config.test}.")  # fmt: skip
-    if config.image_encoder == "lenet" and (side < 16 or side % 4):
-        raise UsageError(f"--image_encoder=lenet needs images of 16 + 4k pixels a side, got {side}.")
+    sides = (side, *([side + side // 2] if "sharing" in config.study else []))
+    if config.image_encoder == "lenet" and any(pixels < 16 or pixels % 4 for pixels in sides):
+        shown = " x ".join(str(pixels) for pixels in sides)
+        raise UsageError(f"--image_encoder=lenet needs images of 16 + 4k pixels a side, got {shown}.")
 
 
 def grid_of(config: Config, study: str, setup: training.Setup, source: images.Source) -> Grid:
@@ -149,7 +152,7 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             if case not in known:
                 known[case] = predictor.accuracy(*case)
             predicted[(slice(None), i, *place)] = known[case]
-    more = _along_dial(config, setup, source) if study == PAPER and setup.vectors else {}
+    more = _along_dial(config, setup.colours, source) if study == PAPER and setup.colours else {}
     return xr.Dataset(
         {
             **more,
@@ -166,11 +169,9 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
     )
 
 
-def _along_dial(config: Config, setup: training.Setup, source: images.Source) -> dict[str, Any]:
+def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict[str, Any]:
     """Accuracies that the dial predicts for each arm that reads, (arm, features, kappa, group)."""
-    if setup.colours is None:
-        return {}
-    pixels = dial.Pixels(source, setup.colours, config.p_spu)
+    pixels = dial.Pixels(source, colours, config.p_spu)
     arms = config.arms_of(PAPER)
     found = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
     for i, policy in enumerate(ARMS[arm].captions for arm in arms):
@@ -178,9 +179,9 @@ def _along_dial(config: Config, setup: training.Setup, source: images.Source) ->
             continue
         for j, features in enumerate(dial.FEATURES):
             if features == "pixels":
-                found[i, j] = pixels.accuracy(policy, dial.KAPPAS, setup.masking)
+                found[i, j] = pixels.accuracy(policy, dial.KAPPAS, config.masking)
             else:
-                given = (features, policy, dial.KAPPAS, config.p_spu, setup.masking)
+                given = (features, policy, dial.KAPPAS, config.p_spu, config.masking)
                 found[i, j] = dial.of_states(source.kinds, *given)
     return {"dial": (("arm", "features", "kappa", "group"), found)}
 
@@ -348,7 +349,7 @@ def text(dataset: xr.Dataset) -> str:
     """Each arm and cell after the last step under its headline prompt, then each theory's score."""
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
         tables = [_aligned(paper.table(dataset))]
-        if "dial" in dataset:
+        if any(ARMS[arm].reads for arm in dataset.arm.values):
             tables.append(f"the dial's nearest points (X11):\n{_aligned(paper.dial_table(dataset))}")
         return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(tables)
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))

@@ -167,10 +167,8 @@ def training_set(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> t
     """The run's training set, drawn once: layout and texts of all its scenes."""
     key_layout, key_text = jax.random.split(jax.random.fold_in(key, _SET))
     layout = lay_out(setup, key_layout, point, "train", setup.train_size or 0, point["p_spu"], once=True)
-    items = point["train"]
-    blank = dataclasses.replace(items, ink=items.ink[:, :1, :1], small=items.small[:, :1, :1])  # texts need no pixels
-    seen = scenes.render(blank, layout)
-    return layout, write(setup, key_text, seen, policy(arm, point), point["pi_companion"])
+    told = scenes.contents(point["train"], layout)
+    return layout, write(setup, key_text, told, policy(arm, point), point["pi_companion"])
 
 
 def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
@@ -262,18 +260,17 @@ def loss(
     """The arm's loss of a batch; None: of a fresh one."""
     key_batch, key_one, key_two = jax.random.split(key, 3)
     seen, tokens = batch or pairs(arm, setup, key_batch, point, setup.batch_size)
-    seen = dataclasses.replace(seen, image=scaled(setup, seen.image))
     image, text = setup.modules(arm)
     label = (seen.label + 1) // 2
     if arm.reads:
         scalars = params["scalars"]
         if not setup.learns_temperature:
             scalars = jax.lax.stop_gradient(scalars)
-        embedded = image.apply(params["image"], seen.image), text.apply(params["text"], tokens)
+        embedded = image.apply(params["image"], scaled(setup, seen.image)), text.apply(params["text"], tokens)
         return arms.contrast(arm, *embedded, label, scalars, point, setup.normalize)
     if arm.loss == "cross_entropy":
-        return losses.cross_entropy(_head(params, image.apply(params["image"], seen.image)), label)
-    views = (image.apply(params["image"], arms.augment(k, seen.image)) for k in (key_one, key_two))
+        return losses.cross_entropy(_head(params, image.apply(params["image"], scaled(setup, seen.image))), label)
+    views = (image.apply(params["image"], scaled(setup, arms.augment(k, seen.image))) for k in (key_one, key_two))
     return arms.alone(arm, *views, label)
 
 
