@@ -180,6 +180,17 @@ def test_a_fixed_temperature_stays_and_a_learnt_one_moves(source, float32):
         assert np.allclose(found, 0.3, rtol=1e-6) != learns
 
 
+@pytest.mark.parametrize("n", [40, 41])
+def test_images_in_chunks_have_the_same_embeddings(monkeypatch, n):
+    image = jax.random.uniform(jax.random.key(0), (n, 12, 12, 3))
+    params = {"image": jax.jit(TINY.modules(ARMS["clip"])[0].init)(jax.random.key(1), image[:1])}
+    found = []
+    for chunk in (n, 4):
+        monkeypatch.setattr(training, "_CHUNK", chunk)
+        found.append(training.embed_image(ARMS["clip"], TINY, params, image))
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["cnn", "vit", "linear"])
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_whole(source, float32, kind):
     setup = dataclasses.replace(TINY, bf16=True, image_encoder=kind)

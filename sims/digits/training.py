@@ -408,11 +408,11 @@ def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h 
     def embed(image: Array) -> Array:
         return encoder.apply(params["image"], scaled(setup, image)).astype(jnp.zeros((), float).dtype)
 
-    whole = n - n % _CHUNK
     if n <= _CHUNK * 8:
         return embed(image)
-    parts = jax.lax.map(embed, image[:whole].reshape(-1, _CHUNK, *image.shape[1:]))
-    return jnp.concatenate([parts.reshape(whole, -1), embed(image[whole:])])
+    whole = n - n % _CHUNK
+    parts = jax.lax.map(embed, image[:whole].reshape(-1, _CHUNK, *image.shape[1:])).reshape(whole, -1)
+    return parts if whole == n else jnp.concatenate([parts, embed(image[whole:])])
 
 
 def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"]) -> Float[Array, "n r"]:
