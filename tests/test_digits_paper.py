@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 import mmcl_theory as mt
+from mmcl_theory import learners
 from sims.digits import captions, dial, encoders, images, paper, readouts, scenes, studies, training, vectors
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, PRESETS, paper_arm, parse_colours, parse_groups
@@ -273,9 +274,11 @@ def test_the_dial_of_pixels_is_that_of_sampled_images(source, monkeypatch):
     rules = []
     monkeypatch.setattr(pixels, "_groups", lambda w: rules.append(w) or [0.5, 0.5])
     kappas = np.array([1e-2, 1.0, np.inf])
-    pixels.accuracy((0.5, 1.0), kappas)
+    pixels.accuracy([(0.5, 1.0)], kappas)
     cross, cov_text = pixels.moments((0.5, 1.0))
-    np.testing.assert_allclose(rules, dial.rules(cross, pixels.cov, cov_text, kappas), rtol=1e-6, atol=1e-9)
+    parts = [jnp.asarray(x) for x in (cross, pixels.cov, cov_text)]
+    expected = [np.asarray(learners.ridge_optimum(*parts, float(kappa)))[:, 0] for kappa in kappas]
+    np.testing.assert_allclose(rules, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_nearest_point_of_a_curve():

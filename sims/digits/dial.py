@@ -12,6 +12,7 @@ kappa = 0 is the whitened rule (X10), infinity the linear loss's (T5). Scores th
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,11 +99,17 @@ def rules(
     kappas: np.ndarray,
     prompt: tuple[float, float] = (1.0, 0.0),
 ) -> np.ndarray:
-    """w(kappa), (kappas, d), of this difference of the class prompts."""
+    """w(kappa), (..., kappas, d), of this difference of the class prompts.
+
+    cross, cov_text: (..., d, 2) and (..., 2, 2), as one has them for several captions; cov_image, (d, d), is decomposed
+    once for all.
+    """
     with jax.enable_x64(True):
-        given = [jnp.asarray(x) for x in (cross, cov_image, cov_text)]
-        found = [np.asarray(learners.ridge_optimum(*given, float(k))) @ np.array(prompt) for k in kappas]
-    return np.stack(found)
+        each = jax.vmap(learners.ridge_optimum, (None, None, None, 0))
+        for _ in cross.shape[:-2]:
+            each = jax.vmap(each, (0, None, 0, None))
+        found = each(*(jnp.asarray(x, float) for x in (cross, cov_image, cov_text, kappas)))
+        return np.asarray(found @ jnp.asarray(prompt))
 
 
 def of_states(
@@ -152,8 +159,7 @@ def regression_prompt(kinds: tuple[int, ...], policy: Policy, p_spu: float = 0.9
 class Pixels:
     """A linear encoder on the pixels of the training items, x = b 1 + (1 - b) s: b the colour (3,), s the ink (h h,).
 
-    Given the class, colour and ink are independent, so that moments over P are sums of Kronecker products. Everything
-    but the captions' part is computed once; S_I costs an eigendecomposition of 3 h h dimensions.
+    Given the class, colour and ink are independent, so that moments over P are sums of Kronecker products.
     """
 
     def __init__(self, source: Source, colours: Colours, p_spu: float):
@@ -175,7 +181,6 @@ class Pixels:
             left = 1 - rgb[of_kind]
             colour = left.T @ (self.weight[of_kind, None] * left)
             self.cov += np.kron(colour, within.T @ within / members.sum())
-        self.values, self.vectors = np.linalg.eigh(self.cov)
         test = source.test
         self.test_ink = np.asarray(test.ink, float).reshape(len(test.item), -1) / 255
         self.test_label = np.array(source.kinds)[test.item]
@@ -187,24 +192,14 @@ class Pixels:
         cross = (self.image - self.mean).T @ (self.weight[:, None] * (text - self.weight @ text))
         return cross, _cov_text(self.weight, text, spread)
 
-    def accuracy(self, policy: Policy, kappas: np.ndarray, masking: str = "mean") -> np.ndarray:
-        """(kappas, 2): accuracy of the aligned and of the conflicting group, every test image in all its colours.
+    def accuracy(self, policies: Sequence[Policy], kappas: np.ndarray, masking: str = "mean") -> np.ndarray:
+        """(policies, kappas, 2): accuracy of both groups, aligned and conflicting, every test image in all its colours.
 
         At kappa = 0 directions of pixels without variance are left out.
         """
-        cross, cov_text = self.moments(policy, masking)
-        m, v = np.linalg.eigh(cov_text)
-        inside = self.vectors.T @ cross @ v
-        scale = self.values[:, None] * m
-        kept = scale > scale.max() * len(scale) * np.finfo(float).eps
-        found = []
-        for kappa in kappas:
-            share = kappa / (1 + kappa) if np.isfinite(kappa) else 1.0
-            full = (1 - share) * scale + share
-            solved = kept if share == 0 else np.ones_like(kept)
-            w = self.vectors @ (np.where(solved, inside / np.where(solved, full, 1.0), 0.0) @ v.T[:, 0])
-            found.append(self._groups(w))
-        return np.array(found)
+        cross, cov_text = (np.stack(each) for each in zip(*(self.moments(p, masking) for p in policies), strict=True))
+        found = rules(cross, self.cov, cov_text, kappas)
+        return np.array([[self._groups(w) for w in of_policy] for of_policy in found])
 
     def _groups(self, w: np.ndarray) -> list[float]:
         split = w.reshape(3, -1)

@@ -170,19 +170,17 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
 
 
 def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict[str, Any]:
-    """Accuracies that the dial predicts for each arm that reads, (arm, features, kappa, group)."""
-    pixels = dial.Pixels(source, colours, config.p_spu)
+    """Accuracies that the dial predicts, (arm, features, kappa, group), NaN for an arm that reads nothing."""
     arms = config.arms_of(PAPER)
     found = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
-    for i, policy in enumerate(ARMS[arm].captions for arm in arms):
-        if policy is None:
+    reading = {i: policy for i, arm in enumerate(arms) if (policy := ARMS[arm].captions) is not None}
+    for j, features in enumerate(dial.FEATURES if reading else ()):
+        if features == "pixels":
+            pixels = dial.Pixels(source, colours, config.p_spu)
+            found[list(reading), j] = pixels.accuracy(list(reading.values()), dial.KAPPAS, config.masking)
             continue
-        for j, features in enumerate(dial.FEATURES):
-            if features == "pixels":
-                found[i, j] = pixels.accuracy(policy, dial.KAPPAS, config.masking)
-            else:
-                given = (features, policy, dial.KAPPAS, config.p_spu, config.masking)
-                found[i, j] = dial.of_states(source.kinds, *given)
+        for i, policy in reading.items():
+            found[i, j] = dial.of_states(source.kinds, features, policy, dial.KAPPAS, config.p_spu, config.masking)
     return {"dial": (("arm", "features", "kappa", "group"), found)}
 
 
