@@ -177,6 +177,25 @@ def trained_critic(key, draw: Callable, start, steps: int, temperature: float = 
     return path[steps // 2 :].mean(0)
 
 
+@functools.partial(jit_long, static_argnames=("batch", "seeds", "steps"))
+def trained_ratios(key, model, caps, obs, *, batch, seeds, steps, tau=1.0, rho=0.0):
+    """(seeds,): w_s/w_c of critics trained by InfoNCE at temperature tau with (rho/2) |W|_F^2, mixture batches."""
+
+    def one(key):
+        key_d, key_steps = jax.random.split(key)
+        d = mt.draw_dictionaries(key_d, model, obs)
+
+        def draw(key):
+            pairs = mt.sample_pairs(key, model, caps, obs, batch, d)
+            return pairs.image, pairs.text
+
+        w = trained_critic(key_steps, draw, jnp.zeros((len(d.image), len(d.text))), steps, tau, rho)
+        w = d.image.T @ w @ d.text[:, 0]
+        return w[1] / w[0]
+
+    return jax.lax.map(one, jax.random.split(key, seeds))
+
+
 def descent(key, draw: Callable, start, steps: int, loss: Callable, optimizer):
     """The parameters after each of the steps on loss(parameters, images, texts), a fresh batch draw(key) a step."""
 

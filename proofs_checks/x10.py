@@ -235,21 +235,7 @@ def trained_encoders(effort):
     """Critics trained by Adam on fresh ambient batches of 64 and 128, extrapolated to N = inf: w_s/w_c of each."""
     model, caps, obs = setting()
 
-    @functools.partial(ambient.jit_long, static_argnames=("batch", "seeds"))
-    def train(key, *, batch, seeds):
-        def one(key):
-            key_d, key_steps = jax.random.split(key)
-            d = mt.draw_dictionaries(key_d, model, obs)
-
-            def draw(key):
-                pairs = mt.sample_pairs(key, model, caps, obs, batch, d)
-                return pairs.image, pairs.text
-
-            w = d.image.T @ ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 1000) @ d.text[:, 0]
-            return w[1] / w[0]
-
-        return jax.lax.map(one, jax.random.split(key, seeds))
-
+    train = functools.partial(ambient.trained_ratios, model=model, caps=caps, obs=obs, steps=1000)
     small, large = (train(jax.random.key(n), batch=n, seeds=12 * effort) for n in (64, 128))
 
     def exact(p=0.95, caps=caps):

@@ -196,25 +196,6 @@ def order_of_the_error(effort):
     )
 
 
-@functools.partial(ambient.jit_long, static_argnames=("batch", "seeds"))
-def trained_in_ambient_space(key, model, caps, obs, rho, *, batch, seeds):
-    """(seeds,): w_s/w_c of critics (6, 5) trained by InfoNCE at temperature TAU with a ridge, mixture batches."""
-
-    def one(key):
-        key_d, key_steps = jax.random.split(key)
-        d = mt.draw_dictionaries(key_d, model, obs)
-
-        def draw(key):
-            pairs = mt.sample_pairs(key, model, caps, obs, batch, d)
-            return pairs.image, pairs.text
-
-        w = ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 500, TAU, rho)
-        w = d.image.T @ w @ d.text[:, 0]
-        return w[1] / w[0]
-
-    return jax.lax.map(one, jax.random.split(key, seeds))
-
-
 def trained_on_the_mixture(effort):
     model, caps, obs, rho = (
         mt.intra_class(0.95, 0.8, 0.3),
@@ -222,7 +203,8 @@ def trained_on_the_mixture(effort):
         ambient.noise(6, 5, 0.5, 0.6),
         0.1,
     )
-    samples = extrapolated(lambda key, **how: trained_in_ambient_space(key, model, caps, obs, rho, **how), effort, 36)
+    train = functools.partial(ambient.trained_ratios, model=model, caps=caps, obs=obs, rho=rho, steps=500, tau=TAU)
+    samples = extrapolated(train, effort, 36)
 
     def exact(kappa, model=model):
         return ratio(optimum(model, caps, obs, nodes=24, kappa=kappa).score[:, 0])

@@ -19,6 +19,7 @@ STYLE = {
     "supervised": ("#D55E00", "s", "--", "SL, max-margin"),
     "supervised_gradient": ("#E69F00", "v", "--", "SL, gradient-trained"),
 }
+GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
 INTERVAL = 1.96
 PANELS = {
     "shifted": "shifted distribution P* (thin: its two groups)",

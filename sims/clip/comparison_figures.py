@@ -9,6 +9,7 @@ import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sims import plots
 from sims.clip import robustness
 from sims.clip.comparison import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, select
 from sims.clip.comparison_config import SHIFTS
@@ -19,7 +20,6 @@ _LOOKS = [
     ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
 ]  # fmt: skip
 _SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet": "ObjectNet"}
-_GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
 _NEAREST = (0.01, 0.99)  # what is nearer to 0 or 1 is drawn here
 _TICKS = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
 _PANEL_NAMES = {"clip": "measured: CLIP", "whitened": "whitened rule (X10)", "linear": "linear loss's rule (T5)"}
@@ -94,7 +94,7 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.nd
 def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figure:
     """Each arm's aligned and conflicting accuracy after the last step."""
     figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
-    for group, (colour, marker) in _GROUP_LOOKS.items():
+    for group, (colour, marker) in plots.GROUP_LOOKS.items():
         found = [interval(*last(rows, arm, group, scope)) for arm in arms]
         mean, half = np.array(found).T
         at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)

@@ -22,7 +22,6 @@ _LOOKS = [
     ("#E69F00", "v", (0, (5, 1, 1, 1))),
     ("#56B4E9", "P", (0, (1, 1))),
 ]
-_GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
 _RULE_NAMES = {
     "linear_pixels": "linear loss, pixels",
     "whitened_pixels": "whitened, pixels",
@@ -97,7 +96,7 @@ def arms(dataset: xr.Dataset) -> Figure:
     mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
     names = [str(a) for a in dataset.arm.values]
     figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.6), layout="constrained")
-    for group, (colour, marker) in _GROUP_LOOKS.items():
+    for group, (colour, marker) in plots.GROUP_LOOKS.items():
         m, h = (x.sel(value=group).values.reshape(len(names)) for x in (mean, half))
         place = np.arange(len(names)) + (0.12 if group == "conflicting" else -0.12)
         ax.errorbar(m, place, xerr=h, fmt=marker, color=colour, ms=6, capsize=2, lw=1, label=f"{group} group")

@@ -15,6 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sims import plots
 from sims.digits import dial, studies
 from sims.digits.config import PAPER_POLICIES, paper_arm
 
@@ -23,7 +24,6 @@ _FILE = pathlib.Path(__file__).parent.parent / "paper_figures.csv"
 FIGURES = {"ood": "2", "id": "5"}
 _VALUE_OF = {"ood": "shifted", "id": "train"}
 _NAMES = {"ood": "OOD, Figure 2", "id": "ID, Figure 5"}
-_GROUPS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
 _CURVES = {
     "separate": ("#009E73", "-", "dial: digit and colour"),
     "joint": ("#D55E00", "--", "dial: 60 states"),
@@ -103,7 +103,7 @@ def against_paper(dataset: xr.Dataset, name: str) -> Figure:
             top.axhline(level, color=_OURS, lw=1, ls=":", label="supervised, ours")
             top.axhspan(level - spread, level + spread, color=_OURS, alpha=0.1, lw=0)
         top.axhline(given[name, None], color=_PAPERS, lw=1, ls=":", label="supervised, the paper's")
-        for i, (group, (colour, marker)) in enumerate(_GROUPS.items()):
+        for i, (group, (colour, marker)) in enumerate(plots.GROUP_LOOKS.items()):
             _drawn(below, x, ours, group, colour, marker, f"{group}, ours")
             inferred = [groups(given["ood", p], given["id", p])[i] for p in policies]
             below.plot(x, inferred, marker + "--", color=colour, mfc="none", label=f"{group}, the paper's")
@@ -144,7 +144,7 @@ def along_training(dataset: xr.Dataset) -> Figure:
     x = epochs(dataset)
     for ax, arm in zip(axes.flat, arms, strict=False):
         mean, half = of_arm(dataset, arm)
-        for group, (colour, marker) in _GROUPS.items():
+        for group, (colour, marker) in plots.GROUP_LOOKS.items():
             m, h = mean.sel(value=group), half.sel(value=group)
             ax.plot(x, m, marker=marker, ms=3, color=colour, label=group)
             ax.fill_between(x, m - h, m + h, color=colour, alpha=0.2, lw=0)
@@ -177,7 +177,7 @@ def along_dial(dataset: xr.Dataset) -> Figure:
             ax.plot(*curve[0], "o", color=colour, ms=4)
             ax.plot(*curve[-1], "x", color=colour, ms=5)
         mean, half = of_arm(dataset, arm)
-        way, spread = ([v.sel(value=group).values for group in _GROUPS] for v in (mean, half))
+        way, spread = ([v.sel(value=group).values for group in plots.GROUP_LOOKS] for v in (mean, half))
         ax.plot(*way, "-", color="0.2", lw=1)
         points = ax.scatter(*way, c=np.log10(x), cmap="viridis", s=22, zorder=3, label="trained")
         ax.errorbar(way[0][-1], way[1][-1], xerr=spread[0][-1], yerr=spread[1][-1], color="0.2", capsize=2)
@@ -200,7 +200,7 @@ def dial_table(dataset: xr.Dataset) -> list[list[str]]:
     for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
         mean, _ = of_arm(dataset, arm)
         for step, epoch in enumerate(epochs(dataset)):
-            measured = np.array([mean.isel(step=step).sel(value=group).item() for group in _GROUPS])
+            measured = np.array([mean.isel(step=step).sel(value=group).item() for group in plots.GROUP_LOOKS])
             line = [studies.ARMS[arm].label, f"{epoch:g}", *(f"{m:.3f}" for m in measured)]
             for features in _CURVES:
                 curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
