@@ -300,18 +300,25 @@ class Checkpoint:
         """
         import jax
 
-        wanted, structure = jax.tree.flatten(program.state)
         try:
-            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                found, owner = list(file["outcomes"]), str(file["owner"])
-                leaves = [file[f"state_{i}"] for i in range(len(wanted))]
+            owner, state, found = self.read(program.state)
         except Exception:  # none, or whatever NumPy and its archives say to damaged bytes
             return 0, None, []
         if owner != self.owner:
             raise UsageError(f"{self.path} is another run's or block's; remove it to measure its block from the start.")
-        if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in wanted]:
+        shapes, wanted = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (state, program.state))
+        if shapes != wanted:
             return 0, None, []  # padded for other devices or another batch
-        return len(found), jax.tree.unflatten(structure, leaves), found
+        return len(found), state, found
+
+    def read(self, like: Any) -> tuple[str, Any, list[np.ndarray]]:
+        """(owner, state in the structure of `like`, outcomes of the stages done), as they stand in the file."""
+        import jax
+
+        wanted, structure = jax.tree.flatten(like)
+        with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            leaves = [file[f"state_{i}"] for i in range(len(wanted))]
+            return str(file["owner"]), jax.tree.unflatten(structure, leaves), list(file["outcomes"])
 
     def save(self, state: Any, found: list[np.ndarray]) -> None:
         """Write the state after `found` stages, and their outcomes."""

@@ -8,6 +8,8 @@ wrong, those next to the other class, and that prompts which name some colour, t
 readouts.csv and readouts.png beside the run's results.
 """
 
+import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -50,102 +52,107 @@ def show(folder: pathlib.Path, data: str) -> str:
 
 def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
     """A row an arm that reads, group, and digit or prompt: mean over seeds, half its 95% interval, two predictions."""
-    import dataclasses
-
     import jax
-    import jax.numpy as jnp
     import numpy as np
-    import scipy.stats
+    import xarray as xr
 
     from sims import store
-    from sims.digits import dial, images, scenes, studies, training, vectors
+    from sims.digits import dial, studies, training, vectors
     from sims.digits.arms import ARMS
-    from sims.digits.config import AXES, ITEMS, PAPER, PRESETS, Config, parse_groups
+    from sims.digits.config import ITEMS, PAPER
+
+    config, source, setup = _run(folder, data)
+    grid = studies.grid_of(config, PAPER, setup, source)
+    axes = {name: np.asarray(values[0], np.float32) for name, values in grid.axes.items()}
+    point = {"train": source.train, "test": source.test, **axes}
+    of = dial.states(source.kinds)
+    low, high = vectors.class_values(source.kinds)
+    answers = jax.jit(_answers, static_argnums=(0, 1))
+    found: list[dict[str, Any]] = []
+    for number, name in enumerate(config.arms_of(PAPER)):
+        arm = ARMS[name]
+        blocks = [block for block in np.ndindex(*grid.blocks_shape) if block[0] == number]
+        kept = {block: store.Checkpoint(folder, "", block) for block in blocks}
+        if arm.captions is None or not all(each.path.exists() for each in kept.values()):
+            continue
+        start = functools.partial(training.start, arm, setup, point=point)
+        like = jax.eval_shape(start, jax.random.key(0))
+        right, stages = [], set()
+        for block, each in kept.items():
+            _, state, outcomes = each.read(like)
+            stages.add(len(outcomes))
+            seeds = grid.region(block)[1]
+            for i in range(seeds.stop - seeds.start):
+                params = jax.tree.map(lambda x, i=i: x[i], state["params"])
+                whole = all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+                answered, items = (np.asarray(x) for x in answers(arm, setup, params, point))
+                right.append(answered if whole else np.full(answered.shape, np.nan))  # NaN: diverged
+        epochs = min(setup.stages[n - 1] for n in stages) / (config.train_size // config.batch_size)
+        # (kind, at, colour of the prompt, which prompt, which images, which states)
+        shown = [("digit", digit, 0.0, 0, items == digit, of.item == digit) for digit in range(ITEMS)]
+        every = np.ones_like(items, bool), np.ones_like(of.item, bool)
+        shown += [("prompt", b, b, i, *every) for i, b in enumerate(SHADES_OF_PROMPTS)]
+        predict = functools.partial(
+            dial.right_of_states, of, policy=arm.captions, kappas=np.zeros(1), p_spu=config.p_spu, masking=setup.masking
+        )
+        aligned = {"images": np.arange(len(items)) < len(items) // 2, "states": of.label == of.attribute}
+        for group in training.GROUPS:
+            members, states = (x if group == "aligned" else ~x for x in aligned.values())
+            for kind, at, b, prompt, images, cells in shown:
+                each = xr.DataArray([answer[prompt, members & images].mean() for answer in right], dims="seed")
+                mean, half = (x.item() for x in studies.interval(each))
+                row = {"arm": name, "epochs": epochs, "kind": kind, "group": group, "at": at, "accuracy": mean}
+                for features in ("separate", "joint"):
+                    told = predict(features=features, prompt=(high - low, 2 * b))
+                    row[features] = float(told[states & cells, 0].mean())
+                found.append(row | {"half": half})
+    if not found:
+        raise UsageError(f"{folder} keeps no trained network: run it with --keep_checkpoints.")
+    return found
+
+
+def _run(folder: pathlib.Path, data: str) -> tuple[Any, Any, Any]:
+    """(config, source, setup) of the run in the folder. Raises: UsageError if it, or the data, is another."""
+    from sims import store
+    from sims.digits import images, studies
+    from sims.digits.config import AXES, GRIDS, PAPER, PRESETS, Config, parse_groups
 
     flat = store.read_config(folder)
     if flat.get("command") != "digits" or flat.get("study") != PAPER or flat.get("captions") != "vectors":
         raise UsageError(f"{folder} must be a run of sims.digits, study {PAPER}, with vector captions.")
-    names = {f.name for f in dataclasses.fields(Config)} - {"study", "arms", "data", "colours"}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items() if k in names - set(AXES)}
+    own = {f.name for f in dataclasses.fields(Config)} - {"study", "data", "colours", *AXES, *GRIDS.values()}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items() if k in own}
     axes = {axis: float(flat[axis][0]) for axis in AXES}
     config = dataclasses.replace(PRESETS[PAPER], **given, **axes)
     source = images.load(data, parse_groups(config.groups), config.pool)
     if source.digest != flat["digest"]:
         raise UsageError(f"--data={data} differs from the data of the run in {folder}.")
     colours = tuple(tuple(tuple(rgb) for rgb in of) for of in flat["colours"])
-    setup = dataclasses.replace(studies.setup_of(config, PAPER, source), colours=colours)
-    point = {"train": source.train, "test": source.test, **{k: jnp.asarray(v) for k, v in axes.items()}}
-    of = dial.states(source.kinds)
-    low, high = vectors.class_values(source.kinds)
-    found: list[dict[str, Any]] = []
-    for number, arm in enumerate(ARMS[name] for name in flat["arms"]):
-        file = folder / "checkpoints" / f"{'-'.join(['0'] * (len(AXES) + 2))}.npz"
-        file = file.with_name(f"{number}{file.name[1:]}")
-        if not arm.reads or arm.captions is None or not file.exists():
-            continue
-        shape = jax.eval_shape(lambda key, arm=arm: training.start(arm, setup, key, point), jax.random.key(0))
-        leaves, tree = jax.tree.flatten(shape)
-        with np.load(file, allow_pickle=False) as kept:
-            stages, loaded = len(kept["outcomes"]), [kept[f"state_{i}"] for i in range(len(leaves))]
+    return config, source, dataclasses.replace(studies.setup_of(config, PAPER, source), colours=colours)
 
-        @jax.jit
-        def answers(params: Any, arm: Any = arm) -> tuple[Any, Any]:
-            """Right or wrong of each test image, (prompts, groups, images), and their digits."""
-            right, items = [], []
-            for p_spu in (1.0, 0.0):
-                layout = scenes.lay_out(
-                    jax.random.key(0), source.test, setup.test, p_spu, colours=setup.colours, once=True
-                )
-                seen = scenes.render(source.test, layout)
-                features = training.embed_image(arm, setup, params, seen.image)
-                prompts = jnp.asarray([[[low, -b], [high, b]] for b in SHADES_OF_PROMPTS], features.dtype)
-                prompts = jnp.pad(prompts, ((0, 0), (0, 0), (0, vectors.DIM - 2)))
-                told = training.embed_text(arm, setup, params, prompts.reshape(-1, vectors.DIM))
-                guess = 2 * (features @ told.T).reshape(len(features), -1, 2).argmax(2) - 1
-                right.append((guess == seen.label[:, None]).T)
-                items.append(seen.item)
-            return jnp.stack(right, 1), jnp.stack(items)
 
-        runs = [jax.tree.unflatten(tree, [jnp.asarray(x[i]) for x in loaded]) for i in range(config.seeds)]
-        each = [answers(state["params"]) for state in runs]
-        right, items = np.stack([np.asarray(r, float) for r, _ in each]), np.asarray(each[0][1])
-        whole = [all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"])) for state in runs]
-        right[~np.array(whole)] = np.nan  # diverged
-        epochs = setup.stages[stages - 1] / (config.train_size // config.batch_size)
-        quantile = scipy.stats.t.ppf(0.975, config.seeds - 1) / config.seeds**0.5
+def _answers(arm: Any, setup: Any, params: Any, point: Any) -> tuple[Any, Any]:
+    """Right or wrong, (prompts, images), and the digits, of the test images: the aligned group, then the other."""
+    import jax
+    import jax.numpy as jnp
 
-        def row(kind: str, group: int, at: float, values: np.ndarray, states: np.ndarray, b: float) -> dict[str, Any]:
-            predicted = {}
-            for features in ("separate", "joint"):
-                settings = (of, features, arm.captions, np.zeros(1), config.p_spu, setup.masking)  # noqa: B023
-                predicted[features] = float(dial.right_of_states(*settings, (high - low, 2 * b))[states, 0].mean())
-            return {
-                "arm": flat["arms"][number],  # noqa: B023
-                "epochs": epochs,  # noqa: B023
-                "kind": kind,
-                "group": training.GROUPS[group],
-                "at": at,
-                "accuracy": float(values.mean()),
-                "half": float(quantile * values.std(ddof=1)),  # noqa: B023
-                **predicted,
-            }
+    from sims.digits import training, vectors
 
-        for group in range(2):
-            of_group = (of.label == of.attribute) == (group == 0)
-            for digit in range(ITEMS):
-                values = right[:, 0, group][:, items[group] == digit].mean(1)
-                found.append(row("digit", group, digit, values, of_group & (of.item == digit), 0.0))
-            for i, b in enumerate(SHADES_OF_PROMPTS):
-                found.append(row("prompt", group, b, right[:, i, group].mean(1), of_group, b))
-    if not found:
-        raise UsageError(f"{folder} keeps no trained network: run it with --keep_checkpoints.")
-    return found
+    seen = training.test_scenes(setup, jax.random.key(0), point)
+    features = training.embed_image(arm, setup, params, seen.image)
+    low, high = vectors.class_values(setup.kinds)
+    prompts = jnp.asarray([[[low, -b], [high, b]] for b in SHADES_OF_PROMPTS], features.dtype)
+    prompts = jnp.pad(prompts, ((0, 0), (0, 0), (0, vectors.DIM - 2))).reshape(-1, vectors.DIM)
+    scores = features @ training.embed_text(arm, setup, params, prompts).T
+    guess = 2 * scores.reshape(len(features), -1, 2).argmax(2) - 1
+    return (guess == seen.label[:, None]).T, seen.item
 
 
 def drawn(rows: list[dict[str, Any]]) -> Any:
     """Accuracy by digit, and over the colour that prompts name, of each arm, beside the whitened rule's."""
     import matplotlib.pyplot as plt
 
+    from sims import plots
     from sims.digits.arms import ARMS
 
     arms = list(dict.fromkeys(r["arm"] for r in rows))
@@ -153,7 +160,7 @@ def drawn(rows: list[dict[str, Any]]) -> Any:
                                 layout="constrained")  # fmt: skip
     for line, arm in zip(axes, arms, strict=True):
         for ax, kind in zip(line, ("digit", "prompt"), strict=True):
-            for group, colour, marker in (("aligned", "#E69F00", "o"), ("conflicting", "#0072B2", "s")):
+            for group, (colour, marker) in plots.GROUP_LOOKS.items():
                 here = [r for r in rows if (r["arm"], r["kind"], r["group"]) == (arm, kind, group)]
                 x, y, half = ([r[name] for r in here] for name in ("at", "accuracy", "half"))
                 ax.errorbar(x, y, yerr=half, fmt=marker, color=colour, capsize=2, ms=5, label=f"{group}, trained")

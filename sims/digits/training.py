@@ -319,7 +319,7 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
     n, fit = setup.test, min(setup.test, _MOST_FIT)
-    tests = _tests(setup, keys[0], point)
+    tests = test_scenes(setup, keys[0], point)
     p_fit = jnp.concatenate([jnp.full(2 * fit, 0.5), jnp.broadcast_to(point["p_spu"], (2 * fit,))])
     fits = draw(setup, keys[1], point, "train", 4 * fit, p_fit)
     features = embed_image(arm, setup, params, jnp.concatenate([tests.image, fits.image]))
@@ -359,7 +359,7 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     return jnp.where(whole, found, jnp.inf)
 
 
-def _tests(setup: Setup, key: Key[Array, ""], point: Point) -> scenes.Scenes:
+def test_scenes(setup: Setup, key: Key[Array, ""], point: Point) -> scenes.Scenes:
     """`test` scenes of the aligned group, then of the conflicting one; with a finite training set the same items."""
     n = setup.test
     if setup.train_size is None:
