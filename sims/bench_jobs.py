@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -637,35 +636,20 @@ def digits(sizes: Sizes, repeats: int) -> Result:
     bound = f"flops: {flops / 1e9:.0f} of {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s"
     rows.append(compare("digits, convolution", "step", *(t / steps for t in times), bound=bound))
 
-    net = encoders.LeNet(128)
+    net, by_xla = encoders.LeNet(128), baseline("flax_lenet", "flax").apply
     weights = net.init(jax.random.key(2), image[:1])["params"]
 
     def lenet(weights: Any, image: jax.Array) -> jax.Array:
         return net.apply({"params": weights}, image)
 
-    agree("LeNet", lenet(weights, image), _lenet(weights, image), 1e-3)
-    times = interleaved(repeats, *(functools.partial(trained(layer), weights) for layer in (lenet, _lenet)))
+    agree("LeNet", lenet(weights, image), by_xla(weights, image), 1e-3)
+    times = interleaved(repeats, *(functools.partial(trained(layer), weights) for layer in (lenet, by_xla)))
     # Products forward, and two more each backward but for the first layer's, which needs no gradient of the image.
     multiplied = 2 * (24 * 24 * 75 * 6) + 3 * (8 * 8 * 150 * 16 + 256 * 120 + 120 * 84 + 84 * 128)
     bound = f"flops: {2 * multiplied * batch * steps / np.median(times[0]) / 1e9:.0f} of"
     bound += f" {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s"
     rows.append(compare("digits, LeNet", "step", *(t / steps for t in times), bound=bound))
     return Result(rows)
-
-
-def _lenet(weights: Any, image: jax.Array) -> jax.Array:
-    """LeNet by XLA's convolution and flax's pooling."""
-    x = image
-    for features in (6, 16):
-        x = jax.lax.conv_general_dilated(
-            x, weights[f"kernel_{features}"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = nn.max_pool(nn.relu(x + weights[f"bias_{features}"]), (2, 2), (2, 2))
-    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-    for i in range(3):
-        x = x @ weights[f"Dense_{i}"]["kernel"] + weights[f"Dense_{i}"]["bias"]
-        x = nn.relu(x) if i < 2 else x
-    return x
 
 
 def clip(sizes: Sizes, repeats: int) -> Result:

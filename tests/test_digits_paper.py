@@ -1,9 +1,7 @@
 """The paper's digits: LeNet, vector captions, a training set drawn once, its figures' numbers."""
 
 import dataclasses
-import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ import scipy.stats
 
 import mmcl_theory as mt
 from mmcl_theory import learners
+from sims.baselines import flax_lenet
 from sims.digits import captions, dial, encoders, images, paper, readouts, scenes, studies, training, vectors
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, PRESETS, paper_arm, parse_colours, parse_groups
@@ -33,18 +32,6 @@ def source():
     return images.load("builtin", KINDS)
 
 
-def reference(x, params, kernels):
-    """LeNet by lax's convolution and flax's pooling."""
-    for kernel, features in zip(kernels, (6, 16), strict=True):
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = nn.max_pool(nn.relu(x + params[f"bias_{features}"][None, None, None]), (2, 2), (2, 2))
-    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
-    for i in range(3):
-        x = x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"][None]
-        x = nn.relu(x) if i < 2 else x
-    return x
-
-
 @pytest.mark.parametrize("side, plain", [(28, False), (28, True), (16, False)])
 def test_lenet_is_convolution_and_pooling_with_their_gradient(side, plain):
     image = jax.random.uniform(jax.random.key(0), (3, side, side, 3))
@@ -53,18 +40,18 @@ def test_lenet_is_convolution_and_pooling_with_their_gradient(side, plain):
     net = encoders.LeNet(5)
     params = jax.jit(net.init)(jax.random.key(1), image)["params"]
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def both(params, flip):
-        kernels = [jnp.flip(params[f"kernel_{f}"], 0) if flip else params[f"kernel_{f}"] for f in (6, 16)]
-        value = reference(image, params, kernels)
-        return value, jax.grad(lambda p: (reference(image, p, [p["kernel_6"], p["kernel_16"]]) ** 2).sum())(params)
+    @jax.jit
+    def both(params):
+        gradient = jax.grad(lambda p: (flax_lenet.apply(p, image) ** 2).sum())
+        return flax_lenet.apply(params, image), gradient(params)
 
-    expected, gradient = both(params, False)
+    expected, gradient = both(params)
     np.testing.assert_allclose(net.apply({"params": params}, image), expected, atol=1e-6)
     found = jax.jit(jax.grad(lambda p: (net.apply({"params": p}, image) ** 2).sum()))(params)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1e-3, float(np.abs(other).max())), rtol=1e-4)
-    assert not np.allclose(expected, both(params, True)[0], atol=1e-4)
+    flipped = params | {name: jnp.flip(params[name], 0) for name in ("kernel_6", "kernel_16")}
+    assert not np.allclose(expected, both(flipped)[0], atol=1e-4)
 
 
 def test_pytorch_s_uniform_start():
