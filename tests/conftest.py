@@ -19,8 +19,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # Two thirds of the time. Later compilers do not know this flag, and one that is not known ends the process.
-    + (" --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""),
+    # Two thirds of the time, and a twentieth. Later compilers do not know the first, and an unknown flag ends the process.
+    + (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        if jaxlib.version.__version_info__ < (0, 11)
+        else ""
+    ),
 )
 
 import jax

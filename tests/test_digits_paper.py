@@ -1,6 +1,7 @@
 """The paper's digits: LeNet, vector captions, a training set drawn once, its figures' numbers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -138,14 +139,13 @@ def test_an_epoch_sees_each_pair_once_in_an_order_of_its_own(source, monkeypatch
     np.testing.assert_array_equal(counts[2], np.full(size, 2))
 
 
-def trained(source, arm, p_spu, steps=200):
-    """(aligned, conflicting) accuracy of the class prompt or the classifier; training set of 640."""
+def trained(source, arm, p_spus, steps=200):
+    """(aligned, conflicting) accuracy of the class prompt or the classifier at each p_spu; training set of 640."""
     setup = dataclasses.replace(
         SETUP, train_size=640, batch_size=64, stages=(steps,), embed_dim=32, image_encoder="cnn"
     )
-    point = a_point(source, p_spu=p_spu, temperature=1.0)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def run(key, point):
         state = training.train(arm, setup, key, point, jnp.uint32(0), training.start(arm, setup, key, point))
         params = state["params"]
@@ -161,7 +161,7 @@ def trained(source, arm, p_spu, steps=200):
             right.append((2 * score.argmax(1) - 1 == seen.label).mean())
         return jnp.stack(right)
 
-    return np.asarray(run(jax.random.key(0), point))
+    return [np.asarray(run(jax.random.key(0), a_point(source, p_spu=p, temperature=1.0))) for p in p_spus]
 
 
 def test_the_preset_small_rich_captions_protect_and_supervised_learning_does_not(source, float32):
@@ -169,9 +169,7 @@ def test_the_preset_small_rich_captions_protect_and_supervised_learning_does_not
 
     Without a correlation there is nothing to protect from: there the order must not show.
     """
-    (rich, supervised), (none_rich, none_supervised) = (
-        [trained(source, arm, p) for arm in (RICH, LABEL)] for p in (0.98, 0.5)
-    )
+    (rich, none_rich), (supervised, none_supervised) = (trained(source, arm, (0.98, 0.5)) for arm in (RICH, LABEL))
     assert supervised[0] > 0.98 and supervised[1] < 0.1
     assert rich[1] > supervised[1] + 0.1 and rich[0] < supervised[0] - 0.1
     assert none_supervised[1] > 0.6 and not none_rich[1] > none_supervised[1] + 0.1
@@ -252,10 +250,10 @@ def test_the_dial_of_pixels_is_that_of_sampled_images(source, monkeypatch):
         image = scenes.render(source.train, layout).image.transpose(0, 3, 1, 2).reshape(n, -1)
         return jnp.cov(image, rowvar=False, bias=True)
 
-    found = np.stack([covariance(key) for key in jax.random.split(jax.random.key(0), 100)])
-    error = found.std(0, ddof=1) / 10 + 1e-6
+    found = np.stack([covariance(key) for key in jax.random.split(jax.random.key(0), 49)])
+    error = found.std(0, ddof=1) / 7 + 1e-6
     # A quantile of Student's t for a family of all entries.
-    bound = scipy.stats.t.isf(1e-6 / error.size, 99)
+    bound = scipy.stats.t.isf(1e-6 / error.size, 48)
     assert (np.abs(found.mean(0) - pixels.cov) / error).max() < bound
     assert (np.abs(found.mean(0) - dial.Pixels(source, COLOURS, 0.87).cov) / error).max() > bound
     rules = []

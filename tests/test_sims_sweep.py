@@ -300,7 +300,7 @@ def test_failed_runs_are_listed_and_spare_the_others(tmp_path, monkeypatch, caps
         return jnp.where(fails, jnp.nan, jax.random.uniform(key, (2,)))
 
     monkeypatch.setattr(measure, "task", lambda *_: grid.Task(kernel))
-    config = Config(p_spu=(0.5, 0.9), learners=("mmcl",), seeds=20, setting=TINY)
+    config = Config(p_spu=(0.5, 0.9), learners=("info_nce",), seeds=20, setting=TINY)
     with quick_compilation():
         data = sweep_spurious.run(config, tmp_path)
     failed = data.accuracy_measured.isnull().any("group")

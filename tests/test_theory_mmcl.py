@@ -317,7 +317,7 @@ T2 = Case(
     intra_class(0.95, 1.0, 0.3), RICH, SMALL_NOISE, 4e3, 200, 3e-4, "p groups", 0.5, unweighted, ("rank 2", "matched")
 )
 T5 = dataclasses.replace(T2, model=intra_class(0.95, 1.0, 0.1), resolution=6e-4, wrong="p groups pi")
-X2 = Case(intra_class(0.95, 1.0, 0.3), RICH, noise(600, 240, 1.0, 1.0), 600.0, 200, 1e-3, "p groups n")
+X2 = Case(intra_class(0.95, 1.0, 0.3), RICH, noise(600, 240, 1.0, 1.0), 600.0, 100, 1.5e-3, "p groups n")
 X3 = Case(intra_class(0.99, 0.5, 0.1), RICH, noise(2000, 2, 0.3, 0.3), 200.0, 80, 3e-3, "n")
 CASES = {
     "T2 p=.7": dataclasses.replace(T2, model=intra_class(0.7, 1.0, 0.3)),
