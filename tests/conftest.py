@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # Two thirds of the time, and a twentieth. Later compilers do not know the first, and an unknown flag ends the process.
+    # Two thirds of the time, and a twentieth. Later compilers lack the first; an unknown flag ends the process.
     + (
         " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         if jaxlib.version.__version_info__ < (0, 11)
