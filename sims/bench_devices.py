@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from sims import sweep
-from sims.config import Config, Setting
+from sims.config import Config
 from sims.grid import Programs, run_blocks
+from sims.settings import Setting
 
 
 def _serve(devices: int, seeds: int, file: str) -> None:

@@ -1,7 +1,6 @@
 """Accuracy over what captions name: predicted, measured, and the best captions within a budget."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +10,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmcl_theory import theory
-from sims import diagrams, measure, phase, plots, results, statistics, store, summary
-from sims.diagrams import Panel, Params
+from sims import measure, panels, plots, results, statistics, store, summary
 from sims.flags import Options
 from sims.grid import Grid, Task
-from sims.phase_config import Axis, Resolved
+from sims.panels import Panel, Params, groups
 from sims.sweep_captions import Config
 
 LOSSES = ("linear", "whitened")
@@ -48,10 +46,9 @@ def grid_of(config: Config) -> Grid:
     """Both losses on each model over what captions name."""
 
     def task(model: str, loss: str) -> Task:
-        panel, plane = _panels(model)[LOSSES.index(loss)], _plane(config, model)
-        assert panel.measure is not None
-        kernel = panel.measure
-        return Task(lambda key, at: kernel(key, phase.point(plane, at["pi_core"], at["pi_spu"])))
+        kernel = _panels(model)[LOSSES.index(loss)].measure
+        assert kernel is not None
+        return Task(lambda key, at: kernel(key, panels.point(config.of(model), **at)))
 
     return Grid(
         tasks={"model": config.model, "loss": LOSSES},
@@ -63,46 +60,26 @@ def grid_of(config: Config) -> Grid:
     )
 
 
-def _plane(config: Config, model: str) -> Resolved:
-    """A data model's parameters over the two axes."""
-    return Resolved(
-        diagram=model,
-        x=Axis("pi_core", 0, 1, 2),
-        y=Axis("pi_spu", 0, 1, 2),
-        value="shifted",
-        panels=LOSSES,
-        cells=0,
-        seeds=config.seeds,
-        seed=config.seed,
-        parameters=config.of(model),
-    )
-
-
-def _panels(model: str) -> tuple[Panel, ...]:
+def _panels(model: str) -> tuple[Panel, Panel]:
     """The linear loss and the whitened rule on one data model."""
     if model == "intra_class":
-        linear, whitened = diagrams.robustness().panels[0], diagrams.caption_policy().panels[0]
-        return Panel("linear", "", linear.predict, linear.measure, linear.predict_cell), whitened
+        whitened = Panel("whitened", "", lambda p: groups(panels.whitened_accuracy(p, 1.0)), panels.measure_whitened)
+        return panels.linear_loss("", {}), whitened
 
-    def prediction(theta: float) -> Callable[[Params], jax.Array]:
+    def of(loss: str, theta: float) -> Panel:
         def predict(p: Params) -> jax.Array:
-            found = theory.whitened_accuracy(
-                diagrams.classes_of(p), diagrams.captions_of(p), diagrams.observation_of(p), theta
-            )
-            return diagrams.groups(found)
+            return groups(theory.whitened_accuracy(*_parts(p), theta))
 
-        return predict
+        def measured(key: jax.Array, p: Params) -> jax.Array:
+            return panels.measure_inter_class(key, *_parts(p), int(p["n"]), theta)
 
-    def measurement(theta: float) -> Callable[[jax.Array, Params], jax.Array]:
-        return lambda key, p: diagrams.measure_inter_class(
-            key, diagrams.classes_of(p), diagrams.captions_of(p), diagrams.observation_of(p), int(p["n"]), theta
-        )
+        return Panel(loss, "", predict, measured, trials=panels.TEST_SIZE // 2)
 
-    trials = diagrams.TEST_SIZE // 2
-    return tuple(
-        Panel(name, "", prediction(theta), measurement(theta), trials=trials)
-        for name, theta in zip(LOSSES, (0.0, 1.0), strict=True)
-    )
+    return of("linear", 0.0), of("whitened", 1.0)
+
+
+def _parts(p: Params) -> tuple[Any, Any, Any]:
+    return panels.classes_of(p), panels.captions_of(p), panels.observation_of(p)
 
 
 def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
@@ -110,16 +87,17 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     core, spu, fine = np.array(config.pi_core), np.array(config.pi_spu), np.linspace(0, 1, FINE_POINTS)
     parts: dict[str, list[Any]] = {name: [] for name in _VARIABLES}
     for model, found in zip(config.model, measured, strict=True):
-        panels, plane = _panels(model), _plane(config, model)
-        predicted = np.stack([phase.mapped(plane, p.predict_cell or p.predict, core, spu) for p in panels])
+        both, parameters = _panels(model), config.of(model)
+        cells, along = ({"pi_spu": spu, "pi_core": x} for x in (core, fine))
+        predicted = np.stack([panels.over(parameters, p.predict_cell or p.predict, cells) for p in both])
         parts["accuracy_predicted"].append(predicted)
-        parts["accuracy_curve"].append(np.stack([phase.mapped(plane, p.predict, fine, spu) for p in panels]))
-        best = [_best(config, plane, panel) for panel in panels]
+        parts["accuracy_curve"].append(np.stack([panels.over(parameters, p.predict, along) for p in both]))
+        best = [_best(config, parameters, panel) for panel in both]
         parts["best"].append([b.pi for b in best])
         parts["best_value"].append([b.value for b in best])
         parts["kkt_residual"].append([b.kkt_residual for b in best])
-        parts["sharing_threshold"].append(_threshold(model, plane.parameters))
-        trials = np.array([panel.trials or np.inf for panel in panels])[:, None, None, None]
+        parts["sharing_threshold"].append(_threshold(model, parameters))
+        trials = np.array([panel.trials or np.inf for panel in both])[:, None, None, None]
         parts["z"].append(statistics.z_scores(predicted, np.moveaxis(found, 1, -1), _LEFT_OUT[model], trials))
     cell = ("pi_spu", "pi_core", "group")
     dims = {
@@ -140,11 +118,11 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     )
 
 
-def _best(config: Config, plane: Resolved, panel: Panel) -> theory.CaptionBudget:
+def _best(config: Config, parameters: dict[str, float], panel: Panel) -> theory.CaptionBudget:
     """X8: the captions of best predicted accuracy on P* within the budget."""
     with jax.enable_x64(True):
         return theory.optimal_captions(
-            lambda pi: panel.predict(phase.point(plane, pi[0], pi[1])).mean(),
+            lambda pi: panel.predict(panels.point(parameters, pi_core=pi[0], pi_spu=pi[1])).mean(),
             np.array([config.cost_core, config.cost_spu]),
             config.budget,
         )
@@ -155,7 +133,7 @@ def _threshold(model: str, parameters: dict[str, float]) -> float:
     if model == "intra_class":
         return np.nan
     with jax.enable_x64(True):
-        found = float(theory.sharing_threshold(diagrams.classes_of(parameters)))
+        found = float(theory.sharing_threshold(panels.classes_of(parameters)))
     return found if found <= 1 and parameters["p_spu"] == 1 else np.nan
 
 

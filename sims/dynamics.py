@@ -20,7 +20,7 @@ from absl import flags
 
 from sims import devices
 from sims.flags import DEFAULTS, Options, UsageError, define, integer, number, path, run_main
-from sims.phase_config import PARAMETERS, check_parameter
+from sims.parameters import PARAMETERS, check_parameter
 
 if TYPE_CHECKING:
     import xarray as xr

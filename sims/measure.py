@@ -14,8 +14,8 @@ import optax
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from mmcl_theory.theory.mmcl import limit_accuracy
-from sims.config import Setting
 from sims.grid import Task
+from sims.settings import Setting
 
 _LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
 _OF_LIMIT = 0.02  # what X1, a limit, leaves out

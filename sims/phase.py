@@ -13,10 +13,10 @@ import scipy.interpolate
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sims import diagrams, plots, results, statistics, store
+from sims import diagrams, panels, plots, results, statistics, store
 from sims.flags import Options
-from sims.grid import Grid, Task, evaluate
-from sims.phase_config import INTEGERS, ROW_SIZES, Config, Resolved
+from sims.grid import Grid, Task
+from sims.phase_config import ROW_SIZES, Config, Resolved
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> xr.Dataset | None:
@@ -54,7 +54,7 @@ def grid_of(config: Resolved) -> Grid:
         measure = kernels[name].measure
         if measure is None:
             return None
-        return Task(lambda key, at: measure(key, point(config, at["x_cell"], at["y_cell"])), kernels[name].may_lack)
+        return Task(lambda key, at: measure(key, _point(config, at["x_cell"], at["y_cell"])), kernels[name].may_lack)
 
     return Grid(
         tasks={"panel": [panel.name for panel in diagram.panels]},
@@ -110,21 +110,18 @@ def _centres(count: int, cells: int) -> np.ndarray:
     return ((np.arange(cells) + 0.5) / max(cells, 1) * count).astype(int)
 
 
-def point(config: Resolved, x: Any, y: Any) -> dict[str, Any]:
-    """Parameters of one point; what shapes depend on stays a whole number."""
-    fixed = {k: int(v) if k in INTEGERS else v for k, v in config.parameters.items()}
-    return {**fixed, config.x.name: x, config.y.name: y}
+def _point(config: Resolved, x: Any, y: Any) -> dict[str, Any]:
+    return panels.point(config.parameters, **{config.x.name: x, config.y.name: y})
 
 
-def mapped(config: Resolved, f: Callable[[dict[str, Any]], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _mapped(config: Resolved, f: Callable[[dict[str, Any]], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f at all points, (y, x, ...), in float64."""
-    sizes = ("y",) if config.y.name == "num_pairs" else ()
-    return evaluate(lambda at: f(point(config, at["x"], at["y"])), {"y": y.tolist(), "x": x.tolist()}, sizes)
+    return panels.over(config.parameters, f, {config.y.name: y, config.x.name: x})
 
 
 def _plane(
     config: Resolved,
-    panel: diagrams.Panel,
+    panel: panels.Panel,
     boundaries: list[str],
     x: np.ndarray,
     y: np.ndarray,
@@ -135,9 +132,9 @@ def _plane(
 
     def over_plane(f: Callable[[dict[str, Any]], Any]) -> np.ndarray:
         if panel.coarse is None:
-            return mapped(config, f, x, y)
+            return _mapped(config, f, x, y)
         coarse_x, coarse_y = (values[_knots(len(values), panel.coarse)] for values in (x, y))
-        return _interpolate(mapped(config, f, coarse_x, coarse_y), coarse_x, coarse_y, x, y)
+        return _interpolate(_mapped(config, f, coarse_x, coarse_y), coarse_x, coarse_y, x, y)
 
     def predict_all(p: dict[str, Any]) -> jax.Array:
         outcomes = panel.predict(p)
@@ -151,7 +148,7 @@ def _plane(
         fields[boundaries.index(label)] = value
     if not len(x_cell) or panel.measure is None:
         return predicted, fields, np.full((len(y_cell), len(x_cell), predicted.shape[-1]), np.nan)
-    return predicted, fields, mapped(config, panel.predict_cell or panel.predict, x_cell, y_cell)
+    return predicted, fields, _mapped(config, panel.predict_cell or panel.predict, x_cell, y_cell)
 
 
 def _knots(count: int, coarse: int) -> np.ndarray:

@@ -20,7 +20,8 @@ from absl import flags
 
 from sims import devices
 from sims.flags import DEFAULTS, Options, UsageError, define, integer, names, number, optional, path, run_main
-from sims.phase_config import DIAGRAMS, INTEGERS, PARAMETERS, ROW_SIZES, VALUES, Config, axis
+from sims.parameters import INTEGERS, PARAMETERS
+from sims.phase_config import DIAGRAMS, ROW_SIZES, VALUES, Config, axis
 
 if TYPE_CHECKING:
     import xarray as xr

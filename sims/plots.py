@@ -1,15 +1,15 @@
 """Figures: data and an `ax` in, `ax` out. Nothing is computed here; theory is a line, measurement points with
 intervals."""
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-matplotlib.use("Agg")
+from sims.style import INTERVAL
 
 # Okabe and Ito's colours; each learner has its own marker and dashes, so the figure reads without colour.
 STYLE = {
@@ -18,13 +18,6 @@ STYLE = {
     "info_nce": ("#009E73", "^", ":", "MMCL, InfoNCE"),
     "supervised": ("#D55E00", "s", "--", "SL, max-margin"),
     "supervised_gradient": ("#E69F00", "v", "--", "SL, gradient-trained"),
-}
-GROUP_LOOKS = {"aligned": ("#E69F00", "o"), "conflicting": ("#0072B2", "s")}
-INTERVAL = 1.96
-PANELS = {
-    "shifted": "shifted distribution P* (thin: its two groups)",
-    "aligned": "aligned group: attribute = label",
-    "conflicting": "conflicting group: attribute = -label",
 }
 SYMBOLS = {
     "p_spu": r"$p_{\mathrm{spu}}$",
@@ -156,7 +149,7 @@ def regimes(ax: Axes, data: xr.Dataset, names: tuple[str, ...]) -> Axes:
     """Whole-number regimes as flat colours, each named at its middle, with their boundaries."""
     x, y, value = data.x.values, data.y.values, data.value.values
     colours = ["#f0f0f0", "#bdd7e7", "#fdd0a2", "#c7e9c0"]
-    ax.pcolormesh(x, y, value, cmap=matplotlib.colors.ListedColormap(colours[: len(names)]), vmin=-0.5, vmax=3.5)
+    ax.pcolormesh(x, y, value, cmap=ListedColormap(colours[: len(names)]), vmin=-0.5, vmax=3.5)
     for number, name in enumerate(names):
         inside = np.argwhere(value == number)
         if len(inside):

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from sims import statistics
-from sims.config import AXES
+from sims.settings import AXES
 
 MAX_ROWS = 60
 

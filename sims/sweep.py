@@ -12,10 +12,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sims import grid, measure, plots, results, store, summary
-from sims.config import AXES, Config
+from sims import grid, measure, plots, results, store, style, summary
+from sims.config import Config
 from sims.flags import Options
 from sims.grid import Grid
+from sims.settings import AXES
 
 MAX_PANELS = 6
 FINE_POINTS = 201
@@ -127,7 +128,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         at = dict(zip(others, index, strict=True))
         here = [x.isel(at) for x in (curve, mean, error)]
         where = ", ".join(f"{plots.SYMBOLS[a]} = {dataset[a].values[i]:g}" for a, i in at.items())
-        for ax, (group, title) in zip(row, plots.PANELS.items(), strict=True):
+        for ax, (group, title) in zip(row, style.PANELS.items(), strict=True):
             thin = ["aligned", "conflicting"] if group == "shifted" else []
             plots.accuracy_against_p_spu(ax, *here, thick=[group], thin=thin)
             ax.set_title(f"{title}\n{where}", fontsize=10)

@@ -27,7 +27,7 @@ from sims.flags import (
     path,
     run_main,
 )
-from sims.phase_config import INTEGERS, PARAMETERS, check_parameter
+from sims.parameters import INTEGERS, PARAMETERS, check_parameter
 
 if TYPE_CHECKING:
     import xarray as xr

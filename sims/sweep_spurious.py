@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from sims import devices
-from sims.config import LEARNERS, Config, Setting
+from sims.config import Config
 from sims.flags import DEFAULTS, Options, define, integer, names, number, numbers, optional, path, run_main
+from sims.settings import LEARNERS, Setting
 
 if TYPE_CHECKING:
     import xarray as xr

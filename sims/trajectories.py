@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
-from sims import diagrams, measure, plots, results, statistics, store, summary
+from sims import measure, panels, plots, results, statistics, store, style, summary
 from sims.dynamics import Config
 from sims.flags import Options
 from sims.grid import Grid, Task
@@ -86,7 +86,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
 
 def _parts(config: Config) -> tuple[mt.data.IntraClass, mt.data.Captions, mt.data.Observation]:
     p = config.flat()
-    return diagrams.model_of(p), diagrams.captions_of(p), diagrams.observation_of(p)
+    return panels.model_of(p), panels.captions_of(p), panels.observation_of(p)
 
 
 def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) ->
                 steps=_BLOCK,
                 batch_size=config.batch_size,
             )
-        return encoders, diagrams.rule_accuracy(model, obs, dictionaries, encoders.product)
+        return encoders, panels.rule_accuracy(model, obs, dictionaries, encoders.product)
 
     start = aligned_start(model, caps, dictionaries, config.initial)
     keys = jax.random.split(key_batches, len(rates))
@@ -181,7 +181,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     for ax, group in zip(axes, dataset.group.values, strict=True):
         plots.accuracy_against_time(ax, dataset.sel(group=group))
-        ax.set_title(plots.PANELS[str(group)], fontsize=10)
+        ax.set_title(style.PANELS[str(group)], fontsize=10)
     axes[0].set_ylabel("zero-shot accuracy (share correct)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)

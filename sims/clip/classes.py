@@ -5,8 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from sims.clip.prompts import read_lines
-from sims.clip.reading import brief, parsed, reason, text_of
+from sims.clip.reading import brief, parsed, read_lines, reason, text_of
 from sims.flags import UsageError
 
 WNID = re.compile(r"n\d{8}")

@@ -33,8 +33,8 @@ from sims.clip import (
 )
 from sims.clip.comparison_config import Config, Run
 from sims.clip.config import Config as Training
+from sims.clip.encoder import Encoder
 from sims.clip.reading import sealed, unsealed
-from sims.clip.zero_shot import Encoder
 from sims.flags import UsageError
 
 GROUPS = ("aligned", "conflicting")

@@ -9,7 +9,7 @@ import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims import plots
+from sims import style
 from sims.clip import robustness
 from sims.clip.comparison import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, select
 from sims.clip.comparison_config import SHIFTS
@@ -94,7 +94,7 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.nd
 def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figure:
     """Each arm's aligned and conflicting accuracy after the last step."""
     figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
-    for group, (colour, marker) in plots.GROUP_LOOKS.items():
+    for group, (colour, marker) in style.GROUP_LOOKS.items():
         found = [interval(*last(rows, arm, group, scope)) for arm in arms]
         mean, half = np.array(found).T
         at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)

@@ -14,10 +14,11 @@ import numpy as np
 from sims import store
 from sims.clip import robustness, zero_shot
 from sims.clip.classes import Classes
+from sims.clip.encoder import Encoder
 from sims.clip.reading import brief
 from sims.clip.robustness import LINES
 from sims.clip.sets import EvaluationSet
-from sims.clip.zero_shot import Encoder, Result, Share
+from sims.clip.zero_shot import Result, Share
 from sims.flags import UsageError
 
 Row = dict[str, Any]

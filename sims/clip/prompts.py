@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from sims.clip.reading import brief, parsed, reason, text_of
+from sims.clip.reading import brief, read_lines
 from sims.flags import UsageError
 
 # Plain sentences that say no more than that the thing is there.
@@ -36,29 +36,6 @@ def read_templates(path: str | pathlib.Path | None) -> tuple[str, ...]:
                 f"--templates={path}, template {number}, {brief(repr(line))}, has no {SLOT} for the class's name."
             )
     return lines
-
-
-def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
-    """The lines of a text file without the blank ones, or the strings of a JSON list.
-
-    Raises: UsageError if it cannot be read, or holds none.
-    """
-    try:
-        text = text_of(path)
-        lines = parsed(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
-    if not all(isinstance(line, str) for line in lines):
-        raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
-        raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
-    return found
-
-
-def with_article(words: str) -> str:
-    """The words after "a", or "an" where they begin with a vowel's letter."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def prompts(name: str, templates: Sequence[str]) -> list[str]:

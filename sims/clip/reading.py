@@ -114,3 +114,21 @@ def separated(line: str, by: str, fit: Callable[[list[str]], Any]) -> str:
         if other != by and other in line and fit([field.strip().strip('"') for field in line.split(other)]):
             return f"; its fields are separated by {named}, where {_SEPARATORS[by]} are read"
     return ""
+
+
+def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
+    """The lines of a text file without the blank ones, or the strings of a JSON list.
+
+    Raises: UsageError if it cannot be read, or holds none.
+    """
+    try:
+        text = text_of(path)
+        lines = parsed(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
+    if not all(isinstance(line, str) for line in lines):
+        raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
+    return found

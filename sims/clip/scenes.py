@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from sims.clip import backgrounds, shapes
-from sims.clip.prompts import with_article
+from sims.clip.words import with_article
 
 
 @dataclasses.dataclass(frozen=True)

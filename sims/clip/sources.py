@@ -13,9 +13,9 @@ import numpy as np
 
 from sims.clip import tars
 from sims.clip.images import BadImage, decode, read_file
-from sims.clip.prompts import with_article
 from sims.clip.reading import brief, foreign, json_of, reason, separated
 from sims.clip.tars import Texts
+from sims.clip.words import with_article
 from sims.flags import UsageError
 
 __all__ = ["BadImage", "Record", "Source", "open_source"]

@@ -19,10 +19,10 @@ from sims import store
 from sims.clip import images, tokenizer
 from sims.clip import learner as learning
 from sims.clip.config import Config
+from sims.clip.encoder import Encoder
 from sims.clip.learner import Learner, State
 from sims.clip.prepare import TOKENIZER, architecture, read_data
 from sims.clip.reading import arrays_of, brief, own_json
-from sims.clip.zero_shot import Encoder
 from sims.flags import UsageError
 
 HEAD = "head.npz"

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims import plots
-from sims.digits import images, paper, scenes, studies, training
+from sims import style
+from sims.digits import images, paper, results, scenes, training
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER
 
@@ -93,10 +93,10 @@ def _folded(caption: str) -> str:
 
 def arms(dataset: xr.Dataset) -> Figure:
     """Both groups of every arm after the last step, with 95% intervals, under its headline prompt."""
-    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    mean, half = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
     names = [str(a) for a in dataset.arm.values]
     figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.6), layout="constrained")
-    for group, (colour, marker) in plots.GROUP_LOOKS.items():
+    for group, (colour, marker) in style.GROUP_LOOKS.items():
         m, h = (x.sel(value=group).values.reshape(len(names)) for x in (mean, half))
         place = np.arange(len(names)) + (0.12 if group == "conflicting" else -0.12)
         ax.errorbar(m, place, xerr=h, fmt=marker, color=colour, ms=6, capsize=2, lw=1, label=f"{group} group")
@@ -115,7 +115,7 @@ def features(dataset: xr.Dataset) -> Figure:
     names = [str(a) for a in dataset.arm.values]
     names_of = [name for name in training.FEATURES if name != "companion"]
     found = dataset.measured.isel(step=-1).sel(measure=names_of)
-    mean, _ = studies.interval(found)
+    mean, _ = results.interval(found)
     value = mean.transpose("arm", ..., "measure").values.reshape(len(names), -1)
     figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.4), layout="constrained")
     image = ax.imshow(value, cmap="cividis", vmin=0, vmax=1, aspect="auto")
@@ -131,7 +131,7 @@ def features(dataset: xr.Dataset) -> Figure:
 
 def caption_map(dataset: xr.Dataset) -> Figure:
     """Conflicting minus aligned over what captions name: networks measured, and both theories, in the same colours."""
-    found = studies.accuracy(dataset).isel(step=-1)
+    found = results.accuracy(dataset).isel(step=-1)
     panels: list[tuple[str, np.ndarray]] = []
     for arm in (a for a in _NETWORKS if a in dataset.arm.values):
         here = found.sel(arm=arm, prompt="ensemble").mean("seed")
@@ -169,13 +169,13 @@ def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
     """Both groups of the arms against pi_core, for each pi_spu."""
     figure, axes = plt.subplots(len(arms), 2, figsize=(11, 3.9 * len(arms)), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
-    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    mean, half = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
     for row, arm in zip(axes, arms, strict=True):
         for ax, group in zip(row, training.GROUPS, strict=True):
             for i, pi_spu in enumerate(dataset.pi_spu.values):
                 here = [x.sel(arm=arm, value=group, pi_spu=pi_spu).values.ravel() for x in (mean, half)]
                 _line(ax, dataset.pi_core.values, *here, i, rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}")
-            _axes(ax, "pi_core", f"{ARMS[arm].label}: {plots.PANELS[group]}")
+            _axes(ax, "pi_core", f"{ARMS[arm].label}: {style.PANELS[group]}")
         row[0].set_ylabel(_ACCURACY)
     _legend(figure, axes[0, 0])
     return figure
@@ -185,7 +185,7 @@ def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
     """How far each theory is from the arms' accuracies along training, the mean over both groups and all cells."""
     figure, axes = plt.subplots(1, len(arms), figsize=(5 * len(arms), 4), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
-    scores = studies.scores(dataset)
+    scores = results.scores(dataset)
     for ax, arm in zip(axes[0], arms, strict=True):
         for i, (theory, name) in enumerate(_RULE_NAMES.items()):
             here = [s for s in scores if s.arm == arm and s.theory == theory]
@@ -206,14 +206,14 @@ def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
 def against(dataset: xr.Dataset, axis: str) -> Figure:
     """Both groups of every arm against an axis; the whitened theory's line and the linear one's (dotted), on pixels."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
+    mean, half = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
     x = dataset[axis].values
     for ax, group in zip(axes, training.GROUPS, strict=True):
         for i, arm in enumerate(str(a) for a in dataset.arm.values):
             here = [v.sel(arm=arm, value=group).values.ravel() for v in (mean, half)]
             _line(ax, x, *here, i, f"{ARMS[arm].label}, trained")
         _theory(ax, dataset, x, group)
-        _axes(ax, axis, plots.PANELS[group])
+        _axes(ax, axis, style.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
     _legend(figure, axes[0])
     return figure
@@ -223,13 +223,13 @@ def sharing(dataset: xr.Dataset) -> Figure:
     """How each arm classifies and what its embedding keeps, with and without a small digit, named or not."""
     laws = [(there, named) for there in dataset.p_companion.values for named in dataset.pi_companion.values]
     panels = {
-        "conflicting": plots.PANELS["conflicting"],
+        "conflicting": style.PANELS["conflicting"],
         "item": "which digit: a linear probe of the embedding",
         "companion": "which small digit: a linear probe (chance 0.1)",
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(13.5, 4.8), sharey=True, layout="constrained")
-    groups = studies.interval(studies.by_headline(studies.accuracy(dataset)).isel(step=-1))
-    kept = studies.interval(dataset.measured.isel(step=-1))
+    groups = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
+    kept = results.interval(dataset.measured.isel(step=-1))
     for i, arm in enumerate(str(a) for a in dataset.arm.values):
         colour, marker, _ = _LOOKS[i]
         for ax, name in zip(axes, panels, strict=True):
@@ -268,7 +268,7 @@ def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
 def against_time(dataset: xr.Dataset) -> Figure:
     """Both groups along training, for each fixed temperature; both theories as horizontal lines."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    mean, half = studies.interval(studies.by_headline(studies.accuracy(dataset)))
+    mean, half = results.interval(results.by_headline(results.accuracy(dataset)))
     arm = str(dataset.arm.values[0])
     for ax, group in zip(axes, training.GROUPS, strict=True):
         for i, temperature in enumerate(dataset.temperature.values):
@@ -281,7 +281,7 @@ def against_time(dataset: xr.Dataset) -> Figure:
             )
             ax.axhline(here.values.ravel()[0], color="0.4", ls=dashes, lw=1.2, label=f"{name} theory, pixels", zorder=0)
         ax.set_xscale("log")
-        _axes(ax, "step", plots.PANELS[group])
+        _axes(ax, "step", style.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
     _legend(figure, axes[0])
     return figure

@@ -15,8 +15,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims import plots
-from sims.digits import dial, studies
+from sims import style
+from sims.digits import dial, results
+from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, paper_arm
 
 SUPERVISED_EPOCHS = 40
@@ -71,8 +72,8 @@ def epochs(dataset: xr.Dataset) -> np.ndarray:
 
 def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
     """(mean, half the 95% interval) of an arm's accuracies, (step, value), under the prompt it is judged by."""
-    found = studies.accuracy(dataset.sel(arm=[arm]))
-    mean, half = studies.interval(found.sel(prompt=studies.headline(arm), drop=True))
+    found = results.accuracy(dataset.sel(arm=[arm]))
+    mean, half = results.interval(found.sel(prompt=results.headline(arm), drop=True))
     return mean.squeeze(drop=True), half.squeeze(drop=True)
 
 
@@ -103,7 +104,7 @@ def against_paper(dataset: xr.Dataset, name: str) -> Figure:
             top.axhline(level, color=_OURS, lw=1, ls=":", label="supervised, ours")
             top.axhspan(level - spread, level + spread, color=_OURS, alpha=0.1, lw=0)
         top.axhline(given[name, None], color=_PAPERS, lw=1, ls=":", label="supervised, the paper's")
-        for i, (group, (colour, marker)) in enumerate(plots.GROUP_LOOKS.items()):
+        for i, (group, (colour, marker)) in enumerate(style.GROUP_LOOKS.items()):
             _drawn(below, x, ours, group, colour, marker, f"{group}, ours")
             inferred = [groups(given["ood", p], given["id", p])[i] for p in policies]
             below.plot(x, inferred, marker + "--", color=colour, mfc="none", label=f"{group}, the paper's")
@@ -144,14 +145,14 @@ def along_training(dataset: xr.Dataset) -> Figure:
     x = epochs(dataset)
     for ax, arm in zip(axes.flat, arms, strict=False):
         mean, half = of_arm(dataset, arm)
-        for group, (colour, marker) in plots.GROUP_LOOKS.items():
+        for group, (colour, marker) in style.GROUP_LOOKS.items():
             m, h = mean.sel(value=group), half.sel(value=group)
             ax.plot(x, m, marker=marker, ms=3, color=colour, label=group)
             ax.fill_between(x, m - h, m + h, color=colour, alpha=0.2, lw=0)
         died = dead(dataset).sel(arm=arm).squeeze(drop=True).sum("seed").values
         for at, count in zip(x[died > 0], died[died > 0], strict=True):
             ax.text(at, 0.02, f"{count}", ha="center", fontsize=7)
-        ax.set_title(studies.ARMS[arm].label, fontsize=9)
+        ax.set_title(ARMS[arm].label, fontsize=9)
         ax.axhline(0.5, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.25, lw=0.6)
     for ax in axes.flat[len(arms) :]:
@@ -171,18 +172,18 @@ def along_dial(dataset: xr.Dataset) -> Figure:
                                 layout="constrained", squeeze=False)  # fmt: skip
     x = epochs(dataset)
     for ax, arm in zip(axes.flat, arms, strict=False):
-        for features, (colour, style, name) in _CURVES.items():
+        for features, (colour, dashes, name) in _CURVES.items():
             curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
-            ax.plot(*curve.T, style, color=colour, lw=1, label=name)
+            ax.plot(*curve.T, dashes, color=colour, lw=1, label=name)
             ax.plot(*curve[0], "o", color=colour, ms=4)
             ax.plot(*curve[-1], "x", color=colour, ms=5)
         mean, half = of_arm(dataset, arm)
-        way, spread = ([v.sel(value=group).values for group in plots.GROUP_LOOKS] for v in (mean, half))
+        way, spread = ([v.sel(value=group).values for group in style.GROUP_LOOKS] for v in (mean, half))
         ax.plot(*way, "-", color="0.2", lw=1)
         points = ax.scatter(*way, c=np.log10(x), cmap="viridis", s=22, zorder=3, label="trained")
         ax.errorbar(way[0][-1], way[1][-1], xerr=spread[0][-1], yerr=spread[1][-1], color="0.2", capsize=2)
         ax.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)
-        ax.set_title(studies.ARMS[arm].label, fontsize=9)
+        ax.set_title(ARMS[arm].label, fontsize=9)
         ax.grid(alpha=0.25, lw=0.6)
     for ax in axes.flat[len(arms) :]:
         ax.set_axis_off()
@@ -200,8 +201,8 @@ def dial_table(dataset: xr.Dataset) -> list[list[str]]:
     for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
         mean, _ = of_arm(dataset, arm)
         for step, epoch in enumerate(epochs(dataset)):
-            measured = np.array([mean.isel(step=step).sel(value=group).item() for group in plots.GROUP_LOOKS])
-            line = [studies.ARMS[arm].label, f"{epoch:g}", *(f"{m:.3f}" for m in measured)]
+            measured = np.array([mean.isel(step=step).sel(value=group).item() for group in style.GROUP_LOOKS])
+            line = [ARMS[arm].label, f"{epoch:g}", *(f"{m:.3f}" for m in measured)]
             for features in _CURVES:
                 curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
                 found = dial.nearest(curve, dataset.kappa.values, measured)
@@ -220,7 +221,7 @@ def table(dataset: xr.Dataset) -> list[list[str]]:
         theirs = (*theirs, *groups(*theirs))
         step = _last(dataset, arm)
         mean, half = (v.isel(step=step) for v in of_arm(dataset, arm))
-        line = [f"{studies.ARMS[arm].label}, {epochs(dataset)[step]:g} epochs"]
+        line = [f"{ARMS[arm].label}, {epochs(dataset)[step]:g} epochs"]
         for value, their in zip(("shifted", "train", "aligned", "conflicting"), theirs, strict=True):
             line += [f"{mean.sel(value=value).item():.3f} +- {half.sel(value=value).item():.3f}", f"{their:.3f}"]
         line.append(f"{int(dead(dataset).sel(arm=arm).isel(step=step).sum())} of {dataset.sizes['seed']}")

@@ -60,6 +60,7 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
     from sims.digits import dial, studies, training, vectors
     from sims.digits.arms import ARMS
     from sims.digits.config import ITEMS, PAPER
+    from sims.digits.results import interval
 
     config, source, setup = _run(folder, data)
     grid = studies.grid_of(config, PAPER, setup, source)
@@ -100,7 +101,7 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
             members, states = (x if group == "aligned" else ~x for x in aligned.values())
             for kind, at, b, prompt, images, cells in shown:
                 each = xr.DataArray([answer[prompt, members & images].mean() for answer in right], dims="seed")
-                mean, half = (x.item() for x in studies.interval(each))
+                mean, half = (x.item() for x in interval(each))
                 row = {"arm": name, "epochs": epochs, "kind": kind, "group": group, "at": at, "accuracy": mean}
                 for features in ("separate", "joint"):
                     told = predict(features=features, prompt=(high - low, 2 * b))
@@ -152,7 +153,7 @@ def drawn(rows: list[dict[str, Any]]) -> Any:
     """Accuracy by digit, and over the colour that prompts name, of each arm, beside the whitened rule's."""
     import matplotlib.pyplot as plt
 
-    from sims import plots
+    from sims import style
     from sims.digits.arms import ARMS
 
     arms = list(dict.fromkeys(r["arm"] for r in rows))
@@ -160,7 +161,7 @@ def drawn(rows: list[dict[str, Any]]) -> Any:
                                 layout="constrained")  # fmt: skip
     for line, arm in zip(axes, arms, strict=True):
         for ax, kind in zip(line, ("digit", "prompt"), strict=True):
-            for group, (colour, marker) in plots.GROUP_LOOKS.items():
+            for group, (colour, marker) in style.GROUP_LOOKS.items():
                 here = [r for r in rows if (r["arm"], r["kind"], r["group"]) == (arm, kind, group)]
                 x, y, half = ([r[name] for r in here] for name in ("at", "accuracy", "half"))
                 ax.errorbar(x, y, yerr=half, fmt=marker, color=colour, capsize=2, ms=5, label=f"{group}, trained")

@@ -1,7 +1,5 @@
 """Which arms are trained over which axes, and what comes of it: results, tables, and both theories' hits and misses."""
 
-import dataclasses
-import functools
 import json
 import math
 import os
@@ -12,19 +10,16 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-import scipy.stats
 import xarray as xr
 
 from sims import results, store
 from sims.digits import captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
+from sims.digits.results import accuracy, by_headline, interval, rows, scores, varying
 from sims.digits.scenes import Colours
 from sims.flags import Options, UsageError
 from sims.grid import Grid, Task
-
-VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
-_CONFIDENCE = 0.95
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
@@ -184,52 +179,6 @@ def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict
     return {"dial": (("arm", "features", "kappa", "group"), found)}
 
 
-def accuracy(dataset: xr.Dataset) -> xr.DataArray:
-    """Measured accuracy (arm, seed, *axes, step, prompt, value) of test items.
-
-    value: aligned and conflicting, each the mean over both labels; shifted, on P*; train, on the training distribution
-    P; worst, of the four cells (label, attribute).
-    """
-    found = dataset.measured
-    prompts = []
-    for prompt in training.READOUTS:
-        cells = [
-            [found.sel(measure=f"{prompt} {group} {label}", drop=True) for label in training.LABELS]
-            for group in training.GROUPS
-        ]
-        aligned, conflicting = (sum(both) / 2 for both in cells)
-        train = dataset.p_spu * aligned + (1 - dataset.p_spu) * conflicting
-        worst = functools.reduce(np.minimum, [cell for both in cells for cell in both])
-        values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
-        named = xr.DataArray(results.names(VALUES), dims="value", name="value")
-        prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(results.names(training.READOUTS), dims="prompt", name="prompt"))
-
-
-def headline(arm: str) -> str:
-    """The prompt that an arm is judged by: its own where captions are read, its classifier else."""
-    return ARMS[arm].prompt if ARMS[arm].reads else "class"
-
-
-def by_headline(found: xr.DataArray) -> xr.DataArray:
-    """Each arm's accuracy under its headline prompt."""
-    arms = [found.sel(arm=arm, prompt=headline(str(arm)), drop=True) for arm in found.arm.values]
-    return xr.concat(arms, found.arm)
-
-
-def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean and half the 95% interval over seeds (Student's t), NaN where a seed has none."""
-    n = found.sizes["seed"]
-    quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
-    spread = found.std("seed", ddof=1, skipna=False) / n**0.5
-    return found.mean("seed", skipna=False), quantile * spread
-
-
-def varying(dataset: xr.Dataset) -> list[str]:
-    """Axes of more than one value."""
-    return [axis for axis in AXES if dataset.sizes[axis] > 1]
-
-
 def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     """Write table and figures into `out`; the table's last step and the theories' score as text."""
     study = json.loads(dataset.attrs["config"])["study"]
@@ -242,105 +191,6 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
 def _save(figure: Any, out: pathlib.Path, name: str) -> None:
     results.save_figure(figure, out, name, dpi=100)
     plt.close(figure)
-
-
-def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
-    """A row an arm, cell, step and prompt; predictions stand in the rows that they are about."""
-    mean, half = interval(accuracy(dataset))
-    kept, kept_half = interval(dataset.measured)
-    table = []
-    for arm in dataset.arm.values:
-        prompts = [r for r in training.READOUTS if ARMS[arm].reads or r not in ("item", "ensemble")]
-        for index in np.ndindex(*(dataset.sizes[a] for a in (*AXES, "step"))):
-            at = dict(zip((*AXES, "step"), index, strict=True))
-            for prompt in prompts:
-                row: dict[str, Any] = {"arm": arm, **{a: dataset[a].values[i].item() for a, i in at.items()}}
-                row["prompt"] = prompt
-                here = {"arm": arm, "prompt": prompt}
-                for value in VALUES:
-                    row[value] = mean.isel(at).sel(value=value, **here).item()
-                    row[f"{value}_half"] = half.isel(at).sel(value=value, **here).item()
-                for feature in (*training.FEATURES, "temperature", "loss"):
-                    row[feature] = kept.isel(at).sel(arm=arm, measure=feature).item()
-                    row[f"{feature}_half"] = kept_half.isel(at).sel(arm=arm, measure=feature).item()
-                row |= _predicted_columns(dataset, str(arm), at, prompt)
-                table.append(row)
-    return table
-
-
-def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt: str) -> dict[str, float]:
-    cell = {a: at[a] for a in AXES}
-    found = {}
-    for theory in dataset.theory.values:
-        for group in training.GROUPS:
-            value = math.nan
-            if prompt in moments.PROMPTS:
-                here = dataset.accuracy_predicted.isel(cell).sel(arm=arm, theory=theory, group=group)
-                value = here.sel(predicted_prompt=prompt).item()
-            found[f"{theory}_{group}"] = value
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How well a theory orders the cells of an arm after a number of steps, by the gap conflicting - aligned.
-
-    rank: Spearman's correlation of predicted and measured gaps, NaN for fewer than three cells or where one of the two
-    does not vary by 1e-3.  signs: share of cells, of those whose measured interval excludes 0, in which the gap's sign
-    is as predicted.  told: their number.  error: mean absolute difference of the groups' accuracies.  nearer: cells in
-    which it is smaller than the other theory's of the same kind (pixels, features); NaN where that has no prediction.
-    """
-
-    arm: str
-    step: int
-    theory: str
-    cells: int
-    rank: float
-    signs: float
-    told: int
-    error: float
-    nearer: float
-
-
-def scores(dataset: xr.Dataset) -> list[Score]:
-    """Each arm that reads, after each stage (a closed form once), against each theory, under the headline prompt."""
-    table = []
-    for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
-        predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
-        flat = predicted.transpose("theory", *AXES, "group").values.reshape(dataset.sizes["theory"], -1, 2)
-        of_arm = accuracy(dataset).sel(arm=arm, prompt=headline(arm))
-        trained = ARMS[arm].loss is not None
-        for step in dataset.step.values[0 if trained else -1 :]:
-            groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
-            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
-            means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
-            errors = np.abs(flat - means[None]).mean(-1)
-            for i, theory in enumerate(str(t) for t in dataset.theory.values):
-                if np.isnan(flat[i]).any():
-                    continue
-                other = errors[i ^ 1]  # the theories stand in pairs
-                expected = flat[i, :, 1] - flat[i, :, 0]
-                table.append(_score(arm, int(step), theory, expected, gap, half, errors[i], other))
-    return table
-
-
-def _score(
-    arm: str,
-    step: int,
-    theory: str,
-    expected: np.ndarray,
-    gap: np.ndarray,
-    half: np.ndarray,
-    error: np.ndarray,
-    other: np.ndarray,
-) -> Score:
-    told = np.abs(gap) > half
-    rank = math.nan
-    if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
-        rank = float(scipy.stats.spearmanr(expected, gap).statistic)
-    signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
-    nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
-    return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
 
 
 def text(dataset: xr.Dataset) -> str:
