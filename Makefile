@@ -71,7 +71,7 @@ types: $(VENV)/test ## mypy on the library
 GPU_FLAGS ?=
 
 gpu: ## what a GPU does with all of this, in 8 minutes, by the system's Python (3.12, with JAX and PyTorch); into runs/gpu
-	$(or $(PYTHON),python3) -m sims.bench_gpu $(GPU_FLAGS)
+	$(or $(PYTHON),python3) -m sims.bench.gpu $(GPU_FLAGS)
 
 # Of Linux with Python 3.12, beside JAX for CUDA, PyTorch, flax, optax, orbax, SciPy, Matplotlib, xarray, timm and pytest.
 LACKING := array-record beartype donfig ftfy google-crc32c grain msgspec numcodecs open_clip_torch portpicker tensorboardX wcwidth zarr

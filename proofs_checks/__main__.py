@@ -27,7 +27,7 @@ import sys
 
 from absl import flags
 
-from sims.flags import UsageError, define, integer, names, path, run_main
+from sims.engine.flags import UsageError, define, integer, names, path, run_main
 
 LABELS = (*(f"T{i}" for i in range(1, 8)), *(f"X{i}" for i in range(1, 13)))
 EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits are judged at larger n too

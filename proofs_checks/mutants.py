@@ -30,24 +30,24 @@ from tqdm import tqdm
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT = 1800
 WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
-    "theory.mmcl": ("test_theory_mmcl", ("T2", "T5", "T6", "T4", "X3", "X2")),
-    "theory.finite_sample": ("test_theory_finite_sample", ("T2", "T5")),
-    "theory.supervised": ("test_theory_supervised", ("X1", "T4", "T3")),
-    "theory.spiked": ("test_theory_spiked", ("X2",)),
-    "theory.design": ("test_theory_design", ("X4", "X3")),
-    "theory.dynamics": ("test_theory_dynamics", ("X6",)),
-    "theory.recovery": ("test_theory_recovery", ("X7",)),
-    "theory.budget": ("test_theory_budget", ("X8",)),
-    "theory.whitened": ("test_theory_whitened", ("X10", "X5")),
-    "theory.info_nce": ("test_theory_info_nce", ("X10", "X11")),
-    "theory.ridge": ("test_theory_ridge", ("X11", "X12")),
-    "theory.sup_con": ("test_theory_sup_con", ("T7",)),
+    "theory.mmcl": ("theory/test_mmcl", ("T2", "T5", "T6", "T4", "X3", "X2")),
+    "theory.finite_sample": ("theory/test_finite_sample", ("T2", "T5")),
+    "theory.supervised": ("theory/test_supervised", ("X1", "T4", "T3")),
+    "theory.spiked": ("theory/test_spiked", ("X2",)),
+    "theory.design": ("theory/test_design", ("X4", "X3")),
+    "theory.dynamics": ("theory/test_dynamics", ("X6",)),
+    "theory.recovery": ("theory/test_recovery", ("X7",)),
+    "theory.budget": ("theory/test_budget", ("X8",)),
+    "theory.whitened": ("theory/test_whitened", ("X10", "X5")),
+    "theory.info_nce": ("theory/test_info_nce", ("X10", "X11")),
+    "theory.ridge": ("theory/test_ridge", ("X11", "X12")),
+    "theory.sup_con": ("theory/test_sup_con", ("T7",)),
     "zero_shot": ("test_zero_shot", ("T2", "T4", "T6")),
     "data.captions": ("test_data", ("T2", "T5", "T4")),
     "data.intra_class": ("test_data", ("T2",)),
     "data.inter_class": ("test_data", ("T4", "T6")),
-    "learners.in_law": ("test_in_law", ("X9",)),
-    "learners.ridge": ("test_theory_ridge", ("X11",)),
+    "learners.samplers": ("learners/test_samplers", ("X9",)),
+    "learners.ridge": ("theory/test_ridge", ("X11",)),
 }
 _LIMIT = "below the resolution: the prediction is a limit, right to O(1/n)"
 _SYMMETRIC = "equivalent: symmetric in a_I and a_T"

@@ -19,7 +19,7 @@ from absl import flags
 
 from proofs_checks import paper, run, store
 from proofs_checks.__main__ import LABELS
-from sims.flags import UsageError, define, path, run_main
+from sims.engine.flags import UsageError, define, path, run_main
 
 Row = Mapping[str, Any]
 _LOW, _HIGH = 1e-3, 1e4  # of ledger.png's axis; what lies beyond is drawn on its edge

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from proofs_checks.ledger import FAILS, REFUTED, Gap, Row
 from proofs_checks.store import Key
-from sims.flags import WorkFailed
+from sims.engine.flags import WorkFailed
 
 COLUMNS = (
     f"{'':4} {'claim':104} {'predicted':>11} {'measured':>11} {'+- se':>8} {'allowed':>8} {'z':>7} {'limit':>6}"

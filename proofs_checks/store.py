@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from proofs_checks.ledger import Gap, Row
-from sims import files
-from sims.flags import UsageError, WorkFailed
+from sims.engine import files
+from sims.engine.flags import UsageError, WorkFailed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("mmcl_theory", "proofs_checks", "sims")

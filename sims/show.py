@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from sims.flags import UsageError, define, optional, path, run_main
+from sims.engine.flags import UsageError, define, optional, path, run_main
 
 _COMMANDS = ("sweep_spurious", "sweep_captions", "phase_diagram", "dynamics", "digits")
 _OTHERS = {
@@ -22,7 +22,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
 
     Raises: UsageError if `folder` holds no complete run of this version, or `out` cannot be written.
     """
-    from sims import files, results, store
+    from sims.engine import files, runs, store
 
     config = store.read_config(folder)
     command = str(config.get("command"))
@@ -32,7 +32,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
     if done < blocks:
         raise UsageError(f"{folder} is unfinished: {done} of {blocks} blocks are there; repeat its command to go on.")
     try:
-        dataset = results.load(folder)
+        dataset = runs.load(folder)
     except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
@@ -41,26 +41,26 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
     files.check_folder(out, f"--out={out}")
     out.mkdir(parents=True, exist_ok=True)
     if command == "phase_diagram":
-        from sims import phase
-        from sims.phase_config import Resolved
+        from sims.phase_diagram import experiment
+        from sims.phase_diagram.config import Resolved
 
-        text = phase.show(Resolved.of_flat(config), dataset, out)
+        text = experiment.show(Resolved.of_flat(config), dataset, out)
     elif command == "sweep_captions":
-        from sims import caption_grid
+        from sims.sweep_captions import experiment
 
-        text = caption_grid.show(dataset, out)
+        text = experiment.show(dataset, out)
     elif command == "dynamics":
-        from sims import trajectories
+        from sims.dynamics import experiment
 
-        text = trajectories.show(dataset, out)
+        text = experiment.show(dataset, out)
     elif command == "digits":
         from sims.digits import studies
 
         text = studies.show(dataset, out)
     else:
-        from sims import sweep
+        from sims.sweep_spurious import experiment
 
-        text = sweep.show(dataset, out)
+        text = experiment.show(dataset, out)
     if dataset.attrs["failed"]:
         text += f"\n{dataset.attrs['failed']} runs failed: {folder / 'failed.csv'}"
     return text

@@ -29,7 +29,7 @@ os.environ.setdefault(
 
 import jax
 
-from sims import devices
+from sims.engine import devices
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -15,15 +15,25 @@ import numpy as np
 import pytest
 from jax import export
 
-from sims import caption_grid, diagrams, dynamics, grid, phase, phase_config, sweep, sweep_captions, trajectories
 from sims.clip import config as clip_config
-from sims.clip import learner as learning
-from sims.clip import models, trained, training
-from sims.config import LEARNERS, Config, Setting
+from sims.clip.fit import trained, training
+from sims.clip.model import learner as learning
+from sims.clip.model import models
 from sims.digits import arms, captions, images, scenes, studies
 from sims.digits import config as digits_config
 from sims.digits import training as digits_training
-from sims.grid import Grid, Task
+from sims.dynamics import config as dynamics_config
+from sims.dynamics import experiment as dynamics
+from sims.engine import grid
+from sims.engine.grid import Grid, Task
+from sims.phase_diagram import config as phase_config
+from sims.phase_diagram import diagrams
+from sims.phase_diagram import experiment as phase_diagram
+from sims.sweep_captions import config as sweep_captions_config
+from sims.sweep_captions import experiment as sweep_captions
+from sims.sweep_captions.config import PARAMETERS_OF
+from sims.sweep_spurious import experiment as sweep_spurious
+from sims.sweep_spurious.config import LEARNERS, Config, Setting
 
 PLATFORMS = ("cuda", "tpu")
 RUNS = 4
@@ -67,23 +77,23 @@ def of_sweep(learner: str, **changed: Any) -> list[Program]:
     setting = dataclasses.replace(Setting(n=16, dim_image=24, dim_text=6, gradient_steps=3), **changed)
     config = Config(p_spu=(0.6, 0.9), learners=(learner,), setting=setting)
     config.check()
-    return of_grid(sweep.grid_of(config))[learner]
+    return of_grid(sweep_spurious.grid_of(config))[learner]
 
 
 def of_diagram(name: str) -> list[Program]:
     config = phase_config.Config(diagram=name, parameters=()).checked()
     small = {k: v for k, v in {"n": 64, "steps": 3, "batch_size": 32}.items() if k in config.parameters}
-    plan = phase.grid_of(dataclasses.replace(config, parameters={**config.parameters, **small}))
+    plan = phase_diagram.grid_of(dataclasses.replace(config, parameters={**config.parameters, **small}))
     return [program for programs in of_grid(plan).values() for program in programs]
 
 
 def of_captions(model: str, loss: str) -> list[Program]:
-    config = sweep_captions.Config(model=(model,), parameters=(("n", 64.0),))
-    return of_grid(caption_grid.grid_of(config))[f"{model} {loss}"]
+    config = sweep_captions_config.Config(model=(model,), parameters=(("n", 64.0),))
+    return of_grid(sweep_captions.grid_of(config))[f"{model} {loss}"]
 
 
 def of_dynamics(loss: str) -> list[Program]:
-    return of_grid(trajectories.grid_of(dynamics.Config(n=64, batch_size=16, end=1.0, points=3)))[loss]
+    return of_grid(dynamics.grid_of(dynamics_config.Config(n=64, batch_size=16, end=1.0, points=3)))[loss]
 
 
 def _digits(side: int = 12) -> images.Source:
@@ -170,11 +180,9 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
     "sweep supervised_gradient, ambient": lambda _: of_sweep("supervised_gradient", sampler="ambient"),
     **{f"diagram {x}": lambda _, x=x: of_diagram(x) for x in diagrams.DIAGRAMS},
     **{
-        f"captions {m} {x}": lambda _, m=m, x=x: of_captions(m, x)
-        for m in sweep_captions.PARAMETERS_OF
-        for x in caption_grid.LOSSES
+        f"captions {m} {x}": lambda _, m=m, x=x: of_captions(m, x) for m in PARAMETERS_OF for x in sweep_captions.LOSSES
     },
-    **{f"dynamics {x}": lambda _, x=x: of_dynamics(x) for x in trajectories.LOSSES},
+    **{f"dynamics {x}": lambda _, x=x: of_dynamics(x) for x in dynamics.LOSSES},
     "digits scenes": lambda _: of_scenes(False),
     "digits scenes, companion": lambda _: of_scenes(True),
     **{f"digits {x}": lambda _, x=x: of_digits(x) for x in _DIGITS},
@@ -245,7 +253,8 @@ def test_predictions_in_float64_lower():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "compile_task", lambda task, *given: seen.append((task, given)) or stop())
         with pytest.raises(Stopped):
-            sweep._predict(config := Config(p_spu=(0.6, 0.9), learners=("mmcl",)), sweep.grid_of(config).axes)
+            config = Config(p_spu=(0.6, 0.9), learners=("mmcl",))
+            sweep_spurious._predict(config, sweep_spurious.grid_of(config).axes)
     ((task, (_, axes, static, _)),) = seen
     with jax.enable_x64(True):
         assert "operations" in lower(of_task(task, axes, static)[0], x64=True)

@@ -19,8 +19,8 @@ import sympy
 
 from proofs_checks import __main__ as command
 from proofs_checks import ambient, ledger, mutants, pages, paper, run, store, symbolic, t2, t5
-from sims.flags import run_main
-from tests.test_sims_command import own_flags
+from sims.engine.flags import run_main
+from tests.helpers import own_flags
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,8 @@ from mmcl_theory.learners.closed_form import (
     whitened_optimum,
 )
 from mmcl_theory.learners.gradient import Encoders, init_encoders, train_encoders, train_linear_mmcl
-from mmcl_theory.learners.in_law import (
+from mmcl_theory.learners.ridge import NuclearNormOptimum, gradient_flow, nuclear_norm_optimum, ridge_optimum
+from mmcl_theory.learners.samplers import (
     Rules,
     dual_rule,
     sample_gram,
@@ -18,7 +19,6 @@ from mmcl_theory.learners.in_law import (
     sample_rules,
     sample_scores,
 )
-from mmcl_theory.learners.ridge import NuclearNormOptimum, gradient_flow, nuclear_norm_optimum, ridge_optimum
 from mmcl_theory.learners.supervised import MaxMargin, least_squares, logistic_dual, max_margin, max_margin_dual
 
 __all__ = [

@@ -57,7 +57,8 @@ def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iteratio
     gram: x x^T, positive semi-definite.  y: entries in {-1, +1}.
     Never raises on data, so it vmaps: see `MaxMargin.separable` and `gap`; `max_margin` raises. A margin below about
     1e-3 (float32) or 1e-7 (float64) of the data's norm counts as not separable.
-    Source: docs/theory.md 2; block principal pivoting as in Kim and Park 2011.  Check: tests/test_supervised.py.
+    Source: docs/theory.md 2; block principal pivoting as in Kim and Park 2011.
+    Check: tests/learners/test_supervised.py.
     """
     sign = y.astype(gram.dtype)
 
@@ -220,7 +221,7 @@ def max_margin(
     Raises: ValueError if the data is not finite or not linearly separable (through the origin), if y has another
     length or other entries, or if the gap stays above tolerance. Needs concrete arrays; inside jit or vmap use
     `max_margin_dual`.
-    Source: docs/theory.md 2.  Check: tests/test_supervised.py (scikit-learn and X1).
+    Source: docs/theory.md 2.  Check: tests/learners/test_supervised.py (scikit-learn and X1).
     """
     _check_labels(y, x.shape[0])
     if not bool(jnp.isfinite(x).all()):
@@ -260,7 +261,7 @@ def logistic_dual(
 
     optimizer: linear in the gradient; a step size of order 1/max |x_i|^2 is stable on log L.  steps: >= 1, static.
     Raises: ValueError for steps < 1, or labels of another number or with other entries (where concrete).
-    Source: docs/theory.md 2 (SL).  Check: tests/test_supervised.py.
+    Source: docs/theory.md 2 (SL).  Check: tests/learners/test_supervised.py.
     """
     _checks.integer("steps", steps, 1)
     _check_labels(y, gram.shape[0])

@@ -81,7 +81,7 @@ def mmcl_accuracy_cumulants(
     standard deviation, z = Phi^-1(acc), over .3 min(1, 1/|z|). Any fluctuation of z will do that leaves the accuracy
     within 1e-5 of 0 or 1 up to 5 of its standard deviations: the cumulants are about 0 there.
 
-    Arguments, errors and sources as for `mmcl_mean_accuracy`.  Check: tests/test_theory_finite_sample.py.
+    Arguments, errors and sources as for `mmcl_mean_accuracy`.  Check: tests/theory/test_finite_sample.py.
     """
     static, leaves = _cells(model, caps, obs, n, same_class_weight, prompts)
     one_cell = functools.partial(_accuracy_cumulants, *static)

@@ -19,10 +19,10 @@ from typing import Any
 
 from absl import flags
 
-from sims import devices
-from sims.clip.comparison_config import SHIFTS, Config
+from sims.clip.comparison.config import SHIFTS, Config
 from sims.clip.config import ARMS
-from sims.flags import UsageError, WorkFailed, define, integer, names, number, numbers, optional, path, run_main
+from sims.engine import devices
+from sims.engine.flags import UsageError, WorkFailed, define, integer, names, number, numbers, optional, path, run_main
 
 _FLAGS = {
     "study": ("which, of arms, captions", names),
@@ -56,8 +56,7 @@ def _define_flags() -> None:
 
 def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
     """What was found, as tables."""
-    from sims.clip import comparison
-    from sims.clip import comparison_figures as figures
+    from sims.clip.comparison import figures, runs
 
     parts = []
     if "arms" in config.study:
@@ -65,20 +64,19 @@ def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
     if "captions" in config.study:
         for prompts in ("ensemble", "class"):
             table = figures.policy_table(rows, config.pi_grid, prompts)
-            scores = "; ".join(comparison.verdict(table, theory) for theory in comparison.THEORIES)
+            scores = "; ".join(runs.verdict(table, theory) for theory in runs.THEORIES)
             parts.append(f"captions, {prompts} prompts: {scores}.")
     return "\n\n".join(parts)
 
 
 def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
-    from sims.clip import comparison
-    from sims.clip import comparison_figures as figures
+    from sims.clip.comparison import figures, runs
 
     sets = ("val", *SHIFTS)
     lines = [f"{'arm':34}" + "".join(f"{name:>12}" for name in (*sets, "aligned", "conflicting"))]
     for arm in arms:
-        cells = [comparison.interval(*figures.last(rows, arm, "all", "all", name)) for name in sets]
-        cells += [comparison.interval(*figures.last(rows, arm, group, "all")) for group in comparison.GROUPS]
+        cells = [runs.interval(*figures.last(rows, arm, "all", "all", name)) for name in sets]
+        cells += [runs.interval(*figures.last(rows, arm, group, "all")) for group in runs.GROUPS]
         lines.append(f"{ARMS[arm].label:34}" + "".join(f"   {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)
 
@@ -94,18 +92,21 @@ def _main() -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     import jax
 
-    from sims import results
-    from sims.clip import classes, comparison, make_scenes, processes, sets
-    from sims.clip import comparison_figures as figures
+    from sims.clip import make_scenes
+    from sims.clip.comparison import figures, runs
     from sims.clip.config import SCENES
-    from sims.clip.images import BadImage
+    from sims.clip.records import classes
+    from sims.clip.records.images import BadImage
+    from sims.clip.zero_shot import sets
+    from sims.engine import processes
+    from sims.engine import runs as results
 
     root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
     if config.root == SCENES:
         make_scenes.default(root)
     workers = values["workers"] or (processes.cores() if jax.default_backend() == "cpu" else 1)
     try:
-        rows = comparison.run(config, out, workers=workers, overwrite=values["overwrite"])
+        rows = runs.run(config, out, workers=workers, overwrite=values["overwrite"])
     except BrokenProcessPool:
         raise WorkFailed(
             "a training process was killed, as for lack of memory; the same command goes on; --workers=1 needs less."

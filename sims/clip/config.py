@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sims.flags import UsageError
+from sims.engine.flags import UsageError
 
 SCENES = "runs/scenes"  # where the generated scenes are by default
 

@@ -28,9 +28,9 @@ import sys
 
 from absl import flags
 
-from sims import files
 from sims.clip.config import SCENES
-from sims.flags import Terminated, UsageError, define, integer, names, path, run_main
+from sims.engine import files
+from sims.engine.flags import Terminated, UsageError, define, integer, names, path, run_main
 
 _LINES = ("auto", "standard", "weak", "fit")
 
@@ -101,8 +101,8 @@ def _check() -> None:
 
 def _main() -> int | None:
     _check()
-    from sims.clip import evaluation, prompts, report, sets, table
-    from sims.clip.classes import read_classes
+    from sims.clip.records.classes import read_classes
+    from sims.clip.zero_shot import evaluation, prompts, report, sets, table
 
     values = flags.FLAGS
     root, out = pathlib.Path(values.root), pathlib.Path(values.out)

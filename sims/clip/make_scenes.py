@@ -31,12 +31,12 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from sims import files
-from sims.clip import layouts, processes, scenes
-from sims.clip.layouts import Config, Outline, Row, Split, splits
-from sims.clip.reading import json_of
-from sims.clip.sheet import sheet
-from sims.flags import UsageError, WorkFailed, define, integer, number, path, run_main
+from sims.clip.records.reading import json_of
+from sims.clip.scenes import law, layouts
+from sims.clip.scenes.layouts import Config, Outline, Row, Split, splits
+from sims.clip.scenes.sheet import sheet
+from sims.engine import files, processes
+from sims.engine.flags import UsageError, WorkFailed, define, integer, number, path, run_main
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,8 +234,8 @@ def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row,
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.whole(path) as new:
-                new.write_bytes(_encoded(scenes.draw(scene, config.side), split, path.suffix))
-        outlines = layouts.outlines(scenes.masks(scene, config.side)) if split.folder == "coco" else []
+                new.write_bytes(_encoded(law.draw(scene, config.side), split, path.suffix))
+        outlines = layouts.outlines(law.masks(scene, config.side)) if split.folder == "coco" else []
         found.append((layouts.row(split, i, scene), outlines))
     return found
 

@@ -18,10 +18,9 @@ import pathlib
 
 from absl import flags
 
-from sims import devices
-from sims.clip import processes
 from sims.clip.config import ARMS, PRESETS, SCENES, Config
-from sims.flags import UsageError, define, integer, number, path, run_main
+from sims.engine import devices, processes
+from sims.engine.flags import UsageError, define, integer, number, path, run_main
 
 _TEXTS = {
     "arm": f"of {', '.join(ARMS)}",
@@ -101,7 +100,8 @@ def _main() -> int:
         if value < least:
             raise UsageError(f"--{name} must be >= {least}, got {value}.")
     devices.start_processes(1)
-    from sims.clip import make_scenes, speed, training
+    from sims.clip import make_scenes
+    from sims.clip.fit import speed, training
 
     if config.data == "scenes":
         make_scenes.default(pathlib.Path(SCENES))

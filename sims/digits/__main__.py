@@ -19,9 +19,9 @@ import pathlib
 
 from absl import flags
 
-from sims import devices
 from sims.digits.config import GRIDS, IMAGE_ENCODERS, PAPER, PRESETS, STUDIES, TEXT_ENCODERS, Config
-from sims.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
+from sims.engine import devices
+from sims.engine.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
 
 _NUMBERS = {
     "p_spu": "P(colour = the class's) in training, in [0, 1]",
@@ -115,14 +115,14 @@ def _main() -> int:
     config = dataclasses.replace(PRESETS[values["preset"]], **given)
     config.check()
     options = dataclasses.replace(devices.start(), keep_checkpoints=values["keep_checkpoints"])
-    from sims import results
     from sims.digits import studies
+    from sims.engine import runs
 
     out = pathlib.Path(values["out"])
     code = 0
     for study, dataset in studies.run(config, out, options).items():
         print(f"{study}: {studies.text(dataset)}\n\nFigures and table: {out / study}\n")
-        code |= results.closing(out / study, dataset)
+        code |= runs.closing(out / study, dataset)
     return code
 
 

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from sims.flags import MOST_CELLS, UsageError
+from sims.engine.flags import MOST_CELLS, UsageError
 
 ITEMS = 10  # kinds of items in every source
 IMAGE_ENCODERS = ("cnn", "vit", "linear", "lenet")

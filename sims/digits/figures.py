@@ -9,10 +9,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims import style
 from sims.digits import images, paper, results, scenes, training
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER
+from sims.engine import style
 
 _LOOKS = [
     ("#0072B2", "o", "-"),

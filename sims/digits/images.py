@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from sims.digits.config import ITEMS
-from sims.flags import UsageError
+from sims.engine.flags import UsageError
 
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),

@@ -15,10 +15,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims import style
 from sims.digits import dial, results
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, paper_arm
+from sims.engine import style
 
 SUPERVISED_EPOCHS = 40
 _FILE = pathlib.Path(__file__).parent.parent / "paper_figures.csv"

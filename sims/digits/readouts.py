@@ -15,8 +15,8 @@ from typing import Any
 
 from absl import flags
 
-from sims import devices
-from sims.flags import UsageError, define, path, run_main
+from sims.engine import devices
+from sims.engine.flags import UsageError, define, path, run_main
 
 SHADES_OF_PROMPTS = tuple(i / 8 for i in range(13))  # b in [0, 1.5]; the class's mean colour is 1.5
 
@@ -36,12 +36,12 @@ def show(folder: pathlib.Path, data: str) -> str:
     """Write table and figure into the folder; the table as text. Raises: UsageError for what is not such a run."""
     import matplotlib.pyplot as plt
 
-    from sims import results, store
+    from sims.engine import runs, store
 
     rows = measured(folder, data)
     store.write_csv(folder / "readouts.csv", store.columns(rows))
     figure = drawn(rows)
-    results.save_figure(figure, folder, "readouts", dpi=100)
+    runs.save_figure(figure, folder, "readouts", dpi=100)
     plt.close(figure)
     lines = ["arm  epochs  kind  group  at  accuracy +- 95%  predicted (whitened: separate, joint)"]
     for r in rows:
@@ -56,11 +56,11 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
     import numpy as np
     import xarray as xr
 
-    from sims import store
     from sims.digits import dial, studies, training, vectors
     from sims.digits.arms import ARMS
     from sims.digits.config import ITEMS, PAPER
     from sims.digits.results import interval
+    from sims.engine import store
 
     config, source, setup = _run(folder, data)
     grid = studies.grid_of(config, PAPER, setup, source)
@@ -114,9 +114,9 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
 
 def _run(folder: pathlib.Path, data: str) -> tuple[Any, Any, Any]:
     """(config, source, setup) of the run in the folder. Raises: UsageError if it, or the data, is another."""
-    from sims import store
     from sims.digits import images, studies
     from sims.digits.config import AXES, GRIDS, PAPER, PRESETS, Config, parse_groups
+    from sims.engine import store
 
     flat = store.read_config(folder)
     if flat.get("command") != "digits" or flat.get("study") != PAPER or flat.get("captions") != "vectors":
@@ -153,8 +153,8 @@ def drawn(rows: list[dict[str, Any]]) -> Any:
     """Accuracy by digit, and over the colour that prompts name, of each arm, beside the whitened rule's."""
     import matplotlib.pyplot as plt
 
-    from sims import style
     from sims.digits.arms import ARMS
+    from sims.engine import style
 
     arms = list(dict.fromkeys(r["arm"] for r in rows))
     figure, axes = plt.subplots(len(arms), 2, figsize=(10, 3 * len(arms) + 0.8), squeeze=False, sharey=True,

@@ -9,10 +9,10 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from sims import results
 from sims.digits import moments, training
 from sims.digits.arms import ARMS
 from sims.digits.config import AXES
+from sims.engine import runs
 
 VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
 _CONFIDENCE = 0.95
@@ -35,9 +35,9 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
         train = dataset.p_spu * aligned + (1 - dataset.p_spu) * conflicting
         worst = functools.reduce(np.minimum, [cell for both in cells for cell in both])
         values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
-        named = xr.DataArray(results.names(VALUES), dims="value", name="value")
+        named = xr.DataArray(runs.names(VALUES), dims="value", name="value")
         prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(results.names(training.READOUTS), dims="prompt", name="prompt"))
+    return xr.concat(prompts, xr.DataArray(runs.names(training.READOUTS), dims="prompt", name="prompt"))
 
 
 def headline(arm: str) -> str:

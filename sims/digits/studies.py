@@ -12,14 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from sims import results, store
 from sims.digits import captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
 from sims.digits.results import accuracy, by_headline, interval, rows, scores, varying
 from sims.digits.scenes import Colours
-from sims.flags import Options, UsageError
-from sims.grid import Grid, Task
+from sims.engine import runs, store
+from sims.engine.flags import Options, UsageError
+from sims.engine.grid import Grid, Task
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
@@ -36,7 +36,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
         store.check(out / study, _config_of(config, study, source), options.overwrite)
     found = {}
     for study, grid in grids.items():
-        dataset = results.measure(
+        dataset = runs.measure(
             out / study,
             _config_of(config, study, source),
             "measured",
@@ -155,11 +155,11 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             "moments": ((*moments.LAW, "moment"), measured),
         },
         coords={
-            "moment": results.names(moments.MOMENTS),
-            "theory": results.names(moments.THEORIES),
-            "predicted_prompt": results.names(moments.PROMPTS),
-            "group": results.names(training.GROUPS),
-            **({"kappa": dial.KAPPAS, "features": results.names(dial.FEATURES)} if more else {}),
+            "moment": runs.names(moments.MOMENTS),
+            "theory": runs.names(moments.THEORIES),
+            "predicted_prompt": runs.names(moments.PROMPTS),
+            "group": runs.names(training.GROUPS),
+            **({"kappa": dial.KAPPAS, "features": runs.names(dial.FEATURES)} if more else {}),
         },
     )
 
@@ -189,7 +189,7 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
 
 
 def _save(figure: Any, out: pathlib.Path, name: str) -> None:
-    results.save_figure(figure, out, name, dpi=100)
+    runs.save_figure(figure, out, name, dpi=100)
     plt.close(figure)
 
 

@@ -19,7 +19,7 @@ from mmcl_theory import learners, losses
 from sims.digits import arms, captions, encoders, scenes, vectors
 from sims.digits.arms import ARMS, Arm, Point
 from sims.digits.config import ITEMS
-from sims.grid import Task
+from sims.engine.grid import Task
 
 PROMPTS = ("class", "item", "ensemble")
 READOUTS = (*PROMPTS, "probe", "probe_shifted")

@@ -1,0 +1,131 @@
+"""What a run is trained on: the records that can be used, those held out, and the tokenizer of their captions."""
+
+import dataclasses
+import hashlib
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from sims.clip.config import SCENES, Config
+from sims.clip.model import models
+from sims.clip.records import captions, sources, tokenizer
+from sims.clip.records.classes import check_names
+from sims.clip.records.reading import brief, json_of, own_json, reason
+from sims.engine.flags import UsageError
+
+TOKENIZER, DATA = "tokenizer.json", "data.json"  # in a run's folder
+_LOOKED = 1000  # records whose captions tell data apart
+_TEXTS = 200_000  # records whose captions a tokenizer is trained on, at most
+_SPLIT_KEY = 1  # of what is held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The records that can be used, and the tokenizer of their captions."""
+
+    source: sources.Source
+    trained: np.ndarray
+    held_out: np.ndarray
+    unlabelled: int
+    tokenizer: tokenizer.Tokenizer | None
+
+
+def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
+    """The training and the held-out records.  out: folder of a run that may have been begun with them.
+
+    Raises: UsageError if they are too few, have no labels where needed, or are not what the run was begun with.
+    """
+    if config.architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+    spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
+    classes = _class_names(config.classes)
+    source = sources.open_source(spec, captions_file=config.captions, classes=classes)
+    if out is not None and (out / DATA).exists() and read_data(out) != told(source):
+        raise UsageError(
+            f"--data={config.data} is not what {out} was begun with: its records, labels or captions differ; "
+            "give another --out, or --overwrite."
+        )
+    if config.method.text == "labels":
+        check_names(source.classes, f"--data={config.data}")
+    usable = np.arange(len(source))
+    if config.needs_labels:
+        usable = usable[source.labels >= 0]
+        if not len(usable):
+            raise UsageError(f"--data={config.data} has no labels, which --arm={config.arm} needs; see --classes.")
+    order = np.random.default_rng([_SPLIT_KEY, config.seed]).permutation(usable)
+    needed = config.held_out + config.batch_size
+    if len(order) < needed:
+        raise UsageError(
+            f"--data={config.data} has {len(order)} usable records; --batch_size and --held_out need {needed}."
+        )
+    trained = np.sort(order[config.held_out :])
+    encode = _tokenizer(config, source, trained, out) if config.method.reads else None
+    return Data(source, trained, np.sort(order[: config.held_out]), len(source) - len(usable), encode)
+
+
+def _class_names(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        found = json_of(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--classes={path} cannot be read as JSON ({reason(error)}).") from None
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) and name.strip() for name in found):
+        raise UsageError(f"--classes={path} must be a JSON list of class names.")
+    check_names(found, f"--classes={path}")
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        print(f"warning: --classes={path} has {brief(', '.join(twice))} more than once; captions do not tell which, and"
+              " give no such label.", file=sys.stderr)  # fmt: skip
+    return tuple(found)
+
+
+def read_data(out: pathlib.Path) -> dict[str, Any]:
+    """A run's data.json. Raises: UsageError if it is damaged."""
+    found = own_json(out / DATA, "train anew, with --overwrite")
+    names = found.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{out / DATA} is damaged (it has no list of classes); train anew, with --overwrite.")
+    return found
+
+
+def _tokenizer(
+    config: Config, source: sources.Source, trained: np.ndarray, out: pathlib.Path | None
+) -> tokenizer.Tokenizer:
+    length = config.context_length or models.ARCHITECTURES[config.architecture].text.context_length
+    if out is not None and (out / TOKENIZER).exists():
+        return tokenizer.load(out / TOKENIZER)
+    if config.vocabulary is not None:
+        if config.vocabulary.endswith(".json"):
+            found = tokenizer.load(config.vocabulary)
+            if config.context_length not in (None, found.context_length):
+                raise UsageError(
+                    f"--context_length must be that of {config.vocabulary}, {found.context_length}, or left out, got "
+                    f"{config.context_length}."
+                )
+            return found
+        return tokenizer.clip_tokenizer(config.vocabulary, length)
+    few = trained[:: -(-len(trained) // _TEXTS)]
+    texts = [text for i in few for text in source.captions(int(i))]
+    texts += [captions.TEMPLATE.format(name) for name in source.classes]
+    return tokenizer.train_tokenizer(texts, config.vocabulary_size, length)
+
+
+def architecture(config: Config, encode: tokenizer.Tokenizer | None) -> models.Architecture:
+    """The config's architecture at its image size, with the tokenizer's ids. Raises: UsageError if they do not fit."""
+    arch = models.ARCHITECTURES[config.architecture]
+    changed: dict[str, Any] = {"image_size": config.image_size or arch.image_size}
+    if encode is not None:
+        changed["text"] = dataclasses.replace(
+            arch.text, context_length=encode.context_length, vocabulary_size=encode.vocabulary_size
+        )
+    return dataclasses.replace(arch, **changed)
+
+
+def told(source: sources.Source) -> dict[str, Any]:
+    """The classes, and what tells this data from other data under the same name."""
+    digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
+    for i in np.linspace(0, len(source) - 1, _LOOKED, dtype=int):
+        digest.update("\n".join(source.captions(int(i))).encode())
+    return {"classes": list(source.classes), "records": len(source), "digest": digest.hexdigest()}

@@ -1,0 +1,134 @@
+"""Files that strangers wrote or a disk damaged: text, JSON, archives of arrays. Every failure has one short reason."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sims.engine.flags import UsageError
+
+_STARTS = (
+    (b"\x1f\x8b", "it is compressed by gzip; unpack it first"),
+    (b"BZh", "it is compressed by bzip2; unpack it first"),
+    (b"\xfd7zXZ\0", "it is compressed by xz; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed by zstd; unpack it first"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it first"),
+    (b"\xff\xfe", "it is UTF-16 text; save it as UTF-8"),
+    (b"\xfe\xff", "it is UTF-16 text; save it as UTF-8"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS; `git lfs pull` fetches the file"),
+)
+_HTML = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b"<script", b"<title", b"<meta")
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+def brief(value: Any, most: int = 120) -> str:
+    """The value as one line; of a long one the beginning, and how long it is."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be read, in a few words."""
+    return brief(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def foreign(data: bytes) -> str | None:
+    """What the first bytes of a file are in the place of plain content; None where they are nothing known."""
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith(_HTML):
+        return "it is an HTML page, such as a server's error message; fetch the file anew"
+    return next((told for begins, told in _STARTS if data.startswith(begins)), None)
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+    """A file of UTF-8 text, without a byte order mark.  Raises: OSError; ValueError, which says what it is instead."""
+    data = pathlib.Path(path).read_bytes()
+    if told := foreign(data):
+        raise ValueError(told)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8 text: byte {error.start}") from None
+
+
+def parsed(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The content of JSON.  Raises: ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(text, object_hook=object_hook)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def json_of(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The content of a JSON file.  Raises: OSError; ValueError."""
+    return parsed(text_of(path), object_hook)
+
+
+def own_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
+    """The object in a JSON file that a command wrote.  Raises: UsageError, with what to do about a damaged one."""
+    try:
+        found = json_of(path)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+        return found
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({reason(error)}); {mend}.") from None
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The content as JSON with its digest, for `unsealed`."""
+    return json.dumps({**content, "sha256": digest(content)})
+
+
+def unsealed(path: pathlib.Path, mend: str) -> dict[str, Any]:
+    """What was `sealed` in a file.  Raises: UsageError, with what to do, where it is not what was written."""
+    found = own_json(path, mend)
+    if found.pop("sha256", None) != digest(found):
+        raise UsageError(f"{path} is damaged or of an earlier version (its digest differs); {mend}.")
+    return found
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content as canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def arrays_of(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, whose checksums it holds.  Raises: OSError; ValueError."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
+            return {name: held[name] for name in held}
+    except OSError:
+        raise
+    except Exception as error:  # NumPy and its archives raise many kinds on damaged bytes
+        raise ValueError(reason(error)) from None
+
+
+def separated(line: str, by: str, fit: Callable[[list[str]], Any]) -> str:
+    """A hint where the fields of a line, which do not fit as split by `by`, fit with another separator; else ''."""
+    for other, named in _SEPARATORS.items():
+        if other != by and other in line and fit([field.strip().strip('"') for field in line.split(other)]):
+            return f"; its fields are separated by {named}, where {_SEPARATORS[by]} are read"
+    return ""
+
+
+def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
+    """The lines of a text file without the blank ones, or the strings of a JSON list.
+
+    Raises: UsageError if it cannot be read, or holds none.
+    """
+    try:
+        text = text_of(path)
+        lines = parsed(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
+    if not all(isinstance(line, str) for line in lines):
+        raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
+    return found

@@ -1,0 +1,77 @@
+"""A sheet of samples of the generated scenes, read from their folder."""
+
+import csv
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sims.clip.records.reading import own_json
+from sims.clip.scenes.law import CLASSES
+from sims.clip.scenes.layouts import Row
+
+_SHEET = {
+    "coco": "training (COCO)",
+    "val": "val: the law of training",
+    "balanced": "balanced: P*, contexts at random",
+    "imagenetv2-matched-frequency": "V2: fresh draws,\na slightly other law",
+    "sketch": "Sketch",
+    "imagenet-r": "R: renditions",
+    "imagenet-a": "A: small, half hidden,\nthe other's context",
+    "objectnet-1.0": "ObjectNet: turned,\nwith its border",
+}
+
+
+def sheet(root: pathlib.Path, columns: int = 8) -> Any:
+    """A figure of samples of each set in `root`, training ones with a caption; a matplotlib Figure.
+
+    Of the training images the last shown are conflicting: three, or a third of the columns, where there are so many.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * columns + 1, 2.05 * len(_SHEET)))
+    axes = figure.subplots(len(_SHEET), columns, squeeze=False)
+    # Set by hand: matplotlib's own layout takes seconds for so many axes.
+    figure.subplots_adjust(
+        left=0.6 / (1.5 * columns + 1), right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4
+    )
+    names = {kind.wnid: kind.name for kind in CLASSES}
+    captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes anew, with --overwrite")
+    told: dict[str, str] = {}
+    for entry in captions["annotations"]:
+        told.setdefault(f"train2017/{entry['image_id']:012d}.jpg", entry["caption"])
+    for line, (folder, title) in zip(axes, _SHEET.items(), strict=True):
+        with open(root / folder / "scenes.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if folder != "coco" or row["path"] in told]
+        for ax, row in zip(line, _chosen(rows, columns, folder == "coco"), strict=False):
+            with Image.open(root / folder / row["path"]) as image:
+                ax.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
+            facts = ", ".join(filter(None, (names[row["wnid"]], row["context"], row["group"])))
+            text = f"{told[row['path']]} [{row['group']}]" if folder == "coco" else facts
+            ax.set_title(_folded(text), fontsize=7)
+        for ax in line:
+            ax.set_axis_off()
+        line[0].text(-0.12, 0.5, title, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=8)
+    return figure
+
+
+def _chosen(rows: list[Row], count: int, training: bool) -> list[Row]:
+    """Rows of classes in turn; of training ones up to three conflicting ones last."""
+    if training:
+        last = [row for row in rows if row["group"] == "conflicting"][: min(3, count // 3)]
+        return [row for row in rows if row["group"] == "aligned"][: count - len(last)] + last
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["wnid"], []).append(row)
+    lists = list(found.values())
+    return [lists[k % len(lists)][(7 * k) % len(lists[k % len(lists)])] for k in range(count)]
+
+
+def _folded(text: str, width: int = 23) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(lines)

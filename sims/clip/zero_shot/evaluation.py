@@ -1,0 +1,290 @@
+"""What `evaluate` does: encode every set once, count, hold against the lines, one row a set; print and draw rows."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sims.clip.model.encoder import Encoder
+from sims.clip.records.classes import Classes
+from sims.clip.records.reading import brief
+from sims.clip.zero_shot import robustness, scoring
+from sims.clip.zero_shot.robustness import LINES
+from sims.clip.zero_shot.scoring import Result, Share
+from sims.clip.zero_shot.sets import EvaluationSet
+from sims.engine import store
+from sims.engine.flags import UsageError
+
+Row = dict[str, Any]
+BEST = "-best"  # ends the id of a run's best checkpoint
+_MODEL = 0.995  # level of a model's interval
+_EACH = 0.975  # two such intervals hold both accuracies, and so rho, with at least 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How images are read, which does not change the result.  threads: None: one a core.  cache: of text weights."""
+
+    batch_size: int = 64
+    threads: int | None = None
+    cache: pathlib.Path | None = None
+    strict: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Of the line that is printed and drawn.  line: auto, standard, weak or fit."""
+
+    line: str = "auto"
+    transform: str = "logit"
+
+    def of(self, val_accuracy: float) -> str:
+        """The line's name in a row's rho."""
+        if self.line == "auto":
+            return robustness.default_line(val_accuracy, self.transform)
+        return self.transform if self.line == "standard" else self.line
+
+
+def warn(lines: Sequence[str | None], strict: bool) -> None:
+    """Say on stderr what is not whole, None being nothing.  Raises: UsageError if strict and there is anything."""
+    told = [line for line in lines if line]
+    if told and strict:
+        raise UsageError(f"{'; '.join(told)}: refused by --strict, and not scored. Complete the sets.")
+    for line in told:
+        print(f"warning: {line}.", file=sys.stderr)
+
+
+def load_run(run: pathlib.Path, checkpoint: str) -> tuple[str, Encoder]:
+    """(its id in tables, the encoder) of a training run."""
+    from sims.clip.fit import trained
+
+    digest = store.config_hash(store.read_config(run))[:8]
+    return f"{run.resolve().name}-{digest}{BEST if checkpoint == 'best' else ''}", trained.load(run, checkpoint)
+
+
+def load_weights(file: pathlib.Path, architecture: str, vocabulary: pathlib.Path) -> tuple[str, Encoder]:
+    """(its id in tables, the encoder) of an imported state dict."""
+    import jax
+
+    from sims.clip.model import models, weights
+    from sims.clip.records import images, tokenizer
+
+    if architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {architecture!r}.")
+    arch = models.ARCHITECTURES[architecture]
+    if vocabulary.suffix == ".json":
+        words = tokenizer.load(vocabulary)
+    else:
+        words = tokenizer.clip_tokenizer(vocabulary, arch.text.context_length)
+    has, needs = (words.vocabulary_size, words.context_length), (arch.text.vocabulary_size, arch.text.context_length)
+    if has != needs:
+        raise UsageError(
+            f"--vocabulary={vocabulary} has {has[0]} tokens and texts of {has[1]}, {architecture} {needs[0]} and"
+            f" {needs[1]}; give the one that the weights were trained with."
+        )
+    variables = jax.device_put(weights.import_state_dict(file, arch))
+    model = models.CLIP(arch)
+    image = jax.jit(lambda v, x: model.apply(v, images.normalise(x), False, method="encode_image"))
+    text = jax.jit(lambda v, tokens: model.apply(v, tokens, method="encode_text"))
+    with open(file, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:8]
+    name = f"{file.stem}-{digest}"
+    return name, Encoder(
+        name,
+        arch.image_size,
+        lambda x: np.asarray(image(variables, x)),
+        lambda texts: np.asarray(text(variables, words.encode_all(texts))),
+    )
+
+
+def evaluate(
+    run: str,
+    encoder: Encoder,
+    sets: Mapping[str, EvaluationSet],
+    classes: Classes,
+    templates: Sequence[str],
+    models: Sequence[Row] = (),
+    how: How = How(),
+    choice: Choice = Choice(),
+) -> Iterator[Row]:
+    """One row a set as soon as it is scored, in their order, in which val is the first.
+
+    run: the id that keys them.  models: rows of others, to fit the line `fit` to.
+    Raises: UsageError if an image cannot be read and how.strict, or none of a set can, or the encoder lacks a class.
+    """
+    weights, bias = scoring.class_weights(encoder, classes.names, templates, how.cache)
+    every = tuple((c,) for c in range(len(classes.names)))
+    twice = np.flatnonzero(scoring.twins(weights, bias, every) != np.arange(len(every)))
+    if len(twice):
+        told = brief(", ".join(sorted({classes.names[c] for c in twice})))
+        line = (
+            "top-1 takes the first for the prediction, as published accuracies do; for the worst class either is right"
+        )
+        warn([f"more than one class has the name {told}, and the very same prompts: {line}"], strict=False)
+    words = _digest(list(templates))
+    prompts = "head" if encoder.head else f"{len(templates)} templates {words}"
+    common = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": encoder.name,
+        "image_size": encoder.image_size,
+        "templates": words,
+        "versions": store.provenance(),
+    }
+    val = val_accuracy = None
+    for name, found in sets.items():
+        seen = _seen(name, found, encoder, how)
+        labels = found.labels[seen.kept]
+        order = fair = scoring.ranks(seen.values, labels, weights, bias, found.scored)
+        alike = scoring.twins(weights, bias, found.scored)
+        if (alike != np.arange(len(alike))).any():
+            fair = scoring.ranks(seen.values, labels, weights, bias, found.scored, alike)
+        result = scoring.result(order, labels, len(found.scored), _at(found.groups, seen.kept), fair)
+        row = key(run, found, classes)
+        row |= common | {"rule": f"{found.rule}; {prompts}; classes {row['classes']}"}
+        row |= _counts(found, result, len(seen.bad), classes)
+        if fair is not order:
+            row["either"] = _share("", scoring.result(fair, labels, len(found.scored)).top1)
+        if name == "val":
+            val, val_accuracy = seen, row["accuracy"]
+        elif val is not None:
+            places, mapped = scoring.restricted(sets["val"].labels[val.kept], found.scored)
+            if len(places):
+                order = scoring.ranks(val.values[places], mapped, weights, bias, found.scored)
+                row |= _share("id_", scoring.result(order, mapped, len(found.scored)).top1)
+        yield _against_lines(row, val_accuracy, len(classes.wnids), models, choice)
+
+
+def _seen(name: str, found: EvaluationSet, encoder: Encoder, how: How) -> scoring.Features:
+    seen = scoring.image_features(encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads)
+    if not len(seen.kept):
+        path, why = next(iter(seen.bad.items()))
+        raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {path} ({brief(why)}).")
+    if seen.bad:
+        path, why = next(iter(seen.bad.items()))
+        warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {brief(why)})"], how.strict)
+    return seen
+
+
+def _at(groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+    return None if groups is None else groups[kept]
+
+
+def key(run: str, found: EvaluationSet, classes: Classes) -> Row:
+    """What tells rows apart: the run, the set, the class list and how many of it are scored."""
+    words = _digest([classes.wnids, classes.names])
+    return {"run": run, "set": found.name, "classes": words, "classes_scored": len(found.scored)}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+
+
+def _share(prefix: str, share: Share, of: int = 1) -> Row:
+    """A share's counts, accuracy, and 95% and 99.5% intervals, which hold for `of` such shares at once (Bonferroni)."""
+    return {
+        f"{prefix}images": share.images,
+        f"{prefix}correct": share.correct,
+        f"{prefix}accuracy": share.accuracy,
+        f"{prefix}interval_95": share.interval(1 - 0.05 / of),
+        f"{prefix}interval_99.5": share.interval(1 - (1 - _MODEL) / of),
+    }
+
+
+def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Classes) -> Row:
+    worst, share = result.worst
+    members = found.scored[worst]
+    named = {"wnids": [classes.wnids[c] for c in members], "name": " / ".join(classes.names[c] for c in members)}
+    images, count = found.expected or (None, None)
+    row = _share("", result.top1) | {
+        "expected_images": images,
+        "classes_found": found.found[1],
+        "expected_classes": count,
+        "unreadable": unreadable,
+        "dropped": found.dropped,
+        "chance": found.chance,
+        "worst_class": named | _share("", share, result.classes),  # the worst of them was chosen by what it has
+    }
+    if result.top5 is not None:
+        row["top5"] = _share("", result.top5)
+    return row | {group: _share("", share) for group, share in result.groups.items()}
+
+
+def _against_lines(
+    row: Row, val_accuracy: float | None, num_classes: int, models: Sequence[Row], choice: Choice
+) -> Row:
+    """The row with val_accuracy, rho by every line, and of the chosen one its name, interval, marks."""
+    marks = ["unreadable"] if row["unreadable"] else []
+    row = row | {"val_accuracy": val_accuracy, "rho": {}, "line": None, "rho_interval_95": None, "marks": marks}
+    if _holds(row["chance"], row["interval_99.5"]) or _holds(row["chance"], row.get("id_interval_99.5", (1, 1))):
+        marks.append("chance")
+    if "id_accuracy" not in row or val_accuracy is None:
+        return row
+    shares = [(row[f"{axis}correct"], row[f"{axis}images"]) for axis in ("id_", "")]
+    if any(k in (0, n) for k, n in shares):
+        marks.append("0 or all")
+    lines = dict(LINES.get(row["set"], {}))
+    others = of_shift(models, row)
+    if (fitted := fit(others, choice.transform)) is not None:
+        lines["fit"] = fitted
+    rho = {n: float(robustness.effective_robustness(row["id_accuracy"], row["accuracy"], x)) for n, x in lines.items()}
+    name = choice.of(val_accuracy)
+    row |= {"rho": rho, "lines": {n: dataclasses.asdict(line) for n, line in lines.items()}}
+    if name not in lines:
+        return row
+    (id_low, id_high), (low, high) = (Share(k, n).interval(_EACH) for k, n in shares)
+    line = lines[name]
+    # Lines rise for all that is known; a fitted one need not.
+    ends = sorted((float(line.at(id_low)), float(line.at(id_high))))
+    if name == "fit":
+        reached = [other["id_accuracy"] for other in others]
+        far = not min(reached) <= row["id_accuracy"] <= max(reached)
+    else:
+        far = robustness.extrapolated(name, val_accuracy)
+        marks += ["other classes"] if num_classes != 1000 else []
+    marks += ["extrapolated"] if far else []
+    return row | {"line": name, "rho_interval_95": (low - ends[1], high - ends[0])}
+
+
+def _holds(value: float, interval: Sequence[float]) -> bool:
+    return interval[0] <= value <= interval[1]
+
+
+def of_shift(models: Sequence[Row], row: Row) -> list[Row]:
+    """The last row of each model but this row's that was scored on the same set and knows its accuracy on val.
+
+    Left out: rows of another class list, or of another number of scored classes, where they tell. The last and the best
+    checkpoint of a run are one model, of which the row's kind goes first.
+    """
+    alike = [
+        other
+        for other in models
+        if other["set"] == row["set"]
+        and "id_accuracy" in other
+        and _model(other) != _model(row)
+        and all(other.get(name, row[name]) == row[name] for name in ("classes", "classes_scored"))
+    ]
+    alike.sort(key=lambda other: other["run"].endswith(BEST) == row["run"].endswith(BEST))
+    return list({_model(other): other for other in alike}.values())
+
+
+def _model(row: Row) -> str:
+    return row["run"].removesuffix(BEST)
+
+
+def fit(others: Sequence[Row], transform: str) -> robustness.Line | None:
+    """The line through other models; None where there are not two of different accuracy on val."""
+    x, y = (inside(others, axis) for axis in ("id_", ""))
+    return robustness.fit_line(x, y, transform) if len(np.unique(x)) >= 2 else None
+
+
+def inside(rows: Sequence[Row], axis: str) -> np.ndarray:
+    """Accuracies, 0 and 1 moved inwards by half an image (by 5e-4 where their number is not told)."""
+    counts = [row.get(f"{axis}images", 1000) for row in rows]
+    shares = [row[f"{axis}accuracy"] * n for row, n in zip(rows, counts, strict=True)]
+    return robustness.inside(shares, counts) if rows else np.empty(0)

@@ -1,0 +1,43 @@
+"""The words that name a class to a text tower: templates, one embedding a template, averaged."""
+
+import pathlib
+from collections.abc import Sequence
+
+from sims.clip.records.reading import brief, read_lines
+from sims.engine.flags import UsageError
+
+# Plain sentences that say no more than that the thing is there.
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "an image showing a {}",
+    "a {} and what is around it",
+    "there is a {} here",
+    "somebody's snapshot of a {}",
+    "a {}, drawn or photographed",
+    "this is what a {} looks like",
+)
+SLOT = "{}"
+
+
+def read_templates(path: str | pathlib.Path | None) -> tuple[str, ...]:
+    """Templates of a file, one a line or a JSON list, each with {} where the class's name goes; None: TEMPLATES.
+
+    Raises: UsageError for a file that cannot be read, holds none, or a line without {}.
+    """
+    if path is None:
+        return TEMPLATES
+    lines = read_lines(path, "--templates")
+    for number, line in enumerate(lines, 1):
+        if SLOT not in line:
+            raise UsageError(
+                f"--templates={path}, template {number}, {brief(repr(line))}, has no {SLOT} for the class's name."
+            )
+    return lines
+
+
+def prompts(name: str, templates: Sequence[str]) -> list[str]:
+    """The sentences of one class, in the templates' order. The name is put in as it is: braces in it mean nothing."""
+    return [template.replace(SLOT, name) for template in templates]

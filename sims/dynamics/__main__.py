@@ -1,0 +1,67 @@
+"""Accuracy of both groups along training: the linear loss beside InfoNCE, from the same small aligned start.
+
+Theory (X6) predicts the linear loss at all times; the two losses' end points are `theory.mmcl_accuracy` and the
+population optimum of bilinear InfoNCE, `theory.info_nce_optimum` (dotted: its second order, `whitened_accuracy`).
+
+Time is gradient-flow time, the sum of the learning rates of the steps taken. At scores near 0 the gradient of InfoNCE
+on batches of N pairs is (N-1)/(N tau) times that of the linear loss without its regulariser, for either direction and
+hence for their mean: with a_ij the softmax, dL/ds_ij = (a_ij - 1{i=j}) / (N tau) and a_ij -> 1/N, so that
+dL/dW = -(N-1)/(N tau) C_hat, C_hat unbiased. InfoNCE's time is therefore shown as (N-1)/(N tau) times the sum of its
+learning rates: both losses then start alike (X5), and part where scores are no longer small.
+
+    python -m sims.dynamics --out runs/dynamics --pi_core=0.5 --pi_spu=0.5
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from sims.dynamics.config import MODEL, SIZES, Config
+from sims.engine import devices
+from sims.engine.flags import define, integer, number, path, run_main
+from sims.latent.parameters import PARAMETERS
+
+
+def _define_flags() -> None:
+    config = Config()
+    for name in MODEL:
+        define(name, getattr(config, name), f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}", number)
+    for name in SIZES:
+        define(name, getattr(config, name), f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}", integer)
+    reals = {
+        "temperature": "temperature tau of InfoNCE, > 0",
+        "initial": "strength of every mode at the start, > 0",
+        "end": "last time, in sums of learning rates, > 0",
+        "rate": "learning rate of both losses up to time 1, then in proportion to time, > 0",
+        "largest_rate": "largest learning rate, > 0",
+    }
+    for name, text in reals.items():
+        define(name, getattr(config, name), text, number)
+    define("points", config.points, "recorded times, >= 3", integer)
+    define("seeds", config.seeds, "independent runs of each loss, >= 2", integer)
+    define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
+    devices.define_flags()
+    define("out", "runs/dynamics", "folder for results and figure; another run's is refused", path)
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
+    out = pathlib.Path(values["out"])
+    config.check()
+    from sims.dynamics import experiment  # JAX, xarray and matplotlib load only once the arguments are good
+
+    dataset = experiment.run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims.dynamics import experiment
+    from sims.engine import runs
+
+    print(experiment.text(dataset))
+    print(f"\nFigure: {out / 'dynamics.png'}\nTable: {out / 'summary.csv'}")
+    return runs.closing(out, dataset)
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

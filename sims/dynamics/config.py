@@ -1,0 +1,64 @@
+"""What is asked of the training dynamics, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+
+import dataclasses
+from typing import Any
+
+from sims.engine.flags import UsageError
+from sims.latent.parameters import check_parameter
+
+MODEL = ("p_spu", "sigma_core", "sigma_spu", "mu_core", "mu_spu", "pi_core", "pi_spu", "noise")
+SIZES = ("n", "dim_image", "dim_text", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One model, one start, two losses.
+
+    initial: strength of every mode at the start.  temperature: of InfoNCE.  end: last time shown.  points: recorded
+    times, even in the logarithm from `end`/1000.  rate: learning rate up to time 1, then in proportion to time, at most
+    `largest_rate`.
+    """
+
+    p_spu: float = 0.95
+    sigma_core: float = 1.0
+    sigma_spu: float = 0.3
+    mu_core: float = 1.0
+    mu_spu: float = 1.0
+    pi_core: float = 1.0
+    pi_spu: float = 1.0
+    noise: float = 0.3
+    n: int = 4000
+    dim_image: int = 8
+    dim_text: int = 6
+    batch_size: int = 256
+    temperature: float = 1.0
+    initial: float = 1e-3
+    end: float = 30.0
+    points: int = 50
+    rate: float = 4e-3
+    largest_rate: float = 0.03
+    seeds: int = 8
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        for name in (*MODEL, *SIZES):
+            check_parameter(name, getattr(self, name))
+        for name, least in (("dim_image", 2), ("dim_text", 2), ("seeds", 2), ("points", 3), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} must be >= {least}, got {getattr(self, name)}.")
+        if self.seed >= 2**32:
+            raise UsageError(f"--seed must be <= 4294967295, got {self.seed}.")
+        for name in ("temperature", "initial", "end", "rate", "largest_rate"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name} must be > 0, got {getattr(self, name):g}.")
+        if self.batch_size > self.n:
+            raise UsageError(f"--batch_size must be <= {self.n} (--n), got {self.batch_size}.")
+        if self.rate > self.largest_rate:
+            raise UsageError(f"--rate must be <= {self.largest_rate:g} (--largest_rate), got {self.rate:g}.")
+        if (steps := self.end / self.rate) > 1e9:
+            raise UsageError(f"--end and --rate must make at most 1e9 steps, got {steps:.0g}.")
+
+    def flat(self) -> dict[str, Any]:
+        """By flag name."""
+        return {"command": "dynamics", **dataclasses.asdict(self)}

@@ -1,0 +1,233 @@
+"""What every experiment does: plan, measure what is missing in its folder, complete the results, say what failed."""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from jax.experimental import multihost_utils
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from sims.engine import files, store
+from sims.engine.flags import FULL_DISK, NothingStored, Options, UsageError, WorkFailed
+from sims.engine.grid import Grid, Programs, run_blocks
+from sims.engine.store import labels as names
+
+__all__ = ["closing", "measure", "memory_budget", "names", "save_figure"]
+
+
+def measure(
+    out: pathlib.Path,
+    config: Mapping[str, Any],
+    variable: str,
+    grid: Grid,
+    finish: Callable[[np.ndarray], xr.Dataset],
+    options: Options,
+) -> xr.Dataset | None:
+    """The results of `config` in `out`: what is missing is measured block by block, then completed and loaded.
+
+    finish: measured values, NaN where a run has no answer or failed -> the other variables.  Returns None for a dry
+    run, and in all processes but the first.  In the dataset, runs that failed are NaN, attrs["failed"] their number.
+    Raises: UsageError for a folder of another run, too little memory or disk; then nothing is written. WorkFailed if
+    the disk fills up; then what is stored stays.
+    """
+    first = jax.process_index() == 0
+    config = {**config, "x64": bool(jax.config.jax_enable_x64)}
+    if first:
+        store.check(out, config, options.overwrite)
+    fresh = options.overwrite or not (out / store.RESULTS).exists()
+    if first and not fresh and not options.dry_run and (dataset := _complete(out)) is not None:
+        print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
+        for name in ("begun", "read", "measured", "finished"):  # the other processes find nothing to do
+            _barrier(name)
+        return dataset
+    programs = Programs(grid, memory_budget(options.memory_gb))
+    if fresh:
+        store.check_disk(out, grid)
+    else:
+        store.Measured.check(out, variable, grid)
+    done = np.zeros(grid.blocks_shape, bool) if fresh else store.Measured(out, variable, grid).read()[1]
+    if options.dry_run:
+        plan = _plan(grid, done, programs)
+        if first:
+            print(plan)
+        return None
+    _check_memory(grid, done, programs)
+    with store.locked(out) if first else contextlib.nullcontext():
+        try:
+            if first:
+                store.check(out, config, options.overwrite)  # again: another run may have begun in the meantime
+                store.begin(out, config, options.overwrite)
+                store.Measured.create(out, variable, grid)
+            _barrier("begun")
+            _measure_missing(out, store.Measured(out, variable, grid), programs, options.keep_checkpoints)
+            _barrier("measured")
+            if first and not options.keep_checkpoints:
+                store.remove_checkpoints(out)
+            dataset = _finish(out, config, variable, grid, finish) if first else None
+            _barrier("finished")  # JAX ends a process whose others have left for long
+            return dataset
+        except KeyboardInterrupt as error:
+            if store.untouched(out):
+                raise NothingStored from error
+            raise
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise WorkFailed(
+                f"--out={out}: {error.strerror}; what is stored stays, the same command goes on."
+            ) from None
+
+
+def _complete(out: pathlib.Path) -> xr.Dataset | None:
+    try:
+        return load(out)
+    except Exception:  # unfinished or damaged: what is missing is measured, and the rest made again
+        return None
+
+
+def load(out: pathlib.Path) -> xr.Dataset:
+    """Complete results, runs that failed as NaN, attrs["failed"] their number; raises what `store.read` raises."""
+    dataset = store.read(out)
+    measured = dataset[dataset.attrs["measured"]].astype(float)
+    failed = np.isinf(measured)
+    dataset[measured.name] = measured.where(~failed)
+    within = [d for d in measured.dims if d in json.loads(dataset.attrs["outcomes"])]
+    dataset.attrs["failed"] = int(failed.any(within).sum())
+    return dataset
+
+
+def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
+    """Measure this process's share of the blocks that are not done."""
+    grid = measured.grid
+    _, done, damaged = measured.read()
+    _barrier("read")  # before any process writes
+    if damaged:
+        print(f"{damaged} damaged blocks (by their checksum) are measured again.", file=sys.stderr)
+    if done.any():
+        print(f"resuming: {done.sum()} of {done.size} blocks were already measured.", file=sys.stderr)
+    others = np.arange(done.size).reshape(done.shape) % jax.process_count() != jax.process_index()
+    whole, size = grid.runs * len(grid.labels), int(np.prod(grid.block_shape))
+    left = int((~(done | others)).sum()) * size
+    quiet = None if jax.process_index() == 0 else True
+    with tqdm(total=min(left, whole), unit="run", unit_scale=True, disable=quiet, smoothing=0.1) as bar:
+        keep = functools.partial(store.Checkpoint, out, measured.run)
+        for block, values in run_blocks(grid, done | others, programs, keep):
+            measured.write(block, values)
+            if not keep_checkpoints:
+                keep(block).remove()
+            bar.set_description(" ".join(names[i] for i, names in zip(block, grid.tasks.values(), strict=False)))
+            bar.update(
+                min(values.size // max(1, int(np.prod(grid.chunks[len(grid.dims) - len(grid.outcomes) :]))), left)
+            )
+
+
+def _finish(
+    out: pathlib.Path,
+    config: Mapping[str, Any],
+    variable: str,
+    grid: Grid,
+    finish: Callable[[np.ndarray], xr.Dataset],
+) -> xr.Dataset:
+    values, done, _ = store.Measured(out, variable, grid).read()
+    if not done.all():
+        raise WorkFailed(f"{(~done).sum()} of {done.size} blocks are missing from {out}; the same command goes on.")
+    failed = np.isinf(values)
+    if failed.any():
+        store.write_csv(out / "failed.csv", _failed_runs(grid, failed))
+    dataset = finish(np.where(failed, np.nan, values.astype(float)))
+    dataset.attrs |= {"measured": variable, "outcomes": json.dumps(list(grid.outcomes))}
+    dataset.attrs |= {"config": json.dumps(config), **{k: str(v) for k, v in store.provenance().items()}}
+    store.complete(out, grid, dataset)
+    return load(out)
+
+
+def _failed_runs(grid: Grid, failed: np.ndarray) -> dict[str, Any]:
+    """Coordinates of the runs that failed, as columns."""
+    runs = failed.any(tuple(range(failed.ndim - len(grid.outcomes), failed.ndim)))
+    coordinates = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes}
+    return {name: names(v)[at] for (name, v), at in zip(coordinates.items(), np.nonzero(runs), strict=True)}
+
+
+def closing(out: pathlib.Path, dataset: xr.Dataset) -> int:
+    """0, or 1 where runs failed, which it says."""
+    failed = dataset.attrs.get("failed", 0)
+    if failed:
+        print(f"error: {failed} runs gave no finite number; {out / 'failed.csv'} lists them.", file=sys.stderr)
+    return int(failed > 0)
+
+
+def memory_budget(memory_gb: float | None) -> float:
+    """Bytes for a compiled block: as given, else half of the machine's memory, or four fifths of a device's."""
+    if memory_gb is not None:
+        return memory_gb * 2**30
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0.8 * (device.memory_stats() or {"bytes_limit": 2**33})["bytes_limit"]
+
+
+def _check_memory(grid: Grid, done: np.ndarray, programs: Programs) -> None:
+    """Raises: UsageError if the last missing block of a task, the largest, takes more memory than there is."""
+    for number, labels in zip(np.ndindex(*(len(v) for v in grid.tasks.values())), grid.labels, strict=True):
+        missing = np.argwhere(~done[number])
+        program = programs.get((*number, *missing[-1].tolist())) if len(missing) else None
+        if program is not None and program.bytes > programs.budget:
+            raise UsageError(
+                f"a run of {' '.join(labels)} needs about {program.bytes / 2**30:.2g} GiB at these sizes; there are"
+                f" {programs.budget / 2**30:.2g} (--memory_gb)."
+            )
+
+
+def _plan(grid: Grid, done: np.ndarray, programs: Programs) -> str:
+    """Cells, memory, compile and run time of what is missing, from each task's compiled program and one block."""
+    devices = jax.local_devices()
+    cells = grid.runs // grid.seeds
+    lines = [
+        f"{cells} cells, {grid.seeds} seeds, {len(grid.labels)} tasks: {grid.runs * len(grid.labels)} runs in"
+        f" {done.size} blocks of {int(np.prod(grid.block_shape))}, {done.sum()} of them done; {len(devices)} devices"
+        f" ({devices[0].device_kind}) in each of {jax.process_count()} processes; results"
+        f" {8 * np.prod(grid.shape) / 2**20:.3g} MiB",
+        "task                    left      memory GiB   batch   compile s     run s",
+    ]
+    total, root = 0.0, jax.random.key(grid.seed)
+    for number, labels in zip(np.ndindex(*(len(v) for v in grid.tasks.values())), grid.labels, strict=True):
+        missing = np.argwhere(~done[number])
+        block = (*number, *missing[-1].tolist()) if len(missing) else None
+        program = None if block is None else programs.get(block)
+        if block is None or program is None:
+            continue
+        seconds = program.seconds_of_block(root, grid.inputs(block)) * len(missing) / jax.process_count()
+        total += program.seconds + seconds
+        lines.append(
+            f"{' '.join(labels):20s}{len(missing):8d}{program.bytes / 2**30:16.3g}{program.batch:8d}"
+            f"{program.seconds:12.1f}{seconds:10.3g}"
+        )
+    return "\n".join([*lines, f"about {total:.3g} s in all; nothing was written."])
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
+    """`figure` as NAME.png and NAME.pdf, each written whole.
+
+    Raises: WorkFailed if that fails, for want of disk space, say.
+    """
+    for suffix in ("png", "pdf"):
+        path = out / f"{name}.{suffix}"
+        try:
+            with files.whole(path) as new:
+                figure.savefig(new, format=suffix, dpi=dpi)
+        except OSError as error:
+            raise WorkFailed(f"{path} cannot be written ({error.strerror}); `python -m sims.show` draws it.") from None

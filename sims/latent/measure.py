@@ -1,0 +1,238 @@
+"""One run of each learner: draw what it learns from, learn, and give the exact accuracy of the rule it found.
+
+A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import mmcl_theory as mt
+from mmcl_theory import learners, losses
+from mmcl_theory.theory.mmcl import limit_accuracy
+from sims.engine.grid import Task
+from sims.latent.settings import Setting
+
+_LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
+_OF_LIMIT = 0.02  # what X1, a limit, leaves out
+_ROUNDING = 1e-5  # of float32
+_LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
+GROUPS = ("aligned", "conflicting")
+SPREAD = ("sd", "skewness", "left_out")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """The swept parameters of one cell, in the order of `sims.sweep_spurious.config.AXES`."""
+
+    p_spu: jax.Array
+    sigma_core: jax.Array
+    sigma_spu: jax.Array
+    pi_core: jax.Array
+    same_class_weight: jax.Array
+
+
+def _model(setting: Setting, cell: Cell) -> mt.data.IntraClass:
+    return mt.intra_class(cell.p_spu, cell.sigma_core, cell.sigma_spu, setting.mu_core, setting.mu_spu)
+
+
+def _captions(setting: Setting, cell: Cell) -> mt.data.Captions:
+    return mt.captions(cell.pi_core, setting.pi_spu)
+
+
+def _observation(setting: Setting) -> mt.data.Observation:
+    return mt.observation(setting.dim_image, setting.dim_text, setting.sigma_image, setting.sigma_text)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sample:
+    pairs: mt.data.Pairs
+    dictionaries: mt.data.Dictionaries
+    prompt: jax.Array  # (d_t,) of class +1
+
+
+def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.Array:
+    """Accuracy of one trained learner, (2,) by group, by the sampler that draws it.
+
+    NaN where max-margin has no answer, on inseparable data; infinite where its certificate fails.
+    """
+    model, caps, obs = _model(setting, cell), _captions(setting, cell), _observation(setting)
+    sampler = setting.sampler_of(learner)
+    status: Any = 0.0
+    if sampler == "ambient":
+        *rule, status = _ambient(setting, learner, key, cell)
+    elif learner == "mmcl":
+        draw = learners.sample_rule_statistics if sampler == "statistics" else learners.sample_rule_latent
+        rule = draw(key, model, caps, obs, setting.n, cell.same_class_weight)
+    else:
+        gram, observed, label = learners.sample_gram(key, model, obs, setting.n)
+        coefficients, status = _DUALS[learner](setting, gram, label)
+        rule = learners.dual_rule(coefficients, gram, observed)
+    accuracy = mt.zero_shot.linear_rule_accuracy(model, *rule, obs.sd_image)
+    return jnp.stack([accuracy.aligned, accuracy.conflicting]) + status
+
+
+def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> tuple[jax.Array, jax.Array, Any]:
+    """(D_I^T w, |w|^2, status) of a rule learnt from pairs in ambient space; learners share the pairs of a key."""
+    model, obs = _model(setting, cell), _observation(setting)
+    key_dictionaries, key_pairs, key_learner = jax.random.split(key, 3)
+    dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
+    pairs = mt.sample_pairs(key_pairs, model, _captions(setting, cell), obs, setting.n, dictionaries)
+    prompt = dictionaries.text @ mt.zero_shot.latent_prompts(model)[1]
+    sample, status = _Sample(pairs, dictionaries, prompt), 0.0
+    if learner in _DUALS:
+        coefficients, status = _DUALS[learner](setting, pairs.image @ pairs.image.T, pairs.label)
+        rule = coefficients @ pairs.image
+    else:
+        rule = _RULES[learner](setting, key_learner, sample, cell)
+    return rule @ dictionaries.image, rule @ rule, status
+
+
+def _cross_covariance(sample: _Sample, text: jax.Array, cell: Cell) -> jax.Array:
+    number = mt.class_index(sample.pairs.label)
+    return learners.cross_covariance(sample.pairs.image, text, number, cell.same_class_weight)
+
+
+def _mmcl(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+    if setting.rank == min(setting.dim_image, setting.dim_text):  # C p is the cross-covariance with the text score t.p
+        return _cross_covariance(sample, sample.pairs.text @ sample.prompt[:, None], cell)[:, 0]
+    cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
+    return learners.linear_optimum(cross_cov, rank=setting.rank) @ sample.prompt
+
+
+def _start(setting: Setting, key: jax.Array, sample: _Sample) -> learners.Encoders:
+    dtype = sample.pairs.image.dtype
+    return learners.init_encoders(key, setting.dim_image, setting.dim_text, setting.rank, scale=0.3, dtype=dtype)
+
+
+def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+    cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
+    start = _start(setting, key, sample)
+    # |C|_F bounds the curvature up to a constant; 0.3 / |C|_F with momentum is stable from this start.
+    optimizer = optax.sgd(0.3 / jnp.linalg.norm(cross_cov), momentum=0.9, nesterov=True)
+    trained, _ = learners.train_linear_mmcl(
+        start, cross_cov, optimizer=optimizer, steps=setting.gradient_steps, in_span=True
+    )
+    return trained.product @ sample.prompt
+
+
+def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+    key_start, key_batches = jax.random.split(key)
+    start = _start(setting, key_start, sample)
+
+    def loss(image: jax.Array, text: jax.Array, labels: jax.Array) -> jax.Array:
+        return losses.info_nce(
+            image, text, temperature=setting.temperature, labels=labels, same_class_weight=cell.same_class_weight
+        )
+
+    trained, _ = learners.train_encoders(
+        key_batches,
+        start,
+        sample.pairs.image,
+        sample.pairs.text,
+        sample.pairs.label,
+        loss,
+        optimizer=optax.adam(1e-2),
+        steps=setting.gradient_steps,
+        batch_size=setting.batch,
+    )
+    return trained.product @ sample.prompt
+
+
+def _max_margin(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
+    """Rounding the Gram matrix moves |w|^2 by a share eps (norm/margin)^2: where that alone opens the duality gap, the
+    data is not separable as far as this precision can tell."""
+    fit = learners.max_margin_dual(gram, label)
+    rounding = jnp.finfo(gram.dtype).eps * jnp.diagonal(gram).mean() / jnp.where(fit.separable, fit.margin, 1.0) ** 2
+    told = fit.separable & ((fit.gap < _LARGEST_GAP) | (rounding < _LARGEST_GAP))
+    return fit.dual * label, jnp.where(told, jnp.where(fit.gap < _LARGEST_GAP, 0.0, jnp.inf), jnp.nan)
+
+
+def _logistic(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
+    # Without momentum the direction is still far from max-margin after thousands of steps.
+    optimizer = optax.sgd(2 / jnp.diagonal(gram).mean(), momentum=0.98, nesterov=True)
+    dual, _ = learners.logistic_dual(gram, label, optimizer=optimizer, steps=setting.gradient_steps, normalized=True)
+    return dual, 0.0
+
+
+_DUALS = {"supervised": _max_margin, "supervised_gradient": _logistic}  # coefficients of samples, status to add
+
+
+_RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Cell], jax.Array]] = {
+    "mmcl": _mmcl,
+    "mmcl_gradient": _mmcl_gradient,
+    "info_nce": _info_nce,
+}
+
+
+def task(setting: Setting, learner: str) -> Task:
+    """A learner over the axes of a sweep, for `sims.engine.grid`."""
+    return Task(
+        lambda key, point: measure(setting, learner, key, Cell(**point)),
+        may_lack=learner == "supervised",
+    )
+
+
+def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
+    """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where the theory at hand does not reach.
+
+    mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN where it is
+    more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
+    info_nce: none.
+    """
+    model, obs = _model(setting, cell), _observation(setting)
+    if not _has_prediction(setting, learner):
+        return jnp.full((*jnp.shape(cell.p_spu), 2), jnp.nan)
+    if learner.startswith("mmcl"):
+        mean, correction = _mean_accuracy(setting, cell)
+        return jnp.where((correction <= _LARGEST_CORRECTION)[..., None], mean, jnp.nan)
+    return _groups(mt.theory.supervised_accuracy(model, obs, setting.n))
+
+
+def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
+    """What a run's accuracy may differ by from `predict`, (..., 3, 3): by outcome, the groups and shifted, as SPREAD.
+
+    mmcl and mmcl_gradient: the law of second order in 1/n (`mmcl_accuracy_cumulants`), NaN where fluctuations are too
+    large for it. For the orders that follow, sd and skewness are increased by the share 4/n, and that share of the 1/n
+    term is left out, beside float32 rounding.
+    supervised and supervised_gradient: no law; left out is the distance of a finite n from X1's limit, and of a finite
+    training time from max-margin.  info_nce: NaN.
+    """
+    nothing = jnp.full((*jnp.shape(cell.p_spu), 3), jnp.nan)
+    if not _has_prediction(setting, learner):
+        return jnp.stack([nothing, nothing, nothing], -1)
+    if not learner.startswith("mmcl"):
+        return jnp.stack([nothing, nothing, jnp.full_like(nothing, _OF_LIMIT)], -1)
+    later = 4 / setting.n
+    _, correction = _mean_accuracy(setting, cell)
+    cumulants = mt.theory.mmcl_accuracy_cumulants(
+        _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n, cell.same_class_weight
+    )
+    sd = jnp.sqrt(cumulants[..., 0])
+    varies = ~(sd < 1e-4 * _ROUNDING)  # below, its cube may underflow
+    skewness = jnp.where(varies, cumulants[..., 1] / jnp.where(varies, sd, 1.0) ** 3, 0.0)
+    left_out = jnp.where(jnp.isnan(sd), jnp.nan, _ROUNDING + later * correction[..., None])
+    return jnp.stack([(1 + later) * sd, (1 + later) * skewness, left_out], -1)
+
+
+def _has_prediction(setting: Setting, learner: str) -> bool:
+    truncated = setting.rank < min(setting.dim_image, setting.dim_text)
+    return learner != "info_nce" and not (learner.startswith("mmcl") and truncated)
+
+
+def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
+    """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
+    given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
+    mean = _groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
+    limit = _groups(limit_accuracy(*given, cell.same_class_weight))
+    return mean, jnp.abs(mean - limit).max(-1)
+
+
+def _groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
+    return jnp.stack([accuracy.aligned, accuracy.conflicting], -1)

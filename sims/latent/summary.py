@@ -1,0 +1,119 @@
+"""Measured beside predicted: means and standard errors over seeds, a verdict for every cell, as rows and as text."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from sims.engine import statistics
+from sims.latent.settings import AXES
+
+MAX_ROWS = 60
+
+
+def with_shifted(accuracy: xr.DataArray) -> xr.DataArray:
+    """The group accuracies with their mean, accuracy on P*, as a third entry `shifted` of the group axis."""
+    return xr.concat([accuracy, accuracy.mean("group", skipna=False).assign_coords(group="shifted")], "group")
+
+
+def seed_statistics(measured: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and standard error over the seeds that have a value; NaN standard error for fewer than two."""
+    count = measured.notnull().sum("seed")
+    deviation = measured.std("seed", ddof=1) if measured.sizes["seed"] > 1 else measured.mean("seed") * np.nan
+    return measured.mean("seed"), deviation / np.sqrt(count)
+
+
+def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArray) -> xr.DataArray:
+    """Probability, for each cell and learner, of means this far from their predictions, if these hold.
+
+    The smallest of the three outcomes' (both groups, shifted) times three. By the run's own law where theory gives one,
+    else by Student's t. NaN: not judged, for want of a prediction, of seeds, or of runs that have a value.
+
+    spread: sd, skewness, left_out of `measure.predict_spread`, along the last axis, over all cells and outcomes.
+    """
+    measured, predicted = with_shifted(measured), with_shifted(predicted)
+    seeds = measured.sizes["seed"]
+    gap = measured.mean("seed", skipna=False) - predicted
+    gap, deviation = (
+        x.transpose(*spread.dims[:-1]).values for x in (gap, measured.std("seed", ddof=min(seeds - 1, 1)))
+    )
+    sd, skewness, left_out = np.moveaxis(spread.values, -1, 0)
+    difference = np.sign(gap) * np.maximum(np.abs(gap) - left_out, 0)
+    by_t = np.full_like(difference, np.nan)
+    if seeds >= statistics.LEAST_SEEDS:
+        by_t = statistics.t_probabilities(difference, deviation / seeds**0.5, seeds)
+    by_law = np.full_like(difference, np.nan)
+    if seeds >= statistics.LEAST_SEEDS_BY_LAW:
+        by_law = statistics.law_probabilities(difference, sd, skewness, seeds)
+    p = np.minimum(3 * np.where(np.isnan(sd), by_t, by_law).min(-1), 1)
+    return xr.DataArray(p, dims=spread.dims[:-2])
+
+
+def verdicts(
+    learner: str, p_value: np.ndarray, predicted: np.ndarray, failed: np.ndarray, seeds: int, level: float
+) -> np.ndarray:
+    """A word a cell. p_value, failed (runs): (cells,).  predicted: (cells, groups).  level: of one cell."""
+    judged = np.where(p_value > level, "agrees", "differs").astype(object)
+    # Of the linear loss theory gives the law, unless n is too small; seeds are judged by Student's t for the others.
+    least = statistics.LEAST_SEEDS_BY_LAW if learner.startswith("mmcl") else statistics.LEAST_SEEDS
+    judged[np.isnan(p_value)] = "not judged: few seeds" if seeds < least else "not judged: n too small"
+    judged[np.isnan(predicted).any(-1)] = "no prediction"
+    reason = "not separable" if learner == "supervised" else "diverged"
+    for i in np.flatnonzero(failed):
+        judged[i] = f"{reason} in {failed[i]} runs"
+    return judged
+
+
+def columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+    """A row a cell and learner: coordinates, prediction, mean and se of aligned, conflicting, shifted, then the
+    verdict."""
+    predicted, measured = with_shifted(dataset.accuracy_predicted), with_shifted(dataset.accuracy_measured)
+    mean, error = seed_statistics(measured)
+    failed = dataset.accuracy_measured.isnull().any("group").sum("seed")
+    order = (*AXES, "learner")
+    shape = tuple(dataset.sizes[name] for name in order)
+    at = np.indices(shape).reshape(len(order), -1)
+    table = {name: dataset[name].values[i] for name, i in zip(order, at, strict=True)}
+    p, m, e = (x.transpose(*order, "group").values.reshape(-1, 3) for x in (predicted, mean, error))
+    for g, group in enumerate(measured.group.values):
+        table |= {f"{group}_predicted": p[:, g], f"{group}_measured": m[:, g], f"{group}_se": e[:, g]}
+    lost = failed.transpose(*order).values.ravel()
+    table["p_value"] = dataset.p_value.transpose(*order).values.ravel()
+    level = statistics.LEVEL / max(int(np.isfinite(table["p_value"]).sum()), 1)  # Bonferroni
+    table["verdict"] = np.empty(len(lost), object)
+    for learner in dataset.learner.values:
+        here = table["learner"] == learner
+        table["verdict"][here] = verdicts(
+            str(learner), table["p_value"][here], p[here], lost[here], measured.sizes["seed"], level
+        )
+    return table
+
+
+def text(table: Mapping[str, np.ndarray]) -> str:
+    """The first rows as an aligned table; axes that do not vary stand once, above it."""
+    shown = min(len(table["learner"]), MAX_ROWS)
+    varying = [a for a in AXES if a == "p_spu" or (table[a] != table[a][0]).any()]
+    fixed = ", ".join(f"{a} = {table[a][0]:g}" for a in AXES if a not in varying)
+    groups = ("shifted", "aligned", "conflicting")
+    lines = [[*varying, "learner", *(f"{g}: predicted, measured" for g in groups), "verdict"]]
+    for i in range(shown):
+        cells = [f"{table[a][i]:g}" for a in varying] + [str(table["learner"][i])]
+        lines.append([*cells, *(_triple(table, i, group) for group in groups), table["verdict"][i]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if shown < len(table["learner"]):
+        body.append(f"... {len(table['learner']) - shown} more rows in summary.csv")
+    agree, differ = ((table["verdict"] == word).sum() for word in ("agrees", "differs"))
+    closing = f"{agree} of {agree + differ} judged cells agree with their prediction"
+    closing += (
+        f" (chance of any false alarm in all of them: {statistics.LEVEL:.0%} at most)." if agree + differ else "."
+    )
+    return "\n".join([*([f"{fixed}"] if fixed else []), *body, closing])
+
+
+def _triple(table: Mapping[str, np.ndarray], i: int, group: str) -> str:
+    predicted, measured, error = (table[f"{group}_{x}"][i] for x in ("predicted", "measured", "se"))
+    shown = "  -   " if math.isnan(predicted) else f"{predicted:.4f}"
+    spread = "" if math.isnan(error) else f" +- {error:.4f}"
+    return f"{shown}  {measured:.4f}{spread}"

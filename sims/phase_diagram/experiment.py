@@ -1,0 +1,269 @@
+"""Predict, measure, judge, store and draw a phase diagram."""
+
+import itertools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.interpolate
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sims.engine import runs, statistics, store
+from sims.engine.flags import DEFAULTS, Options
+from sims.engine.grid import Grid, Task
+from sims.latent import panels, plots
+from sims.phase_diagram import diagrams
+from sims.phase_diagram.config import ROW_SIZES, Config, Resolved
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """Measure the cells, predict the plane, and write results, table and figure into `out`; returns the dataset.
+
+    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
+    """
+    resolved = config.checked()
+    grid = grid_of(resolved)
+    dataset = runs.measure(
+        out, resolved.flat(), "measured", grid, lambda measured: complete(resolved, measured), options
+    )
+    if dataset is not None:
+        show(resolved, dataset, out)
+    return dataset
+
+
+def show(config: Resolved, dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figure into `out`; a line a panel as text."""
+    if dataset.sizes["y_cell"]:
+        store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
+    figure = draw(config, dataset)
+    runs.save_figure(figure, out, f"phase_diagram_{config.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
+    plt.close(figure)
+    return text(config, dataset)
+
+
+def grid_of(config: Resolved) -> Grid:
+    """The panels over the measured cells."""
+    diagram = select(config)
+    x_cell, y_cell = cells_of(config)
+    kernels = {panel.name: panel for panel in diagram.panels}
+
+    def task(name: str) -> Task | None:
+        measure = kernels[name].measure
+        if measure is None:
+            return None
+        return Task(lambda key, at: measure(key, _point(config, at["x_cell"], at["y_cell"])), kernels[name].may_lack)
+
+    return Grid(
+        tasks={"panel": [panel.name for panel in diagram.panels]},
+        task=task,
+        axes={"y_cell": y_cell.tolist(), "x_cell": x_cell.tolist()},
+        outcomes={"outcome": diagram.outcomes},
+        seeds=config.seeds,
+        seed=config.seed,
+        sizes=("y_cell",) if config.y.name in ROW_SIZES else (),
+    )
+
+
+def cells_of(config: Resolved) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the measured cells."""
+    x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
+    return x[_centres(len(x), config.cells)], y[_centres(len(y), config.cells)]
+
+
+def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
+    """All that is stored beside the measurements: the plane's predictions and boundaries, the cells' predictions."""
+    diagram = select(config)
+    x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
+    x_cell, y_cell = cells_of(config)
+    boundaries = list(dict.fromkeys(label for panel in diagram.panels for label in panel.boundaries))
+    planes = [_plane(config, panel, boundaries, x, y, x_cell, y_cell) for panel in diagram.panels]
+    predicted, boundary, cell_predicted = (np.stack(parts) for parts in zip(*planes, strict=True))
+    left_out = np.array([panel.left_out for panel in diagram.panels])[:, None, None, None]
+    trials = np.array([panel.trials or np.inf for panel in diagram.panels])[:, None, None, None]
+    z = statistics.z_scores(cell_predicted, np.moveaxis(measured, 1, -1), left_out, trials)
+    return xr.Dataset(
+        {
+            "predicted": (("panel", "y", "x", "outcome"), predicted),
+            "value": (("panel", "y", "x"), _value(config, predicted, x, y)),
+            "boundary": (("panel", "boundary_label", "y", "x"), boundary),
+            "cell_predicted": (("panel", "y_cell", "x_cell", "outcome"), cell_predicted),
+            "cell_value": (("panel", "y_cell", "x_cell"), _value(config, cell_predicted, x_cell, y_cell)),
+            "measured_value": (("panel", "y_cell", "x_cell"), _value(config, measured.mean(1), x_cell, y_cell)),
+            "z": (("panel", "y_cell", "x_cell", "outcome"), z),
+        },
+        coords={"boundary_label": runs.names(boundaries), "x": x, "y": y},
+    )
+
+
+def select(config: Resolved) -> diagrams.Diagram:
+    """The diagram with the panels that were asked for."""
+    diagram = diagrams.DIAGRAMS[config.diagram]()
+    asked = [panel for panel in diagram.panels if panel.name in config.panels]
+    return diagrams.Diagram(tuple(asked), diagram.outcomes)
+
+
+def _centres(count: int, cells: int) -> np.ndarray:
+    """Indices of `cells` evenly spaced points, half a spacing from the edges."""
+    return ((np.arange(cells) + 0.5) / max(cells, 1) * count).astype(int)
+
+
+def _point(config: Resolved, x: Any, y: Any) -> dict[str, Any]:
+    return panels.point(config.parameters, **{config.x.name: x, config.y.name: y})
+
+
+def _mapped(config: Resolved, f: Callable[[dict[str, Any]], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """f at all points, (y, x, ...), in float64."""
+    return panels.over(config.parameters, f, {config.y.name: y, config.x.name: x})
+
+
+def _plane(
+    config: Resolved,
+    panel: panels.Panel,
+    boundaries: list[str],
+    x: np.ndarray,
+    y: np.ndarray,
+    x_cell: np.ndarray,
+    y_cell: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions (y, x, outcome), boundary fields (boundary, y, x; NaN: not this panel's), cells' predictions."""
+
+    def over_plane(f: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+        if panel.coarse is None:
+            return _mapped(config, f, x, y)
+        coarse_x, coarse_y = (values[_knots(len(values), panel.coarse)] for values in (x, y))
+        return _interpolate(_mapped(config, f, coarse_x, coarse_y), coarse_x, coarse_y, x, y)
+
+    def predict_all(p: dict[str, Any]) -> jax.Array:
+        outcomes = panel.predict(p)
+        fields = [jnp.asarray(field(p, outcomes), float) for field in panel.boundaries.values()]
+        return jnp.concatenate([jnp.asarray(outcomes, float), jnp.array(fields)])
+
+    found = over_plane(predict_all)
+    predicted, values = np.split(found, [found.shape[-1] - len(panel.boundaries)], axis=-1)
+    fields = np.full((len(boundaries), len(y), len(x)), np.nan)
+    for label, value in zip(panel.boundaries, np.moveaxis(values, -1, 0), strict=True):
+        fields[boundaries.index(label)] = value
+    if not len(x_cell) or panel.measure is None:
+        return predicted, fields, np.full((len(y_cell), len(x_cell), predicted.shape[-1]), np.nan)
+    return predicted, fields, _mapped(config, panel.predict_cell or panel.predict, x_cell, y_cell)
+
+
+def _knots(count: int, coarse: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(coarse, count)).round().astype(int))
+
+
+def _interpolate(knots: np.ndarray, coarse_x: np.ndarray, coarse_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    """Cubic in the index of the axes, so that log axes are even; linear, with gaps, where some knots are NaN."""
+    at = [np.interp(fine, coarse, np.arange(len(coarse))) for fine, coarse in ((y, coarse_y), (x, coarse_x))]
+    index = [np.arange(len(coarse), dtype=float) for coarse in (coarse_y, coarse_x)]
+    grid = np.stack(np.meshgrid(*at, indexing="ij"), -1)
+
+    def layer(values: np.ndarray) -> np.ndarray:
+        if np.isnan(values).any():
+            return scipy.interpolate.RegularGridInterpolator(index, values)(grid)
+        degrees = {"kx": min(3, len(coarse_y) - 1), "ky": min(3, len(coarse_x) - 1)}
+        return scipy.interpolate.RectBivariateSpline(*index, values, **degrees)(*at)
+
+    return np.stack([layer(values) for values in np.moveaxis(knots, -1, 0)], -1)
+
+
+def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The shown number of outcomes (..., y, x, outcome)."""
+    if outcomes.shape[-1] == 1:
+        return outcomes[..., 0]
+    aligned, conflicting = outcomes[..., 0], outcomes[..., 1]
+    p_spu: Any = config.parameters["p_spu"]
+    if config.x.name == "p_spu":
+        p_spu = x[None, :]
+    elif config.y.name == "p_spu":
+        p_spu = y[:, None]
+    return {
+        "shifted": (aligned + conflicting) / 2,
+        "aligned": aligned,
+        "conflicting": conflicting,
+        "worst": np.minimum(aligned, conflicting),
+        "train": p_spu * aligned + (1 - p_spu) * conflicting,
+        "gap": aligned - conflicting,
+    }[config.value]
+
+
+def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """One row a measured cell and panel: coordinates, then prediction, mean, standard error and z of each outcome."""
+    measured, table = dataset.measured.values, []
+    error = measured.std(1, ddof=1) / measured.shape[1] ** 0.5
+    for i, j, k in itertools.product(*(range(s) for s in dataset.cell_value.shape)):
+        if np.isnan(measured[i, :, j, k]).all():
+            continue
+        row: dict[str, Any] = {"panel": dataset.panel.values[i]}
+        row |= {"x": dataset.x_cell.values[k], "y": dataset.y_cell.values[j]}
+        for o, outcome in enumerate(dataset.outcome.values):
+            row[f"{outcome}_predicted"] = dataset.cell_predicted.values[i, j, k, o]
+            row[f"{outcome}_measured"] = measured[i, :, j, k, o].mean()
+            row[f"{outcome}_se"] = error[i, j, k, o]
+            row[f"{outcome}_z"] = dataset.z.values[i, j, k, o]
+        row["failed"] = int(np.isnan(measured[i, :, j, k]).any(-1).sum())
+        table.append(row)
+    return table or [{"panel": "no cell measured"}]
+
+
+def text(config: Resolved, dataset: xr.Dataset) -> str:
+    """One line a panel: cells judged, largest |z| over them and their outcomes, largest difference."""
+    lines = []
+    for panel in select(config).panels:
+        here = dataset.sel(panel=panel.name)
+        judged = here.z.notnull().all("outcome")
+        if not judged.any():
+            lines.append(f"{panel.name}: no measured cell to judge")
+            continue
+        difference = np.abs(here.measured.mean("seed", skipna=False) - here.cell_predicted)
+        beyond = f" beyond {panel.left_out:g}" if panel.left_out >= 1e-3 else ""
+        failed = here.measured.isnull().any("outcome").sum().item()
+        lines.append(
+            f"{panel.name}: {int(judged.sum())} of {judged.size} cells judged, largest |z|{beyond}"
+            f" {statistics.z_text(here.z.values, dataset.z.values)}, largest difference {difference.max():.4f}"
+            + (f"; {failed} runs without an answer" if failed else "")
+        )
+    return "\n".join(lines)
+
+
+def draw(config: Resolved, dataset: xr.Dataset) -> Figure:
+    """The panels, two a row, with one colour scale."""
+    panels = select(config).panels
+    step = plots.CONTOUR_STEPS[config.value]
+    shown = dataset.value.sel(panel=[panel.name for panel in panels if not panel.regimes])
+    low, high = (0.0, 1.0) if config.value == "regime" else _round_range(shown.values, 2 * step)
+    scale = (low, high, 2 * step if high - low > 12 * step else step)
+    columns = min(len(panels), 2)
+    down = -(-len(panels) // columns)
+    size = (5.2 * columns + 0.8, 5.4 * down)
+    figure, axes = plt.subplots(down, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        here = dataset.sel(panel=panel.name)
+        if panel.regimes:
+            plots.regimes(ax, here, panel.regimes)
+        else:
+            image = plots.phase_plane(ax, here, scale, list(panel.boundaries), panel.contours)
+            plots.name_sides(ax, here, list(panel.boundaries), panel.sides)
+        plots.name_plane(ax, config.x.name, config.y.name, (config.x.log, config.y.log))
+        ax.set_title(panel.title, fontsize=10)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=1)
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    if len(shown.panel):
+        bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.05, pad=0.02)
+        bar.set_label(plots.VALUE_SYMBOLS[config.value])
+    return figure
+
+
+def _round_range(values: np.ndarray, step: float) -> tuple[float, float]:
+    """The range of the known values, widened to multiples of step."""
+    if np.isnan(values).all():
+        return 0.0, 1.0
+    low, high = np.floor(np.nanmin(values) / step + 1e-9), np.ceil(np.nanmax(values) / step - 1e-9)
+    return step * low, step * max(high, low + 1)

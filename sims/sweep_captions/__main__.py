@@ -1,0 +1,60 @@
+"""What captions name decides: accuracy over pi_core x pi_spu under the linear loss and under the whitened rule.
+
+Both data models (T5 intra-class, T6 inter-class), the linear loss beside the whitened rule, to which InfoNCE tends
+(X10), each predicted by theory and measured on samples in ambient space; and for each the best captions within a budget
+cost_core pi_core + cost_spu pi_spu <= budget (X8), with the residual of its optimality conditions.
+
+    python -m sims.sweep_captions --out runs/captions --pi_core=0:1:9 --pi_spu=0,0.5,1 --budget=1 --cost_spu=0.5
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from sims.engine import devices
+from sims.engine.flags import define, integer, names, number, numbers, path, run_main
+from sims.latent.parameters import INTEGERS, PARAMETERS
+from sims.sweep_captions.config import PARAMETERS_OF, SHARED, Config
+
+
+def _define_flags() -> None:
+    config = Config()
+    define("model", config.model, f"data models, of {', '.join(PARAMETERS_OF)}", names)
+    for name in ("pi_core", "pi_spu"):
+        define(name, getattr(config, name), f"axis (number list): {PARAMETERS[name][1]}, in [0, 1]", numbers)
+    define("budget", config.budget, "cost_core pi_core + cost_spu pi_spu is at most this, >= 0", number)
+    define("cost_core", config.cost_core, "cost of always naming the core detail, > 0", number)
+    define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
+    define("seeds", config.seeds, "independent runs of each cell, loss and model, >= 2", integer)
+    define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
+    for name in SHARED:
+        own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
+        text = f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}. Defaults: {own}"
+        define(name, None, text, integer if name in INTEGERS else number)
+    devices.define_flags()
+    define("out", "runs/sweep_captions", "folder for results and figure; another run's is refused", path)
+
+
+def _main() -> int:
+    values = flags.FLAGS.flag_values_dict()
+    given = tuple((name, float(values[name])) for name in SHARED if values[name] is not None)
+    fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
+    config = Config(**{name: values[name] for name in fields}, parameters=given)
+    out = pathlib.Path(values["out"])
+    config.check()
+    from sims.sweep_captions import experiment  # JAX, xarray and matplotlib load only once the arguments are good
+
+    dataset = experiment.run(config, out, devices.start())
+    if dataset is None:
+        return 0
+    from sims.engine import runs
+    from sims.sweep_captions import experiment
+
+    print(experiment.text(dataset))
+    print(f"\nFigure: {out / 'sweep_captions.png'}\nTable: {out / 'summary.csv'}")
+    return runs.closing(out, dataset)
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)

@@ -1,0 +1,97 @@
+"""What a sweep over captions is asked for, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+
+import dataclasses
+from typing import Any
+
+from sims.engine.flags import MAX_POINTS, UsageError
+from sims.latent.parameters import PARAMETERS, check_parameter
+
+_SIZES = {"noise": 0.3, "pi_core": 1.0, "pi_spu": 1.0}
+PARAMETERS_OF: dict[str, dict[str, float]] = {
+    "intra_class": {
+        "p_spu": 0.99,
+        "sigma_core": 1.0,
+        "sigma_spu": 0.1,
+        "mu_core": 1.0,
+        "mu_spu": 1.0,
+        "same_class_weight": 0.5,
+        "n": 10_000,
+        "dim_image": 4,
+        "dim_text": 4,
+        **_SIZES,
+    },
+    "inter_class": {
+        "p_spu": 1.0,
+        "alpha": 1.1,
+        "beta": 0.5,
+        "num_pairs": 16,
+        "n": 60_000,
+        "dim_image": 34,
+        "dim_text": 34,
+        **_SIZES,
+        "noise": 0.05,
+    },
+}
+_FIXED = ("pi_core", "pi_spu", "same_class_weight")
+SHARED = [name for name in PARAMETERS if any(name in p for p in PARAMETERS_OF.values()) and name not in _FIXED]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Two axes, one or both data models, how cells are measured, and the budget.
+
+    parameters: those that differ from each model's own, as (name, value) pairs; one that a model lacks is not its.
+    """
+
+    model: tuple[str, ...] = ("intra_class", "inter_class")
+    pi_core: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    pi_spu: tuple[float, ...] = (0.0, 0.5, 1.0)
+    budget: float = 1.0
+    cost_core: float = 1.0
+    cost_spu: float = 1.0
+    seeds: int = 10
+    seed: int = 0
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def of(self, model: str) -> dict[str, float]:
+        """All parameters of a data model."""
+        own = PARAMETERS_OF[model]
+        return {**own, **{name: value for name, value in self.parameters if name in own}}
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        for model in self.model:
+            if model not in PARAMETERS_OF:
+                raise UsageError(f"--model must be of {', '.join(PARAMETERS_OF)}, got {model!r}.")
+        for name in ("pi_core", "pi_spu"):
+            for value in getattr(self, name):
+                check_parameter(name, value)
+        if (cells := len(self.pi_core) * len(self.pi_spu)) > MAX_POINTS:
+            raise UsageError(f"--pi_core and --pi_spu must make at most {MAX_POINTS} cells, got {cells}.")
+        if len(self.pi_core) < 2:
+            raise UsageError(f"--pi_core must be two or more values, got {self.pi_core}.")
+        for name, least, most in (("seeds", 2, 10_000), ("seed", 0, 2**32 - 1)):
+            if not least <= getattr(self, name) <= most:
+                raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
+        for name in ("cost_core", "cost_spu"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name} must be > 0, got {getattr(self, name):g}.")
+        if not self.budget >= 0:
+            raise UsageError(f"--budget must be >= 0, got {self.budget:g}.")
+        for name, value in self.parameters:
+            if not any(name in PARAMETERS_OF[model] for model in self.model):
+                raise UsageError(f"--{name} is no parameter of {', '.join(self.model)}.")
+            check_parameter(name, value)
+        for model in self.model:
+            p = self.of(model)
+            latents = 2 * p.get("num_pairs", 1)
+            for name in ("dim_image", "dim_text"):
+                if p[name] < latents:
+                    raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {p[name]:g}.")
+            if p["n"] * (p["dim_image"] + p["dim_text"]) > 2e8:
+                raise UsageError(f"--n times the dimensions must be at most 2e8, got --n={p['n']:g}.")
+
+    def flat(self) -> dict[str, Any]:
+        """By flag name."""
+        fields = {**dataclasses.asdict(self), "parameters": {model: self.of(model) for model in self.model}}
+        return {"command": "sweep_captions", **fields}

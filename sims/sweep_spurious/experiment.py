@@ -1,0 +1,141 @@
+"""Predict, measure, judge, store and draw every cell of a sweep."""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sims.engine import grid, runs, store, style
+from sims.engine.flags import DEFAULTS, Options
+from sims.engine.grid import Grid
+from sims.latent import measure, plots, summary
+from sims.latent.settings import AXES
+from sims.sweep_spurious.config import Config
+
+MAX_PANELS = 6
+FINE_POINTS = 201
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """Measure what is not yet measured, predict, and write results, table and figures into `out`; returns the dataset.
+
+    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
+    """
+    config.check()
+    dataset = runs.measure(
+        out,
+        config.flat(),
+        "accuracy_measured",
+        grid_of(config),
+        lambda measured: _complete(config, measured),
+        options,
+    )
+    if dataset is not None:
+        show(dataset, out)
+    return dataset
+
+
+def grid_of(config: Config) -> Grid:
+    """The learners over the five axes."""
+    return Grid(
+        tasks={"learner": config.learners},
+        task=lambda learner: measure.task(config.setting, learner),
+        axes=config.axes,
+        outcomes={"group": measure.GROUPS},
+        seeds=config.seeds,
+        seed=config.seed,
+    )
+
+
+def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
+    """Write table and figure into `out`; the table as text."""
+    table = summary.columns(dataset)
+    store.write_csv(out / "summary.csv", table)
+    panels = int(np.prod([dataset.sizes[a] for a in AXES if a != "p_spu"]))
+    if panels > MAX_PANELS:
+        print(f"the figure shows the first {MAX_PANELS} of {panels} combinations of the other axes.", file=sys.stderr)
+    figure = draw(dataset)
+    runs.save_figure(figure, out, "sweep_spurious", dpi=160)
+    plt.close(figure)
+    return summary.text(table)
+
+
+def _complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """Predicted accuracies on named axes, every axis present, and on a fine grid of p_spu; the cells' p-values.
+
+    measured: (learner, seed, axes..., group).
+    """
+    axes = config.axes
+    fine = {**axes, "p_spu": _fine(axes["p_spu"])} if _num_panels(axes) <= MAX_PANELS else axes
+    curve = _predict(config, fine)
+    predicted = curve[:, [fine["p_spu"].index(p) for p in axes["p_spu"]]]
+    cell, groups = ("learner", *axes), {"group": list(measure.GROUPS)}
+    dataset = xr.Dataset(
+        {
+            "accuracy_predicted": ((*cell, "group"), predicted),
+            "accuracy_curve": (("learner", "p_spu_fine", *list(axes)[1:], "group"), curve),
+        },
+        coords={"p_spu_fine": list(fine["p_spu"]), **groups},
+    )
+    dataset["p_value"] = summary.p_values(
+        dataset.accuracy_predicted,
+        xr.DataArray(measured, dims=("learner", "seed", *axes, "group"), coords=groups),
+        xr.DataArray(_predict(config, axes, measure.predict_spread), dims=(*cell, "group", "moment")),
+    )
+    dataset.accuracy_predicted.attrs["long_name"] = "predicted accuracy; NaN where no prediction exists"
+    dataset.accuracy_curve.attrs["long_name"] = "predicted accuracy on a fine grid of p_spu, for the figure"
+    dataset.p_value.attrs["long_name"] = "probability of measurements this far from their prediction, if it holds"
+    dataset.attrs["samplers"] = ", ".join(f"{x}: {config.setting.sampler_of(x)}" for x in config.learners)
+    return dataset
+
+
+def _predict(
+    config: Config, axes: Mapping[str, Sequence[float]], what: Callable[..., jax.Array] = measure.predict
+) -> np.ndarray:
+    """`what` of every learner (learner, axes..., ...) in float64, whatever the precision of the measurement."""
+    families = [name.removesuffix("_gradient") for name in config.learners]  # each has one prediction
+    by_family = {
+        f: grid.evaluate(lambda point, f=f: what(config.setting, f, measure.Cell(**point)), axes) for f in set(families)
+    }
+    return np.stack([by_family[f] for f in families])
+
+
+def _fine(p_spu: tuple[float, ...]) -> tuple[float, ...]:
+    between = np.linspace(min(p_spu), max(p_spu), FINE_POINTS).tolist()
+    return tuple(sorted({*p_spu, *between}))
+
+
+def _num_panels(axes: dict[str, Any]) -> int:
+    return int(np.prod([len(v) for k, v in axes.items() if k != "p_spu"]))
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Accuracy against p_spu; a row of panels for each combination of the other axes (the first MAX_PANELS)."""
+    others = [a for a in AXES if a != "p_spu"]
+    combinations = list(itertools.product(*(range(dataset.sizes[a]) for a in others)))[:MAX_PANELS]
+    mean, error = summary.seed_statistics(summary.with_shifted(dataset.accuracy_measured))
+    curve = summary.with_shifted(dataset.accuracy_curve.rename(p_spu_fine="p_spu"))
+    mean, error, curve = (x.sortby("p_spu") for x in (mean, error, curve))
+    size = (13.5, 4.2 * len(combinations) + 1)
+    figure, panels = plt.subplots(len(combinations), 3, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for row, index in zip(panels, combinations, strict=True):
+        at = dict(zip(others, index, strict=True))
+        here = [x.isel(at) for x in (curve, mean, error)]
+        where = ", ".join(f"{plots.SYMBOLS[a]} = {dataset[a].values[i]:g}" for a, i in at.items())
+        for ax, (group, title) in zip(row, style.PANELS.items(), strict=True):
+            thin = ["aligned", "conflicting"] if group == "shifted" else []
+            plots.accuracy_against_p_spu(ax, *here, thick=[group], thin=thin)
+            ax.set_title(f"{title}\n{where}", fontsize=10)
+        row[0].set_ylabel("zero-shot / test accuracy (share correct)")
+    learners = list(dataset.learner.values)
+    with_theory = [name for name in learners if dataset.accuracy_predicted.sel(learner=name).notnull().any()]
+    handles = plots.legend_handles(learners, with_theory)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure

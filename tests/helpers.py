@@ -1,0 +1,50 @@
+"""What tests of several rooms share: flags, compilation, folders and interrupted writes."""
+
+import contextlib
+import pathlib
+
+import jax
+from absl import flags
+
+from sims.engine import store
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def own_flags():
+    """Forget the flags that are defined inside, so that they may be defined again."""
+    before = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Tiny runs spend their time in compilation, which this makes a third."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob("*"))}
+
+
+def interrupt_write(patch, number):
+    """Interrupt the number-th write of a block."""
+    write, writes = store.Measured.write, []
+
+    def interrupted(measured, block, values):
+        writes.append(block)
+        if len(writes) == number:
+            raise KeyboardInterrupt
+        write(measured, block, values)
+
+    patch.setattr(store.Measured, "write", interrupted)

@@ -1,0 +1,229 @@
+"""The population optimum of bilinear InfoNCE (X10) against batches in ambient space, limits, trained encoders."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from mmcl_theory import losses
+from mmcl_theory.data import captions, draw_dictionaries, intra_class, sample_pairs
+from mmcl_theory.theory import (
+    balanced_pi_spu,
+    info_nce_balanced_captions,
+    info_nce_batch_optimum,
+    info_nce_optimum,
+    whitened_rule,
+)
+from tests.statistics import assert_mean_close, rejects
+from tests.theory.learnt import groups, jit, noise
+
+pytestmark = pytest.mark.slow
+
+balanced = jit(info_nce_balanced_captions, static_argnames=("nodes",))
+optimum = jit(info_nce_optimum, static_argnames=("nodes",))
+batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
+# Sizes 6 and 5 everywhere, as each would be compiled; optima depend on the noise per coordinate alone.
+MODEL, CAPS, OBS = intra_class(0.95, 0.8, 0.3), captions(0.7, 0.6), noise(6, 5, 0.5, 0.6)
+
+
+@functools.partial(jit, static_argnames=("n", "batches"))
+def ambient_gradients(key, model, caps, obs, score, *, n, batches):
+    """(batches, d_i, d_t): gradient of the loss in W at D_I M D_T^T, a fresh batch of n pairs each."""
+    key_dictionaries, key_batches = jax.random.split(key)
+    d = draw_dictionaries(key_dictionaries, model, obs)
+    w = d.image @ score @ d.text.T
+
+    def one(key):
+        pairs = sample_pairs(key, model, caps, obs, n, d)
+        return jax.grad(lambda w: losses.info_nce(pairs.image @ w, pairs.text))(w)
+
+    return jax.lax.map(one, jax.random.split(key_batches, batches))
+
+
+def check_stationary(score, n, batches, resolution):
+    gradients = ambient_gradients(jax.random.key(3), MODEL, CAPS, OBS, score, n=n, batches=batches)
+    assert_mean_close(gradients, 0.0, resolution=resolution)
+
+
+def test_batch_optimum_is_stationary_in_the_ambient_space():
+    """All 6 x 5 entries of the gradient of batches of 32. Four times the batches make M, whose error adds 1/4."""
+    found = batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, batch_size=32, batches=4000)
+    assert found.residual < 1e-10
+    check = functools.partial(check_stationary, n=32, batches=1000, resolution=7e-3)
+    check(found.score)
+    rejects(check, found.score.T)
+    rejects(check, optimum(MODEL, CAPS, OBS).score)  # infinitely many negatives
+    rejects(check, optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score)
+
+
+@pytest.mark.long
+def test_batches_tend_to_the_population_as_one_over_n():
+    """M_N = M + b/N + O(1/N^2): (4 M_128 - M_32)/3 has no 1/N left. In standard errors of the batches drawn."""
+    want = optimum(MODEL, CAPS, OBS).score
+    few = batch_optimum(jax.random.key(1), MODEL, CAPS, OBS, batch_size=32, batches=4000)
+    many = batch_optimum(jax.random.key(2), MODEL, CAPS, OBS, batch_size=128, batches=1000)
+    combined = (4 * many.score - few.score) / 3
+    error = np.hypot(4 * many.standard_error, few.standard_error) / 3
+    assert error.max() < 0.02
+    z = np.abs(combined - want) / error
+    assert z.max() < 5
+    assert (np.abs(few.score - want) / few.standard_error).max() > 5
+    wrong = optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score
+    assert (np.abs(combined - wrong) / error).max() > 5
+
+
+@pytest.mark.long
+def test_standard_error_is_the_spread_over_batches():
+    keys = jax.random.split(jax.random.key(4), 100)
+    found = jit(jax.vmap(lambda key: info_nce_batch_optimum(key, MODEL, CAPS, OBS, 16, 32)))(keys)
+    # The relative error of a standard deviation of 100 draws is .07.
+    np.testing.assert_allclose(found.score.std(0, ddof=1) / found.standard_error.mean(0), 1, atol=0.35)
+
+
+def test_trained_encoders_of_the_caption_table():
+    """Aligned, conflicting of encoders trained by Adam, batch 1024, 8,000 steps, one run: X10, two digits."""
+    model, obs = intra_class(0.99, 1.0, 0.1), noise(6, 5, 0.3, 0.3)
+    trained = {(1, 1): (0.613, 0.944), (1, 0.5): (0.786, 0.869), (1, 0): (0.876, 0.775), (0.5, 0.5): (0.909, 0.714)}
+    trained |= {(0, 0): (0.999, 0.006), (0, 1): (0.986, 0.329)}
+    for (pi_core, pi_spu), want in trained.items():
+        caps = captions(float(pi_core), float(pi_spu))
+        found = optimum(model, caps, obs)
+        assert found.residual < 1e-12
+        np.testing.assert_allclose(groups(found.accuracy(model, obs)), want, atol=5e-3)
+        # The Gaussian formula is off by ten times that, except for label-only captions.
+        gaussian = whitened_rule(model, caps, obs)
+        if (pi_core, pi_spu) != (0, 0):
+            exact = found.score @ jnp.array([1.0, 0.0])
+            assert abs(gaussian[1] / gaussian[0] - exact[1] / exact[0]) > 0.03
+
+
+def test_much_noise_leaves_the_whitened_rule():
+    """Scores are then small and the second order is all; what is left falls as 1/s^8.
+
+    In whitened units M is 1/s^2 and fourth cumulants are 1/s^4; they enter the gradient with M^3, against M.
+    """
+    gaps = []
+    for s in (4.0, 8.0, 16.0):
+        obs = noise(6, 5, s, s)
+        w, want = (optimum(MODEL, CAPS, obs).score @ jnp.array([1.0, 0.0])), whitened_rule(MODEL, CAPS, obs)
+        gaps.append(float(w[1] / w[0] - want[1] / want[0]))
+    gaps = np.abs(gaps)
+    assert gaps[-1] < 5e-3
+    np.testing.assert_allclose(gaps[:-1] / gaps[1:], 2**8, rtol=0.3)
+
+
+def test_without_correlation_the_spurious_weight_vanishes_and_groups_swap():
+    model = intra_class(np.array([0.5, 0.9, 0.1]), 0.8, 0.3)
+    found = [optimum(jax.tree.map(lambda x, i=i: x if x.ndim == 0 else x[i], model), CAPS, OBS).score for i in range(3)]
+    np.testing.assert_allclose(found[0] - np.diag(np.diagonal(found[0])), 0, atol=1e-12)
+    np.testing.assert_allclose(found[1] * np.array([[1, -1], [-1, 1]]), found[2], atol=1e-12)
+
+
+def test_quadrature_has_converged():
+    for caps in (CAPS, captions(0.0, 0.0), captions(1.0, 1.0)):
+        few, many = optimum(MODEL, caps, OBS, nodes=36).score, optimum(MODEL, caps, OBS).score
+        np.testing.assert_allclose(few, many, atol=1e-9)
+
+
+@pytest.mark.long
+def test_derivatives_are_those_of_differences():
+    def conflicting(pi):
+        found = info_nce_optimum(MODEL, captions(0.7, pi), OBS, nodes=32)
+        return found.accuracy(MODEL, OBS).conflicting
+
+    value, gradient, h = jit(conflicting), jit(jax.grad(conflicting)), 1e-3
+    central = (8 * (value(0.6 + h) - value(0.6 - h)) - value(0.6 + 2 * h) + value(0.6 - 2 * h)) / (12 * h)
+    np.testing.assert_allclose(gradient(jnp.asarray(0.6)), central, rtol=1e-7)
+
+
+def test_no_minimum_is_reported():
+    found = optimum(intra_class(1.0, 0.0, 0.0), captions(), noise(6, 5, 0.0, 0.0))
+    assert jnp.isnan(found.score).all() and found.residual == jnp.inf
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 2, got 1"):
+        info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 1, 10)
+    with pytest.raises(ValueError, match="batches must be an integer >= 2, got 1"):
+        info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 8, 1)
+    with pytest.raises(ValueError, match="nodes must be an integer >= 2, got 1"):
+        info_nce_optimum(MODEL, CAPS, OBS, 1)
+
+
+# Balanced captions
+
+
+BALANCE = intra_class(0.99, 1.0, 0.1)
+NOISES = (0.1, 0.3, 0.5, 0.7, 1.0)
+# pi_spu in balance at these s = s_I = s_T, exact and by the whitened formula; NaN where none in [0, 1] is.
+TABLE = {
+    0.5: ((0.6187, 0.7230, 0.8809, np.nan, np.nan), (0.4912, 0.5955, 0.7643, 0.9662, 1.2927)),
+    1.0: ((0.1897, 0.3131, 0.5035, 0.7278, np.nan), (0.0155, 0.1322, 0.3347, 0.5832, 0.9807)),
+}
+
+
+@pytest.mark.parametrize("pi_core", TABLE)
+def test_balance_moves_up_with_noise_and_lies_above_the_whitened_formula(pi_core):
+    """By .12 to .18, the more so the richer the captions: the mixture over-corrects less than Gaussian latents do."""
+    exact, whitened = TABLE[pi_core]
+    found = [balanced(BALANCE, captions(pi_core), noise(6, 5, s, s), nodes=32) for s in NOISES]
+    np.testing.assert_allclose([x.pi_spu for x in found], exact, atol=6e-5)
+    formula = [balanced_pi_spu(BALANCE, captions(pi_core), noise(6, 5, s, s)) for s in NOISES]
+    np.testing.assert_allclose(formula, whitened, atol=6e-5)
+    for x, s in zip(found, NOISES, strict=True):
+        np.testing.assert_allclose(x.bound, norm.cdf(1 / np.hypot(1, s)), rtol=1e-12)
+        if np.isnan(x.pi_spu):
+            assert (x.end_ratios > 0).all() and jnp.isnan(x.shifted) and jnp.isnan(x.ratio)
+        else:
+            assert x.end_ratios[0] > 0 > x.end_ratios[1] and abs(x.ratio) < 1e-12
+            np.testing.assert_allclose(x.shifted, x.bound, rtol=1e-12)
+
+
+def test_balanced_captions_are_a_joint_optimum():
+    """No policy of a grid of both probabilities beats the bound, which every balanced one attains."""
+    obs = noise(6, 5, 0.3, 0.3)
+    bound = float(balanced(BALANCE, captions(0.5), obs, nodes=32).bound)
+
+    @jit
+    @jax.vmap
+    def policy(pi_core, pi_spu):
+        found = info_nce_optimum(BALANCE, captions(pi_core, pi_spu), obs, nodes=32)
+        w = found.score[:, 0]
+        return found.accuracy(BALANCE, obs).shifted, w[1] / w[0]
+
+    grid = np.linspace(0, 1, 11)
+    pi = np.stack(np.meshgrid([0.3, 0.5, 0.8, 1.0], grid, indexing="ij"), -1).reshape(-1, 2)
+    shifted, ratios = (x.reshape(4, 11) for x in policy(*pi.T))
+    assert (shifted < bound).all() and (np.diff(ratios, axis=1) < 0).all()
+    order = np.argsort(np.abs(ratios), axis=1)
+    assert (np.diff(np.take_along_axis(np.asarray(shifted), order, 1), axis=1) < 0).all()
+
+
+@pytest.mark.long
+def test_balanced_captions_balance_batches():
+    """The spurious weight of (4 M_128 - M_32)/3, whose 1/N has gone, in standard errors of the batches drawn."""
+    obs = noise(6, 5, 0.5, 0.5)
+    caps = captions(0.8)
+    root = balanced(MODEL, caps, obs, nodes=32).pi_spu
+    formula = balanced_pi_spu(MODEL, caps, obs)
+    assert 0.05 < formula < root < 0.95
+
+    def z(pi_spu):
+        few, many = (
+            batch_optimum(jax.random.key(k), MODEL, captions(0.8, pi_spu), obs, batch_size=size, batches=count)
+            for k, size, count in ((5, 32, 4000), (6, 128, 1000))
+        )
+        error = np.hypot(4 * many.standard_error, few.standard_error) / 3
+        return float(np.abs((4 * many.score - few.score) / 3 / error)[1, 0])
+
+    assert z(root) < 5
+    assert z(formula) > 5
+
+
+def test_without_correlation_every_policy_is_balanced():
+    found = balanced(intra_class(0.5, 0.8, 0.3), captions(0.5), OBS, nodes=32)
+    np.testing.assert_allclose(found.end_ratios, 0, atol=1e-12)
+    assert jnp.isnan(found.pi_spu)
