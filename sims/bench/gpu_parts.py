@@ -137,15 +137,15 @@ def clip_vit(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
 
 def train(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
     """A run of `sims.clip.train`, its losses and its images a second."""
-    from sims.clip import make_scenes
     from sims.clip.fit import speed, training
+    from sims.clip.scenes import generation
     from sims.engine import processes
 
     scenes, run = out / "train" / "scenes", out / "train" / "run"
     size, steps, batch, side = (96, 6, 16, 32) if tiny else (16384, 300, _BATCH, 64)
     began = time.perf_counter()
-    made = make_scenes.Config(train=size, test=1, side=side)
-    make_scenes.make(scenes, made, workers=1 if tiny else processes.cores())
+    made = generation.Config(train=size, test=1, side=side)
+    generation.make(scenes, made, workers=1 if tiny else processes.cores())
     tell(f"{size} scenes of {side} pixels drawn in {time.perf_counter() - began:.0f} s")
     bf16 = jax.default_backend() != "cpu"
     config = clip_config.Config(

@@ -92,18 +92,18 @@ def _main() -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     import jax
 
-    from sims.clip import make_scenes
     from sims.clip.comparison import figures, runs
     from sims.clip.config import SCENES
     from sims.clip.records import classes
     from sims.clip.records.images import BadImage
+    from sims.clip.scenes import generation
     from sims.clip.zero_shot import sets
     from sims.engine import processes
     from sims.engine import runs as results
 
     root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
     if config.root == SCENES:
-        make_scenes.default(root)
+        generation.default(root)
     workers = values["workers"] or (processes.cores() if jax.default_backend() == "cpu" else 1)
     try:
         rows = runs.run(config, out, workers=workers, overwrite=values["overwrite"])

@@ -100,11 +100,11 @@ def _main() -> int:
         if value < least:
             raise UsageError(f"--{name} must be >= {least}, got {value}.")
     devices.start_processes(1)
-    from sims.clip import make_scenes
     from sims.clip.fit import speed, training
+    from sims.clip.scenes import generation
 
     if config.data == "scenes":
-        make_scenes.default(pathlib.Path(SCENES))
+        generation.default(pathlib.Path(SCENES))
     how = training.How(
         workers=workers, fsdp=values["fsdp"], log_every=values["log_every"], save_every=values["save_every"],
         tensorboard=values["tensorboard"], overwrite=values["overwrite"], peak=speed.peak(config.bf16),

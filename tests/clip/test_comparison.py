@@ -16,13 +16,13 @@ import pytest
 import scipy.stats
 
 import mmcl_theory as mt
-from sims.clip import compare, make_scenes
+from sims.clip import compare
 from sims.clip.comparison import figures
 from sims.clip.comparison import runs as comparison
 from sims.clip.comparison.config import Config, Run
 from sims.clip.fit import speed
 from sims.clip.records import reading
-from sims.clip.scenes import law, layouts
+from sims.clip.scenes import generation, law, layouts
 from sims.engine import processes
 from sims.engine.flags import UsageError, run_main
 from tests.helpers import ROOT, own_flags
@@ -251,7 +251,7 @@ def test_help_is_quick_and_whole():
 
 @pytest.mark.long
 def test_a_comparison_from_scenes_to_figures(tmp_path):
-    make_scenes.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32))
+    generation.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32))
     given = [f"--root={tmp_path}/scenes", "--steps=4", "--batch_size=8", "--seeds=2", "--pi_grid=0,1", "--workers=2",
              "--arms=clip,supervised", "--architecture=ViT-tiny"]  # fmt: skip
 
@@ -276,7 +276,7 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
     assert call(tmp_path / "one").returncode == 0 and lost.read_text() == before
     refused = call(tmp_path / "one", "--seed=1")
     assert refused.returncode == 2 and "holds a different run (differs in seed)" in refused.stderr
-    make_scenes.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32, seed=1), overwrite=True)
+    generation.make(tmp_path / "scenes", layouts.Config(train=300, test=2, side=32, seed=1), overwrite=True)
     assert "differs in scenes" in call(tmp_path / "one").stderr
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 
 from sims.clip import make_scenes
 from sims.clip.records import classes
+from sims.clip.scenes import generation, layouts, shapes, sheet
 from sims.clip.scenes import law as scenes
-from sims.clip.scenes import layouts, shapes, sheet
 from sims.clip.scenes.law import CLASSES, CONTEXTS, Law
 from sims.clip.scenes.layouts import Config, splits
 from sims.clip.zero_shot import sets
@@ -288,8 +288,8 @@ IMAGES = (".jpg", ".jpeg", ".png")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("clip") / "scenes"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_scenes, "sheet", functools.partial(sheet.sheet, columns=1))
-        assert make_scenes.make(root, TINY)
+        patch.setattr(generation, "sheet", functools.partial(sheet.sheet, columns=1))
+        assert generation.make(root, TINY)
     return root
 
 
@@ -301,14 +301,14 @@ def no_sheet(monkeypatch):
         def savefig(self, file, **_):
             Image.new("RGB", (1, 1)).save(file, "png")
 
-    monkeypatch.setattr(make_scenes, "sheet", lambda _: Blank())
+    monkeypatch.setattr(generation, "sheet", lambda _: Blank())
 
 
 def test_layout_and_counts(made):
     wnids = [k.wnid for k in CLASSES]
     per = TINY.test
     done = json.loads((made / "scenes.json").read_text())
-    assert Config(**done["config"]) == TINY == make_scenes.read_config(made)
+    assert Config(**done["config"]) == TINY == generation.read_config(made)
     assert json.loads((made / "classes.json").read_text()) == {
         str(k): [kind.wnid, kind.name.replace(" ", "_")] for k, kind in enumerate(CLASSES)
     }
@@ -417,9 +417,9 @@ def test_objectnets_mappings_are_in_its_format(made):
 
 def test_captions_change_with_the_policy_and_images_do_not(tmp_path, no_sheet):
     one, two, three = (tmp_path / name for name in "abc")
-    make_scenes.make(one, LEAST)
-    make_scenes.make(two, dataclasses.replace(LEAST, pi_core=1.0, pi_spu=0.0))
-    make_scenes.make(three, dataclasses.replace(LEAST, seed=1))
+    generation.make(one, LEAST)
+    generation.make(two, dataclasses.replace(LEAST, pi_core=1.0, pi_spu=0.0))
+    generation.make(three, dataclasses.replace(LEAST, seed=1))
     assert len(digest(one, IMAGES)) == 3 + 10 + 4 * 10 + 6 + 6 + 9
     assert digest(two, IMAGES) == digest(one, IMAGES) and digest(two, (".csv",)) == digest(one, (".csv",))
     assert not set(digest(three, IMAGES).values()) & set(digest(one, IMAGES).values())
@@ -429,11 +429,11 @@ def test_captions_change_with_the_policy_and_images_do_not(tmp_path, no_sheet):
 
 def test_write_captions_names_what_the_policy_says(made, tmp_path):
     own, silent, rich, again = (tmp_path / f"{k}/c.json" for k in "abcd")
-    make_scenes.write_captions(made, 0.5, 0.5, 0.5, own)
+    generation.write_captions(made, 0.5, 0.5, 0.5, own)
     assert own.read_bytes() == (made / "coco/annotations/captions_train2017.json").read_bytes()
-    make_scenes.write_captions(made, 0, 0, 0, silent)
-    make_scenes.write_captions(made, 1, 1, 1, rich)
-    make_scenes.write_captions(made, 1, 1, 1, again, seed=5)
+    generation.write_captions(made, 0, 0, 0, silent)
+    generation.write_captions(made, 1, 1, 1, rich)
+    generation.write_captions(made, 1, 1, 1, again, seed=5)
     texts = [[a["caption"] for a in json.loads(p.read_text())["annotations"]] for p in (own, silent, rich, again)]
     assert len({len(t) for t in texts}) == 1 and texts[2] != texts[3]
     split = splits(TINY)["train2017"]
@@ -444,7 +444,7 @@ def test_write_captions_names_what_the_policy_says(made, tmp_path):
             assert all(bool(named[d]) == there for d in ("colour", "fill", "size", "pose", "context", "shade"))
             assert bool(named["companion"]) == (there and scene.companion >= 0)
     with pytest.raises(UsageError, match=r"--pi_spu must be in \[0, 1\], got 2"):
-        make_scenes.write_captions(made, 0, 2, 0, tmp_path / "no.json")
+        generation.write_captions(made, 0, 2, 0, tmp_path / "no.json")
     assert not (tmp_path / "no.json").exists()
 
 
@@ -459,36 +459,36 @@ def test_what_was_stopped_is_finished_and_what_is_done_is_left(made, tmp_path, n
 
     monkeypatch.setattr(scenes, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_scenes.make(root, TINY)
+        generation.make(root, TINY)
     assert not (root / "scenes.json").exists() and len(digest(root, IMAGES)) == 70
     with pytest.raises(UsageError, match=r"no scenes\.json: no scenes, or unfinished ones"):
-        make_scenes.read_config(root)
+        generation.read_config(root)
     with pytest.raises(UsageError, match="holds scenes with --seed=0; name another folder, or --overwrite"):
-        make_scenes.make(root, dataclasses.replace(TINY, seed=2))
+        generation.make(root, dataclasses.replace(TINY, seed=2))
     monkeypatch.setattr(scenes, "draw", lambda scene, side: drawn.append(scene) or draw(scene, side))
-    assert make_scenes.make(root, TINY)
+    assert generation.make(root, TINY)
     assert len(drawn) == len(digest(root, IMAGES)) and digest(root) == digest(made)
-    assert not make_scenes.make(root, TINY) and len(drawn) == len(digest(root, IMAGES))
-    make_scenes.default(root)
-    assert make_scenes.read_config(root) == TINY
+    assert not generation.make(root, TINY) and len(drawn) == len(digest(root, IMAGES))
+    generation.default(root)
+    assert generation.read_config(root) == TINY
 
 
 def test_overwrite_removes_its_own_files_only(tmp_path, no_sheet, monkeypatch):
     root, few = tmp_path / "s", dataclasses.replace(LEAST, train=20)
-    make_scenes.make(root, few)
+    generation.make(root, few)
     (root / "notes.txt").write_text("mine")
     other = dataclasses.replace(LEAST, seed=4)
     with monkeypatch.context() as patch:
-        patch.setattr(make_scenes, "_remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(generation, "_remove", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            make_scenes.make(root, other, overwrite=True)
+            generation.make(root, other, overwrite=True)
     (root / "scenes.json").unlink()  # the first that is removed
     for config in (few, other):  # half removed, it is of no settings
         with pytest.raises(UsageError, match="is damaged; make the scenes anew, with --overwrite"):
-            make_scenes.make(root, config)
-    assert make_scenes.make(root, other, overwrite=True)
+            generation.make(root, config)
+    assert generation.make(root, other, overwrite=True)
     fresh = tmp_path / "fresh"
-    make_scenes.make(fresh, other)
+    generation.make(fresh, other)
     assert digest(root) == digest(fresh) and (root / "notes.txt").read_text() == "mine"
 
 
@@ -504,9 +504,9 @@ def test_a_second_command_waits_for_the_first_and_finds_it_done(tmp_path, no_she
 
     monkeypatch.setattr(scenes, "draw", slow)
     calls = {
-        "first": lambda: make_scenes.make(root, LEAST),
-        "second": lambda: make_scenes.make(root, LEAST),
-        "default": lambda: make_scenes.default(root),
+        "first": lambda: generation.make(root, LEAST),
+        "second": lambda: generation.make(root, LEAST),
+        "default": lambda: generation.default(root),
     }
     threads = {name: threading.Thread(target=lambda n=name, c=c: found.update({n: c()})) for name, c in calls.items()}
     threads["first"].start()
@@ -528,11 +528,11 @@ def test_foreign_folders_are_refused_whatever_the_flags(tmp_path):
     (tmp_path / "val").mkdir()
     for overwrite in (False, True):
         with pytest.raises(UsageError, match="holds other files; name an empty or a new folder"):
-            make_scenes.make(tmp_path, TINY, overwrite=overwrite)
+            generation.make(tmp_path, TINY, overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["val"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file; name a folder"):
-        make_scenes.make(tmp_path / "file", TINY)
+        generation.make(tmp_path / "file", TINY)
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, monkeypatch, no_sheet):
@@ -540,10 +540,10 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, monkeypatch, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(make_scenes, "_write_csv", full)
+        patch.setattr(generation, "_write_csv", full)
         with pytest.raises(WorkFailed, match=r"No space left on device.*; the same command goes on"):
-            make_scenes.make(tmp_path / "s", LEAST)
-    assert len(digest(tmp_path / "s", IMAGES)) == 13 and make_scenes.make(tmp_path / "s", LEAST)
+            generation.make(tmp_path / "s", LEAST)
+    assert len(digest(tmp_path / "s", IMAGES)) == 13 and generation.make(tmp_path / "s", LEAST)
 
 
 @pytest.fixture

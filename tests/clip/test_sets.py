@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sims.clip import make_scenes
 from sims.clip.records.classes import Classes, read_classes
+from sims.clip.scenes import generation
 from sims.clip.zero_shot import sets
 from sims.clip.zero_shot.prompts import TEMPLATES, prompts, read_templates
 from sims.engine.flags import UsageError
@@ -420,9 +420,9 @@ def test_templates(tmp_path):
 
 
 def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_scenes, "_write_png", lambda *_: None)
-    monkeypatch.setattr(make_scenes, "sheet", lambda _: None)
-    make_scenes.make(tmp_path, make_scenes.Config(train=1, test=1, side=24))
+    monkeypatch.setattr(generation, "_write_png", lambda *_: None)
+    monkeypatch.setattr(generation, "sheet", lambda _: None)
+    generation.make(tmp_path, generation.Config(train=1, test=1, side=24))
     classes = read_classes(tmp_path)
     found = sets.open_sets(tmp_path, None, classes)
     assert tuple(found) == sets.SETS

@@ -18,13 +18,14 @@ import pytest
 import scipy.stats
 
 from mmcl_theory import losses
-from sims.clip import make_scenes, train
+from sims.clip import train
 from sims.clip.config import ARMS, PRESETS, Config
 from sims.clip.fit import metrics, prepare, trained, training
 from sims.clip.model import learner as learning
 from sims.clip.model import models
 from sims.clip.model.learner import Learner
 from sims.clip.records import captions, sources
+from sims.clip.scenes import generation
 from sims.engine import store
 from sims.engine.flags import UsageError, WorkFailed, run_main
 from tests.helpers import ROOT, own_flags
@@ -44,7 +45,7 @@ def nano(float32, monkeypatch):
 def root(tmp_path_factory):
     """Scenes, few and small."""
     out = tmp_path_factory.mktemp("scenes") / "scenes"
-    make_scenes.make(out, make_scenes.Config(train=96, test=1, side=32))
+    generation.make(out, generation.Config(train=96, test=1, side=32))
     return out
 
 
@@ -281,7 +282,7 @@ def test_other_data_under_the_same_name_is_refused(root, tmp_path):
     subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
     config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
     training.run(config, tmp_path / "run", how(stop_at=3))
-    make_scenes.write_captions(root, 0.0, 0.0, 0.0, folder / "annotations/captions_train2017.json")
+    generation.write_captions(root, 0.0, 0.0, 0.0, folder / "annotations/captions_train2017.json")
     with pytest.raises(UsageError, match=r"is not what .* was begun with"):
         training.run(config, tmp_path / "run", how())
 

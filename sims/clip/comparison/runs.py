@@ -17,13 +17,13 @@ import numpy as np
 import scipy.stats
 import tqdm
 
-from sims.clip import make_scenes
 from sims.clip.comparison.config import Config, Run
 from sims.clip.config import Config as Training
 from sims.clip.fit import trained, training
 from sims.clip.model.encoder import Encoder
 from sims.clip.records import classes, images, sources, tokenizer
 from sims.clip.records.reading import sealed, unsealed
+from sims.clip.scenes import generation
 from sims.clip.scenes import law as scenes
 from sims.clip.zero_shot import scoring, sets
 from sims.engine import files, processes, store
@@ -46,7 +46,7 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     workers: processes that train at the same time, each on its share of the cores.
     """
     config.check()
-    scene = make_scenes.read_config(pathlib.Path(config.root))
+    scene = generation.read_config(pathlib.Path(config.root))
     flat = config.flat(scene)
     store.check(out, flat, overwrite)
     with store.locked(out):
@@ -84,7 +84,7 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
     (out / "captions").mkdir(exist_ok=True)
     for each in config.runs():
         if each.pi_core is not None and not (out / "captions" / each.captions).exists():
-            make_scenes.write_captions(
+            generation.write_captions(
                 root, each.pi_core, each.pi_spu, scene.pi_companion, out / "captions" / each.captions
             )
     if not (out / "tokenizer.json").exists():
@@ -115,7 +115,7 @@ def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
 
 @functools.lru_cache(maxsize=1)
 def _judge(root: str) -> "Judge":
-    return Judge(pathlib.Path(root), make_scenes.read_config(pathlib.Path(root)))
+    return Judge(pathlib.Path(root), generation.read_config(pathlib.Path(root)))
 
 
 class Judge:
@@ -204,7 +204,7 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     contexts.
     """
     root = pathlib.Path(config.root)
-    scene = make_scenes.read_config(root)
+    scene = generation.read_config(root)
     found = sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"]
     test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in found.paths])
     plain = sources.open_source(f"coco:{root}/coco")
