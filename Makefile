@@ -20,7 +20,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures test slow long ledger pages pythons lint types lock clean gpu wheels FORCE
+.PHONY: help sweep figures check test slow long ledger pages pythons lint types lock clean gpu wheels FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -41,6 +41,10 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 		$(PY) -m sims.phase_diagram --diagram=$$name --out runs/phase_$$name && \
 		cp runs/phase_$$name/phase_diagram_$$name.png docs/ || exit 1; \
 	done
+
+check: lint types ## lint, types, and the quick tests of what has changed since the last commit
+	@tests=$$(.ci/touched); echo "tests of what has changed: $${tests:-none}"; \
+	[ -z "$$tests" ] || $(PYTEST) -m 'not slow and not long' $$tests $(PYTEST_FLAGS)
 
 test: lint types ## lint, types, tests
 	$(PYTEST) -m 'not slow and not long' $(PYTEST_FLAGS)
@@ -112,7 +116,7 @@ $(PY) -m pip install -c requirements.lock -e '.$(1)'
 endef
 
 $(VENV)/core: $(VENV)/whole setup.cfg requirements.lock
-	$(call install)
+	$(call install,[sims])
 
 $(VENV)/test: $(VENV)/whole setup.cfg requirements.lock
 	$(call install,[test])
@@ -122,7 +126,7 @@ lock: $(VENV)/whole ## choose the newest versions that setup.cfg allows, for eve
 	build/lock/bin/python -m pip install uv
 	build/lock/bin/uv pip compile --universal --python-version 3.11 --all-extras --upgrade \
 		--no-header --no-annotate --output-file build/lock/pins setup.cfg
-	{ echo '# Made by `make lock`: pinned versions for every Python >= 3.11. Use: pip install -c requirements.lock -e .'; \
+	{ echo '# Made by `make lock`: pinned versions for every Python >= 3.11. Use: pip install -c requirements.lock -e .[sims]'; \
 		cat build/lock/pins; } >build/lock/new
 	mv build/lock/new requirements.lock
 

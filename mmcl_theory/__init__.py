@@ -20,6 +20,8 @@ from mmcl_theory.data import (
     shifted,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "captions",
     "class_index",

@@ -1,14 +1,9 @@
-"""CLIP on captioned images: records from disk, towers, training, zero-shot evaluation on shifted sets.
+"""CLIP on captioned images. Commands: make_scenes, train, evaluate, compare; config.py is what a training run is asked for.
 
-Commands: make_scenes draws captioned scenes in the layouts of COCO and of the shifted ImageNets; train, evaluate and
-compare read those or the real data.
-
-    what is seen                     what learns                       what is compared
-    sources, tars  records on disk   tokenizer   BPE                   classes, sets  which images, which labels
-    images         decoding, crops   models      the towers            prompts        the words of a class
-    captions       an arm's words    weights     published ones        zero_shot      accuracy with its interval
-    pipeline       batches           learner     one step, sharded     probe          a head for features
-    scenes, shapes, backgrounds,     training    a run, resumed        robustness     against lines of standard models
-    layouts, sheet  generated        prepare, metrics, trained, speed  evaluation, report, scatter, table
-                                                                       comparison     arms, captions, both theories
+records/     what is read: images, captions and classes from disk, tokens, batches
+model/       the towers, published weights, one sharded training step, a linear probe
+fit/         a training run and its folder: loop, checkpoints, log
+zero_shot/   which images and classes, prompts, accuracy with intervals, effective robustness, tables and figures
+scenes/      generated scenes in the layouts of COCO and of the shifted ImageNets
+comparison/  arms over seeds, what captions name, and both theories' predictions
 """

@@ -1,0 +1,1 @@
+"""Accuracy along training, linear loss beside InfoNCE: `python -m sims.dynamics`."""

@@ -1,0 +1,1 @@
+"""The comparison on generated scenes: config, runs (measured, judged, predicted), figures."""

@@ -1,0 +1,63 @@
+"""The commands of this project, by name: `mmcl NAME --flags` is `python -m MODULE --flags`.
+
+    mmcl                                    # this list
+    mmcl sweep-spurious --out runs/sweep
+    mmcl phase-diagram --help
+"""
+
+import ast
+import importlib.util
+import pathlib
+import runpy
+import sys
+
+# Name: module. What each does is the first line of its docstring.
+COMMANDS = {
+    "sweep-spurious": "sims.sweep_spurious",
+    "sweep-captions": "sims.sweep_captions",
+    "phase-diagram": "sims.phase_diagram",
+    "dynamics": "sims.dynamics",
+    "digits": "sims.digits",
+    "digits-readouts": "sims.digits.readouts",
+    "make-scenes": "sims.clip.make_scenes",
+    "train": "sims.clip.train",
+    "evaluate": "sims.clip.evaluate",
+    "compare": "sims.clip.compare",
+    "show": "sims.show",
+    "bench": "sims.bench",
+    "check": "proofs_checks",
+}
+
+
+def summary(module: str) -> str:
+    """The first line of a command's docstring; the command is not imported."""
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        return "not installed"
+    file = pathlib.Path(found.origin)
+    file = file.with_name("__main__.py") if file.name == "__init__.py" else file
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+
+
+def listing() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"{name.ljust(width)}  {summary(module)}" for name, module in COMMANDS.items()]
+    return "\n".join(["usage: mmcl COMMAND [--flag=value ...]; mmcl COMMAND --help lists its flags.", "", *lines])
+
+
+def main() -> None:
+    """Run the command that the arguments name. Exit code 2, with one line on stderr, for a name that is none."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(listing())
+        return
+    if name not in COMMANDS:
+        print(f"error: {name!r} is no command; they are {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"mmcl {name}", *rest]
+    runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
