@@ -1,4 +1,4 @@
-"""CLIP on captioned images. Commands: make_scenes, train, evaluate, compare; config.py is what a training run is asked for.
+"""CLIP on captioned images. Commands: make_scenes, train, evaluate, compare; config.py: what a training run is given.
 
 records/     what is read: images, captions and classes from disk, tokens, batches
 model/       the towers, published weights, one sharded training step, a linear probe

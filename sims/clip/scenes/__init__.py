@@ -1,1 +1,1 @@
-"""Generated scenes: law (what is drawn and said), shapes, backgrounds, layouts (files), generation (a folder), sheet."""
+"""Generated scenes: law (drawn and said), shapes, backgrounds, layouts (files), generation (a folder), sheet."""

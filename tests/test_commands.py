@@ -1,0 +1,42 @@
+"""The list of commands, and their names under `mmcl`."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from sims import __main__ as mmcl
+from tests.helpers import ROOT
+
+
+def mmcl_command(*args):
+    return subprocess.run([sys.executable, "-m", "sims", *args], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", mmcl.COMMANDS)
+def test_every_command_has_a_line_in_the_list(name):
+    line = re.search(rf"^{name} +(.+)$", mmcl.listing(), re.M)
+    assert line and line[1].endswith(".") and line[1] == mmcl.summary(mmcl.COMMANDS[name])
+
+
+def test_every_command_of_the_project_is_listed():
+    """A command is a module that calls run_main where it is the main one; parts of others start with what they serve."""
+    parts = {"sims.bench.gpu", "sims.bench.gpu_parts", "sims.bench.devices_server", "proofs_checks.pages", "proofs_checks.mutants"}
+    found = set()
+    for package in ("sims", "proofs_checks"):
+        for file in (ROOT / package).rglob("*.py"):
+            if '__name__ == "__main__"' in file.read_text():
+                found.add(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    assert found - parts - {"sims"} == set(mmcl.COMMANDS.values())
+    assert all(importlib.util.find_spec(module) for module in mmcl.COMMANDS.values())
+
+
+def test_a_name_runs_the_module_and_another_is_refused():
+    refused = mmcl_command("dynamics", "--rate=nan")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: flag --rate=nan: needs finite numbers")
+    none = mmcl_command("dynamic")
+    assert none.returncode == 2 and none.stderr.startswith("error: 'dynamic' is no command; they are sweep-spurious")
+    assert none.stderr.count("\n") == 1 and not none.stdout
+    assert mmcl_command().stdout == mmcl.listing() + "\n"
