@@ -69,8 +69,8 @@ lint: $(VENV)/test ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(VENV)/test ## mypy on the library
-	$(PY) -m mypy mmcl_theory
+types: $(VENV)/test ## mypy on the library, the engine and what experiments share
+	$(PY) -m mypy
 
 GPU_FLAGS ?=
 

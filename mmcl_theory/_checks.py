@@ -1,4 +1,4 @@
-"""Checks of what a caller typed. Tracers pass unchecked: only concrete values can be judged."""
+"""Checks of the values that a caller passes. Only concrete values can be checked: tracers pass."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Anything a caller may type for a scalar parameter or for an array of them.
+# What a caller may pass for a scalar parameter, or for an array of such parameters.
 Scalar = float | int | np.ndarray | np.generic | Float[Array, "..."]
 
 _ALLOWED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -20,13 +20,16 @@ _ALLOWED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def real(name: str, value: Scalar, allowed: str) -> Array:
-    """`value` as a floating array; ValueError "<name> must be <allowed>, got <value>." if a concrete entry is not."""
+    """`value` as a floating array; `allowed` is a key of _ALLOWED.
+
+    Raises ValueError "<name> must be <allowed>, got <value>." if a concrete entry is not, or if there is no entry.
+    """
     if not isinstance(value, jax.core.Tracer):
         try:
             if np.asarray(value).dtype.kind in "SU":  # NumPy would read "0.5" as a number
                 raise TypeError
             x = np.asarray(value, dtype=np.float64)
-            # In JAX's precision, where 1e300 may be inf and 1e-60 may be 0.
+            # Judge the value in JAX's precision: in float32 1e300 is inf and 1e-60 is 0.
             with np.errstate(over="ignore", under="ignore"):
                 computed = x.astype(jax.dtypes.canonicalize_dtype(float))
         except (TypeError, ValueError):
@@ -40,7 +43,10 @@ def real(name: str, value: Scalar, allowed: str) -> Array:
 
 
 def sample_size(n: Scalar) -> Array:
-    """`n` as an array; ValueError unless every concrete entry is >= 2. Real values are allowed (limits are in n/d)."""
+    """`n` as an array. Real values are allowed, because limits are in n/d.
+
+    Raises ValueError if a concrete entry is below 2.
+    """
     array = real("n", n, "finite and > 0")
     if not isinstance(n, jax.core.Tracer) and (np.asarray(n, np.float64) < 2).any():
         raise ValueError(f"n must be >= 2, got {np.min(np.asarray(n)):g}.")
@@ -48,13 +54,14 @@ def sample_size(n: Scalar) -> Array:
 
 
 def integer(name: str, value: int, least: int, why: str = "") -> int:
-    """`value` as an int >= least; ValueError otherwise."""
+    """`value` as an int. Raises ValueError if it is not an integer >= least; `why` follows the bound in the message."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}{why}, got {_plain(value)}.")
     return int(value)
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value`. Raises ValueError if it is not one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
     return value

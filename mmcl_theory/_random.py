@@ -1,22 +1,23 @@
-"""Binomial and chi-squared draws with counts up to 10^9 and beyond, where JAX's own go wrong in float32.
+"""Binomial and chi-squared draws for counts of 10^9 and more, where JAX's own draws go wrong in float32.
 
-`jax.random.binomial` and `jax.random.chisquare` accept a proposal by a difference of terms as large as the count: in
-float32 the binomial of n = 10^9 has a variance 1.4 times too large. In float64 both are exact to rounding.
+`jax.random.binomial` and `jax.random.chisquare` accept a proposal by a difference of terms as large as the count. In
+float32 these terms are rounded: a binomial with n = 10^9 gets a variance 1.4 times too large. In float64 both functions
+are exact to rounding.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-# Beyond these the expansions' distribution functions err by less than 5e-6 and 1e-6.
+# Above these limits the distribution functions of the two expansions err by less than 5e-6 and 1e-6.
 _LARGE_VARIANCE = 2500.0
 _LARGE_DF = 1e4
 
 
 def binomial(key: Key[Array, ""], n: Float[Array, "..."], p: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Binomial(n, p) for whole n >= 0 and p in [0, 1], of the same shape; exact in float64.
+    """Binomial(n, p) draws for whole n >= 0 and p in [0, 1] of the same shape; exact in float64.
 
-    In float32, where the variance is above 2,500: the normal with its skewness corrected (Cornish-Fisher), rounded.
+    In float32, draws with a variance above 2,500 are rounded normals with corrected skewness (Cornish-Fisher).
     """
     if n.dtype == jnp.float64:
         return jax.random.binomial(key, n, p, dtype=n.dtype)
@@ -30,9 +31,9 @@ def binomial(key: Key[Array, ""], n: Float[Array, "..."], p: Float[Array, "..."]
 
 
 def chi_squared(key: Key[Array, ""], df: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Chi-squared with df degrees of freedom, 0 where df <= 0; exact in float64.
+    """Chi-squared draws with df degrees of freedom, 0 where df <= 0; exact in float64.
 
-    In float32, where df is above 10^4: Wilson and Hilferty's cube of a normal.
+    In float32, draws with df above 10^4 are cubes of a normal (Wilson and Hilferty).
     """
     positive = df > 0
     if df.dtype == jnp.float64:
@@ -46,9 +47,9 @@ def chi_squared(key: Key[Array, ""], df: Float[Array, "..."]) -> Float[Array, ".
 
 
 def wishart_factor(key: Key[Array, ""], df: int, size: int, dtype: jax.typing.DTypeLike) -> Float[Array, "size r"]:
-    """L, lower trapezoidal, r = min(size, df), with L L^T ~ Wishart_size(df, I), singular ones included (Bartlett).
+    """Lower trapezoidal L with L L^T ~ Wishart_size(df, I) and r = min(size, df) columns (Bartlett).
 
-    df, size: >= 0 and >= 1, static.
+    Singular Wishart matrices (df < size) are included. df >= 0 and size >= 1 are static.
     """
     key_diagonal, key_below = jax.random.split(key)
     r = min(size, df)

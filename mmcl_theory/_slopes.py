@@ -1,4 +1,4 @@
-"""Derivatives that autodiff would get wrong."""
+"""Derivatives that automatic differentiation would get wrong."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float
 
 @jax.custom_jvp
 def undefined_slope(x: Float[Array, "..."], undefined: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """x, with NaN for its derivative where `undefined`: for functions that have no derivative there, or whose formula
-    has another one. The two broadcast to the shape of x."""
+    """x, with derivative NaN where `undefined`; the two broadcast to the shape of x.
+
+    For functions that have no derivative there, or whose formula has another one.
+    """
     return x
 
 
@@ -21,13 +23,19 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array,
 
 
 def nan_where(unknown: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x, NaN where `unknown`, and its derivative too: that of jnp.where would be 0. x finite; shapes as above."""
+    """x, with value and derivative NaN where `unknown`; `jnp.where` alone would give a derivative of 0.
+
+    x must be finite. Shapes are as for `undefined_slope`.
+    """
     return undefined_slope(x, unknown) + jnp.where(unknown, jnp.nan, 0.0).astype(x.dtype)
 
 
 @jax.custom_jvp
 def root_of_square(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """sqrt(x), x >= 0, with derivative 0 at x = 0, for x = sum of squares whose every use is even in the root."""
+    """sqrt(x) for x >= 0, with derivative 0 at x = 0.
+
+    For sums of squares x whose root enters only through even functions.
+    """
     return jnp.sqrt(x)
 
 

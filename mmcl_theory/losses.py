@@ -10,11 +10,21 @@ Symbols, shared by every docstring below:
                 lambda / (n_i - 1) where j is of i's class, (1 - lambda) / (n - n_i) where it is not
     wbar_ij     (w_ij + w_ji) / 2
 
-`labels` (n,) and `same_class_weight` come together or not at all; of the labels only their equality matters. Without
-them w_ij = 1 / (n - 1), which K balanced classes also give at lambda = (n/K - 1) / (n - 1) (1/K as n grows). A kind of
-negative that the batch lacks has no w_ij: its weight is dropped, not moved to the other kind; all stays finite.
+`labels` and `same_class_weight` are given together or not at all. Only the equality of labels matters. Without them
+w_ij = 1 / (n - 1). K balanced classes give the same weights at lambda = (n/K - 1) / (n - 1), which tends to 1/K as n
+grows. A kind of negative that the batch lacks has no w_ij: its weight is dropped, not moved to the other kind, and
+every loss stays finite.
 
 Embeddings narrower than float32 are widened to it. Values are checked where they are concrete, shapes always.
+
+Example:
+    Two orthogonal pairs, each image equal to its text:
+
+    >>> import jax.numpy as jnp
+    >>> import mmcl_theory as mt
+    >>> image = text = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(f"{mt.losses.linear_mmcl(image, text):.3f} {mt.losses.info_nce(image, text):.3f}")
+    -1.000 0.313
 """
 
 import math
@@ -34,13 +44,26 @@ Scalar = float | int | Float[Array, ""]
 def linear_mmcl(
     image: Embeddings, text: Embeddings, *, labels: Labels | None = None, same_class_weight: Scalar | None = None
 ) -> Float[Array, ""]:
-    """1/(2n) sum_i sum_{j != i} w_ij [(s_ij - s_ii) + (s_ji - s_ii)], the linear MMCL loss without its regulariser.
+    """The linear MMCL loss without its regulariser, a scalar.
 
-    image, text: (n, r), n >= 2.  same_class_weight: in [0, 1].  Unbounded below; see `product_penalty`.
-    Unweighted it is -tr of the unbiased cross-covariance of the two embeddings, in O(n r); weighted it costs O(n^2 r).
-    An anchor whose negatives all have weight 0 contributes 0.
+        1/(2n) sum_i sum_{j != i} w_ij [(s_ij - s_ii) + (s_ji - s_ii)]
 
-    Raises: ValueError for other shapes or n < 2, a weight outside its range, labels without weight or the reverse.
+    Without weights it is -tr of the unbiased cross-covariance of the two embeddings, at cost O(n r). With weights the
+    cost is O(n^2 r). An anchor whose negatives all have weight 0 contributes 0. The loss is unbounded below: see
+    `product_penalty`.
+
+    Args:
+        image: image embeddings, rows are n >= 2 samples, columns embedding coordinates.
+        text: text embeddings of the same shape; row i belongs to image i.
+        labels: class of each sample, integers; None for the ordinary loss.
+        same_class_weight: lambda in [0, 1], with `labels`.
+
+    Returns:
+        The loss, any real number.
+
+    Raises:
+        ValueError: for other shapes or n < 2, a weight out of range, labels without weight or the reverse.
+
     Source: docs/theory.md 2 and X3 (Nakada et al. 2023; the same-class weight is this project's).
     """
     image, text = _embeddings("linear_mmcl", image, text, labels, same_class_weight)
@@ -52,12 +75,22 @@ def linear_mmcl(
 
 
 def product_penalty(w_image: Float[Array, "r d_i"], w_text: Float[Array, "r d_t"], rho: Scalar) -> Float[Array, ""]:
-    """rho/2 |w_image^T w_text|_F^2, the regulariser of the linear MMCL loss.
+    """The regulariser of the linear MMCL loss, rho/2 |w_image^T w_text|_F^2.
 
-    w_image: (r, d_i).  w_text: (r, d_t).  rho: >= 0.  Evaluated as rho/2 <w_image w_image^T, w_text w_text^T>, through
-    r x r matrices only: the d_i x d_t product is never formed.
+    It is evaluated as rho/2 <w_image w_image^T, w_text w_text^T>, through r x r matrices only. The d_i x d_t product is
+    never formed.
 
-    Raises: ValueError for unequal r or rho < 0.
+    Args:
+        w_image: image encoder, rows are embedding coordinates, columns image coordinates.
+        w_text: text encoder, rows are embedding coordinates, columns text coordinates.
+        rho: strength, finite and >= 0.
+
+    Returns:
+        The penalty, >= 0.
+
+    Raises:
+        ValueError: for unequal embedding sizes r, or rho < 0 or not finite.
+
     Source: docs/theory.md 2, T1 (Nakada et al. 2023).
     """
     if w_image.ndim != 2 or w_text.ndim != 2 or w_image.shape[0] != w_text.shape[0]:
@@ -75,18 +108,32 @@ def info_nce(
     labels: Labels | None = None,
     same_class_weight: Scalar | None = None,
 ) -> Float[Array, ""]:
-    """Mean over i of (a_i + b_i) / 2, the symmetric InfoNCE (CLIP) loss, where with tau = temperature
+    """The symmetric InfoNCE (CLIP) loss: the mean over i of (a_i + b_i) / 2, where with tau = temperature
 
         a_i = -log[ exp(s_ii/tau) / (exp(s_ii/tau) + sum_{j != i} (n-1) w_ij exp(s_ij/tau)) ]    image i -> texts
         b_i = the same with s_ji for s_ij                                                       text i -> images
 
-    image, text: (n, r), n >= 2.  temperature: > 0.  same_class_weight: in [0, 1].  Range [0, inf). Uniform w_ij change
-    nothing; w_ij = 0 removes negative j, and an anchor with no negative left contributes 0 with zero gradient.
-    The derivative in same_class_weight is right at 0 and 1 too, but saturates (to stay finite) where a removed negative
-    outweighs all that is left by more than e^79 in float32, e^638 in float64.
-    normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
+    Uniform w_ij change nothing. w_ij = 0 removes negative j. An anchor with no negative left contributes 0 with zero
+    gradient.
 
-    Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
+    The derivative in same_class_weight is right at 0 and 1 too. It saturates, to stay finite, where a removed negative
+    outweighs all that is left by more than e^79 in float32 or e^638 in float64.
+
+    Args:
+        image: image embeddings, rows are n >= 2 samples, columns embedding coordinates.
+        text: text embeddings of the same shape; row i belongs to image i.
+        temperature: tau, finite and > 0.
+        normalize: whether to divide rows by their L2 norm first. A zero row stays zero and passes its gradient
+            unscaled.
+        labels: class of each sample, integers; None for the ordinary loss.
+        same_class_weight: lambda in [0, 1], with `labels`.
+
+    Returns:
+        The loss in nats, in [0, inf).
+
+    Raises:
+        ValueError: for other shapes or n < 2, values out of range, labels without weight or the reverse.
+
     Source: docs/theory.md 2 (van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020).
     """
     _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
@@ -108,12 +155,26 @@ def siglip(
     labels: Labels | None = None,
     same_class_weight: Scalar | None = None,
 ) -> Float[Array, ""]:
-    """-1/n sum_i [log sigmoid(t s_ii + b) + sum_{j != i} (n-1) wbar_ij log sigmoid(-t s_ij - b)], t = scale, b = bias.
+    """The sigmoid (SigLIP) loss, where with t = scale and b = bias
 
-    image, text: (n, r), n >= 2.  scale: > 0.  bias: finite.  same_class_weight: in [0, 1].  Range [0, inf).
-    normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
+        -1/n sum_i [log sigmoid(t s_ii + b) + sum_{j != i} (n-1) wbar_ij log sigmoid(-t s_ij - b)]
 
-    Raises: ValueError for other shapes or n < 2, values outside their range, labels without weight or the reverse.
+    Args:
+        image: image embeddings, rows are n >= 2 samples, columns embedding coordinates.
+        text: text embeddings of the same shape; row i belongs to image i.
+        scale: t, finite and > 0.
+        bias: b, finite.
+        normalize: whether to divide rows by their L2 norm first. A zero row stays zero and passes its gradient
+            unscaled.
+        labels: class of each sample, integers; None for the ordinary loss.
+        same_class_weight: lambda in [0, 1], with `labels`.
+
+    Returns:
+        The loss in nats, in [0, inf).
+
+    Raises:
+        ValueError: for other shapes or n < 2, values out of range, labels without weight or the reverse.
+
     Source: docs/theory.md 2 (Zhai et al. 2023, arXiv 2303.15343).
     """
     _check("scale", scale, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
@@ -121,7 +182,7 @@ def siglip(
     image, text = _embeddings("siglip", image, text, labels, same_class_weight, normalize)
     logits = scale * (image @ text.T) + bias
     weights = (len(image) - 1) * _pair_weights(logits, labels, same_class_weight)
-    # Summing w instead of wbar would pair w_ij with s_ij alone: the loss would not be symmetric in the two modalities.
+    # With w instead of wbar, w_ij would weigh s_ij alone, and the loss would not be symmetric in the two modalities.
     negatives = jnp.sum((weights + weights.T) / 2 * jax.nn.log_sigmoid(-logits), axis=1)
     return -jnp.mean(jax.nn.log_sigmoid(jnp.diag(logits)) + negatives)
 
@@ -129,12 +190,25 @@ def siglip(
 def spectral(
     image: Embeddings, text: Embeddings, *, labels: Labels | None = None, same_class_weight: Scalar | None = None
 ) -> Float[Array, ""]:
-    """-2/n sum_i s_ii + 1/n sum_i sum_{j != i} wbar_ij s_ij^2, the spectral contrastive loss.
+    """The spectral contrastive loss, a scalar.
 
-    image, text: (n, r), n >= 2.  same_class_weight: in [0, 1].  Unweighted it is unbiased for
-    -2 E_pos[s] + E_indep[s^2]. An anchor whose negatives all have weight 0 keeps its positive term.
+        -2/n sum_i s_ii + 1/n sum_i sum_{j != i} wbar_ij s_ij^2
 
-    Raises: ValueError for other shapes or n < 2, a weight outside its range, labels without weight or the reverse.
+    Without weights it is unbiased for -2 E_pos[s] + E_indep[s^2]. An anchor whose negatives all have weight 0 keeps its
+    positive term.
+
+    Args:
+        image: image embeddings, rows are n >= 2 samples, columns embedding coordinates.
+        text: text embeddings of the same shape; row i belongs to image i.
+        labels: class of each sample, integers; None for the ordinary loss.
+        same_class_weight: lambda in [0, 1], with `labels`.
+
+    Returns:
+        The loss, any real number.
+
+    Raises:
+        ValueError: for other shapes or n < 2, a weight out of range, labels without weight or the reverse.
+
     Source: docs/theory.md 2 (HaoChen et al. 2021, arXiv 2106.04156).
     """
     image, text = _embeddings("spectral", image, text, labels, same_class_weight)
@@ -146,15 +220,26 @@ def spectral(
 def sup_con(
     embedding: Embeddings, labels: Labels, *, temperature: Scalar = 0.1, normalize: bool = True
 ) -> Float[Array, ""]:
-    """Mean over anchors i with P(i) not empty of -1/|P(i)| sum_{p in P(i)} log[ exp(l_ip) / sum_{a != i} exp(l_ia) ],
+    """The supervised contrastive (SupCon) loss L_out: the mean over anchors i with P(i) not empty of
 
-    l_ij = <z_i, z_j> / temperature, P(i) = the other samples of i's class (L_out).
+        -1/|P(i)| sum_{p in P(i)} log[ exp(l_ip) / sum_{a != i} exp(l_ia) ],   l_ij = <z_i, z_j> / temperature
 
-    embedding: (n, r), n >= 2.  labels: only their equality matters.  temperature: > 0.  Range [0, inf). Anchors without
-    a positive contribute nothing; a batch without any positive pair gives 0 with zero gradient.
-    normalize: rows over their L2 norm first; a zero row stays zero and passes its gradient unscaled.
+    P(i) is the set of other samples of i's class. Anchors without a positive contribute nothing. A batch without any
+    positive pair gives 0 with zero gradient.
 
-    Raises: ValueError for other shapes or n < 2, temperature outside its range.
+    Args:
+        embedding: embeddings z, rows are n >= 2 samples, columns embedding coordinates.
+        labels: class of each sample, integers; only their equality matters.
+        temperature: finite and > 0.
+        normalize: whether to divide rows by their L2 norm first. A zero row stays zero and passes its gradient
+            unscaled.
+
+    Returns:
+        The loss in nats, in [0, inf).
+
+    Raises:
+        ValueError: for other shapes or n < 2, or a temperature out of range.
+
     Source: docs/theory.md 2 (Khosla et al. 2020, arXiv 2004.11362).
     """
     _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
@@ -170,13 +255,23 @@ def sup_con(
 
 
 def linear_sup_con(embedding: Embeddings, labels: Labels) -> Float[Array, ""]:
-    """-1/n sum_i [mean over j != i of i's class of <z_i, z_j> - mean over k of other classes of <z_i, z_k>].
+    """The linear SupCon loss without its regulariser, a scalar.
 
-    The linear SupCon loss without its regulariser, `product_penalty(W, W, rho)` for z = W x.
-    embedding: (n, r), n >= 2.  labels: only their equality matters.  Unbounded below. A mean over no sample is 0.
-    Costs O(n^2 r); of sums over classes: `learners.sup_con_matrix`.
+        -1/n sum_i [mean over j != i of i's class of <z_i, z_j> - mean over k of other classes of <z_i, z_k>]
 
-    Raises: ValueError for other shapes or n < 2.
+    The regulariser is `product_penalty(W, W, rho)` for z = W x. The loss is unbounded below. A mean over no sample is
+    0. The cost is O(n^2 r); `learners.sup_con_matrix` needs sums over classes only.
+
+    Args:
+        embedding: embeddings z, rows are n >= 2 samples, columns embedding coordinates.
+        labels: class of each sample, integers; only their equality matters.
+
+    Returns:
+        The loss, any real number.
+
+    Raises:
+        ValueError: for other shapes or n < 2.
+
     Source: T7 (Theorem F.1).
     """
     z, _ = _embeddings("linear_sup_con", embedding, embedding)
@@ -186,12 +281,19 @@ def linear_sup_con(embedding: Embeddings, labels: Labels) -> Float[Array, ""]:
 
 
 def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Float[Array, ""]:
-    """-1/n sum_i log softmax(logits_i)[labels_i].
+    """The cross-entropy of softmax probabilities, -1/n sum_i log softmax(logits_i)[labels_i].
 
-    logits: (n, c), n >= 1.  labels: in 0..c-1.  Range [0, inf). Labels are checked where concrete; traced ones out of
-    range are indexed as JAX does: -c..-1 count from the last class, all else gives NaN.
+    Args:
+        logits: rows are n >= 1 samples, columns c >= 1 classes.
+        labels: class of each sample, in 0..c-1. Concrete labels are checked. Traced labels out of range are indexed as
+            JAX does: -c..-1 count from the last class, all others give NaN.
 
-    Raises: ValueError for other shapes, n < 1, or labels out of range.
+    Returns:
+        The loss in nats, in [0, inf).
+
+    Raises:
+        ValueError: for other shapes, n < 1, or labels out of range.
+
     Source: docs/theory.md 2, SL.
     """
     if logits.ndim != 2 or 0 in logits.shape:
@@ -213,7 +315,7 @@ def _pair_weights(scores: Array, labels: Array | None, same_class_weight: Scalar
         return other.astype(dtype) / (n - 1)
     same_class = labels[:, None] == labels[None, :]
     same, different = (same_class & other).astype(dtype), (~same_class).astype(dtype)
-    # The maximum only matters where a kind is absent, whose row of zeros it keeps 0 / 1 instead of 0 / 0.
+    # The maximum matters only where a kind is absent: its row of zeros becomes 0 / 1 instead of 0 / 0.
     same, different = (kind / jnp.maximum(kind.sum(1, keepdims=True), 1) for kind in (same, different))
     return same_class_weight * same + (1 - same_class_weight) * different
 
@@ -221,7 +323,7 @@ def _pair_weights(scores: Array, labels: Array | None, same_class_weight: Scalar
 def _log_sum_exp(logits: Array, weights: Array) -> Array:
     """log sum_j weights_ij exp(logits_ij), (n,), for weights >= 0, some positive in each row.
 
-    jax.nn.logsumexp(b=weights) has derivative 0 in a weight that is 0; here it is exp(logits_ij) / sum, capped.
+    `jax.nn.logsumexp(b=weights)` has derivative 0 in a weight that is 0. Here it is exp(logits_ij) / sum, capped.
     """
     shift = jax.lax.stop_gradient(jnp.max(logits, axis=1, where=weights > 0, initial=-jnp.inf, keepdims=True))
     cap = 0.9 * math.log(jnp.finfo(logits.dtype).max)
@@ -236,7 +338,7 @@ def _embeddings(
     same_class_weight: Scalar | None = None,
     normalize: bool = False,
 ) -> tuple[Array, Array]:
-    """Both embeddings in at least float32, rows of unit length if `normalize`; every argument checked."""
+    """Both embeddings in at least float32, with rows of unit length if `normalize`. Every argument is checked."""
     if image.shape != text.shape:
         raise ValueError(f"image and text must have the same shape, got {image.shape} and {text.shape}.")
     if image.ndim != 2:
@@ -276,7 +378,7 @@ def _check(name: str, value: Scalar, allowed: str, is_valid: Callable[[float], b
     """Raise ValueError unless `value` is a scalar and, where concrete, valid."""
     if jnp.ndim(value) != 0:
         raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}.")
-    # NumPy, because a comparison of two constants by jnp is traced under jit; in the precision of the computation.
+    # NumPy, because jnp would trace a comparison of two constants under jit. Compare in the computation's precision.
     if isinstance(value, jax.core.Tracer):
         return
     with np.errstate(over="ignore", under="ignore"):

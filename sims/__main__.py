@@ -1,8 +1,8 @@
 """The commands of this project, by name: `mmcl NAME --flags` is `python -m MODULE --flags`.
 
-    mmcl                                    # this list
-    mmcl sweep-spurious --out runs/sweep
-    mmcl phase-diagram --help
+mmcl                                    # this list
+mmcl sweep-spurious --out runs/sweep
+mmcl phase-diagram --help
 """
 
 import ast

@@ -18,7 +18,7 @@ _OTHERS = {
 
 
 def show(folder: pathlib.Path, out: pathlib.Path) -> str:
-    """Write the table and the figure of the run in `folder` into `out`; what its command printed.
+    """Write the table and the figure of the run in `folder` into `out`; returns the text that its command printed.
 
     Raises: UsageError if `folder` holds no complete run of this version, or `out` cannot be written.
     """

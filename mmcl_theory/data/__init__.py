@@ -1,5 +1,4 @@
-"""The data models: who, what (`intra_class`, `inter_class`), what the text says (`captions`), what is seen
-(`observation`)."""
+"""The data models: images (`intra_class`, `inter_class`), texts (`captions`), and both as observed (`observation`)."""
 
 from mmcl_theory.data.captions import Captions, Model, Moments, captions, moments
 from mmcl_theory.data.inter_class import InterClass, inter_class

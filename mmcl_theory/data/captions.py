@@ -1,6 +1,6 @@
-"""Captions (docs/theory.md 1.3): which details of an image its text names, and what stands for those it does not.
+"""Captions (docs/theory.md 1.3): which details of an image its text names, and what replaces those that it does not.
 
-Symbols: z latents of the image, u caption code, b what stands for an unmentioned detail, Pi = diag(pi_core, pi_spu).
+Symbols: z latents of the image, u caption code, b base value of an unmentioned detail, Pi = diag(pi_core, pi_spu).
 """
 
 import dataclasses
@@ -22,17 +22,28 @@ MASKINGS = ("named", "mean", "zero")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Captions:
-    """u = b + M (z - b), M diagonal: a core (spurious) coordinate is mentioned, M = 1, w.p. pi_core (pi_spu).
+    """A caption policy: u = b + M (z - b), M diagonal with entry 1 where a coordinate is mentioned and 0 elsewhere.
 
-    Mentions are independent over samples and coordinates. What stands for an unmentioned detail, by `masking`:
-    "named" b = E_{P*}[z | y]: the class is always named, the attribute is not. The paper's for the inter-class model
-        (Definition 5.3), and the default here for both.
-    "mean" b = E[z | y, a]: the attribute too is always named, and only its exact value is mentioned by chance. The
-        paper's for the intra-class model (Definition 5.1).
-    "zero" b = 0: the class too goes unnamed.
-    Under the linear loss and core prompts "named" and "mean" give one rule (T5). Under whitening losses they do not:
-    with "mean" and no text noise Cov(z, u) = Cov(u), so that what is mentioned does not matter (X10, X12).
-    pi_core = 0 is "label-only captions", pi_core = 1 "rich captions". Build it with `captions`, which checks.
+    A core coordinate is mentioned with probability pi_core, a spurious one with probability pi_spu. Mentions are
+    independent over samples and coordinates. `masking` sets the base value b of an unmentioned coordinate:
+
+    * "named": b = E_{P*}[z | y]. The caption always names the class, but not the attribute. This is the paper's choice
+      for the inter-class model (Definition 5.3), and the default here for both models.
+    * "mean": b = E[z | y, a]. The caption always names the attribute too; only its exact value is mentioned by chance.
+      This is the paper's choice for the intra-class model (Definition 5.1).
+    * "zero": b = 0. The caption does not name the class either.
+
+    Under the linear loss and core prompts, "named" and "mean" give the same rule (T5). Under whitening losses they do
+    not. With "mean" and no text noise Cov(z, u) = Cov(u), so that what is mentioned does not matter (X10, X12).
+
+    "Label-only captions" have pi_core = 0, "rich captions" pi_core = 1. Build a policy with `captions`, which checks
+    the values.
+
+    Attributes:
+        pi_core: probability that a core coordinate is mentioned, (), in [0, 1].
+        pi_spu: probability that a spurious coordinate is mentioned, (), in [0, 1].
+        masking: "named", "mean" or "zero", static.
+
     Source: docs/theory.md 1.3.
     """
 
@@ -41,7 +52,7 @@ class Captions:
     masking: str = dataclasses.field(metadata={"static": True})
 
     def sample(self, key: Key[Array, ""], model: Model, latents: Latents) -> Float[Array, "n l"]:
-        """The caption code u of each sample."""
+        """The caption code u of each sample: rows are samples, columns latent coordinates."""
         n, l = latents.z.shape
         pi = jnp.repeat(jnp.stack([self.pi_core, self.pi_spu]), l // 2, total_repeat_length=l)
         mentioned = jax.random.uniform(key, (n, l), latents.z.dtype) < pi[None, :]
@@ -49,7 +60,7 @@ class Captions:
         return jnp.where(mentioned, latents.z, base)
 
     def base(self, model: Model, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
-        """b, what stands for an unmentioned detail, for samples with these labels and attributes."""
+        """b for samples with these labels and attributes: rows are samples, columns latent coordinates."""
         if self.masking == "named":
             return model.class_means(label)
         means = model.attribute_means(label, attribute)
@@ -59,10 +70,19 @@ class Captions:
 def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named") -> Captions:
     """A caption policy with checked parameters.
 
-    pi_core, pi_spu: probability, in [0, 1], that a core / spurious detail is mentioned.
-    masking: "named", the default; "mean", the paper's for the intra-class model (Definition 5.1); "zero": see
-    `Captions`.
-    Raises: ValueError naming the argument, its range and the value.  Source: docs/theory.md 1.3.
+    Args:
+        pi_core: probability that a core detail is mentioned, in [0, 1].
+        pi_spu: probability that a spurious detail is mentioned, in [0, 1].
+        masking: what replaces an unmentioned detail: "named", "mean" or "zero", see `Captions`. "mean" is the paper's
+            choice for the intra-class model (Definition 5.1).
+
+    Returns:
+        The policy. Arrays of probabilities describe a grid of policies.
+
+    Raises:
+        ValueError: if a probability or the masking is not allowed; the message names argument, range and value.
+
+    Source: docs/theory.md 1.3.
     """
     return Captions(
         pi_core=_checks.real("pi_core", pi_core, "in [0, 1]"),
@@ -74,11 +94,19 @@ def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Exact moments of latents z (rows) and caption code u (columns), coordinates (core, spu); all means are 0.
+    """Exact moments of latents z (rows) and caption code u (columns), coordinates (core, spurious); all means are 0.
 
-    between: the part between classes, sum_y P(y) E[z | y] E[u | y]^T, and that of Cov(u); within: the rest, each
-    computed by itself, so that what vanishes is exactly 0. Inter-class: the moments of one pair of coordinates;
-    `all_pairs` gives the full matrix.
+    For the inter-class model these are the moments of one pair of coordinates; `all_pairs` gives the full matrix. The
+    within-class parts are computed by themselves, not as differences, so that what vanishes is exactly 0.
+
+    Attributes:
+        zz: Cov(z).
+        zu: Cov(z, u).
+        uu: Cov(u).
+        zu_between: the part of Cov(z, u) between classes, sum_y P(y) E[z | y] E[u | y]^T.
+        uu_between: the part of Cov(u) between classes, sum_y P(y) E[u | y] E[u | y]^T.
+        zu_within: the part of Cov(z, u) within classes, zu - zu_between.
+        uu_within: the part of Cov(u) within classes, uu - uu_between.
     """
 
     zz: Array  # (..., 2, 2)  Cov(z)
@@ -91,12 +119,31 @@ class Moments:
 
 
 def moments(model: Model, caps: Captions) -> Moments:
-    """Exact Cov(z), Cov(z, u), Cov(u) and their parts between and within classes; leaves of model and caps broadcast.
+    """Exact Cov(z), Cov(z, u) and Cov(u), and their parts between and within classes.
 
-    With u = b + M (z - b):  Cov(z, u) = E[z b^T] (1 - Pi) + E[z z^T] Pi,  and off the diagonal
-    Cov(u) = (1-Pi) E[b b^T] (1-Pi) + (1-Pi) E[b z^T] Pi + Pi E[z b^T] (1-Pi) + Pi E[z z^T] Pi; on it M^2 = M leaves
-    (1-Pi) E[b^2] + Pi E[z^2]. Within classes the same with covariances, and Pi (1-Pi) E[b - z | y]^2 more on the
-    diagonal of Cov(u).
+    With u = b + M (z - b):
+
+        Cov(z, u) = E[z b^T] (1 - Pi) + E[z z^T] Pi
+        Cov(u) = (1-Pi) E[b b^T] (1-Pi) + (1-Pi) E[b z^T] Pi + Pi E[z b^T] (1-Pi) + Pi E[z z^T] Pi,  off the diagonal
+        Cov(u) = (1-Pi) E[b^2] + Pi E[z^2],  on the diagonal, where M^2 = M
+
+    The parts within classes follow the same formulas with covariances within classes. Their Cov(u) has Pi (1-Pi)
+    E[b - z | y]^2 more on the diagonal.
+
+    Args:
+        model: data model; its leaves broadcast with those of `caps`.
+        caps: caption policy.
+
+    Returns:
+        The moments, matrices of shape (..., 2, 2) with the leaves' broadcast shape in front.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> covariance = mt.moments(model, mt.captions(pi_core=0.5)).zu
+        >>> print([[f"{entry:.2f}" for entry in row] for row in covariance])
+        [['1.50', '0.90'], ['0.90', '1.01']]
+
     Source: docs/theory.md 1.5.  Check: proofs_checks/t2.py.
     """
     lat = model.latent_moments()
@@ -126,7 +173,7 @@ def moments(model: Model, caps: Captions) -> Moments:
 
 
 def _base_moments(lat: LatentMoments, masking: str) -> tuple[Array, Array, Array, Array, Array]:
-    """E[z b^T], E[b b^T], both within classes, and the class mean of b."""
+    """E[z b^T] and E[b b^T], both again within classes, and the class mean of b."""
     none = 0 * lat.zz
     if masking == "named":
         return lat.z_class, lat.class_class, none, none, lat.class_core
@@ -137,6 +184,6 @@ def _base_moments(lat: LatentMoments, masking: str) -> tuple[Array, Array, Array
 
 
 def _broadcast(*arrays: Array) -> list[Array]:
-    """Broadcast against each other, ranks included (arithmetic between ranks would be refused under rank checks)."""
+    """The arrays broadcast against each other, ranks included; rank checks would refuse arithmetic between ranks."""
     shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
     return [jnp.broadcast_to(x, shape) for x in arrays]

@@ -18,11 +18,23 @@ from mmcl_theory.data.latents import LatentMoments, Latents, pair_matrix
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class InterClass:
-    """y = (c, k) uniform over 2m classes; core_k = c, spu_k = alpha a with a = c w.p. p_spu; for j != k
-    core_j = +-beta, spu_j = +-alpha beta_spu.
+    """The inter-class model: each class owns one pair of coordinates, and shows the details of all other pairs weakly.
 
-    The signs of the other pairs are fair and independent. A label is the signed integer c k.
-    Build it with `inter_class`, which checks. Groups: aligned (a = c) and conflicting (a = -c).
+    The class y = (c, k) is uniform over 2m classes. Its latents are
+
+        core_k = c,         spu_k = alpha a,  with a = c w.p. p_spu, else -c
+        core_j = +-beta,    spu_j = +-alpha beta_spu,  for j != k
+
+    The signs of the other pairs are fair and independent. A label is the signed integer c k. The groups are aligned
+    (a = c) and conflicting (a = -c). Build a model with `inter_class`, which checks the values.
+
+    Attributes:
+        p_spu: P(a = c) in training, (), in [0, 1].
+        alpha: strength of the spurious feature, (), > 0.
+        beta: size of a core detail in the images of other classes, (), in [0, 1).
+        beta_spu: size of a spurious detail there, over alpha, (), in [0, 1).
+        num_pairs: m >= 1, static.
+
     Source: docs/theory.md 1.2; the paper's Data Model 2 (Definition 4.6) has beta_spu = beta and p_spu = 1.
     """
 
@@ -34,12 +46,12 @@ class InterClass:
 
     @property
     def num_latents(self) -> int:
-        """2m latent coordinates."""
+        """The number of latent coordinates, 2m."""
         return 2 * self.num_pairs
 
     @property
     def num_classes(self) -> int:
-        """2m classes."""
+        """The number of classes, 2m."""
         return 2 * self.num_pairs
 
     def sample(self, key: Key[Array, ""], n: int) -> Latents:
@@ -57,7 +69,7 @@ class InterClass:
         return Latents(z, label, attribute)
 
     def class_means(self, label: Int[Array, " n"]) -> Float[Array, "n l"]:
-        """E_{P*}[z | y] = c e_core,k: what naming the class says, and the "core" prompt."""
+        """E_{P*}[z | y] = c e_core,k: what a caption says that names only the class, and the "core" prompt."""
         core = jnp.sign(label)[:, None] * self._own_pair(label)
         return jnp.concatenate([core, 0 * core], -1).astype(self.p_spu.dtype)
 
@@ -71,9 +83,9 @@ class InterClass:
         """Exact second moments of the coordinates (core_j, spu_j) of one pair; different pairs are uncorrelated."""
         m = self.num_pairs
         p, alpha, beta, beta_spu = jnp.broadcast_arrays(self.p_spu, self.alpha, self.beta, self.beta_spu)
-        mean = (2 * p - 1) * alpha  # of spu_k given y, times c
+        mean = (2 * p - 1) * alpha  # c E[spu_k | y]
         zero, one = 0 * mean, 1 + 0 * mean
-        spread = 4 * p * (1 - p) * alpha**2  # of E[spu_k | a] given y
+        spread = 4 * p * (1 - p) * alpha**2  # Var(E[spu_k | a] | y)
         others_core, others_spu = (m - 1) * beta**2, (m - 1) * (alpha * beta_spu) ** 2
         return LatentMoments(
             zz=pair_matrix(1 + others_core, mean, mean, alpha**2 + others_spu) / m,
@@ -96,13 +108,31 @@ def inter_class(
 ) -> InterClass:
     """The inter-class model, the paper's Data Model 2, with checked parameters.
 
-    num_pairs: m >= 1, static.
-    p_spu: P(a = c) in training, in [0, 1]; 1 in the paper.
-    alpha: strength of the spurious feature, finite and > 0; the paper has alpha > 1.
-    beta: strength of a detail in the images of other classes, as a share of its own, in [0, 1).
-    beta_spu: the same of the spurious details, in [0, 1); None for beta, as in the paper. It is a leaf of its own: to
-    replace beta in a model leaves beta_spu as it was.
-    Raises: ValueError naming the argument, its range and the value.
+    Args:
+        num_pairs: number of pairs of classes m, >= 1, static.
+        p_spu: P(a = c) in training, in [0, 1]; the paper has 1.
+        alpha: strength of the spurious feature, finite and > 0; the paper has alpha > 1.
+        beta: strength of a core detail in the images of other classes, as a share of its own, in [0, 1).
+        beta_spu: the same for spurious details, in [0, 1); None takes beta, as in the paper. It is a leaf of its own:
+            replacing beta in a model does not change beta_spu.
+
+    Returns:
+        The model. Arrays of parameters describe a grid of models.
+
+    Raises:
+        ValueError: if a parameter is out of range; the message names argument, range and value.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=2, p_spu=1.0, alpha=2.0, beta=0.5)
+        >>> labels = mt.data.class_labels(model.num_classes)
+        >>> for label, mean in zip(labels, model.class_means(labels)):
+        ...     print(int(label), mean.astype(int).tolist())
+        -1 [-1, 0, 0, 0]
+        1 [1, 0, 0, 0]
+        -2 [0, -1, 0, 0]
+        2 [0, 1, 0, 0]
+
     Source: docs/theory.md 1.2; Definition 4.6.
     """
     return InterClass(

@@ -1,4 +1,4 @@
-"""What both data models give: a latent sample, its groups, and exact second moments."""
+"""What both data models return: samples of the latents, their groups, and exact second moments."""
 
 import dataclasses
 
@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Latents:
-    """z, the label (y, or c k in the inter-class model) and the attribute a in {-1, +1} of n samples."""
+    """Latents, labels and attributes of n samples.
+
+    Attributes:
+        z: latent codes, rows are samples, columns latent coordinates.
+        label: the class of each sample, y or, in the inter-class model, the signed integer c k; never 0.
+        attribute: the attribute a of each sample, in {-1, +1}.
+    """
 
     z: Array  # (n, l)
     label: Array  # (n,) integers, never 0
@@ -20,12 +26,12 @@ class Latents:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class LatentMoments:
-    """Exact second moments of z, of E_{P*}[z | y] ("class") and of E[z | y, a] ("attribute"); coordinates (core, spu).
+    """Exact second moments of z, E_{P*}[z | y] ("class") and E[z | y, a] ("attribute"); coordinates (core, spurious).
 
-    In the inter-class model these are the moments of one pair of coordinates, all pairs being alike and uncorrelated.
-    `weight` is the share of the samples whose class owns the pair (1 in the intra-class model, 1/m in the other), and
-    y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y] are the class means on that share. The parts within
-    classes are given by themselves: as differences of totals and means they would be rounding where they vanish.
+    In the inter-class model these are the moments of one pair of coordinates: all pairs are alike and uncorrelated.
+    `weight` is the share of the samples whose class owns the pair, 1 in the intra-class and 1/m in the inter-class
+    model. On that share the class means are y class_mean = E_P[z | y] and y class_core = E_{P*}[z | y]. The parts
+    within classes are fields of their own: differences of totals and means would leave rounding where they vanish.
     """
 
     zz: Array  # (..., 2, 2)  E[z z^T]
@@ -46,21 +52,57 @@ def pair_matrix(cc: Array, cs: Array, sc: Array, ss: Array) -> Float[Array, "...
 
 
 def all_pairs(matrix: Float[Array, "2 2"], num_pairs: int) -> Float[Array, "l l"]:
-    """The (2m, 2m) matrix of all coordinates (core_1..core_m, spu_1..spu_m) from the 2 x 2 matrix of one pair."""
+    """The matrix of all coordinates, from the matrix of one pair of the inter-class model.
+
+    Args:
+        matrix: 2 x 2, coordinates (core, spurious) of one pair.
+        num_pairs: number of pairs m, static.
+
+    Returns:
+        The (2m, 2m) matrix with coordinates (core_1..core_m, spu_1..spu_m); entries between different pairs are 0.
+    """
     return jnp.kron(matrix, jnp.eye(num_pairs, dtype=matrix.dtype))
 
 
 def class_index(label: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Class number 0..K-1 of a signed label c k: 2 (k - 1) + [c > 0]; -1 -> 0, +1 -> 1, -2 -> 2, +2 -> 3 and so on."""
+    """Class numbers 0..K-1 of signed labels c k: 2 (k - 1) + [c > 0].
+
+    Args:
+        label: signed label of each sample, never 0.
+
+    Returns:
+        The class number of each sample: -1 -> 0, +1 -> 1, -2 -> 2, +2 -> 3 and so on.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> labels = mt.data.class_labels(4)
+        >>> print(labels.tolist(), mt.class_index(labels).tolist())
+        [-1, 1, -2, 2] [0, 1, 2, 3]
+    """
     return 2 * (jnp.abs(label) - 1) + (label > 0)
 
 
 def class_labels(num_classes: int) -> Int[Array, " c"]:
-    """The signed labels in the order of `class_index`: -1, +1, -2, +2, ..."""
+    """The signed labels in the order of `class_index`: -1, +1, -2, +2, ...
+
+    Args:
+        num_classes: number of classes K, static.
+
+    Returns:
+        One signed label c k for each class.
+    """
     index = jnp.arange(num_classes)
     return (index // 2 + 1) * jnp.where(index % 2 == 1, 1, -1)
 
 
 def is_aligned(label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Array:
-    """Group of each sample: True where the attribute has the label's sign ("aligned"), else False ("conflicting")."""
+    """The group of each sample: whether the attribute has the sign of the label.
+
+    Args:
+        label: signed label of each sample.
+        attribute: attribute of each sample, in {-1, +1}.
+
+    Returns:
+        True for an aligned sample, False for a conflicting one.
+    """
     return jnp.sign(label) == attribute

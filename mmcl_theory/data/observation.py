@@ -18,9 +18,18 @@ from mmcl_theory.data.captions import Captions, Model
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observation:
-    """x_I = D_I z + xi_I, x_T = D_T u + xi_T, xi_M ~ N(0, (sigma_M^2 / d_M) I), so |xi_M|^2 ~ sigma_M^2.
+    """How images and texts are observed, x_I = D_I z + xi_I and x_T = D_T u + xi_T.
 
-    Build it with `observation`, which checks.  Source: docs/theory.md 1.4.
+    The noise is xi_M ~ N(0, (sigma_M^2 / d_M) I), so that |xi_M|^2 is about sigma_M^2 in any dimension. Build it with
+    `observation`, which checks the values.
+
+    Attributes:
+        dim_image: image dimension d_I >= 2, static.
+        dim_text: text dimension d_T >= 2, static.
+        sigma_image: noise norm of an image, (), >= 0.
+        sigma_text: noise norm of a text, (), >= 0.
+
+    Source: docs/theory.md 1.4.
     """
 
     dim_image: int = dataclasses.field(metadata={"static": True})
@@ -30,20 +39,31 @@ class Observation:
 
     @property
     def sd_image(self) -> Array:
-        """s_I = sigma_image / sqrt(d_I), the noise's standard deviation per image coordinate."""
+        """s_I = sigma_image / sqrt(d_I), the standard deviation of the noise in one image coordinate."""
         return self.sigma_image / self.dim_image**0.5
 
     @property
     def sd_text(self) -> Array:
-        """s_T = sigma_text / sqrt(d_T), the noise's standard deviation per text coordinate."""
+        """s_T = sigma_text / sqrt(d_T), the standard deviation of the noise in one text coordinate."""
         return self.sigma_text / self.dim_text**0.5
 
 
 def observation(dim_image: int, dim_text: int, sigma_image: Scalar = 1.0, sigma_text: Scalar = 1.0) -> Observation:
-    """Observation with checked parameters.
+    """An observation with checked parameters.
 
-    dim_image, dim_text: d_I, d_T >= 2, static.  sigma_image, sigma_text: noise norm, E|xi|^2 = sigma^2, >= 0.
-    Raises: ValueError naming the argument, its range and the value.  Source: docs/theory.md 1.4.
+    Args:
+        dim_image: image dimension d_I >= 2, static.
+        dim_text: text dimension d_T >= 2, static.
+        sigma_image: noise norm of an image, E|xi_I|^2 = sigma_image^2, finite and >= 0.
+        sigma_text: noise norm of a text, E|xi_T|^2 = sigma_text^2, finite and >= 0.
+
+    Returns:
+        The observation. Arrays of noise norms describe a grid of observations.
+
+    Raises:
+        ValueError: if a parameter is out of range; the message names argument, range and value.
+
+    Source: docs/theory.md 1.4.
     """
     return Observation(
         dim_image=_checks.integer("dim_image", dim_image, 2),
@@ -56,7 +76,12 @@ def observation(dim_image: int, dim_text: int, sigma_image: Scalar = 1.0, sigma_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dictionaries:
-    """D_I and D_T, orthonormal columns, one a latent coordinate."""
+    """D_I and D_T: orthonormal columns, one for each latent coordinate.
+
+    Attributes:
+        image: D_I, rows are image coordinates, columns latent coordinates.
+        text: D_T, rows are text coordinates, columns latent coordinates.
+    """
 
     image: Array  # (d_i, l)
     text: Array  # (d_t, l)
@@ -65,7 +90,14 @@ class Dictionaries:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """n image-text pairs with the label (signed class) and attribute of each; see `Latents` for both."""
+    """n image-text pairs, one a row.
+
+    Attributes:
+        image: observed images x_I, columns are image coordinates.
+        text: observed texts x_T, columns are text coordinates.
+        label: signed class of each pair, see `Latents`.
+        attribute: attribute of each pair, see `Latents`.
+    """
 
     image: Array  # (n, d_i)
     text: Array  # (n, d_t)
@@ -74,9 +106,18 @@ class Pairs:
 
 
 def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Dictionaries:
-    """Uniformly random dictionaries with orthonormal columns (Q of the QR of a Gaussian matrix).
+    """Uniformly random dictionaries with orthonormal columns: Q of the QR decomposition of a Gaussian matrix.
 
-    Raises: ValueError if dim_image or dim_text is smaller than the number of latents.
+    Args:
+        key: random key.
+        model: data model, which sets the number of columns.
+        obs: observation, which sets the dimensions.
+
+    Returns:
+        The two dictionaries.
+
+    Raises:
+        ValueError: if dim_image or dim_text is smaller than the number of latents.
     """
     key_image, key_text = jax.random.split(key)
     dtype = model.p_spu.dtype
@@ -99,9 +140,33 @@ def sample_pairs(
 ) -> Pairs:
     """n independent image-caption pairs from the training distribution P of the model.
 
-    dictionaries: as drawn by `draw_dictionaries`; by default fresh ones, drawn from the key, which the caller then
-    never sees. For the shifted distribution P* pass `shifted(model)`.
-    Raises: ValueError if n < 2 or a dimension is smaller than the number of latents (static, so under jit too).
+    For pairs from the shifted distribution P* pass `shifted(model)`.
+
+    Args:
+        key: random key.
+        model: data model; its leaves must be scalars.
+        caps: caption policy; its leaves must be scalars.
+        obs: observation; its leaves must be scalars.
+        n: number of pairs, >= 2, static.
+        dictionaries: the dictionaries to observe through, from `draw_dictionaries`. None draws new ones from the key,
+            which are not returned.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: if n < 2, if a dimension is smaller than the number of latents, or if a dictionary has another
+            shape. These are static, so the error occurs under jit too.
+
+    Example:
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> draw = jax.jit(mt.sample_pairs, static_argnames="n")
+        >>> pairs = draw(jax.random.key(0), model, mt.captions(), mt.observation(8, 6), n=5)
+        >>> print(pairs.image.shape, pairs.text.shape, pairs.label.shape)
+        (5, 8) (5, 6) (5,)
+
     Source: docs/theory.md 1.4.
     """
     n = _checks.integer("n", n, 2)
@@ -127,5 +192,12 @@ def sample_pairs(
 
 
 def shifted(model: Model) -> Model:
-    """The shifted distribution P*: the same model with p_spu = 1/2."""
+    """The shifted distribution P*: the same model with p_spu = 1/2.
+
+    Args:
+        model: data model.
+
+    Returns:
+        The model of P*, in which label and attribute are independent.
+    """
     return dataclasses.replace(model, p_spu=jnp.full_like(model.p_spu, 0.5))

@@ -1,4 +1,4 @@
-"""What learns: closed-form minimisers, encoders trained by gradient descent, supervised rules."""
+"""The learners: closed-form minimisers, encoders trained by gradient descent, supervised rules, samplers of rules."""
 
 from mmcl_theory.learners.closed_form import (
     cross_covariance,

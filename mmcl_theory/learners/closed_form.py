@@ -1,5 +1,4 @@
-"""Closed-form minimisers: the linear MMCL loss at any rank, the whitened family that leads from it to CCA, and linear
-SupCon.
+"""Closed-form minimisers: of the linear MMCL loss at any rank, of the whitened family from it to CCA, of linear SupCon.
 
 Symbols: x image and t text samples, C cross-covariance, W = W_I^T W_T, rho regularisation, lambda same-class weight,
 d_i and d_t input dimensions, n samples, K classes.
@@ -21,17 +20,31 @@ def cross_covariance(
     same_class_weight: Scalar | None = None,
     num_classes: int = 2,
 ) -> Float[Array, "d_i d_t"]:
-    """The matrix C_hat of the linear MMCL loss, -<W, C_hat> = linear_mmcl(x W_I^T, t W_T^T).
+    """The matrix C_hat of the linear MMCL loss: -<W, C_hat> = linear_mmcl(x W_I^T, t W_T^T).
 
-    Unweighted: the unbiased centred sample cross-covariance, sum_i (x_i - x_bar)(t_i - t_bar)^T / (n - 1). With
-    same-class weight lambda, n_y samples of class y with sums X_y, T_y, and X, T the sums of all:
+    Without a weight it is the unbiased centred sample cross-covariance, sum_i (x_i - x_bar)(t_i - t_bar)^T / (n - 1).
+    With same-class weight lambda, n_y samples of class y with sums X_y, T_y, and X, T the sums of all samples:
+
         C_hat = lambda sum_y (n_y / n) Cov_y
-              + (1 - lambda) (1/n) [sum_i x_i t_i^T - 1/2 sum_y (X_y (T - T_y)^T + (X - X_y) T_y^T) / (n - n_y)],
-    Cov_y unbiased within class y. A kind of negative that a sample does not have contributes nothing (a class of one
-    sample has no Cov_y). Cost O(n d_i d_t).
+              + (1 - lambda) (1/n) [sum_i x_i t_i^T - 1/2 sum_y (X_y (T - T_y)^T + (X - X_y) T_y^T) / (n - n_y)]
 
-    class_number: 0..num_classes-1 (`class_index`); needed with same_class_weight, lambda in [0, 1].
-    Raises: ValueError for n < 2, unequal n, a weight out of range or without classes, class numbers out of range.
+    Here Cov_y is the unbiased covariance within class y. A kind of negative that a sample does not have contributes
+    nothing; so a class of one sample has no Cov_y. The cost is O(n d_i d_t).
+
+    Args:
+        image: image samples x, one a row.
+        text: text samples t, one a row.
+        class_number: class of each sample in 0..num_classes-1 (`class_index`); needed with same_class_weight.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        num_classes: number of classes K, static.
+
+    Returns:
+        C_hat, rows are image coordinates, columns text coordinates.
+
+    Raises:
+        ValueError: for n < 2, unequal numbers of samples, a weight out of range or without class numbers, or (where
+            they are concrete) class numbers out of range.
+
     Source: T1, X3.
     """
     n = _checks.integer("n", image.shape[0], 2)
@@ -50,12 +63,16 @@ def cross_covariance(
 def contrast_weights(
     size: Float[Array, " c"], same_class_weight: Scalar | None
 ) -> tuple[Float[Array, " c"], Float[Array, "c c"]]:
-    """(slope, between) of `cross_covariance`: with X_y, T_y the sums over class y, of `size` n_y,
+    """Weights (slope, between) that write C_hat of `cross_covariance` in sums over classes.
 
-        C_hat = sum_i slope_{y_i} x_i t_i^T + sum_{y, y'} between_{y y'} X_y T_y'^T.
+    With X_y, T_y the sums over class y:
 
-    size: whole numbers >= 0, of any magnitude.  same_class_weight: lambda in [0, 1]; None for the ordinary loss.
-    Raises: ValueError for a weight out of range.  Source: T1, X3.
+        C_hat = sum_i slope_{y_i} x_i t_i^T + sum_{y, y'} between_{y y'} X_y T_y'^T
+
+    size: number of samples n_y of each class, whole numbers >= 0 of any magnitude. same_class_weight: lambda in [0, 1];
+    None for the ordinary loss. Raises ValueError for a weight out of range.
+
+    Source: T1, X3.
     """
     n = size.sum()
     if same_class_weight is None:
@@ -71,9 +88,9 @@ def contrast_weights(
 
 
 def _members(class_number: Int[Array, " n"], num_classes: int, dtype: jnp.dtype) -> Float[Array, "n c"]:
-    """1 where sample i is of class y; ValueError for a concrete class number out of range."""
+    """1 where sample i is of class y, else 0. Raises ValueError for a concrete class number out of range."""
     if not isinstance(class_number, jax.core.Tracer):
-        number = np.asarray(class_number)  # NumPy, because jnp would trace it under jit
+        number = np.asarray(class_number)  # NumPy, because jnp would trace class numbers under jit
         outside = number[(number < 0) | (number >= num_classes)]
         if outside.size:
             raise ValueError(f"class_number must be in 0..{num_classes - 1}, got {outside[0]}.")
@@ -83,11 +100,30 @@ def _members(class_number: Int[Array, " n"], num_classes: int, dtype: jnp.dtype)
 def linear_optimum(
     cross_cov: Float[Array, "d_i d_t"], rho: Scalar = 1.0, rank: int | None = None
 ) -> Float[Array, "d_i d_t"]:
-    """argmin over rank(W) <= rank of -<W, C> + (rho/2) |W|_F^2, which is SVD_rank(C) / rho.
+    """The minimiser of the linear MMCL loss over matrices of limited rank: SVD_rank(C) / rho.
 
-    rho: > 0.  rank: 1..min(d_i, d_t), static; None for no limit. Unique iff the singular values at rank and rank + 1
-    differ.
-    Raises: ValueError for rho <= 0 or a rank out of range.
+        argmin over rank(W) <= rank of -<W, C> + (rho/2) |W|_F^2
+
+    It is unique if and only if the singular values of C at rank and rank + 1 differ, or both are 0.
+
+    Args:
+        cross_cov: the cross-covariance C, any real matrix.
+        rho: strength of the regulariser, finite and > 0.
+        rank: embedding size, 1..min(d_i, d_t), static; None for no limit.
+
+    Returns:
+        The score matrix W, rows are image coordinates, columns text coordinates.
+
+    Raises:
+        ValueError: for rho <= 0 or a rank out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> optimum = mt.learners.linear_optimum(jnp.array([[3.0, 0.0], [0.0, 1.0]]), rho=2.0, rank=1)
+        >>> print(optimum.tolist())
+        [[1.5, 0.0], [0.0, 0.0]]
+
     Source: T1 (Nakada et al. 2023).  Check: proofs_checks/t1.py.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
@@ -101,13 +137,28 @@ def whitened_optimum(
     theta: Scalar,
     rank: int | None = None,
 ) -> Float[Array, "d_i d_t"]:
-    """argmin over rank(W) <= rank of -<W, C> + 1/2 tr(W^T S_I^theta W S_T^theta).
+    """The minimiser of the whitened family, which leads from the linear loss (theta = 0) to CCA (theta = 1).
 
-    Equals S_I^(-theta/2) SVD_rank(S_I^(-theta/2) C S_T^(-theta/2)) S_T^(-theta/2): theta = 0 is the linear loss (PLS,
-    rho = 1), theta = 1 what InfoNCE does to second order (CCA). Powers of singular covariances are pseudo-inverses: W
-    vanishes on their null spaces.
+        argmin over rank(W) <= rank of -<W, C> + 1/2 tr(W^T S_I^theta W S_T^theta)
+        = S_I^(-theta/2) SVD_rank(S_I^(-theta/2) C S_T^(-theta/2)) S_T^(-theta/2)
 
-    theta: in [0, 1].  Raises: ValueError for theta or rank out of range.
+    theta = 0 is the linear loss (PLS, rho = 1). theta = 1 is what InfoNCE does to second order (CCA). Powers of
+    singular covariances are pseudo-inverses: W vanishes on their null spaces. Other minimisers may exist if a
+    covariance is singular, or if SVD_rank cuts between equal singular values.
+
+    Args:
+        cross_cov: the cross-covariance C.
+        cov_image: covariance S_I of the images, symmetric, positive semi-definite.
+        cov_text: covariance S_T of the texts, symmetric, positive semi-definite.
+        theta: degree of whitening, in [0, 1].
+        rank: embedding size, 1..min(d_i, d_t), static; None for no limit.
+
+    Returns:
+        The score matrix W, rows are image coordinates, columns text coordinates.
+
+    Raises:
+        ValueError: for theta or rank out of range.
+
     Source: X5.  Check: proofs_checks/x5.py.
     """
     theta = _checks.real("theta", theta, "in [0, 1]").astype(cross_cov.dtype)
@@ -118,14 +169,25 @@ def whitened_optimum(
 def sup_con_matrix(
     image: Float[Array, "n d"], class_number: Int[Array, " n"], num_classes: int = 2
 ) -> Float[Array, "d d"]:
-    """The symmetric matrix M_hat of the linear SupCon loss, -<W^T W, M_hat> = linear_sup_con(x W^T, labels).
+    """The symmetric matrix M_hat of the linear SupCon loss: -<W^T W, M_hat> = linear_sup_con(x W^T, labels).
 
-    With n_y samples of class y whose sum is X_y, and X the sum of all:
-        M_hat = (1/n) sum_y [(X_y X_y^T - sum_(i in y) x_i x_i^T) / (n_y - 1) - sym(X_y (X - X_y)^T) / (n - n_y)].
-    A mean over no sample is 0.
+    With n_y samples of class y whose sum is X_y, and X the sum of all samples:
 
-    class_number: 0..num_classes-1 (`class_index`).  Cost O(n d^2).
-    Raises: ValueError for n < 2, unequal n, class numbers out of range.
+        M_hat = (1/n) sum_y [(X_y X_y^T - sum_(i in y) x_i x_i^T) / (n_y - 1) - sym(X_y (X - X_y)^T) / (n - n_y)]
+
+    A mean over no sample is 0. The cost is O(n d^2).
+
+    Args:
+        image: image samples x, one a row.
+        class_number: class of each sample in 0..num_classes-1 (`class_index`).
+        num_classes: number of classes K, static.
+
+    Returns:
+        M_hat.
+
+    Raises:
+        ValueError: for n < 2, unequal numbers of samples, or (where they are concrete) class numbers out of range.
+
     Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
     """
     n = _checks.integer("n", image.shape[0], 2)
@@ -142,12 +204,25 @@ def sup_con_matrix(
 
 
 def sup_con_optimum(matrix: Float[Array, "d d"], rho: Scalar = 1.0, rank: int | None = None) -> Float[Array, "r d"]:
-    """W of argmin over W (r, d) of -<W^T W, M> + (rho/2) |W^T W|_F^2: rows sqrt(l_k / rho) v_k of M's r largest
-    eigenvalues l_k, 0 for those that are not positive.
+    """The encoder W that minimises the linear SupCon loss.
 
-    Unique up to a rotation of the embedding iff the eigenvalues at r and r + 1 differ, or the latter is not positive.
-    matrix: symmetric.  rho: > 0.  rank: 1..d, static; None for d.
-    Raises: ValueError for rho <= 0 or a rank out of range.
+        argmin over W (r, d) of -<W^T W, M> + (rho/2) |W^T W|_F^2
+
+    Its rows are sqrt(l_k / rho) v_k for the r largest eigenvalues l_k of M with eigenvectors v_k. Rows of eigenvalues
+    that are not positive are 0. W is unique up to a rotation of the embedding if and only if the eigenvalues at r and
+    r + 1 differ, or the latter is not positive.
+
+    Args:
+        matrix: M, symmetric.
+        rho: strength of the regulariser, finite and > 0.
+        rank: embedding size r, 1..d, static; None for d.
+
+    Returns:
+        W, rows are embedding coordinates, columns image coordinates.
+
+    Raises:
+        ValueError: for rho <= 0 or a rank out of range.
+
     Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(matrix.dtype)
@@ -161,7 +236,20 @@ def sup_con_optimum(matrix: Float[Array, "d d"], rho: Scalar = 1.0, rank: int | 
 
 
 def truncate(matrix: Float[Array, "d_i d_t"], rank: int | None) -> Float[Array, "d_i d_t"]:
-    """SVD_rank: the closest matrix of rank <= `rank` in Frobenius norm; None or the full rank returns it as it is."""
+    """SVD_rank, the closest matrix of rank <= `rank` in Frobenius norm.
+
+    It is unique if and only if the singular values at rank and rank + 1 differ, or both are 0.
+
+    Args:
+        matrix: any real matrix.
+        rank: largest rank, 1..min(d_i, d_t), static; None or the full rank returns the matrix as it is.
+
+    Returns:
+        The truncated matrix.
+
+    Raises:
+        ValueError: for a rank out of range.
+    """
     if rank is None:
         return matrix
     full = min(matrix.shape)
@@ -174,7 +262,7 @@ def truncate(matrix: Float[Array, "d_i d_t"], rank: int | None) -> Float[Array, 
 
 
 def _inverse_power(cov: Float[Array, "d d"], power: Array) -> Float[Array, "d d"]:
-    """cov^(-power) on the range of cov, 0 on its null space (and the identity at power 0)."""
+    """cov^(-power) on the range of cov and 0 on its null space; the identity at power 0."""
     values, vectors = jnp.linalg.eigh(cov)
     kept = values > values.max() * cov.shape[0] * jnp.finfo(cov.dtype).eps
     scale = jnp.where(kept, jnp.where(kept, values, 1.0) ** -power, jnp.where(power == 0, 1.0, 0.0))

@@ -21,14 +21,19 @@ EmbeddingLoss = Callable[[Array, Array, Array], Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoders:
-    """Linear encoders g_I(x) = W_I x and g_T(x) = W_T x."""
+    """Linear encoders g_I(x) = W_I x and g_T(x) = W_T x.
+
+    Attributes:
+        image: W_I, rows are embedding coordinates, columns image coordinates.
+        text: W_T, rows are embedding coordinates, columns text coordinates.
+    """
 
     image: Array  # (r, d_i)
     text: Array  # (r, d_t)
 
     @property
     def product(self) -> Array:
-        """W = W_I^T W_T, (d_i, d_t): the score of a pair is x_I^T W x_T."""
+        """The score matrix W = W_I^T W_T, (d_i, d_t): the score of a pair is x_I^T W x_T."""
         return self.image.T @ self.text
 
 
@@ -40,11 +45,21 @@ def init_encoders(
     scale: Scalar,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Encoders:
-    """Independent N(0, scale^2 / max(r, d)) entries in each encoder of shape (r, d), so that its singular values are
-    about scale.
+    """Random encoders with independent N(0, scale^2 / max(r, d)) entries, so that singular values are about `scale`.
 
-    embed_dim: r >= 1, static.  scale: > 0 (zero is a saddle point of every bilinear loss).
-    Raises: ValueError for a size below 1 or scale <= 0.
+    Args:
+        key: random key.
+        dim_image: image dimension d_i >= 1, static.
+        dim_text: text dimension d_t >= 1, static.
+        embed_dim: embedding size r >= 1, static.
+        scale: size of the singular values, finite and > 0; zero is a saddle point of every bilinear loss.
+        dtype: type of the entries.
+
+    Returns:
+        The encoders, of shapes (r, d_i) and (r, d_t).
+
+    Raises:
+        ValueError: for a size below 1 or scale <= 0.
     """
     for name, size in (("dim_image", dim_image), ("dim_text", dim_text), ("embed_dim", embed_dim)):
         _checks.integer(name, size, 1)
@@ -70,13 +85,28 @@ def train_encoders(
     batch_size: int | None = None,
     rho: Scalar = 0.0,
 ) -> tuple[Encoders, Float[Array, " steps"]]:
-    """Minimise loss(x W_I^T, t W_T^T, labels) + (rho/2) |W_I^T W_T|_F^2 from `encoders`; returns the trained ones and
-    the loss of each step.
+    """Gradient descent on loss(x W_I^T, t W_T^T, labels) + (rho/2) |W_I^T W_T|_F^2.
 
-    loss: from embeddings and labels to a scalar, e.g. `lambda i, t, y: losses.info_nce(i, t, temperature=0.1)`.
-    batch_size: samples a step, drawn without replacement, 2..n; None takes all n (and uses no randomness).
-    rho: product penalty >= 0 (the linear loss is unbounded below without it).
-    Raises: ValueError for steps < 1, a batch size out of range or unequal numbers of samples.
+    Args:
+        key: random key, for the minibatches.
+        encoders: where training starts.
+        image: image samples x, one a row.
+        text: text samples t, one a row.
+        labels: label of each sample, passed to the loss.
+        loss: from image embeddings (n, r), text embeddings (n, r) and labels (n,) to a scalar, such as
+            `lambda i, t, y: losses.info_nce(i, t, temperature=0.1)`.
+        optimizer: any optax optimiser.
+        steps: number of updates, >= 1, static.
+        batch_size: samples per step, drawn without replacement, 2..n, static. None takes all n samples and uses no
+            randomness.
+        rho: strength of the product penalty, >= 0. The linear loss is unbounded below without it.
+
+    Returns:
+        The trained encoders, and the loss with penalty before each step.
+
+    Raises:
+        ValueError: for steps < 1, a batch size or rho out of range, or unequal numbers of samples.
+
     Source: docs/theory.md 2.
     """
     n = image.shape[0]
@@ -111,12 +141,40 @@ def train_linear_mmcl(
     """`train_encoders` for the full-batch linear MMCL loss, step for step, at a cost that does not depend on n.
 
     The loss sees the batch only through C_hat (`cross_covariance`): -<W_I^T W_T, C_hat> + (rho/2) |W_I^T W_T|_F^2. Its
-    minimum is T1's SVD_r(C_hat) / rho.
+    minimum is at T1's SVD_r(C_hat) / rho.
 
-    in_span: the same path at a cost that does not depend on d_i either, for an optimiser that is linear in the gradient
-    (SGD, with momentum, with a schedule; not Adam). W_I = U [W_I(0); C_hat^T] throughout, and U, (r, r + d_t), is
-    updated with the coefficients of W_I's gradient.
-    Raises: ValueError for rho <= 0 or steps < 1.  Source: T1.
+    With in_span the cost does not depend on d_i either. W_I = U [W_I(0); C_hat^T] holds throughout, so U, (r, r + d_t),
+    is updated with the coefficients of W_I's gradient. The path is the same if the optimiser is linear in the gradient:
+    SGD, with momentum or a schedule, but not Adam.
+
+    Args:
+        encoders: where training starts.
+        cross_cov: C_hat.
+        rho: strength of the regulariser, finite and > 0.
+        optimizer: any optax optimiser; linear in the gradient with in_span.
+        steps: number of updates, >= 1, static.
+        in_span: whether to train the coordinates U instead of W_I, static.
+
+    Returns:
+        The trained encoders, and the loss before each step.
+
+    Raises:
+        ValueError: for rho <= 0 or steps < 1.
+
+    Example:
+        Trained encoders reach the closed form C_hat / rho, here diag(1.5, 0.5):
+
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import mmcl_theory as mt
+        >>> start = mt.learners.Encoders(image=0.1 * jnp.eye(2), text=0.1 * jnp.eye(2))
+        >>> trained, loss = mt.learners.train_linear_mmcl(
+        ...     start, jnp.diag(jnp.array([3.0, 1.0])), rho=2.0, optimizer=optax.sgd(0.1), steps=200
+        ... )
+        >>> print([[f"{entry:.3f}" for entry in row] for row in trained.product], f"{loss[-1]:.3f}")
+        [['1.500', '0.000'], ['0.000', '0.500']] -2.500
+
+    Source: T1.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(cross_cov.dtype)
     if in_span:
@@ -156,7 +214,7 @@ def _descend_in_span(
     optimizer: optax.GradientTransformation,
     steps: int,
 ) -> tuple[Encoders, Array]:
-    """`train_linear_mmcl` in the coordinates U of W_I = U basis, from the basis' Gram matrix alone."""
+    """`train_linear_mmcl` in the coordinates U of W_I = U basis; it needs only the Gram matrix of the basis."""
     _checks.integer("steps", steps, 1)
     r = encoders.image.shape[0]
     basis = jnp.concatenate([encoders.image, cross_cov.T])

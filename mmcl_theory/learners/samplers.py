@@ -1,7 +1,7 @@
-"""What a learner learns, drawn in law: without the ambient dimension, and for the linear loss without the samples.
+"""Learnt rules drawn in distribution: without the ambient dimension, and for the linear loss even without the samples.
 
-The untruncated linear loss gives the rule w = C_hat p = sum_i c_i x_i, with coefficients c that depend on the text
-scores t_i = x_T,i . p and on the labels alone. Given these, w is Gaussian.
+The untruncated linear loss gives the rule w = C_hat p = sum_i c_i x_i. Its coefficients c depend only on the text
+scores t_i = x_T,i . p and on the labels. Given these, w is Gaussian.
 
 Symbols: x image samples, h = D_I^T x image on the latent coordinates, t text scores, p prompt, c coefficients, n
 samples, l latents, k rules (of the classes with sign +1: one in the intra-class model, m in the other), s_I, s_T noise
@@ -26,9 +26,13 @@ from mmcl_theory.zero_shot import PROMPTS, latent_prompts
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rules:
-    """k rules w_1..w_k of the ambient space, in coordinates that lose nothing: their law is that of the ambient run.
+    """k rules w_1..w_k of the ambient space, in coordinates that lose nothing.
 
-    latent: D_I^T w_j.  perpendicular: what is left of w_j, in an orthonormal basis of r <= k directions.
+    Their distribution is that of a run in the ambient space.
+
+    Attributes:
+        latent: D_I^T w_j, rows are rules, columns latent coordinates.
+        perpendicular: the rest of w_j, rows are rules, columns an orthonormal basis of r <= k directions.
     """
 
     latent: Array  # (k, l)
@@ -36,7 +40,7 @@ class Rules:
 
     @property
     def gram(self) -> Float[Array, "k k"]:
-        """w_i . w_j in the ambient space."""
+        """The inner products w_i . w_j in the ambient space."""
         return self.latent @ self.latent.T + self.perpendicular @ self.perpendicular.T
 
 
@@ -49,16 +53,43 @@ def sample_rules(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> Rules:
-    """The rules C_hat p_j that the untruncated linear loss learns from n fresh pairs, exactly in law, at any d_I, d_T.
+    """The rules C_hat p_j that the untruncated linear loss learns from n new pairs, exact in distribution.
 
-    C_hat is `cross_covariance` of the pairs, p_j the prompt of the class with sign +1 on pair j (the class with sign -1
-    has the opposite rule). With C_hat p_j = sum_i c_ij x_i,
-        D_I^T w_j = sum_i c_ij h_i,   perpendicular part: W_perp W_perp^T ~ s_I^2 Wishart_k(c^T c, d_I - l).
-    Draws n (l + k) normals beside the latents and captions; uses nothing of size d.
+    C_hat is `cross_covariance` of the pairs. p_j is the prompt of the class with sign +1 on pair j; the class with sign
+    -1 has the opposite rule. With C_hat p_j = sum_i c_ij x_i:
 
-    n: >= 2, static.  same_class_weight: lambda in [0, 1], None for the ordinary loss.  prompts: "core", "train_mean".
-    Leaves must be scalars: `vmap` for more.
-    Raises: ValueError for values out of range, or a dimension below the number of latents.
+        D_I^T w_j = sum_i c_ij h_i
+        perpendicular part: W_perp W_perp^T ~ s_I^2 Wishart_k(c^T c, d_I - l)
+
+    The cost is n (l + k) normal draws beside the latents and captions, at any d_I and d_T. Nothing of size d is used.
+
+    Args:
+        key: random key.
+        model: data model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves.
+        obs: observation with scalar leaves; its dimensions are at least the number of latents.
+        n: number of pairs, >= 2, static.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The rules.
+
+    Raises:
+        ValueError: for values out of range, or a dimension below the number of latents.
+
+    Example:
+        A million image dimensions cost nothing:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(dim_image=10**6, dim_text=10**6)
+        >>> draw = jax.jit(mt.learners.sample_rules, static_argnames="n")
+        >>> rules = draw(jax.random.key(0), model, mt.captions(), obs, n=50)
+        >>> print(rules.latent.shape, rules.perpendicular.shape, rules.gram.shape)
+        (1, 2) (1, 1) (1, 1)
+
     Source: X9.  Check: proofs_checks/x9.py.
     """
     n = _checks.integer("n", n, 2)
@@ -66,7 +97,7 @@ def sample_rules(
     key_latents, key_captions, key_image, key_text, key_perpendicular = jax.random.split(key, 5)
     latents = model.sample(key_latents, n)
     code = caps.sample(key_captions, model, latents)
-    prompt = latent_prompts(model, prompts)[1::2]  # (k, l), orthogonal, so the noises of the k scores are independent
+    prompt = latent_prompts(model, prompts)[1::2]  # (k, l); orthogonal, so the k scores have independent noise
     dtype, k = code.dtype, len(prompt)
     noise = jax.random.normal(key_text, (n, k), dtype) * jnp.linalg.norm(prompt, axis=1)[None, :]
     score = code @ prompt.T + obs.sd_text * noise
@@ -86,21 +117,53 @@ def sample_rule_latent(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> tuple[Float[Array, "2"], Float[Array, ""]]:
-    """(D_I^T w, |w|^2) of the rule w = C_hat p of class +1, for `linear_rule_accuracy`: `sample_rules`, intra-class.
+    """(D_I^T w, |w|^2) of the rule w = C_hat p of class +1: `sample_rules` for the intra-class model.
 
-    |w|^2 = |D_I^T w|^2 + s_I^2 |c|^2 chi^2_(d_I - 2), where c_i = (t_i - t_bar)/(n - 1) for the ordinary loss.
-    Arguments, errors and sources as for `sample_rules`.
+        |w|^2 = |D_I^T w|^2 + s_I^2 |c|^2 chi^2_(d_I - 2)
+
+    For the ordinary loss c_i = (t_i - t_bar)/(n - 1).
+
+    Args:
+        key: random key.
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves.
+        obs: observation with scalar leaves; its dimensions are at least 2.
+        n: number of pairs, >= 2, static.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The weights and squared norm that `linear_rule_accuracy` takes: D_I^T w, (core, spurious), and |w|^2.
+
+    Raises:
+        ValueError: as for `sample_rules`.
+
+    Source: as for `sample_rules`.
     """
     rules = sample_rules(key, model, caps, obs, n, same_class_weight, prompts)
     return rules.latent[0], rules.gram[0, 0]
 
 
 def sample_scores(key: Key[Array, ""], rules: Rules, z: Float[Array, "n l"], sd_image: Scalar) -> Float[Array, "n c"]:
-    """Scores of images with latents z under every class's rule, c = 2k classes in the order of `class_index`.
+    """Scores of images with latents z under the rule of every class, exact in distribution given the rules.
 
-    Given the rules, exactly in law: x . w_j = (z + s_I g) . latent_j + s_I g' . perpendicular_j, (g, g') standard
-    normal. With `sampled_accuracy`: the accuracy of learnt inter-class rules, which no formula gives.
-    sd_image: s_I >= 0.  Source: X9.  Check: proofs_checks/x9.py.
+        x . w_j = (z + s_I g) . latent_j + s_I g' . perpendicular_j,  (g, g') standard normal
+
+    With `sampled_accuracy` they give the accuracy of learnt inter-class rules, for which there is no formula.
+
+    Args:
+        key: random key.
+        rules: k rules, from `sample_rules`.
+        z: latent codes, rows are images, columns latent coordinates.
+        sd_image: noise s_I per image coordinate, finite and >= 0.
+
+    Returns:
+        Scores, rows are images, columns the 2k classes in the order of `class_index`.
+
+    Raises:
+        ValueError: for sd_image out of range.
+
+    Source: X9.  Check: proofs_checks/x9.py.
     """
     sd = _checks.real("sd_image", sd_image, "finite and >= 0").astype(z.dtype)
     basis = jnp.concatenate([rules.latent, rules.perpendicular], 1)  # (k, l + r)
@@ -118,19 +181,39 @@ def sample_rule_statistics(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> tuple[Float[Array, "2"], Float[Array, ""]]:
-    """The same law as `sample_rule_latent`, at a cost that grows neither with n nor with d: n = 10^9 is as cheap as 10.
+    """The same distribution as `sample_rule_latent`, at a cost that grows neither with n nor with d.
 
-    Let a group g be a choice of (y, a, what is mentioned). Its size n_g is multinomial; in it (h, t) is Gaussian, so
-    that t_bar_g and S_g = sum (t_i - t_bar_g)^2 are a normal and v_g chi^2_(n_g - 1), v_g = Var(t | g). In class y,
-    c_i = A_y t_i + B_y (`contrast_weights`), hence the group's sums
-        c_bar_g = A_y t_bar_g + B_y,   Q_g = sum c_i^2 = n_g c_bar_g^2 + A_y^2 S_g,
-        R_g = sum c_i (t_i - E_g t) = n_g c_bar_g (t_bar_g - E_g t) + A_y S_g,
-    and given t, w = sum_i c_i h_i is normal with
-        mean sum_g n_g c_bar_g E_g h + R_g Cov_g(h, t)/v_g,   covariance sum_g Q_g Cov_g(h | t).
+    So n = 10^9 is as cheap as n = 10. Let a group g be a choice of (y, a, what is mentioned). Its size n_g is
+    multinomial. In it (h, t) is Gaussian. So t_bar_g is normal and S_g = sum (t_i - t_bar_g)^2 is v_g chi^2_(n_g - 1),
+    with v_g = Var(t | g). In class y the coefficients are c_i = A_y t_i + B_y (`contrast_weights`). Hence the group's
+    sums are
+
+        c_bar_g = A_y t_bar_g + B_y
+        Q_g = sum c_i^2 = n_g c_bar_g^2 + A_y^2 S_g
+        R_g = sum c_i (t_i - E_g t) = n_g c_bar_g (t_bar_g - E_g t) + A_y S_g
+
+    Given t, w = sum_i c_i h_i is normal with
+
+        mean sum_g n_g c_bar_g E_g h + R_g Cov_g(h, t)/v_g,   covariance sum_g Q_g Cov_g(h | t)
+
     Last, |w|^2 = |D_I^T w|^2 + s_I^2 (sum_g Q_g) chi^2_(d_I - 2).
 
-    n: a whole number >= 2, concrete or traced; in float32, counts above 2^24 are rounded to its 24 bits.
-    Other arguments, errors and return values as for `sample_rule_latent`.
+    Args:
+        key: random key.
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves.
+        obs: observation with scalar leaves; its dimensions are at least 2.
+        n: number of pairs, a whole number >= 2, concrete or traced. In float32, counts above 2^24 are rounded to 24
+            bits.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        D_I^T w, (core, spurious), and |w|^2, as from `sample_rule_latent`.
+
+    Raises:
+        ValueError: as for `sample_rules`, and where n is concrete and not whole.
+
     Source: X9 (conditioning on t, where X9 draws the scatter of all three).  Check: proofs_checks/x9.py.
     """
     size = _checks.sample_size(n)
@@ -174,7 +257,7 @@ def sample_rule_statistics(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Groups:
-    """Groups (y, a, what is mentioned) of samples, and how many samples each has."""
+    """Groups (y, a, what is mentioned) of samples, and the number of samples in each."""
 
     size: Array  # (g,)
     label: Array  # (g,)
@@ -183,13 +266,13 @@ class _Groups:
 
 
 def _draw_groups(key: Array, model: IntraClass, caps: Captions, n: Array, names_spurious: bool) -> _Groups:
-    """Multinomial sizes by halving: label, alignment, core mentioned and, if it matters, spurious mentioned."""
+    """Multinomial group sizes, by halving: label, alignment, core mentioned and, if it matters, spurious mentioned."""
     probabilities = [jnp.full((), 0.5, n.dtype), model.p_spu, caps.pi_core, caps.pi_spu][: 4 if names_spurious else 3]
     size = n[None]
     for key_level, p in zip(jax.random.split(key, len(probabilities)), probabilities, strict=True):
         yes = _random.binomial(key_level, size, jnp.full(size.shape, p, n.dtype))
         size = jnp.stack([yes, size - yes], -1).ravel()
-    choice = np.array(list(itertools.product([1, 0], repeat=len(probabilities))))  # in the order of `size`
+    choice = np.array(list(itertools.product([1, 0], repeat=len(probabilities))))  # rows in the order of `size`
     label = 2 * choice[:, 0] - 1
     mention = choice[:, 2:] if names_spurious else np.pad(choice[:, 2:], ((0, 0), (0, 1)))
     return _Groups(size, jnp.asarray(label), jnp.asarray(label * (2 * choice[:, 1] - 1)), jnp.asarray(mention, n.dtype))
@@ -198,7 +281,7 @@ def _draw_groups(key: Array, model: IntraClass, caps: Captions, n: Array, names_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _GroupLaw:
-    """The Gaussian law of (h, t) in each group."""
+    """The Gaussian distribution of (h, t) in each group."""
 
     h_mean: Array  # (g, 2)
     t_mean: Array  # (g,)
@@ -214,13 +297,13 @@ def _group_law(
     h_mean = model.attribute_means(group.label, group.attribute)
     base = caps.base(model, group.label, group.attribute)
     variance = jnp.stack([model.sigma_core, model.sigma_spu])[None, :] ** 2
-    explained = group.mention * prompt[None, :] ** 2 * variance  # of Var(t), by each coordinate
+    explained = group.mention * prompt[None, :] ** 2 * variance  # the part of Var(t) from each coordinate
     noise = obs.sd_text**2 * (prompt @ prompt)
     t_variance = explained.sum(-1) + noise
     varies = (t_variance > 0)[:, None]
     scale = jnp.where(varies, t_variance[:, None], 1.0)
     covariance = group.mention * prompt[None, :] * variance
-    others = explained[:, ::-1] + noise  # Var(t) less a coordinate's own part, without cancellation
+    others = explained[:, ::-1] + noise  # Var(t) less a coordinate's own part, computed without cancellation
     return _GroupLaw(
         h_mean=h_mean,
         t_mean=(base + group.mention * (h_mean - base)) @ prompt,
@@ -234,12 +317,25 @@ def _group_law(
 def sample_gram(
     key: Key[Array, ""], model: Model, obs: Observation, n: int
 ) -> tuple[Float[Array, "n n"], Float[Array, "n l"], Int[Array, " n"]]:
-    """(x x^T, h, label) of n fresh images, exactly in law, at any d_I: all that a rotation invariant learner sees.
+    """(x x^T, h, label) of n new images, exact in distribution at any d_I.
 
-    x x^T = h h^T + s_I^2 Wishart_n(d_I - l) (Bartlett), h = z + s_I g. From it `max_margin_dual`, `logistic_dual` and
-    any other rule in the span of the images; `dual_rule` gives their (D_I^T w, |w|^2).
+        x x^T = h h^T + s_I^2 Wishart_n(d_I - l)  (Bartlett),   h = z + s_I g
 
-    n: >= 2, static.  Raises: ValueError for n < 2 or an image dimension below the number of latents.
+    A rotation invariant learner sees nothing else. The Gram matrix gives `max_margin_dual`, `logistic_dual` and every
+    other rule in the span of the images. `dual_rule` turns their coefficients into (D_I^T w, |w|^2).
+
+    Args:
+        key: random key.
+        model: data model with scalar leaves (`vmap` for more).
+        obs: observation with scalar leaves; its dimensions are at least the number of latents.
+        n: number of images, >= 2, static.
+
+    Returns:
+        The Gram matrix x x^T; the images h on the latent coordinates, one a row; and the signed label of each image.
+
+    Raises:
+        ValueError: for n < 2 or a dimension below the number of latents.
+
     Source: X9.  Check: proofs_checks/x9.py.
     """
     n = _checks.integer("n", n, 2)
@@ -256,7 +352,16 @@ def sample_gram(
 def dual_rule(
     coefficients: Float[Array, " n"], gram: Float[Array, "n n"], observed: Float[Array, "n l"]
 ) -> tuple[Float[Array, " l"], Float[Array, ""]]:
-    """(D_I^T w, |w|^2) of w = sum_i coefficients_i x_i, from `sample_gram`; for max-margin, coefficients = dual * y."""
+    """(D_I^T w, |w|^2) of the rule w = sum_i coefficients_i x_i, from the images of `sample_gram`.
+
+    Args:
+        coefficients: one number for each image; for max-margin, dual * y.
+        gram: x x^T, from `sample_gram`.
+        observed: the images h on the latent coordinates, one a row, from `sample_gram`.
+
+    Returns:
+        D_I^T w on the latent coordinates, and |w|^2.
+    """
     return coefficients @ observed, coefficients @ gram @ coefficients
 
 

@@ -1,7 +1,6 @@
-"""Supervised learners on images and a label of two classes: max-margin, logistic regression by gradient descent,
-least squares.
+"""Supervised learners for images of two classes: max-margin, logistic regression by gradient descent, least squares.
 
-All rules are sign(x . w), without bias. Symbols: x image samples, y labels in {-1, +1}, K Gram matrix x x^T, alpha dual
+Every rule is sign(x . w), without bias. Symbols: x image samples, y labels in {-1, +1}, K Gram matrix x x^T, alpha dual
 variables, n samples, d input dimension.
 """
 
@@ -17,25 +16,31 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmcl_theory import _checks
 
-# A ridge of this many machine epsilons of the Gram matrix's norm keeps every block that is factored positive definite;
-# the refinement sweeps then solve without it.
+# A ridge of this many machine epsilons of the Gram matrix's norm keeps every factored block positive definite. The
+# refinement sweeps then solve without the ridge.
 _RIDGE = 4.0
 _SWEEPS = 3
-# Products with the Gram matrix before conjugate gradients give up and blocks are factored.
+# After this many products with the Gram matrix, conjugate gradients give up and blocks are factored.
 _MAX_PRODUCTS = 400
-_ROUNDING = 1000.0  # machine epsilons of a duality gap that count as none
+_ROUNDING = 1000.0  # a duality gap of this many machine epsilons counts as 0
 Product = Callable[[Array], Array]  # v -> Q v
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaxMargin:
-    """Hard-margin solution and its certificate; with `dual` >= 0 and v = sum_i dual_i y_i x_i, w = v / min_i y_i x_i.v.
+    """A hard-margin solution and its certificate.
 
-    margin: the margin that w attains, min_i y_i x_i.w / |w| = 1 / |w|, a lower bound on the largest one.
-    gap: relative duality gap (primal - dual) / primal >= 0 of min |w|^2 / 2 s.t. y_i x_i.w >= 1, whose largest margin
-    thus lies in [margin, margin / sqrt(1 - gap)]; 0 is optimal, below 0 only by rounding.
-    separable: some w with y_i x_i.w > 0 for all i was found; if False, there is no rule: dual and margin are 0, gap 1.
+    With `dual` >= 0 and v = sum_i dual_i y_i x_i, the rule is w = v / min_i y_i x_i.v.
+
+    Attributes:
+        dual: coefficients of w = sum_i dual_i y_i x_i, scaled to margin 1; 0 if not separable.
+        margin: the margin that w attains, min_i y_i x_i.w / |w| = 1 / |w|. It is a lower bound on the largest margin,
+            in the units of x; 0 if not separable.
+        gap: relative duality gap (primal - dual) / primal >= 0 of min |w|^2 / 2 s.t. y_i x_i.w >= 1. So the largest
+            margin lies in [margin, margin / sqrt(1 - gap)]. 0 is optimal, values below 0 are rounding; 1 if not
+            separable.
+        separable: whether some w with y_i x_i.w > 0 for all i was found. If not, there is no rule.
     """
 
     dual: Array  # (n,)  w = sum_i dual_i y_i x_i, scaled to margin 1
@@ -45,18 +50,30 @@ class MaxMargin:
 
 
 def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iterations: int = 100) -> MaxMargin:
-    """argmin |w|^2 / 2 subject to y_i x_i.w >= 1 (hard margin, no bias), from the Gram matrix alone.
+    """The hard-margin solution without bias, from the Gram matrix alone.
+
+        argmin |w|^2 / 2 subject to y_i x_i.w >= 1
 
     The dual, max over alpha >= 0 of sum alpha - 1/2 alpha^T Q alpha with Q = y y^T * K, is solved by block principal
-    pivoting: solve on a guess of the support set, exchange every index with a wrong sign, one index at a time where
-    that stops making progress. First by conjugate gradients, whose answer counts if its duality gap is rounding: 30 to
-    100 products with Q where it is well conditioned. Elsewhere exactly, n^3/3 flops a step, usually 5 to 10 steps. On a
-    singular Gram matrix (n > d) the exchanges may cycle; an interior-point method then finds the support, in about 20
-    steps more.
+    pivoting. A step solves on a guess of the support set and exchanges every index with a wrong sign. Where that stops
+    making progress, it exchanges one index at a time.
 
-    gram: x x^T, positive semi-definite.  y: entries in {-1, +1}.
-    Never raises on data, so it vmaps: see `MaxMargin.separable` and `gap`; `max_margin` raises. A margin below about
-    1e-3 (float32) or 1e-7 (float64) of the data's norm counts as not separable.
+    First, conjugate gradients solve these systems; the answer counts if its duality gap is rounding. This takes 30 to
+    100 products with Q where Q is well conditioned. Otherwise blocks are factored: n^3/3 flops a step, usually 5 to 10
+    steps. On a singular Gram matrix (n > d) the exchanges may cycle. An interior-point method then finds the support,
+    in about 20 more steps.
+
+    It never raises on data, so it can be mapped by `vmap`: read `MaxMargin.separable` and `gap`. `max_margin` raises.
+
+    Args:
+        gram: K = x x^T, positive semi-definite.
+        y: label of each sample, in {-1, +1}.
+        max_iterations: largest number of pivoting steps.
+
+    Returns:
+        The solution and its certificate. A margin below about 1e-3 (float32) or 1e-7 (float64) of the data's norm
+        counts as not separable.
+
     Source: docs/theory.md 2; block principal pivoting as in Kim and Park 2011.
     Check: tests/learners/test_supervised.py.
     """
@@ -74,8 +91,11 @@ def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iteratio
 
 
 def _exact(q: Float[Array, "n n"], close: MaxMargin, solved: Bool[Array, ""], max_iterations: int) -> MaxMargin:
-    """`max_margin_dual` by factoring blocks of q. Under `vmap` it is computed wherever one element needs it: those that
-    are `solved` take no steps and keep `close`."""
+    """`max_margin_dual` by factoring blocks of q.
+
+    Under `vmap` it is computed wherever one element needs it: elements that are `solved` take no steps and keep
+    `close`.
+    """
     n, dtype = q.shape[0], q.dtype
     ridge = _RIDGE * jnp.finfo(dtype).eps * jnp.linalg.norm(q)
 
@@ -102,7 +122,7 @@ def _exact(q: Float[Array, "n n"], close: MaxMargin, solved: Bool[Array, ""], ma
         return support, alpha, wrong(support, alpha), fewest, patience, iteration + 1
 
     def pivot(alpha: Array, first: Bool[Array, " n"]) -> tuple[Array, Array]:
-        """The solution from the support `first`, and whether it is none; alpha where `first` is empty."""
+        """The solution from the support `first`, and whether pivoting failed; alpha where `first` is empty."""
         start = (jnp.zeros(n, bool), alpha, first, jnp.asarray(n + 1), jnp.asarray(3), jnp.asarray(0))
         carry = jax.lax.while_loop(lambda carry: carry[2].any() & (carry[5] < max_iterations), step, start)
         return carry[1], carry[2].any()
@@ -111,24 +131,24 @@ def _exact(q: Float[Array, "n n"], close: MaxMargin, solved: Bool[Array, ""], ma
     interior, slack = _interior_point(q, stuck)
     alpha, _ = pivot(alpha, stuck & (interior > slack))
     fits = [_certified(lambda v: q @ v, x) for x in (jnp.maximum(alpha, 0), interior)]
-    # Pivoting is exact where it ends; where it cycles again, the interior point is close.
+    # A pivoting run that ends is exact. Where pivoting cycles again, the interior point is close.
     better = stuck & (fits[1].margin > fits[0].margin)
     exact = jax.tree.map(lambda pivoted, interior: jnp.where(better, interior, pivoted), *fits)
     return jax.tree.map(lambda before, now: jnp.where(solved, before, now), close, exact)
 
 
 def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) -> tuple[Float[Array, " n"], Array]:
-    """(alpha of `max_margin_dual`, products that it took) by block pivoting with inexact solves: on face k, k + 2 steps
-    of conjugate gradients.
+    """(alpha of `max_margin_dual`, number of products with Q) by block pivoting with inexact solves.
 
-    An answer only where that ends within _MAX_PRODUCTS products with Q: the caller has to judge.
+    Face k gets k + 2 steps of conjugate gradients. alpha is the answer only if pivoting ends within _MAX_PRODUCTS
+    products; the caller has to judge.
     """
     tolerance = 10 * jnp.finfo(dtype).eps
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         support, alpha, outputs, direction, norm, left, face, count, _ = carry
         change = product(direction)
-        entering = left < 0  # of a new face: the direction takes alpha to 0 off its support
+        entering = left < 0  # on a new face: the direction takes alpha to 0 off its support
         curvature = direction @ change
         length = jnp.where(entering, 1.0, jnp.where(curvature > 0, norm / jnp.where(curvature > 0, curvature, 1), 0))
         alpha, outputs = alpha + length * direction, outputs + length * change
@@ -152,13 +172,13 @@ def _conjugate_gradients(product: Product, n: int, dtype: jax.typing.DTypeLike) 
 
 
 def _certified(product: Product, alpha: Float[Array, " n"]) -> MaxMargin:
-    """The certificate of a dual point alpha >= 0, which is that of no rule if its w separates nothing."""
+    """The certificate of a dual point alpha >= 0. If its w separates nothing, it is the certificate of no rule."""
     outputs = product(alpha)
     norm_squared = alpha @ outputs
     least = outputs.min()
     separable = least > 0.5
     least, norm_squared = jnp.where(separable, least, 1.0), jnp.where(separable, norm_squared, 1.0)
-    # alpha / least is primal feasible; the dual's best multiple of alpha is worth (sum alpha)^2 / (2 |v|^2).
+    # alpha / least is primal feasible. The best multiple of alpha has the dual value (sum alpha)^2 / (2 |v|^2).
     primal, dual = norm_squared / least**2, alpha.sum() ** 2 / norm_squared
     return MaxMargin(
         dual=jnp.where(separable, alpha / least, 0.0),
@@ -173,7 +193,7 @@ def _interior_point(
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """(alpha, slack) > 0 with slack = q alpha - 1 and alpha_i slack_i -> 0 for all i: Mehrotra's predictor-corrector.
 
-    Every system is positive definite however singular q is. Takes no step unless `needed`.
+    Every system is positive definite, however singular q is. No step is taken unless `needed`.
     """
     n, dtype = q.shape[0], q.dtype
     unit = jnp.trace(q) / n
@@ -202,7 +222,7 @@ def _interior_point(
         length = 0.99 * jnp.minimum(longest(alpha, d_alpha), longest(slack, d_slack))
         new = alpha + length * d_alpha, slack + length * d_slack
         fine = jnp.isfinite(new[0]).all() & jnp.isfinite(new[1]).all() & (new[0] > 0).all() & (new[1] > 0).all()
-        # Beyond 1 / eps the outputs q alpha are rounding: the data is not separable.
+        # Where alpha sums to more than 1 / eps, the outputs q alpha are rounding: the data is not separable.
         go_on = fine & (new[0] @ new[1] > eps * new[0].sum()) & (new[0].sum() * eps < 1)
         alpha, slack = jnp.where(fine, new[0], alpha), jnp.where(fine, new[1], slack)
         return alpha, slack, go_on, iteration + 1
@@ -215,12 +235,30 @@ def _interior_point(
 def max_margin(
     x: Float[Array, "n d"], y: Int[Array, " n"], tolerance: float = 1e-3
 ) -> tuple[Float[Array, " d"], MaxMargin]:
-    """w = argmin |w|^2 subject to y_i x_i.w >= 1 (unique), and its certificate.
+    """The hard-margin rule without bias, w = argmin |w|^2 subject to y_i x_i.w >= 1, and its certificate.
 
-    x: (n, d).  y: entries in {-1, +1}, both present or not.  tolerance: largest relative duality gap accepted.
-    Raises: ValueError if the data is not finite or not linearly separable (through the origin), if y has another
-    length or other entries, or if the gap stays above tolerance. Needs concrete arrays; inside jit or vmap use
-    `max_margin_dual`.
+    The solution is unique. The arrays must be concrete; inside jit or vmap use `max_margin_dual`.
+
+    Args:
+        x: image samples, one a row.
+        y: label of each sample, in {-1, +1}; one of the two may be absent.
+        tolerance: largest relative duality gap that is accepted.
+
+    Returns:
+        The rule w, scaled to margin 1, and the solution with its certificate.
+
+    Raises:
+        ValueError: if the data is not finite or not linearly separable through the origin. Also if y has another length
+            or other entries, or if the gap stays above tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x, y = jnp.array([[2.0, 0.0], [0.0, 4.0], [-3.0, -3.0]]), jnp.array([1, 1, -1])
+        >>> w, fit = mt.learners.max_margin(x, y)
+        >>> print([f"{weight:.3f}" for weight in w], f"{fit.margin:.3f}")
+        ['0.500', '0.250'] 1.789
+
     Source: docs/theory.md 2.  Check: tests/learners/test_supervised.py (scikit-learn and X1).
     """
     _check_labels(y, x.shape[0])
@@ -251,16 +289,30 @@ def logistic_dual(
     steps: int,
     normalized: bool = False,
 ) -> tuple[Float[Array, " n"], Float[Array, " steps"]]:
-    """Gradient descent on the logistic loss L = (1/n) sum_i log(1 + exp(-y_i x_i.w)) from w = 0, in dual coordinates.
+    """Gradient descent on the logistic loss from w = 0, in dual coordinates.
 
-    Returns a with w = sum_i a_i x_i after `steps` updates, and log L before each. The gradient of L in w is x^T g,
-    g_i = -y_i sigmoid(-y_i f_i) / n at the outputs f = K a, so an optimiser that is linear in the gradient (SGD, with
-    momentum, with a schedule) makes the same path on a, fed with g, as on w: n^2 a step instead of n d. Adaptive ones
-    (Adam) do not. On separable data the direction of w tends to the max-margin one, at rate 1/log(steps) (Soudry et al.
-    2018); normalized=True descends on log L instead (gradient g / L), at rate 1/steps or so (Nacson et al. 2019).
+        L = (1/n) sum_i log(1 + exp(-y_i x_i.w)),   w = sum_i a_i x_i
 
-    optimizer: linear in the gradient; a step size of order 1/max |x_i|^2 is stable on log L.  steps: >= 1, static.
-    Raises: ValueError for steps < 1, or labels of another number or with other entries (where concrete).
+    The gradient of L in w is x^T g with g_i = -y_i sigmoid(-y_i f_i) / n at the outputs f = K a. So an optimiser that
+    is linear in the gradient (SGD, with momentum or a schedule) makes the same path on a, fed with g, as on w. A step
+    costs n^2 instead of n d. Adaptive optimisers (Adam) make another path.
+
+    On separable data the direction of w tends to the max-margin one, at rate 1/log(steps) (Soudry et al. 2018). With
+    normalized=True the descent is on log L (gradient g / L), at rate 1/steps or so (Nacson et al. 2019).
+
+    Args:
+        gram: K = x x^T.
+        y: label of each sample, in {-1, +1}.
+        optimizer: an optax optimiser, linear in the gradient. A step size of order 1/max |x_i|^2 is stable on log L.
+        steps: number of updates, >= 1, static.
+        normalized: whether to descend on log L, static.
+
+    Returns:
+        The coefficients a after `steps` updates, and log L before each update.
+
+    Raises:
+        ValueError: for steps < 1, another number of labels, or (where they are concrete) labels with other entries.
+
     Source: docs/theory.md 2 (SL).  Check: tests/learners/test_supervised.py.
     """
     _checks.integer("steps", steps, 1)
@@ -272,7 +324,7 @@ def logistic_dual(
         a, state = carry
         margin = sign * (gram @ a)
         log_loss = jax.scipy.special.logsumexp(_log_softplus(-margin)) - log_n
-        # In logarithms: the loss underflows long before its direction has settled.
+        # Work in logarithms, because the loss underflows long before the direction of w has settled.
         scale = log_loss if normalized else 0.0
         gradient = -sign * jnp.exp(jax.nn.log_sigmoid(-margin) - log_n - scale)
         updates, state = optimizer.update(gradient, state, a)
@@ -284,14 +336,23 @@ def logistic_dual(
 
 
 def _log_softplus(x: Array) -> Array:
-    """log log(1 + e^x), equal to x within rounding where e^x is below it."""
+    """log log(1 + e^x); where e^x is below rounding it equals x."""
     tail = x < jnp.log(jnp.finfo(x.dtype).eps)
     return jnp.where(tail, x, jnp.log(jax.nn.softplus(jnp.where(tail, 0.0, x))))
 
 
 def least_squares(x: Float[Array, "n d"], targets: Float[Array, " n"]) -> Float[Array, " d"]:
-    """The w of least norm among the minimisers of |x w - targets|^2: x^+ targets; it interpolates when rank(x) = n.
+    """The w of least norm among the minimisers of |x w - targets|^2, which is x^+ targets.
 
-    Not the max-margin rule: on the conflicting group the two differ much.  Source: docs/theory.md 2.
+    It interpolates when rank(x) = n. It is not the max-margin rule: on the conflicting group the two differ much.
+
+    Args:
+        x: image samples, one a row.
+        targets: one number for each sample.
+
+    Returns:
+        The rule w.
+
+    Source: docs/theory.md 2.
     """
     return jnp.linalg.pinv(x) @ targets

@@ -12,16 +12,18 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 
-_ACTIVE = 1e-9  # closer than this to a bound or to the budget counts as on it
+_ACTIVE = 1e-9  # a point closer than this to a bound or to the budget counts as on it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CaptionBudget:
-    """The best captions found, and the certificate.
+    """The best captions that `optimal_captions` found, and their certificate.
 
-    pi: (k,) mention probabilities.  value: what they attain.  kkt_residual: least |grad value - mu cost + lambda_0 -
-    lambda_1| over multipliers >= 0 of the constraints that bind; 0 at a maximum (also sufficient where value is
-    concave).
+    Attributes:
+        pi: mention probabilities, one for each detail, in [0, 1].
+        value: what `pi` attains.
+        kkt_residual: least |grad value - mu cost + lambda_0 - lambda_1| over multipliers >= 0 of the constraints that
+            bind. It is 0 at a maximum; where value is concave, 0 is also sufficient.
     """
 
     pi: Float[Array, " k"]
@@ -30,13 +32,39 @@ class CaptionBudget:
 
 
 def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: float, starts: int = 8) -> CaptionBudget:
-    """argmax of value(pi) over 0 <= pi_j <= 1 with sum_j cost_j pi_j <= budget.
+    """The captions of largest value within a budget.
 
-    value: differentiable JAX function of pi (k,), such as
-    `lambda pi: mmcl_accuracy(model, captions(*pi), obs, n).shifted`; captions enter it only through Cov(z, u) and the
-    prompt.  cost: (k,), > 0.  budget: >= 0.  starts: points from which SLSQP climbs, >= 1: an even split, most of it on
-    one detail, then random ones; the best result is kept. Not unique where value is flat.
-    Raises: ValueError for values out of range.
+        argmax of value(pi) over 0 <= pi_j <= 1 with sum_j cost_j pi_j <= budget
+
+    SLSQP climbs from several points: an even split, then most of the budget on one detail, then random points. The best
+    result is kept. The answer is not unique where value is flat.
+
+    Args:
+        value: differentiable JAX function of pi (k,) to a scalar, such as
+            `lambda pi: mmcl_accuracy(model, captions(*pi), obs, n).shifted`. Captions enter that only through Cov(z, u)
+            and the prompt.
+        cost: cost of each of the k details, finite and > 0.
+        budget: largest total cost, in units of `cost`, finite and >= 0.
+        starts: number of points from which SLSQP climbs, >= 1.
+
+    Returns:
+        The best captions and their certificate.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Example:
+        Half a mention for each caption is best spent on the core feature:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> def shifted(pi):
+        ...     return mt.theory.mmcl_accuracy(model, mt.captions(*pi)).shifted
+        >>> best = mt.theory.optimal_captions(shifted, cost=jnp.ones(2), budget=0.5, starts=2)
+        >>> print([f"{probability:.3f}" for probability in best.pi], f"{best.value:.3f}")
+        ['0.500', '0.000'] 0.800
+
     Source: X8.  Check: proofs_checks/x8.py.
     """
     costs = np.atleast_1d(np.asarray(_checks.real("cost", cost, "finite and > 0"), np.float64))

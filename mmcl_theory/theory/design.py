@@ -24,13 +24,33 @@ _SECTIONS = 60
 def strong_spurious_threshold(
     model: IntraClass, caps: Captions | None = None, same_class_weight: Scalar = 0.5
 ) -> Float[Array, "..."]:
-    """mu_spu above which most of the conflicting group is wrong under the linear loss (core prompt, masking "named").
+    """The mu_spu above which most of the conflicting group is wrong under the linear loss.
 
-    w_core mu_core < w_spu mu_spu iff mu_spu^2 > (mu_core^2 + pi_core sigma_core^2 / (2 (1 - lambda))) / q: core
-    variance protects, the more the larger lambda; inf where q <= 0 or lambda = 1. The model's mu_spu is not used.
+        w_core mu_core < w_spu mu_spu  iff  mu_spu^2 > (mu_core^2 + pi_core sigma_core^2 / (2 (1 - lambda))) / q
 
-    same_class_weight: lambda in [0, 1]; 1/2 is the ordinary loss.  Leaves broadcast.
-    Raises: ValueError for a weight out of range or another masking.
+    This is for core prompts and masking "named". Core variance protects, the more the larger lambda is.
+
+    Args:
+        model: intra-class model; its mu_spu is not used.
+        caps: caption policy with masking "named"; None for rich captions.
+        same_class_weight: lambda in [0, 1]; 1/2 is the ordinary loss.
+
+    Returns:
+        The threshold in units of mu_spu, of the leaves' broadcast shape; inf where q <= 0 or lambda = 1.
+
+    Raises:
+        ValueError: for a weight out of range or another masking.
+
+    Example:
+        Core variance raises the threshold, if captions name it:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=1.0, sigma_core=1.0, sigma_spu=0.1)
+        >>> rich = mt.theory.strong_spurious_threshold(model)
+        >>> label_only = mt.theory.strong_spurious_threshold(model, mt.captions(pi_core=0.0))
+        >>> print(f"{rich:.3f} {label_only:.3f}")
+        1.414 1.000
+
     Source: X4, X3.  Check: proofs_checks/x4.py.
     """
     caps = caps or captions()
@@ -46,7 +66,13 @@ def strong_spurious_threshold(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightOptimum:
-    """The best same-class weight, the accuracy on P* there, and its derivative there (0 if interior)."""
+    """The best same-class weight and its certificate.
+
+    Attributes:
+        same_class_weight: the best lambda, in [0, 1].
+        shifted: the accuracy on P* there.
+        slope: derivative of that accuracy in lambda there; 0 if lambda is interior.
+    """
 
     same_class_weight: Array  # ()
     shifted: Array  # ()
@@ -56,16 +82,31 @@ class WeightOptimum:
 def optimal_same_class_weight(
     model: IntraClass, caps: Captions | None = None, obs: Observation | None = None, n: Scalar | None = None
 ) -> WeightOptimum:
-    """argmax over lambda in [0, 1] of acc_P*, `mmcl_accuracy(model, caps, obs, n, same_class_weight=lambda).shifted`.
+    """The same-class weight lambda in [0, 1] of best accuracy on P*.
 
-    In the population (n = None) more intra-class contrasting is always better, lambda = 1, whenever pi_core sigma_core
-    > 0; in n samples the signal shrinks with the noise of the rule and the optimum may lie inside. Found on a grid,
-    then by golden section around its best point; `slope` certifies it: 0 inside, >= 0 at lambda = 1, <= 0 at 0.
+        argmax over lambda of mmcl_accuracy(model, caps, obs, n, same_class_weight=lambda).shifted
 
-    Weights at which `mmcl_accuracy` is NaN, n being too small, compete with the value of its formula. If one of them
-    wins, the optimum is not known, and all is NaN, derivatives too.
+    In the population (n = None) more intra-class contrasting is always better: lambda = 1 whenever
+    pi_core sigma_core > 0. In n samples the signal shrinks and the noise of the rule does not, so the optimum may lie
+    inside. A grid finds it, then golden section around the best grid point. `slope` certifies it: it is 0 inside,
+    nonnegative at lambda = 1, and nonpositive at 0.
 
-    Leaves must be scalars: `vmap` for more.  Raises: ValueError for n < 2.
+    Where n is too small for some weights, `mmcl_accuracy` is NaN there. These weights compete with the value of its
+    formula.
+
+    Args:
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves; None for rich captions.
+        obs: observation with scalar leaves; None for no noise.
+        n: number of samples, >= 2, real values allowed; None for the population.
+
+    Returns:
+        The optimum. If a weight wins at which `mmcl_accuracy` is NaN, the optimum is not known. All fields and their
+        derivatives are then NaN.
+
+    Raises:
+        ValueError: for n < 2.
+
     Source: X3.  Check: proofs_checks/x3.py.
     """
 
@@ -76,7 +117,7 @@ def optimal_same_class_weight(
 
     inside = unit_interval_argmax(value, _GRID, _SECTIONS)
     candidates = jnp.stack([jnp.ones_like(inside), jnp.zeros_like(inside), inside])
-    # The curve may be flat at an end; rounding does not decide against that end.
+    # The curve may be flat at an end. The margin keeps rounding from deciding against that end.
     gain = jax.vmap(value)(candidates) - 8 * jnp.finfo(inside.dtype).eps * jnp.array([0, 0, 1], inside.dtype)
     weight = candidates[jnp.argmax(gain)]
     unknown = jnp.isnan(mmcl_accuracy(model, policy, obs, n, same_class_weight=weight).shifted)
@@ -87,11 +128,11 @@ def optimal_same_class_weight(
 def unit_interval_argmax(
     value: Callable[[Float[Array, ""]], Float[Array, ""]], points: int, sections: int
 ) -> Float[Array, ""]:
-    """argmax of value over [0, 1]: the best of an even grid, then golden section between its neighbours.
+    """argmax of value over [0, 1]: the best point of an even grid, then golden section between its neighbours.
 
-    points: of the grid, >= 2.  sections: each shortens the bracket to .618 of its length. Both static. The middle of
-    the last bracket is returned, so that a maximum at an end is met to half that length. Of several maxima that of the
-    best grid point is found.
+    points: size of the grid, >= 2. sections: number of steps, each of which shortens the bracket to .618 of its length.
+    Both are static. The middle of the last bracket is returned, so a maximum at an end is met to half that length. Of
+    several maxima, the one next to the best grid point is found.
     """
     grid = jnp.linspace(0.0, 1.0, points)
     best = jnp.argmax(jax.vmap(value)(grid))

@@ -14,20 +14,39 @@ from mmcl_theory.data import Captions, IntraClass, Observation, captions, moment
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
-_SMALL = 1e-4  # below it the series of (exp x - 1)/x has an error of x^3/24 < 1e-13
+_SMALL = 1e-4  # for smaller |x| the series of (exp x - 1)/x has an error of x^3/24 < 1e-13
 
 
 def mode_strength(
     time: Scalar, singular_value: Scalar, rho: Scalar = 1.0, initial: Scalar = 1e-3
 ) -> Float[Array, "..."]:
-    """om(t) = (s/rho) / (1 + ((s/rho)/om_0 - 1) exp(-2 s t)), the solution of om' = 2 om (s - rho om), om(0) = om_0.
+    """The strength om(t) of a mode under gradient flow: the solution of om' = 2 om (s - rho om), om(0) = om_0.
 
-    Gradient flow of -<W_I^T W_T, C> + (rho/2) |W_I^T W_T|_F^2 from balanced encoders aligned with the singular vectors
-    of C (W_I W_I^T = W_T W_T^T): modes grow apart from each other, the mode of s within about
-    log(s/(rho om_0)) / (2 s), the strong ones first. At s = 0 it decays as om_0 / (1 + 2 rho om_0 t).
+        om(t) = (s/rho) / (1 + ((s/rho)/om_0 - 1) exp(-2 s t))
 
-    time: t >= 0.  singular_value: s >= 0.  rho, initial: > 0.  They broadcast.
-    Raises: ValueError for values out of range.
+    The flow is that of -<W_I^T W_T, C> + (rho/2) |W_I^T W_T|_F^2. It starts from balanced encoders aligned with the
+    singular vectors of C, W_I W_I^T = W_T W_T^T. Modes grow independently, the strong ones first: the mode of s takes a
+    time of about log(s/(rho om_0)) / (2 s). At s = 0 the strength decays as om_0 / (1 + 2 rho om_0 t).
+
+    Args:
+        time: t, finite and >= 0; steps times learning rate.
+        singular_value: s, finite and >= 0.
+        rho: strength of the regulariser, finite and > 0.
+        initial: om_0, finite and > 0.
+
+    Returns:
+        om(t), of the arguments' broadcast shape.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> strength = mt.theory.mode_strength(time=jnp.array([0.0, 2.0, 10.0]), singular_value=2.0, initial=0.01)
+        >>> print([f"{value:.3f}" for value in strength])
+        ['0.010', '1.875', '2.000']
+
     Source: X6 (as in Saxe et al. 2014, arXiv 1312.6120).  Check: proofs_checks/x6.py.
     """
     t = _checks.real("time", time, "finite and >= 0")
@@ -53,11 +72,25 @@ def training_accuracy(
 ) -> GroupAccuracy:
     """Accuracy, by group, after time t of gradient flow on the population's linear loss from small aligned encoders.
 
-    w(t) = sum_k om_k(t) u_k (v_k . p), om_k by `mode_strength`; t = 0 is om_0 times the projection of p on the modes,
-    t -> inf is `mmcl_accuracy`(model, caps, obs).
+        w(t) = sum_k om_k(t) u_k (v_k . p),  om_k by `mode_strength`
 
-    Leaves of model, caps, obs, and time, rho, initial broadcast.
-    Raises: ValueError for values out of range.
+    t = 0 gives om_0 times the projection of p on the modes. t -> inf gives `mmcl_accuracy`(model, caps, obs).
+
+    Args:
+        model: intra-class model; all leaves and times broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        time: t, finite and >= 0; steps times learning rate.
+        rho: strength of the regulariser, finite and > 0.
+        initial: om_0, finite and > 0.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The accuracies, of the broadcast shape.
+
+    Raises:
+        ValueError: for values out of range.
+
     Source: X6.  Check: proofs_checks/x6.py.
     """
     zu = moments(model, caps or captions()).zu
@@ -76,8 +109,8 @@ def _trained_rule(
 ) -> Float[Array, "2"]:
     """sum_k om(s_k) u_k (v_k . p), differentiable where the singular values coincide.
 
-    Singular vectors have no derivatives there. The sum has: to second order in the difference of the values, around s,
-    it is (om(s)/s + om'(s))/2 C p + sign(det C) (om(s)/s - om'(s))/2 cof(C) p.
+    Singular vectors have no derivatives there, but the sum has. Around s, to second order in the difference of the
+    values, it is (om(s)/s + om'(s))/2 C p + sign(det C) (om(s)/s - om'(s))/2 cof(C) p.
     """
     size = jnp.sqrt((zu**2).sum() / 2)
     determinant = jnp.linalg.det(zu)

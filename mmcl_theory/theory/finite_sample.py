@@ -1,4 +1,4 @@
-"""The mean accuracy of the linear MMCL loss over training samples: the Gaussian law of the learnt rule.
+"""The mean accuracy of the linear MMCL loss over training samples, from the Gaussian distribution of the learnt rule.
 
 Symbols: h = D_I^T x_I the image on the latent coordinates, t = x_T . p its text score, y label, m_z and m_t the class
 means of both, c = 1 - 2 lambda, A = y h + c m_z and T = y t + c m_t, w the rule on the latents, V the squared norm of
@@ -21,12 +21,12 @@ from mmcl_theory._slopes import root_of_square
 from mmcl_theory.data import Captions, IntraClass, Observation
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy
 
-_TAIL = 8.5  # standard deviations
-_SIDE = np.polynomial.legendre.leggauss(32)  # on each side of the margin's zero
-_WIDTHS = (1e-4, 3.0)  # of the step there, in standard deviations, that the nodes resolve
+_TAIL = 8.5  # end of the integrals, in standard deviations
+_SIDE = np.polynomial.legendre.leggauss(32)  # nodes and weights on each side of the margin's zero
+_WIDTHS = (1e-4, 3.0)  # range of widths of the step at the zero that the nodes resolve, in standard deviations
 _ACROSS = np.linspace(-5.25, 5.25, 33)
-_OWN = np.where(np.arange(len(_ACROSS)) % 2, 1.0, -1.0)  # in turn, which is exact to the third moment
-_SMALL = (0.3, 0.25)  # fluctuations of z and of the rule that an expansion to second order describes
+_OWN = np.where(np.arange(len(_ACROSS)) % 2, 1.0, -1.0)  # alternating signs are exact to the third moment
+_SMALL = (0.3, 0.25)  # largest fluctuations of z and of the rule that a second-order expansion describes
 _SURE = (5.0, 1e-5)  # standard deviations of z within which the accuracy is this close to 0 or 1
 
 
@@ -38,22 +38,51 @@ def mmcl_mean_accuracy(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> GroupAccuracy:
-    """Mean over training samples of the accuracy of the linear MMCL rule C_hat p, by group, in [0, 1]; error o(1/n).
+    """Mean over training samples of the accuracy of the linear MMCL rule C_hat p, by group, with error o(1/n).
 
-    The rule w and V are averages over the sample, one pair contributing A T to w and s_I^2 (d_I - 2)/(n - 1) T^2 to V:
-        E w = C p,   Cov(w, V) = Cov(A_core T, A_spu T, k T^2)/n,   k = s_I^2 (d_I - 2)/(n - 1),
-    and V has a chi^2 share 2 V^2/(d_I - 2) more. Given y, a and what is mentioned, (A, T) is Gaussian, so these moments
-    are a sum over 8 cases (Isserlis). The accuracy is averaged over a Gaussian w and a log-normal V with these moments,
-        E Phi(w . mu / sqrt(w_c^2 s_c^2 + w_s^2 s_s^2 + s_I^2 (|w|^2 + V))),
-    by quadrature. Its nodes crowd where the margin w . mu is 0, as closely as the step of Phi is narrow there. Against
-    brute force over 270 random models it was off by up to 9e-4 at n = 5, 2e-4 from 10 to 50 and 5e-5 from 200 on. Nine
-    of ten models were within 2e-5. The limit at fixed d_I/n is `mmcl_accuracy(model, caps, obs, n)`. Where the
-    rule varies as much as it is large (mu_spu >> mu_core at small n) the law is not quite Gaussian: errors of .001 to
-    .015 were measured there.
+    The rule w and V are averages over the sample. One pair contributes A T to w and s_I^2 (d_I - 2)/(n - 1) T^2 to V:
 
-    n: >= 2, real values allowed.  same_class_weight: lambda in [0, 1]; None (the ordinary loss) is 1/2, which has the
-    same law to this order.  prompts: "core" or "train_mean".  Leaves of all arguments broadcast.
-    Raises: ValueError for values out of range.
+        E w = C p,   Cov(w, V) = Cov(A_core T, A_spu T, k T^2)/n,   k = s_I^2 (d_I - 2)/(n - 1)
+
+    The chi^2 in V adds 2 V^2/(d_I - 2) to its variance. Given y, a and what is mentioned, (A, T) is Gaussian, so these
+    moments are a sum over 8 cases (Isserlis). The accuracy is averaged over a Gaussian w and a log-normal V with these
+    moments, by quadrature:
+
+        E Phi(w . mu / sqrt(w_c^2 s_c^2 + w_s^2 s_s^2 + s_I^2 (|w|^2 + V)))
+
+    The nodes crowd where the margin w . mu is 0, as closely as the step of Phi is narrow there.
+
+    Against brute force over 270 random models it was off by up to 9e-4 at n = 5, 2e-4 from 10 to 50 and 5e-5 from 200
+    on. Nine of ten models were within 2e-5. Where the rule varies as much as it is large (mu_spu >> mu_core at small n)
+    its distribution is not quite Gaussian: errors of .001 to .015 were measured there. The limit at fixed d_I/n is
+    `mmcl_accuracy(model, caps, obs, n)`.
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        caps: caption policy.
+        obs: observation.
+        n: number of samples, >= 2, real values allowed.
+        same_class_weight: lambda in [0, 1]; None (the ordinary loss) is 1/2, which has the same distribution to this
+            order.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The mean accuracies in [0, 1], of the broadcast shape.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Example:
+        A strong spurious feature makes the learnt rule vary, and the limit's formula is too optimistic (.836):
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.5, sigma_core=1.0, sigma_spu=0.1, mu_spu=5.0)
+        >>> obs = mt.observation(500, 500, sigma_image=0.2 * 500**0.5, sigma_text=500**0.5)
+        >>> accuracy = jax.jit(mt.theory.mmcl_mean_accuracy)(model, mt.captions(), obs, n=500.0)
+        >>> print(f"{accuracy.shifted:.3f}")
+        0.761
+
     Source: this project (on T2, X2, X3).  Check: proofs_checks/t2.py, proofs_checks/x2.py.
     """
     args = _cells(model, caps, obs, n, same_class_weight, prompts)
@@ -71,17 +100,33 @@ def mmcl_accuracy_cumulants(
 ) -> Float[Array, "... outcome=3 2"]:
     """Variance and third cumulant of one run's accuracy over training samples: how it spreads around its mean.
 
-    Outcomes are aligned, conflicting and shifted. To second order in the fluctuation d of X = (w, V), of covariance C,
-        acc = const + g.d + d.H d/2,
-        variance g.C g + tr((H C)^2)/2,   third cumulant kappa_3(g.X) + 3 g.C H C g + tr((H C)^3),
-    g = grad acc and H = Hess acc at E X, X and C as in `mmcl_mean_accuracy`. The quadratic part matters where g
-    vanishes: the shifted accuracy at p_spu = 1/2 is a constant less a chi^2_1 at every n, of skewness -sqrt(8).
+    To second order in the fluctuation d of X = (w, V), of covariance C, with g = grad acc and H = Hess acc at E X:
 
-    NaN where the fluctuations are too large for the expansion: over 1/4 of |E w|, or of the score's mean over its
-    standard deviation, z = Phi^-1(acc), over .3 min(1, 1/|z|). Any fluctuation of z will do that leaves the accuracy
-    within 1e-5 of 0 or 1 up to 5 of its standard deviations: the cumulants are about 0 there.
+        acc = const + g.d + d.H d/2
+        variance g.C g + tr((H C)^2)/2,   third cumulant kappa_3(g.X) + 3 g.C H C g + tr((H C)^3)
 
-    Arguments, errors and sources as for `mmcl_mean_accuracy`.  Check: tests/theory/test_finite_sample.py.
+    X and C are as in `mmcl_mean_accuracy`. The quadratic part matters where g vanishes. For example, the shifted
+    accuracy at p_spu = 1/2 is a constant less a chi^2_1 at every n, of skewness -sqrt(8).
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        caps: caption policy.
+        obs: observation.
+        n: number of samples, >= 2, real values allowed.
+        same_class_weight: lambda in [0, 1]; None (the ordinary loss) is 1/2.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        Cumulants of shape (..., 3, 2): outcomes aligned, conflicting and shifted, then orders 2 and 3. NaN where the
+        fluctuations are too large for the expansion. This is where the rule's fluctuation exceeds 1/4 of |E w|. It is
+        also where that of z = Phi^-1(acc), the score's mean over its standard deviation, exceeds .3 min(1, 1/|z|). Any
+        fluctuation of z is allowed that leaves the accuracy within 1e-5 of 0 or 1 up to 5 of its standard deviations:
+        the cumulants are about 0 there.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Source: as for `mmcl_mean_accuracy`.  Check: tests/theory/test_finite_sample.py.
     """
     static, leaves = _cells(model, caps, obs, n, same_class_weight, prompts)
     one_cell = functools.partial(_accuracy_cumulants, *static)
@@ -96,8 +141,11 @@ def rule_variance(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Variance of the score x . w, aligned and conflicting group, that comes from the training sample, for a new x:
-    mu^T Cov(w) mu + tr(Cov(x) Cov(w)) on the latent coordinates. Arguments as for `mmcl_mean_accuracy`."""
+    """The variance of the score x . w of a new x that comes from the training sample, aligned and conflicting group.
+
+    It is mu^T Cov(w) mu + tr(Cov(x) Cov(w)) on the latent coordinates. Arguments are as for `mmcl_mean_accuracy`;
+    without an observation there is no noise.
+    """
     args = _cells(model, caps, obs, n, same_class_weight, prompts)
     aligned, conflicting = jnp.vectorize(functools.partial(_rule_variance, *args[0]))(*args[1])
     return aligned, conflicting
@@ -142,7 +190,7 @@ class _RuleLaw:
 
 
 def _rule_law(masking: str, prompts: str, perpendicular: int, *leaves: Array) -> _RuleLaw:
-    """For scalar leaves, in the order of `_cells`."""
+    """The distribution of the rule for scalar leaves, in the order of `_cells`."""
     p_spu, sigma_core, sigma_spu, mu_core, mu_spu, pi_core, pi_spu, sd_image, sd_text, n, weight = leaves
     shift = 1 - 2 * weight
     q = 2 * p_spu - 1
@@ -165,16 +213,16 @@ def _rule_law(masking: str, prompts: str, perpendicular: int, *leaves: Array) ->
     covariance = (second - jnp.outer(first, first)) * jnp.outer(scale, scale) / n
     unit = sd_image**2 * first[2] / (n - 1)  # V is about this times chi^2
     covariance = covariance.at[2, 2].add(2 * perpendicular * unit**2)
-    # E A T exceeds the rule E C_hat p by a constant: both centre on different points.
+    # E A T exceeds the rule E C_hat p by a constant, because the two centre on different points.
     constant = image_class_mean * text_class_mean * ((1 + shift) ** 2 - (1 + shift))
     rule = first[:2] - constant
 
     def third(gradient: Float[Array, "3"]) -> Float[Array, ""]:
-        """A sample contributes B T, B = g_1 A_1 + g_2 A_2 + g_3 k T."""
+        """The third cumulant of g . (w, V). A sample contributes B T with B = g_1 A_1 + g_2 A_2 + g_3 k T."""
         g, of_t = gradient[:2], gradient[2] * k
         slope = jnp.where(s_text > 0, (s_cross @ g) / jnp.where(s_text > 0, s_text, 1.0), 0.0)
         rest = g @ s_image @ g - slope**2 * s_text  # Var(B | T)
-        nodes, weights = (jnp.asarray(x) for x in np.polynomial.hermite_e.hermegauss(4))  # exact to the degree 7
+        nodes, weights = (jnp.asarray(x) for x in np.polynomial.hermite_e.hermegauss(4))  # exact to degree 7
         t = tau[:, None] + root_of_square(s_text)[:, None] * nodes[None, :]
         b = (alpha @ g)[:, None] + slope[:, None] * (t - tau[:, None]) + of_t * t
         moments = [b * t, (b**2 + rest[:, None]) * t**2, (b**3 + 3 * b * rest[:, None]) * t**3]
@@ -207,9 +255,9 @@ def _mean_accuracy(masking: str, prompts: str, perpendicular: int, *leaves: Arra
 def _group_mean_accuracy(law: _RuleLaw, mu: Float[Array, "2"]) -> Float[Array, ""]:
     """The average over w = E w + z S mu / b + g r J mu, S = Cov w, J a quarter turn; z, g standard normal.
 
-    z alone moves the margin w . mu = a + b z. Where it is 0 the accuracy steps, as widely as the score has noise. Each
-    side of the zero is averaged by itself and counts by its probability. So a step without noise is exact, and its
-    derivative too.
+    z alone moves the margin w . mu = a + b z. Where the margin is 0 the accuracy steps; the noise of the score sets the
+    width of the step. Each side of the zero is averaged by itself and counts by its probability. So a step without
+    noise is exact, and its derivative too.
     """
     w, v = law.mean[:2], law.mean[2]
     s, cross, v_variance = law.covariance[:2, :2], law.covariance[:2, 2], law.covariance[2, 2]
@@ -219,7 +267,7 @@ def _group_mean_accuracy(law: _RuleLaw, mu: Float[Array, "2"]) -> Float[Array, "
     safe_b = jnp.where(b > 0, b, 1.0)
     along = s @ mu / safe_b
     r = root_of_square(jnp.maximum(jnp.trace(s) - along @ along, 0.0) / square)
-    # V in standard normals: along z, along g, and its own.
+    # Write log V in three standard normals: z, g, and one of its own.
     safe_v = jnp.where(v > 0, v, 1.0)
     slope_z = cross @ mu / safe_b / safe_v
     rest = cross @ turned / safe_v - slope_z * (along @ turned)
@@ -254,11 +302,11 @@ def _group_mean_accuracy(law: _RuleLaw, mu: Float[Array, "2"]) -> Float[Array, "
     g, own = jnp.asarray(_ACROSS, a.dtype), jnp.asarray(_OWN, a.dtype)
     density = jnp.exp(-(g**2) / 2)
     accuracy = density @ jax.vmap(along_z)(g, own) / density.sum()
-    return jnp.minimum(accuracy, 1.0)  # but for rounding it is at most 1
+    return jnp.minimum(accuracy, 1.0)  # rounding may exceed 1
 
 
 def _accuracy_cumulants(masking: str, prompts: str, perpendicular: int, *leaves: Array) -> Float[Array, "3 2"]:
-    """(outcome, order 2 and 3) for scalar leaves."""
+    """Cumulants of orders 2 and 3 (columns) of each outcome (rows), for scalar leaves."""
     law = _rule_law(masking, prompts, perpendicular, *leaves)
 
     def outcomes(x: Float[Array, "3"]) -> Float[Array, "3"]:
@@ -272,7 +320,8 @@ def _accuracy_cumulants(masking: str, prompts: str, perpendicular: int, *leaves:
     deviations, close = _SURE
     sure = ndtr(deviations * sd_z - z) <= close
     of_rule = jnp.trace(law.covariance[:2, :2]) / (law.mean[:2] @ law.mean[:2])
-    small = (sure | (sd_z * jnp.maximum(z, 1) <= _SMALL[0])).all() & (of_rule <= _SMALL[1] ** 2)  # Phi bends within 1/z
+    # Phi bends within 1/z.
+    small = (sure | (sd_z * jnp.maximum(z, 1) <= _SMALL[0])).all() & (of_rule <= _SMALL[1] ** 2)
     return jnp.where(small, jnp.stack([second, third], -1), jnp.nan)
 
 

@@ -25,7 +25,7 @@ from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 _NEWTON_STEPS = 60
 _ROOT_STEPS = 60
 _ROOT_TOLERANCE = 1e-12
-_LARGEST_EXPONENT = 80.0  # exp of it is finite in float32; quadrature weights of such points are far below exp(-80)
+_LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32; such points have quadrature weights far below exp(-80)
 
 
 @jax.tree_util.register_dataclass
@@ -33,9 +33,12 @@ _LARGEST_EXPONENT = 80.0  # exp of it is finite in float32; quadrature weights o
 class InfoNceOptimum:
     """The minimiser M of the loss, and how far to trust it.
 
-    score: M, (2, 2), rows image, columns text, coordinates (core, spurious).  loss: its loss with the ridge, in nats;
-    at N = inf less log N.  residual: largest entry of the loss's gradient left. standard_error: of M, from the batches
-    drawn; 0 for N = inf."""
+    Attributes:
+        score: M, rows image, columns text, coordinates (core, spurious).
+        loss: the loss of M with the ridge, in nats; at N = inf less log N.
+        residual: largest entry of the loss's gradient at M.
+        standard_error: of M, from the batches drawn; 0 for N = inf.
+    """
 
     score: Array  # (2, 2)
     loss: Array  # ()
@@ -51,20 +54,44 @@ class InfoNceOptimum:
 def info_nce_optimum(
     model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48, kappa: Scalar = 0.0
 ) -> InfoNceOptimum:
-    """argmin over bilinear critics of the InfoNCE loss with infinitely many negatives, temperature 1, and a ridge:
+    """The minimiser over bilinear critics of InfoNCE with infinitely many negatives, temperature 1, and a ridge.
 
-        L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t) + (kappa/2) |M|_F^2.
+        L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t) + (kappa/2) |M|_F^2
 
-    By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations are
-    closed (Gaussian mixtures), the outer ones Gauss-Hermite quadrature, the minimum Newton's. Unique unless a
-    coordinate of x or t is 0 almost surely; then the one of least norm. For Gaussian (x, t) it is `ridge_rule`'s, up to
-    the factor 1 + kappa (X5, X11). Temperature tau with penalty (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
-    nodes: of the quadrature, a coordinate, static.  kappa: finite and >= 0.  Leaves must be scalars: `vmap` for more.
-    Differentiable, from within at the ends of a range (p_spu or pi at 0 or 1, a noise or sigma or kappa at 0), but at
-    kappa = 0 NaN in a pi = 0 without text noise, and in everything where a coordinate of x, or one of t that is
-    mentioned, is 0 almost surely. NaN (residual inf) where the minimum is at infinity, such as without noise at p_spu =
-    1, sigma_spu = 0, kappa = 0.
-    Raises: ValueError for nodes or kappa out of range.
+    By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations have a
+    closed form (Gaussian mixtures). The outer ones are Gauss-Hermite quadrature, and Newton's method finds the minimum.
+    For Gaussian (x, t) it is `ridge_rule`'s, up to the factor 1 + kappa (X5, X11). Temperature tau with penalty
+    (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
+
+    The minimiser is unique unless a coordinate of x or t is 0 almost surely; then the one of least norm is returned.
+
+    It is differentiable, from within at the ends of a range: p_spu or pi at 0 or 1, a noise or sigma or kappa at 0.
+    There are two exceptions, both at kappa = 0. The derivative in a pi = 0 without text noise is NaN. All derivatives
+    are NaN where a coordinate of x, or one of t that is mentioned, is 0 almost surely.
+
+    Args:
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves.
+        obs: observation with scalar leaves.
+        nodes: number of quadrature nodes for each coordinate, >= 2, static.
+        kappa: the ridge, a scalar, finite and >= 0.
+
+    Returns:
+        The optimum. M is NaN and the residual inf where the minimum is at infinity, for example without noise at
+        p_spu = 1, sigma_spu = 0, kappa = 0.
+
+    Raises:
+        ValueError: for nodes or kappa out of range.
+
+    Example:
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> optimum = jax.jit(mt.theory.info_nce_optimum)(model, mt.captions(), obs)
+        >>> print(f"{optimum.accuracy(model, obs).shifted:.3f}", bool(optimum.residual < 1e-5))
+        0.780 True
+
     Source: X10, X11.  Check: proofs_checks/x10.py, proofs_checks/x11.py.
     """
     _checks.integer("nodes", nodes, 2)
@@ -76,11 +103,11 @@ def info_nce_optimum(
         return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
 
     m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss))
-    # Where the minimum is at infinity the loss flattens until its curvature, too, is rounding.
+    # Where the minimum is at infinity the loss flattens until its curvature is rounding too.
     curvature, first = jnp.diagonal(hessian), jnp.diagonal(jax.hessian(loss)(jnp.zeros_like(m)))
     eps = jnp.finfo(m.dtype).eps
     good = (jnp.abs(gradient).max() < jnp.sqrt(eps)) & (curvature >= eps**0.75 * first).all()
-    # One Newton step at the minimum moves nothing but carries the derivative in the parameters.
+    # One Newton step at the minimum does not move M, but carries its derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
     caps, lost = _mark_undefined_slopes(caps, mixture, singular)
     live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
@@ -93,13 +120,26 @@ def info_nce_optimum(
 def info_nce_batch_optimum(
     key: Key[Array, ""], model: IntraClass, caps: Captions, obs: Observation, batch_size: int, batches: int
 ) -> InfoNceOptimum:
-    """argmin over bilinear critics of the mean InfoNCE loss of N pairs, `losses.info_nce` at temperature 1.
+    """The minimiser over bilinear critics of the mean InfoNCE loss of N pairs, `losses.info_nce` at temperature 1.
 
-    Sample average over `batches` independent batches, convex in M, minimised by Newton. The standard error is the
-    sandwich H^-1 Cov(gradient of a batch) H^-1 / batches; the bias, of that order squared, is left.
+    The mean is a sample average over `batches` independent batches. It is convex in M, and Newton's method minimises
+    it. The standard error is the sandwich H^-1 Cov(gradient of a batch) H^-1 / batches. The bias, of that order
+    squared, is not corrected.
 
-    batch_size: N >= 2.  batches: >= 2.  Both static. Cost O(batches N^2) a step.
-    Raises: ValueError for sizes out of range.
+    Args:
+        key: random key.
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves.
+        obs: observation with scalar leaves.
+        batch_size: number N of pairs in a batch, >= 2, static.
+        batches: number of batches, >= 2, static. A step costs O(batches N^2).
+
+    Returns:
+        The optimum with its standard error.
+
+    Raises:
+        ValueError: for sizes out of range.
+
     Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("batch_size", batch_size, 2)
@@ -140,10 +180,15 @@ def info_nce_batch_optimum(
 class BalancedCaptions:
     """The pi_spu at which InfoNCE ignores the spurious feature, and the certificate that it is the best policy.
 
-    pi_spu: the root of w_spu / w_core in [0, 1].  ratio: w_spu / w_core left there.  shifted: acc_P* there.
-    bound: the largest acc_P* of any linear rule whatever, Phi(mu_c / sqrt(s_c^2 + s_I^2)); shifted = bound certifies.
-    end_ratios: w_spu / w_core at pi_spu = 0 and 1. Without a change of sign between them there is no root, and pi_spu,
-    ratio and shifted are NaN.
+    Without a change of sign between the two end ratios there is no root, and pi_spu, ratio and shifted are NaN.
+
+    Attributes:
+        pi_spu: the root of w_spu / w_core, in [0, 1].
+        ratio: what is left of w_spu / w_core there.
+        shifted: the accuracy on P* there.
+        bound: the largest accuracy on P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)). shifted = bound
+            certifies.
+        end_ratios: w_spu / w_core at pi_spu = 0 and 1.
     """
 
     pi_spu: Array  # ()
@@ -158,26 +203,44 @@ def info_nce_balanced_captions(
 ) -> BalancedCaptions:
     """The pi_spu at which the rule of `info_nce_optimum` (core prompt) has w_spu = 0: `balanced_pi_spu`, exactly.
 
-    Found by regula falsi (Illinois). It is the best pi_spu, and every pair (pi_core, balanced pi_spu) is a joint
-    optimum: with k = w_spu / w_core, any linear rule with w_core > 0 has
-        acc_P* = E_r Phi((mu_c + r k mu_s) / sqrt(s_c^2 + k^2 s_s^2 + s_I^2 |w_amb|^2 / w_core^2)),  r = +-1 fair,
-    which falls in |k| and in |w_amb|, so that none exceeds `bound`; k = 0 attains it, as the rule lies in the span of
-    the dictionary. Both end ratios above 0: even captions that always name the feature leave a shortcut (much noise,
-    poor captions). Both 0: p_spu = 1/2 or mu_spu = 0, every policy is balanced.
+    Regula falsi (Illinois) finds it. It is the best pi_spu, and every pair (pi_core, balanced pi_spu) is a joint
+    optimum. With k = w_spu / w_core, any linear rule with w_core > 0 has
 
-    caps: its pi_spu is not used.  nodes: as for `info_nce_optimum`.  Leaves must be scalars: `vmap` for more. For
-    differentiation in reverse mode use the implicit function theorem on `info_nce_optimum`; this has a while loop.
+        acc_P* = E_r Phi((mu_c + r k mu_s) / sqrt(s_c^2 + k^2 s_s^2 + s_I^2 |w_amb|^2 / w_core^2)),  r = +-1 fair
+
+    This falls in |k| and in |w_amb|, so that no rule exceeds `bound`. k = 0 attains it, because the rule lies in the
+    span of the dictionary.
+
+    Both end ratios above 0 mean that even captions that always name the feature leave a shortcut (much noise, poor
+    captions). Both end ratios 0 mean that every policy is balanced (p_spu = 1/2 or mu_spu = 0).
+
+    For differentiation in reverse mode use the implicit function theorem on `info_nce_optimum`; this function has a
+    while loop.
+
+    Args:
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves; its pi_spu is not used.
+        obs: observation with scalar leaves.
+        nodes: number of quadrature nodes for each coordinate, >= 2, static.
+
+    Returns:
+        The balanced captions and their certificate; NaN where there is no root, see `BalancedCaptions`.
+
+    Raises:
+        ValueError: for nodes out of range.
+
     Source: X10 (the exact root is this project's).  Check: proofs_checks/x10.py.
     """
 
     def optimum(pi_spu: Array) -> tuple[Array, Array]:
+        """w_spu / w_core, and the accuracy on P*, at this pi_spu."""
         found = info_nce_optimum(model, dataclasses.replace(caps, pi_spu=pi_spu), obs, nodes)
         weights = found.score @ pair_prompt(model, "core")
         return weights[1] / weights[0], found.accuracy(model, obs).shifted
 
     ends = jnp.stack([jnp.zeros_like(model.p_spu), jnp.ones_like(model.p_spu)])
     end_ratios, _ = jax.vmap(optimum)(ends)
-    # NaN compares as False: no root. Rounding alone does not make one.
+    # NaN compares as False and so gives no root. The tolerance keeps rounding from making one.
     crosses = (end_ratios[0] * end_ratios[1] < 0) & (jnp.abs(end_ratios).max() > _ROOT_TOLERANCE)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -186,7 +249,7 @@ def info_nce_balanced_captions(
         value, shifted = optimum(guess)
         kept = (value * f[0] < 0).astype(int)  # the end that the guess replaces
         stale = 1 - kept
-        # Illinois: an end that stays twice counts half, or it would stay for ever.
+        # Illinois: halve the value at an end that stays twice, or it would stay for ever.
         f = f.at[stale].multiply(jnp.where(kept == side, 0.5, 1.0))
         return x.at[kept].set(guess), f.at[kept].set(value), kept, guess, value, shifted, iteration + 1
 
@@ -211,7 +274,7 @@ def info_nce_balanced_captions(
 def _newton(
     derivatives: Callable[[Array], tuple[Array, Array, Array]], loss: Callable[[Array], Array]
 ) -> tuple[Array, Array, Array, Array]:
-    """Minimiser of a convex function of 4 numbers from 0, with its value, gradient and Hessian there."""
+    """Minimiser of a convex function of 4 numbers, starting from 0, with its value, gradient and Hessian there."""
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         m, value, gradient, hessian, _, iteration = state
@@ -277,10 +340,10 @@ def _mixture(model: IntraClass, caps: Captions, obs: Observation) -> _Mixture:
 
 
 def _mark_undefined_slopes(caps: Captions, mixture: _Mixture, singular: Array) -> tuple[Captions, Array]:
-    """Captions, NaN for the derivative in a pi that has none; and whether all derivatives are lost.
+    """Captions whose pi have derivative NaN where there is none; and whether all derivatives are lost.
 
-    Where the only coordinate that is always 0 is a text coordinate that is never mentioned, M has a limit as mentions
-    become rare, but not that of least norm: its pi has no derivative here, all else has.
+    Let the only coordinate that is always 0 be a text coordinate that is never mentioned. As mentions become rare M has
+    a limit, but not the minimiser of least norm. So its pi has no derivative, and all other parameters have.
     """
     occurs = mixture.probability[:, None] > 0
     absent = ~(occurs & ((mixture.text_mean != 0) | (mixture.text_sd > 0))).any(0)
@@ -293,6 +356,7 @@ def _mark_undefined_slopes(caps: Captions, mixture: _Mixture, singular: Array) -
 
 
 def _population_loss(mixture: _Mixture, nodes: int, kappa: Array, m: Float[Array, "4"]) -> Float[Array, ""]:
+    """The loss L(M) of `info_nce_optimum` at m, the entries of M."""
     score = m.reshape(2, 2)
     image = (mixture.image_mean, mixture.image_sd)
     text = (mixture.text_mean, mixture.text_sd)
@@ -308,7 +372,7 @@ def _population_loss(mixture: _Mixture, nodes: int, kappa: Array, m: Float[Array
         quadratic = 0.5 * slope**2 @ (inner[1] ** 2).T
         linear = slope @ inner[0].T
         exponent = jnp.concatenate([quadratic + linear, quadratic - linear], -1)  # both signs of y'
-        # A case of probability 0 adds nothing but a derivative, so its term must be there; none may overflow.
+        # A case of probability 0 still adds a derivative, so its term must be there. No term may overflow.
         top = jax.lax.stop_gradient(jnp.where(occurs, exponent, -jnp.inf).max(-1, keepdims=True))
         terms = jnp.exp(jnp.minimum(exponent - top, _LARGEST_EXPONENT))
         inside = jnp.log(terms @ jnp.concatenate(2 * [mixture.probability]) / 2) + top[..., 0]

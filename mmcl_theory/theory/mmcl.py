@@ -28,30 +28,60 @@ def mmcl_accuracy(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> GroupAccuracy:
-    """Zero-shot accuracy of the minimiser of the linear MMCL loss, by group.
+    """Zero-shot accuracy, by group, of the minimiser of the linear MMCL loss.
 
-    Population (n = None): w = C_lambda p with C_lambda = S_W + (1 - lambda) K/(K-1) S_B, S_B and S_W the parts of
-    Cov(z, u) between and within classes, truncated to rank embed_dim; then the exact accuracy of the rule w in noise
-    s_I. With the ordinary loss (lambda = 1/K) and core prompts that is w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s) for
-    the intra-class model and (A, B) = (1 + (m-1) pi_core beta^2, q alpha) for the inter-class model.
-    n samples, intra-class: the rule's ambient norm grows by its noise,
-        |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2),
-        U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B,
-    with U the covariance of u. This is the limit n, d_I -> inf at fixed d_I/n; corrections are O(1/n), in
-    `mmcl_mean_accuracy`. NaN where n is too small for it (mu_spu >> mu_core): where the variance that the learnt rule's
-    own gives the score would, added to the score's, move the accuracy by more than .02, or is above a quarter of it and
-    the accuracy within [.02, .98]; elsewhere the error is below .03. Truncated to
-    embed_dim < min(d_I, d_T), w = sum_k s_k l_k (r_k . p) and |w_amb|^2 = sum_k s_k^2 (r_k . p)^2 over the singular
-    values of `outliers` among the embed_dim largest, which is the limit at fixed embed_dim <= 4 (the bulk's vectors
-    that a larger embedding keeps are not in it); NaN where the noise buries every one of them, or one modality has
-    none.
+    Population (n = None), with S_B and S_W the parts of Cov(z, u) between and within classes:
 
-    caps: default rich captions. obs: None means no noise. n: >= 2, real values allowed. embed_dim: r >= 1, static;
-    None or, in the population, r >= the number of latents does not truncate. same_class_weight: lambda in [0, 1],
-    None for the ordinary loss. prompts: "core" or "train_mean". Leaves of model, caps, obs, n and lambda broadcast.
-    Raises: ValueError for values out of range; NotImplementedError where the theory at hand does not reach: finite n,
-    or a rank below the number of latents, in the inter-class model; a same-class weight with a truncated embedding
-    at n.
+        w = C_lambda p,   C_lambda = S_W + (1 - lambda) K/(K-1) S_B,  truncated to rank embed_dim
+
+    The accuracy is the exact one of the rule w in noise s_I. With the ordinary loss (lambda = 1/K) and core prompts the
+    rule of the intra-class and of the inter-class model is
+
+        w = (mu_c^2 + pi_core s_c^2, q mu_c mu_s),   (A, B) = (1 + (m-1) pi_core beta^2, q alpha)
+
+    n samples, intra-class: the noise of the rule adds to its ambient norm. With U the covariance of u:
+
+        |w_amb|^2 = |w|^2 + s_I^2 (d_I/n) (p^T U_lambda p + s_T^2 |p|^2)
+        U_lambda = U_W + ((1 - lambda) K/(K-1))^2 U_B
+
+    This is the limit n, d_I -> inf at fixed d_I/n. Corrections are O(1/n); `mmcl_mean_accuracy` has them.
+
+    n samples, truncated to embed_dim < min(d_I, d_T): w and its norm are sums over the singular values s_k of
+    `outliers` among the embed_dim largest, with overlaps l_k, r_k:
+
+        w = sum_k s_k l_k (r_k . p),   |w_amb|^2 = sum_k s_k^2 (r_k . p)^2
+
+    This is the limit at fixed embed_dim <= 4. It leaves out the vectors of the bulk that a larger embedding keeps.
+
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        n: number of samples, >= 2, real values allowed; None for the population.
+        embed_dim: embedding size r >= 1, static. None does not truncate; neither does, in the population, an r of at
+            least the number of latents.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The accuracies, of the broadcast shape. Without truncation they are NaN where n is too small for the limit
+        (mu_spu >> mu_core). The learnt rule varies, which gives the score extra variance. NaN where this variance,
+        added to the score's, would move the accuracy by more than .02. NaN also where it is above a quarter of the
+        score's and the accuracy is within [.02, .98]. Elsewhere the error is below .03. With truncation they are NaN
+        where the noise buries every outlier, or one modality has none.
+
+    Raises:
+        ValueError: for values out of range.
+        NotImplementedError: where there is no theory. For the inter-class model this is finite n, or a rank below the
+            number of latents. For a truncated embedding at n it is a same-class weight, or embed_dim > 4.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=1.0, sigma_core=1.0, sigma_spu=0.0)
+        >>> accuracy = mt.theory.mmcl_accuracy(model)
+        >>> print(f"{accuracy.shifted:.4f} on P*, {accuracy.conflicting:.4f} in the conflicting group")
+        0.8123 on P*, 0.6915 in the conflicting group
+
     Source: T1, T2, T4, T5, T6; X2, X3.
     Check: proofs_checks/t2.py, proofs_checks/t4.py, proofs_checks/t5.py, proofs_checks/x2.py, proofs_checks/x3.py.
     """
@@ -81,7 +111,7 @@ def mmcl_accuracy(
 def limit_accuracy(
     model: IntraClass, caps: Captions, obs: Observation | None, n: Scalar | None, same_class_weight: Scalar
 ) -> GroupAccuracy:
-    """`mmcl_accuracy` of the full embedding with core prompts, NaN nowhere: the limit's own formula."""
+    """`mmcl_accuracy` of the full embedding with core prompts, by the limit's own formula, which is NaN nowhere."""
     weights, norm = _limit_rule(model, caps, obs, n, None, same_class_weight, "core")
     return linear_rule_accuracy(model, weights, norm, 0.0 if obs is None else obs.sd_image)
 
@@ -95,7 +125,7 @@ def _limit_rule(
     same_class_weight: Scalar | None,
     prompts: str,
 ) -> tuple[Array, Array]:
-    """The rule on the latents, (..., 2), and its squared ambient norm, that of its noise at n samples included."""
+    """The rule on the latents, (..., 2), and its squared ambient norm, with that of its noise at n samples."""
     weights, prompt_noise = _population_rule(model, caps, obs, embed_dim, same_class_weight, prompts)
     norm = (weights**2).sum(-1)
     if n is not None:
@@ -149,41 +179,73 @@ def mmcl_rule(
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
 ) -> Float[Array, "... 2"]:
-    """The population rule on the latents, core and spurious weight: C_lambda p of `mmcl_accuracy` with the prompt p
-    of class +1.
+    """The population rule on the latents: w = C_lambda p of `mmcl_accuracy` with the prompt p of class +1.
 
-    Intra-class: w with sign(z . w) the prediction.  Inter-class: (A, B), the same for every pair.
-    Arguments, errors and sources as for `mmcl_accuracy`.
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        embed_dim: embedding size r >= 1, static; None does not truncate.
+        same_class_weight: lambda in [0, 1]; None for the ordinary loss.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
+        every pair.
+
+    Raises:
+        ValueError: for values out of range.
+        NotImplementedError: for a rank below the number of latents in the inter-class model.
+
+    Source: as for `mmcl_accuracy`.
     """
     return _population_rule(model, caps or captions(), None, embed_dim, same_class_weight, prompts)[0]
 
 
 def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
-    """pi* = (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / ((m - 1) beta^2), the caption detail above which feature
-    sharing works.
+    """The caption detail pi* above which feature sharing works.
 
-    Without noise the worse group, conflicting for p_spu > 1/2, is all right iff A (1 - beta) > |B| alpha (1 + beta_spu)
-    where A = 1 + (m-1) pi_core beta^2 and B = q alpha, that is iff pi_core > pi*. Below pi* an image of it is right at
-    most where no other pair has both details of the helping sign, which has probability 2^-(m-1). At pi* they tie.
-    Values above 1 mean that no captions suffice, values below 0 that any do. Where nothing is shared (beta = 0) pi* is
-    -inf if the group is right without, else inf. So it is with one pair, whose one competitor is the other sign of the
-    own pair: right iff 1 > |q| alpha^2.
+        pi* = (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / ((m - 1) beta^2)
+
+    Without noise the worse group, conflicting for p_spu > 1/2, is all right iff A (1 - beta) > |B| alpha
+    (1 + beta_spu). Here A = 1 + (m-1) pi_core beta^2 and B = q alpha, so this holds iff pi_core > pi*. Below pi* an
+    image of that group is right at most where in no other pair the core and the spurious detail add up. This has
+    probability 2^-(m-1). At pi* they tie.
+
     At p_spu = 1 and beta_spu = beta this is the paper's pi~.
+
+    Args:
+        model: inter-class model.
+
+    Returns:
+        pi*, of the leaves' broadcast shape. Values above 1 mean that no captions suffice, values below 0 that all do.
+        Where nothing is shared (beta = 0), pi* is -inf if the group is right without sharing, else inf. So it is with
+        one pair, whose only competitor is the other sign of the own pair: right iff 1 > |q| alpha^2.
+
     Source: T4, T6; Theorem 5.4.  Check: proofs_checks/t6.py.
     """
     return _threshold(_needed(model), (model.num_pairs - 1) * model.beta**2)
 
 
 def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[Array, "..."]:
-    """m* = 1 + (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / (pi_core beta^2), the number of pairs of classes above
-    which feature sharing works, a real number.
+    """The number m* of pairs of classes above which feature sharing works, a real number.
 
-    For m >= 2 pairs without noise, the worse group is all right iff m > m*; below it is as wrong as
-    `sharing_threshold` says. Where nothing is shared (beta = 0 or pi_core = 0) m* is -inf if the group is right
-    without, else inf. The model's own number of pairs is not used.
-    At p_spu = 1, beta_spu = beta and pi_core = 1 this is the paper's beta^2 m > alpha^2 (1+beta)/(1-beta) - 1 + beta^2.
+        m* = 1 + (|q| alpha^2 (1 + beta_spu) / (1 - beta) - 1) / (pi_core beta^2)
 
-    pi_core: in [0, 1].  Raises: ValueError for pi_core out of range.
+    For m >= 2 pairs without noise, the worse group is all right iff m > m*. Below m* it is as wrong as
+    `sharing_threshold` says. At p_spu = 1, beta_spu = beta and pi_core = 1 this is the paper's beta^2 m > alpha^2
+    (1+beta)/(1-beta) - 1 + beta^2.
+
+    Args:
+        model: inter-class model; its number of pairs is not used.
+        pi_core: probability that a core detail is mentioned, in [0, 1].
+
+    Returns:
+        m*, of the leaves' broadcast shape. Where nothing is shared (beta = 0 or pi_core = 0) it is -inf if the group is
+        right without sharing, else inf.
+
+    Raises:
+        ValueError: for pi_core out of range.
+
     Source: T4; Theorem 4.8.  Check: proofs_checks/t4.py.
     """
     pi = _checks.real("pi_core", pi_core, "in [0, 1]")
@@ -192,7 +254,7 @@ def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[A
 
 
 def _threshold(needed: Array, shared: Array) -> Array:
-    """needed / shared, and the limit without slope where nothing is shared; NaN where an argument is."""
+    """needed / shared, or its infinite limit where nothing is shared, without slope there; NaN where an argument is."""
     needed, shared = jnp.broadcast_arrays(needed, shared)
     nothing = shared == 0
     slope = undefined_slope(needed / jnp.where(nothing, 1.0, shared), nothing)
@@ -200,7 +262,7 @@ def _threshold(needed: Array, shared: Array) -> Array:
 
 
 def _needed(model: InterClass) -> Array:
-    """What A - 1 must exceed; with one pair 1 must exceed |q| alpha^2."""
+    """What A - 1 must exceed; with one pair the condition is 1 > |q| alpha^2."""
     if model.num_pairs == 1:
         p, alpha = jnp.broadcast_arrays(model.p_spu, model.alpha)
         return jnp.abs(2 * p - 1) * alpha**2 - 1

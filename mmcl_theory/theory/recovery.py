@@ -17,9 +17,14 @@ from mmcl_theory._checks import Scalar
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recovery:
-    """Least score of a signal over the largest score of a nuisance, by method; above 1 the signal is recovered.
+    """Least score of a signal over the largest score of a nuisance, by method; above 1 the method recovers the signal.
 
-    inf where no nuisance is shared between the modalities.
+    A ratio is inf where no nuisance is shared between the modalities.
+
+    Attributes:
+        align: CCA, k^2 / sqrt((k^2 + gx)(k^2 + gy)) against eta / sqrt(hx hy).
+        predict: regression of y on x at limited rank, k^2 / sqrt(k^2 + gx) against eta / sqrt(hx).
+        contrast: linear MMCL (PLS), k^2 against eta.
     """
 
     align: Array  # (...)  CCA: k^2 / sqrt((k^2 + gx)(k^2 + gy)) against eta / sqrt(hx hy)
@@ -33,12 +38,32 @@ class Recovery:
 
 
 def recovery(signal: Scalar, gx: Scalar, gy: Scalar, eta: Scalar, hx: Scalar, hy: Scalar) -> Recovery:
-    """The three criteria of X7 as ratios, min over signals over max over nuisances.
+    """The three criteria of X7 as ratios: min of the score over signals, over max of the score over nuisances.
 
-    signal: k, gx, gy: own noise of each signal coordinate, (..., i).  eta, hx, hy: shared and own variance of each
-    nuisance coordinate, (..., j), with eta <= sqrt(hx hy) for a covariance. A scalar is one coordinate; leading axes
-    broadcast.
-    Raises: ValueError for k or hx, hy not > 0, gx, gy or eta < 0, or eta > sqrt(hx hy).
+    A scalar is one coordinate. Leading axes broadcast.
+
+    Args:
+        signal: k of each signal coordinate, (..., i), finite and > 0.
+        gx: own variance of x in each signal coordinate, (..., i), finite and >= 0.
+        gy: own variance of y in each signal coordinate, (..., i), finite and >= 0.
+        eta: shared variance of each nuisance coordinate, (..., j), finite, >= 0 and <= sqrt(hx hy), as in a covariance.
+        hx: variance of x in each nuisance coordinate, (..., j), finite and > 0.
+        hy: variance of y in each nuisance coordinate, (..., j), finite and > 0.
+
+    Returns:
+        The three ratios, of the leading axes' broadcast shape.
+
+    Raises:
+        ValueError: for k, hx or hy not > 0, gx, gy or eta < 0, or eta > sqrt(hx hy).
+
+    Example:
+        Here y has much noise of its own, so prediction recovers the signal and alignment does not:
+
+        >>> import mmcl_theory as mt
+        >>> result = mt.theory.recovery(signal=1.0, gx=0.0, gy=3.0, eta=0.8, hx=1.0, hy=2.0)
+        >>> print(f"{result.align:.3f} {result.predict:.3f} {result.contrast:.3f}", int(result.regime))
+        0.884 1.250 1.250 1
+
     Source: X7 (Kamai et al. 2026, arXiv 2606.11190; the contrastive criterion is this project's).
     Check: proofs_checks/x7.py.
     """

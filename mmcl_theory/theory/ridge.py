@@ -21,7 +21,7 @@ from mmcl_theory.theory.whitened import noise_variances, whitened_rule
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
 _BISECTIONS = 64
-_ROUNDING = 16  # units in the last place within which two accuracies count as equal
+_ROUNDING = 16  # two accuracies that differ by fewer units in the last place count as equal
 
 
 def ridge_accuracy(
@@ -31,16 +31,38 @@ def ridge_accuracy(
     kappa: Scalar = 0.0,
     prompts: str = "core",
 ) -> GroupAccuracy:
-    """Zero-shot accuracy, by group, of the population rule of InfoNCE with a ridge, to second order, of any rank.
+    """Zero-shot accuracy, by group, of the population rule of InfoNCE with a ridge: to second order, at full rank.
 
-    The rule is `ridge_rule`. kappa = rho tau^2 at temperature tau with penalty (rho/2) |W|_F^2 on W = W_I^T W_T:
-    kappa = 0 is `whitened_accuracy` at theta = 1, kappa = inf the linear loss, `mmcl_accuracy` with obs, n = None.
-    Stopping gradient flow in W at time t is like kappa = 1/t (`learners.gradient_flow`). Exact for Gaussian latents;
-    for the mixture of classes `info_nce_optimum` takes kappa too.
+    The rule is `ridge_rule`. kappa = rho tau^2 at temperature tau with penalty (rho/2) |W|_F^2 on W = W_I^T W_T.
+    kappa = 0 is `whitened_accuracy` at theta = 1. kappa = inf is the linear loss, `mmcl_accuracy` with obs, n = None.
+    Stopping gradient flow in W at time t is like kappa = 1/t (`learners.gradient_flow`).
 
-    caps: default rich captions.  obs: None means no noise.  kappa: in [0, inf].  prompts: "core" or "train_mean".
-    Leaves of model, caps, obs and kappa broadcast.
-    Raises: ValueError for kappa or prompts out of range.
+    It is exact for Gaussian latents. For the mixture of classes `info_nce_optimum` takes kappa too.
+
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        kappa: the ridge, in [0, inf].
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The accuracies, of the broadcast shape.
+
+    Raises:
+        ValueError: for kappa or prompts out of range.
+
+    Example:
+        Between whitening and the linear loss there is a better ridge:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> accuracy = mt.theory.ridge_accuracy(model, obs=obs, kappa=jnp.array([0.0, 1.0, jnp.inf]))
+        >>> print([f"{value:.3f}" for value in accuracy.shifted])
+        ['0.762', '0.831', '0.803']
+
     Source: X11, X12.  Check: proofs_checks/x11.py, proofs_checks/x12.py.
     """
     weights = ridge_rule(model, caps, obs, kappa, prompts)
@@ -54,14 +76,31 @@ def ridge_rule(
     kappa: Scalar = 0.0,
     prompts: str = "core",
 ) -> Float[Array, "... 2"]:
-    """w = M p on the latents, (core, spurious), where S_I M S_T + kappa M = (1 + kappa) C; p is the prompt of class +1.
+    """The rule w = M p on the latents, where S_I M S_T + kappa M = (1 + kappa) C and p is the prompt of class +1.
 
-    So M = (1 + kappa) U [(U^T C V)_ij / (l_i m_j + kappa)] V^T. The factor 1 + kappa, to which accuracy is blind, makes
-    both ends finite: S_I^-1 C S_T^-1 at kappa = 0, with pseudo-inverses as in `whitened_rule`, and C at kappa = inf.
-    Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates.
-    Derivatives hold at every kappa > 0; at kappa = 0 they are those of `whitened_rule`, and right in kappa. The
-    derivative in kappa at inf is 0.
-    Arguments, errors and source as for `ridge_accuracy`.
+        M = (1 + kappa) U [(U^T C V)_ij / (l_i m_j + kappa)] V^T
+
+    The factor 1 + kappa does not change the accuracy, and makes both ends finite. At kappa = 0, M = S_I^-1 C S_T^-1,
+    with pseudo-inverses as in `whitened_rule`. At kappa = inf, M = C.
+
+    Derivatives hold at every kappa > 0. At kappa = 0 they are those of `whitened_rule`, and the derivative in kappa
+    holds. The derivative in kappa at inf is 0.
+
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        kappa: the ridge, in [0, inf].
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
+        every pair of coordinates.
+
+    Raises:
+        ValueError: for kappa or prompts out of range.
+
+    Source: as for `ridge_accuracy`.
     """
     kappa = _checks.real("kappa", kappa, "in [0, inf]")
     caps = caps or captions()
@@ -76,14 +115,14 @@ def ridge_rule(
     score = _score(image, cross, text, jnp.where(finite, inside / (1 + inside), 1.0))
     inner = (jnp.where(finite[..., None, None], score, cross) @ prompt)[..., 0]
     end = jnp.broadcast_to(whitened_rule(model, caps, _at_zero(obs, whitened), 1.0, prompts), inner.shape)
-    # Around kappa = 0: M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
+    # Around kappa = 0, M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
     bend = end - jax.lax.stop_gradient((_squared_inverse(image) @ (cross @ (_squared_inverse(text) @ prompt)))[..., 0])
     slope = jnp.where(whitened, kappa, 0.0)[..., None]
     return jnp.where(whitened[..., None], end + slope * bend, inner)
 
 
 def _at_zero(obs: Observation | None, whitened: Array) -> Observation:
-    """obs where `whitened`; elsewhere with noise, so that derivatives which are undefined without do not spread."""
+    """obs where `whitened`; elsewhere with noise, so that derivatives undefined without noise do not spread."""
     obs = obs or observation(2, 2, 0.0, 0.0)
     sigmas = (jnp.broadcast_arrays(x, whitened)[0] for x in (obs.sigma_image, obs.sigma_text))
     image, text = (jnp.where(whitened, x, 1.0) for x in sigmas)
@@ -103,14 +142,18 @@ def _score(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class RidgeOptimum:
-    """The best ridge, and its certificate.
+    """The best ridge and its certificate.
 
-    kappa: in [0, inf].  accuracy: there, by group.  ratio: w_s / w_c there; 0 where the rule is balanced.
-    slope: derivative of acc_P* in t = kappa / (kappa + scale), scale the largest l_i m_j, at the best t: 0 inside, >= 0
-    at kappa = inf, <= 0 at kappa = 0 (there taken at t = sqrt(eps), as S_I or S_T may be singular).
-    bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
-    candidates: (9,), acc_P* at kappa = inf, 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there are
-    fewer): the maximum is among them.
+    Attributes:
+        kappa: the best ridge, in [0, inf].
+        accuracy: the accuracy there, by group.
+        ratio: w_s / w_c there; 0 where the rule is balanced.
+        slope: derivative of acc_P* at the best t = kappa / (kappa + scale), scale the largest l_i m_j. It is 0
+            inside, >= 0 at kappa = inf and <= 0 at kappa = 0. At kappa = 0 it is taken at t = sqrt(eps), because S_I or
+            S_T may be singular.
+        bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
+        candidates: acc_P* at kappa = inf, at 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there
+            are fewer). The maximum is among them.
     """
 
     kappa: Array  # ()
@@ -124,24 +167,40 @@ class RidgeOptimum:
 def optimal_ridge(
     model: IntraClass, caps: Captions | None = None, obs: Observation | None = None, prompts: str = "core"
 ) -> RidgeOptimum:
-    """argmax over kappa in [0, inf] of acc_P*, and of the worst group: `ridge_accuracy(...).shifted` and `.worst`.
+    """The ridge kappa in [0, inf] of best accuracy on P*, and of best accuracy in the worst group.
+
+        argmax over kappa of ridge_accuracy(...).shifted, and of ridge_accuracy(...).worst
 
     Both fall strictly in |w_s / w_c| where w_c > 0, which acc_P* > 1/2 implies, so that one kappa is the best for both.
-    det(S_I (x) S_T + kappa) w is a cubic polynomial in kappa, so that the stationary points of w_s / w_c are the roots
-    of a quartic and its zeros those of a cubic. All of them are bracketed, by the roots of their derivatives, and
-    bisected: the best among them and both ends is the global optimum.
+    det(S_I (x) S_T + kappa) w is a cubic polynomial in kappa. So the stationary points of w_s / w_c are the roots of a
+    quartic and its zeros those of a cubic. All of them are bracketed, by the roots of their derivatives, and bisected.
+    The best among them and both ends is the global optimum.
 
     Where the whitened rule over-corrects (core prompts, q > 0, captions that name the class), w_s changes its sign
-    between kappa = 0 and inf. If w_c > 0 at the root it is the best kappa: w_s = 0 there, the rule is balanced, and no
-    linear rule does better, which acc_P* = worst = bound certifies. Rich captions: kappa = det Cov(z) - s_I^2 s_T^2,
-    where that is >= 0, with det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 + s_s^2) - q^2 mu_c^2 mu_s^2; below 0 the whitened
-    rule does not over-correct.
+    between kappa = 0 and inf. If w_c > 0 at the root, the root is the best kappa. There w_s = 0, the rule is balanced,
+    and no linear rule does better: acc_P* = worst = bound certifies it. With rich captions
 
-    Not unique where w_s / w_c is constant (p_spu = 1/2 or mu_spu = 0: kappa = inf is returned). Where no kappa has
-    acc_P* > 1/2 the best kappa for the worst group may be another.
-    Leaves must be scalars: `vmap` for more. Derivatives of accuracy hold; that of kappa is by the implicit function
-    theorem inside and 0 at the ends.
-    Raises: ValueError for prompts out of range.
+        kappa = det Cov(z) - s_I^2 s_T^2,   det Cov(z) = (mu_c^2 + s_c^2) (mu_s^2 + s_s^2) - q^2 mu_c^2 mu_s^2
+
+    where this is >= 0. Below 0 the whitened rule does not over-correct.
+
+    kappa is not unique where w_s / w_c is constant (p_spu = 1/2 or mu_spu = 0); then kappa = inf is returned. Where no
+    kappa has acc_P* > 1/2, another kappa may be the best for the worst group.
+
+    Derivatives of accuracy hold. That of kappa is by the implicit function theorem inside and 0 at the ends.
+
+    Args:
+        model: intra-class model with scalar leaves (`vmap` for more).
+        caps: caption policy with scalar leaves; None for rich captions.
+        obs: observation with scalar leaves; None for no noise.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The optimum and its certificate.
+
+    Raises:
+        ValueError: for prompts out of range.
+
     Source: X11 (the optimum is this project's).  Check: proofs_checks/x11.py.
     """
     caps = caps or captions()
@@ -156,7 +215,7 @@ def optimal_ridge(
         return ridge_accuracy(model, caps, obs, _kappa(share, scale), prompts).shifted
 
     candidates = jax.lax.stop_gradient(jax.vmap(at)(shares))
-    # The curve may be flat at an end; rounding does not decide against that end.
+    # The curve may be flat at an end. The margin keeps rounding from deciding against that end.
     eps = jnp.finfo(shares.dtype).eps
     share = shares[jnp.argmax(candidates - _ROUNDING * eps * jnp.array([0, 1] + 7 * [2], shares.dtype))]
 
@@ -167,7 +226,7 @@ def optimal_ridge(
     def slope(share: Array) -> Array:
         return jax.jvp(value, (share,), (jnp.ones_like(share),))[1]
 
-    # Moves nothing, but carries the derivative of the root of the slope. At share 0 the system may be singular.
+    # This shift is 0, but carries the derivative of the root of the slope. At share 0 the system may be singular.
     inside = (share > 0) & (share < 1)
     near = jnp.maximum(share, jnp.sqrt(eps))
     slope_near, bend = jax.jvp(slope, (near,), (jnp.ones_like(near),))
@@ -214,7 +273,7 @@ def _kappa(share: Array, scale: Array) -> Array:
 def _numerators(
     image: Float[Array, "2 2"], cross: Float[Array, "2 2"], text: Float[Array, "2 2"], prompt: Float[Array, "2"]
 ) -> tuple[Array, Float[Array, "4"], Float[Array, "4"]]:
-    """The largest l_i m_j; and w_c, w_s times prod_ij (l_i m_j (1 - t) / scale + t), as polynomials in t, cubic."""
+    """The largest l_i m_j; and w_c, w_s times prod_ij (l_i m_j (1 - t) / scale + t), as cubic polynomials in t."""
     (l, u), (m, v) = jnp.linalg.eigh(image), jnp.linalg.eigh(text)
     values = (l[:, None] * m[None, :]).ravel()
     scale = values.max()
@@ -241,8 +300,8 @@ def _derivative(a: Array) -> Array:
 def _unit_roots(a: Float[Array, " n"]) -> Float[Array, " n-1"]:
     """The real roots in [0, 1] of a polynomial of degree n - 1, coefficients in ascending order, and other points.
 
-    Between neighbouring roots of its derivative a polynomial is monotone: there it has one root, which bisection
-    finds, or none; then the end with the smaller value is returned.
+    Between neighbouring roots of its derivative a polynomial is monotone. If it has a root there, bisection finds it.
+    If not, the end with the smaller value is returned.
     """
     zero, one = jnp.zeros(1, a.dtype), jnp.ones(1, a.dtype)
     ends = jnp.concatenate([zero, one] if len(a) == 2 else [zero, _unit_roots(_derivative(a)), one])

@@ -18,7 +18,7 @@ from mmcl_theory._slopes import undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation, moments
 
 _BISECTIONS = 70
-_ROUNDING = 64  # units in the last place by which an eigenvalue may miss 0
+_ROUNDING = 64  # an eigenvalue of 0 may be off by this many units in the last place
 MAX_OUTLIERS = 4
 
 
@@ -27,10 +27,16 @@ MAX_OUTLIERS = 4
 class Outliers:
     """Singular values of S above its bulk, largest first, in the limit n, d_I, d_T -> inf at fixed ratios.
 
-    value is in units of s_I s_T (inf without noise), strength in those of the data. left and right are the inner
-    products of the unit singular vectors with the columns of the two dictionaries, (core, spurious); their common sign
-    is arbitrary, and so is the basis of those that share a singular value. Where `exists` is False the rest is NaN. Its
-    derivative is 0, so that those of the others can be taken.
+    Where `exists` is False the other fields are NaN. The derivative of this NaN is 0, so that the derivatives of the
+    other entries can be taken.
+
+    Attributes:
+        value: singular values in units of s_I s_T; inf without noise. Four entries, MAX_OUTLIERS.
+        strength: singular values in the units of the data.
+        left: inner products of the unit left singular vectors with the columns of D_I, (core, spurious). The common
+            sign of left and right is arbitrary, and so is the basis of vectors that share a singular value.
+        right: the same for the right singular vectors and D_T.
+        exists: whether the entry is an outlier.
     """
 
     value: Array  # (..., 4), MAX_OUTLIERS
@@ -43,9 +49,24 @@ class Outliers:
 def bulk_edge(aspect_image: Scalar, aspect_text: Scalar) -> Float[Array, "..."]:
     """The largest singular value of X^T Y / n for independent standard Gaussian X, Y as n, d_I, d_T -> inf.
 
-    sqrt(lambda(t_edge)), t_edge the positive root of 2 t^3 + (1 + a_I + a_T) t^2 - a_I a_T = 0.
-    aspect_image, aspect_text: a_I = d_I/n, a_T = d_T/n, > 0; they broadcast.
-    Raises: ValueError for values out of range.  Source: X2.  Check: proofs_checks/x2.py.
+    It is sqrt(lambda(t_edge)), with t_edge the positive root of 2 t^3 + (1 + a_I + a_T) t^2 - a_I a_T = 0.
+
+    Args:
+        aspect_image: a_I = d_I/n, finite and > 0.
+        aspect_text: a_T = d_T/n, finite and > 0.
+
+    Returns:
+        The edge of the bulk, of the arguments' broadcast shape.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> print(f"{mt.theory.bulk_edge(aspect_image=0.5, aspect_text=0.4):.3f}")
+        1.557
+
+    Source: X2.  Check: proofs_checks/x2.py.
     """
     a_i, a_t = (
         _checks.real(name, a, "finite and > 0")
@@ -59,16 +80,31 @@ def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> 
     """The singular values of the sample cross-covariance of n pairs that stand out of the noise, and their vectors.
 
     With U = E uu^T, Z = E zz^T, X = E zu^T, an outlier sits at each t = s_I^2 s_T^2 tau in (0, t_edge) where
-        B = [[a_T I - tau s_I^2 U, -sqrt(tau (1+t)) X^T], [-sqrt(tau (1+t)) X, a_I I - tau s_T^2 Z]]
-    is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau): up to four, for a strong feature of one modality alone
-    drags noise of the other along. With (b_T, b_I) the null vector of B there and
-        g = d/dtau log(strength^2) / (b^T (dB/dtau) b),
-    left = sqrt(g (a_I + t)) b_I and right = sqrt(g (a_T + t)) b_T. Null vectors of one tau are first made orthogonal
-    in dB/dtau. As a noise goes to 0 so does t, and all of it has a limit: the singular vectors of X without any noise.
 
-    n: >= 2, real values allowed.  Leaves of model, caps, obs and n broadcast. Differentiable; NaN derivatives where two
-    outliers share a singular value, whose vectors have none.
-    Raises: ValueError for n < 2.
+        B = [[a_T I - tau s_I^2 U, -sqrt(tau (1+t)) X^T], [-sqrt(tau (1+t)) X, a_I I - tau s_T^2 Z]]
+
+    is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau). There are up to four, because a strong feature of one
+    modality alone drags noise of the other along. With (b_T, b_I) the null vector of B there:
+
+        g = d/dtau log(strength^2) / (b^T (dB/dtau) b)
+        left = sqrt(g (a_I + t)) b_I,   right = sqrt(g (a_T + t)) b_T
+
+    Null vectors of one tau are first made orthogonal in dB/dtau. As a noise goes to 0 so does t. Every quantity has a
+    limit: without any noise the singular vectors are those of X.
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        caps: caption policy.
+        obs: observation.
+        n: number of samples, >= 2, real values allowed.
+
+    Returns:
+        The outliers. They are differentiable, but derivatives are NaN where two outliers share a singular value,
+        because their vectors have none.
+
+    Raises:
+        ValueError: for n < 2.
+
     Source: X2.  Check: proofs_checks/x2.py.
     """
     mom = moments(model, caps)
@@ -108,11 +144,11 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
     fixed = jax.lax.stop_gradient(parameters)
     zz, uu, zu, v_i, v_t, a_i, a_t = fixed
     eps = jnp.finfo(zz.dtype).eps
-    # Below `low` B > 0, by norms of its blocks; 1e-30 where the data are all 0.
+    # B > 0 at tau below `low`, by the norms of its blocks. The floor of 1e-30 matters where all data are 0.
     noise, norms = v_i * v_t, [jnp.linalg.norm(x) for x in (uu, zz, zu)]
     bounds = jnp.stack([v_i * norms[0] / a_t, v_t * norms[1] / a_i, 2 * norms[2] ** 2 / (a_i * a_t), noise])
     low = 0.25 / jnp.maximum(bounds.max(), 1e-30)
-    # Without noise there is no edge; strengths below eps of the largest are rounding.
+    # Without noise there is no edge. Strengths below eps of the largest are rounding.
     edge = jnp.where(noise > 0, _edge(a_i, a_t) / jnp.where(noise > 0, noise, 1.0), jnp.inf)
     high = jnp.minimum(edge, low / eps**2)
 
@@ -131,15 +167,15 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
 
     (lows, highs), _ = jax.lax.scan(halve, (jnp.full(4, low), jnp.full(4, high)), None, _BISECTIONS)
     tau = jnp.sqrt(lows) * jnp.sqrt(highs)
-    # Vectors of roots this close would mix by more than the sqrt(eps) that their roots differ: they count as one root.
+    # Roots within sqrt(eps) of each other count as one: their vectors would mix by more than that.
     for k in range(1, 4):
         tied = exists[k] & (jnp.abs(tau[k] - tau[k - 1]) <= jnp.sqrt(eps) * tau[k])
         tau = tau.at[k].set(jnp.where(tied, tau[k - 1], tau[k]))
     equal = exists[:, None] & exists[None, :] & (tau[:, None] == tau[None, :])
-    rank = (equal & jnp.tri(4, k=-1, dtype=bool)).sum(1)  # among those of its value
+    rank = (equal & jnp.tri(4, k=-1, dtype=bool)).sum(1)  # among the roots of the same value
     value, strength, left, right = jax.vmap(functools.partial(_vectors, parameters))(tau, rank, equal.sum(1), exists)
     hide = exists[:, None]
-    return (  # not `nan_where`: in reverse mode the NaN derivatives of one entry would reach those of the others
+    return (  # not `nan_where`: in reverse mode its NaN derivative at one entry would reach the other entries
         jnp.where(exists, value, jnp.nan),
         jnp.where(exists, strength, jnp.nan),
         jnp.where(hide, left, jnp.nan),
@@ -151,8 +187,10 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
 def _vectors(
     parameters: tuple[Array, ...], root: Array, rank: Array, multiplicity: Array, exists: Array
 ) -> tuple[Array, Array, Float[Array, "2"], Float[Array, "2"]]:
-    """Value, strength and signed overlaps at a root tau; rank: which of its `multiplicity` null vectors. Finite, with
-    finite derivatives, where there is no root."""
+    """Value, strength and signed overlaps at a root tau; rank: which of its `multiplicity` null vectors.
+
+    Everything, derivatives included, is finite where there is no root.
+    """
     eye = jnp.eye(2, dtype=root.dtype)
     harmless = (eye, eye, jnp.diag(jnp.asarray([2.0, 1.0], root.dtype)), 0.0, 0.0, 1.0, 1.0)  # singular at 1/4
     parameters = tuple(jnp.where(exists, x, jnp.asarray(y)) for x, y in zip(parameters, harmless, strict=True))
@@ -164,13 +202,13 @@ def _vectors(
     values, vectors = jnp.linalg.eigh(matrix)
     order = jnp.argsort(jnp.abs(values))
     basis, null = vectors[:, order], jnp.arange(4) < multiplicity
-    # The null vectors, orthogonal and of norm 1 in -dB/dtau; the others are left out.
+    # Make the null vectors orthogonal and of norm 1 in -dB/dtau; leave the others out.
     gram = jnp.where(null[:, None] & null[None, :], -basis.T @ slope @ basis, jnp.eye(4, dtype=root.dtype))
     weights, rotation = jnp.linalg.eigh(gram)
     basis = basis @ (rotation / jnp.sqrt(weights)[None, :]) @ rotation.T
     b = jax.lax.stop_gradient(basis[:, rank])
 
-    # One Newton step for tau, and one bordered solve for b, move nothing but carry the derivative in the parameters.
+    # One Newton step for tau and one bordered solve for b move neither, but carry their derivatives in the parameters.
     tau = root + b @ _singular_at(root, *parameters) @ b  # the slope is -1
     border = jnp.block([[matrix, b[:, None]], [b[None, :], jnp.zeros((1, 1), root.dtype)]])
     single = multiplicity == 1

@@ -1,5 +1,4 @@
-"""What supervised learning learns: the max-margin rule, its sharp accuracy curve (X1), the paper's bound (T3), and
-T4's limit.
+"""What supervised learning learns: the max-margin rule, its sharp accuracy (X1), the paper's bound (T3), T4's limit.
 
 Symbols: w = (v, u) the rule, v = (v_c, v_s) on the latents and u on the noise, T = |u|^2, sigma noise norm, d input
 dimension, n samples, r = +1 aligned, -1 conflicting, P(r) its frequency, s_c, s_s latent standard deviations.
@@ -28,19 +27,33 @@ _FLOOR = 1e-4
 def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar | None = None) -> GroupAccuracy:
     """Accuracy, by group, of the max-margin classifier (no bias) trained on n labelled images.
 
-    Intra-class: `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I; needs obs and n. NaN where almost all
-    such samples are not linearly separable.
-    Inter-class: trained on every noiseless image of P at p_spu = 1; obs and n are not used. Class (c, k) scores
+    Intra-class: the rule is `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I. It needs obs and n.
+
+    Inter-class: the classifier is trained on every noiseless image of P at p_spu = 1. Class (c, k) scores
     c (u core_k + v spu_k) with u : v = (1 - beta) : alpha (1 - beta_spu). With m >= 2 pairs the aligned group is all
     right. The conflicting group is all right if (1 - beta)^2 > alpha^2 (1 - beta_spu^2), and tied if equal. If less, an
-    image of it is right at most where no other pair has both details of the helping sign (probability 2^-(m-1)).
-    With one pair there is no other class to stand out of: u : v = 1 : alpha, and the conflicting group is right for
-    alpha < 1, wrong for alpha > 1, tied at 1. NaN for p_spu < 1, which this does not cover.
-    Raises: ValueError if the intra-class model comes without obs or n, or n < 2.
+    image of it is right at most where in no other pair the core and the spurious detail add up (probability 2^-(m-1)).
+
+    With one pair there is no other class to stand out from, and u : v = 1 : alpha. The conflicting group is right for
+    alpha < 1, wrong for alpha > 1, tied at 1.
+
+    Args:
+        model: data model; its leaves broadcast with those of obs and with n.
+        obs: observation; needed for the intra-class model, not used for the inter-class one.
+        n: number of images, >= 2, real values allowed; needed for the intra-class model, not used for the inter-class
+            one.
+
+    Returns:
+        The accuracies, of the broadcast shape. NaN, intra-class, where almost all such samples are not linearly
+        separable. NaN, inter-class, for p_spu < 1, which this theory does not cover.
+
+    Raises:
+        ValueError: if the intra-class model comes without obs or n, or n < 2.
+
     Source: X1; T4 (Theorem 4.7).  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
     if isinstance(model, InterClass):
-        many = model.num_pairs > 1  # with one pair nothing is in the images of other pairs
+        many = model.num_pairs > 1  # one pair has no details in the images of other pairs
         core, spu = (1 - model.beta, 1 - model.beta_spu) if many else (jnp.ones(()), jnp.ones(()))
         core, spu, alpha = jnp.broadcast_arrays(core, spu, model.alpha)
         weights = jnp.stack([core, alpha * spu], -1)
@@ -53,8 +66,12 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
 
 
 def supervised_bound() -> GroupAccuracy:
-    """The paper's bound on SL: conflicting <= 1/3, so shifted <= 2/3, for d >> n, p_spu -> 1, sigma_spu =
-    O(1/sqrt(log n)).
+    """The paper's bound on SL: conflicting <= 1/3, so shifted <= 2/3.
+
+    It holds for d >> n, p_spu -> 1 and sigma_spu = O(1/sqrt(log n)).
+
+    Returns:
+        The bounds: 1 for the aligned group and 1/3 for the conflicting one, each ().
 
     Source: T3 (restating Sagawa et al. 2020, arXiv 2005.04345).  Check: proofs_checks/t3.py.
     """
@@ -62,11 +79,17 @@ def supervised_bound() -> GroupAccuracy:
 
 
 def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
-    """1/2 + 2 / ((1 + alpha^2)(1 - beta)^2 - 8), the paper's bound on acc_P* of SL on Data Model 2.
+    """The paper's bound on acc_P* of SL on Data Model 2, 1/2 + 2 / ((1 + alpha^2)(1 - beta)^2 - 8).
 
-    NaN where (1 + alpha^2)(1 - beta)^2 <= 8, where the theorem says nothing; above 1, so empty, up to 12. Where it is a
-    bound alpha > sqrt(7), and there the accuracy is 1/2 exactly: see `supervised_accuracy`.
-    The model's p_spu and beta_spu are not used; the theorem has p_spu = 1 and beta_spu = beta.
+    Where it is a bound alpha > sqrt(7), and there the accuracy is 1/2 exactly: see `supervised_accuracy`.
+
+    Args:
+        model: inter-class model. Its p_spu and beta_spu are not used: the theorem has p_spu = 1 and beta_spu = beta.
+
+    Returns:
+        The bound, of the leaves' broadcast shape. NaN where (1 + alpha^2)(1 - beta)^2 <= 8, where the theorem says
+        nothing. Up to 12 it is above 1, so empty.
+
     Source: T4 (Theorem 4.7).  Check: proofs_checks/t4.py.
     """
     alpha, beta = jnp.broadcast_arrays(model.alpha, model.beta)
@@ -78,24 +101,44 @@ def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
 def max_margin_rule(
     model: IntraClass, obs: Observation, n: Scalar
 ) -> tuple[Float[Array, "... 2"], Float[Array, "..."]]:
-    """(v, T) of the hard-margin solution, scaled to margin 1: its latent part and the squared norm of its noise part.
+    """The hard-margin solution, scaled to margin 1: its latent part v and the squared norm T of its noise part.
 
-    Minimises |v|^2 + T over v subject to
-        T >= (n/sigma^2) sum_r P(r) H(v_c mu_c + r v_s mu_s, s^2),
-        s^2 = v_c^2 s_c^2 + v_s^2 s_s^2 + s_I^2 (|v|^2 + T),   s_I^2 = sigma^2/d_I,
-        H(m, s^2) = E max(0, 1 - N(m, s^2))^2 = ((1-m)^2 + s^2) Phi((1-m)/s) + (1-m) s phi((1-m)/s).
-    Solved in the scale where T = 1: the margin kappa(v), the root of the constraint, is concave, and the largest
-    kappa / sqrt(1 + |v|^2) is found by damped Newton steps. Differentiable (one Newton step at the solution carries
-    the derivative).
+    In the limit n, d_I -> inf at fixed n/d_I it minimises |v|^2 + T over v and T subject to
 
-    n: >= 2.  Leaves of model and obs, and n, broadcast. NaN where no kappa > 0 exists (almost surely not separable),
-    and where there is no noise (sigma = 0).
-    Raises: ValueError for n < 2.
+        T >= (n/sigma^2) sum_r P(r) H(v_c mu_c + r v_s mu_s, s^2)
+        s^2 = v_c^2 s_c^2 + v_s^2 s_s^2 + s_I^2 (|v|^2 + T),   s_I^2 = sigma^2/d_I
+        H(m, s^2) = E max(0, 1 - N(m, s^2))^2 = ((1-m)^2 + s^2) Phi((1-m)/s) + (1-m) s phi((1-m)/s)
+
+    It is solved in the scale where T = 1. There the margin kappa(v), the root of the constraint, is concave. Damped
+    Newton steps find the largest kappa / sqrt(1 + |v|^2). One more Newton step at the solution carries the derivative,
+    so the result is differentiable.
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        obs: observation; only its image noise is used.
+        n: number of images, >= 2, real values allowed.
+
+    Returns:
+        v, (core, spurious), and T, of the broadcast shape. NaN where no kappa > 0 exists (almost surely not separable),
+        and where there is no noise (sigma = 0).
+
+    Raises:
+        ValueError: for n < 2.
+
+    Example:
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(dim_image=2000, dim_text=2, sigma_image=2.0)
+        >>> v, noise = jax.jit(mt.theory.max_margin_rule)(model, obs, n=1000.0)
+        >>> print(f"v = ({v[0]:.2f}, {v[1]:.2f}), T = {noise:.1f}")
+        v = (0.55, 0.93), T = 40.4
+
     Source: X1 (convex Gaussian min-max theorem).  Check: proofs_checks/x1.py.
     """
     n_array = _checks.sample_size(n)
     variance = obs.sigma_image**2
-    # On the signal coordinates the observation noise is just more latent variance; T is the rest of it.
+    # On the signal coordinates the observation noise adds to the latent variance. T belongs to the rest of the noise.
     parameters = (
         model.p_spu,
         jnp.hypot(*jnp.broadcast_arrays(model.sigma_core, obs.sd_image)),
@@ -106,7 +149,7 @@ def max_margin_rule(
         variance / obs.dim_image,
     )
     v_core, v_spu, kappa = jnp.vectorize(_direction)(*jnp.broadcast_arrays(*parameters))
-    # Back from T = 1 to margin 1.
+    # Change the scale back, from T = 1 to margin 1.
     return jnp.stack([v_core / kappa, v_spu / kappa], -1), 1 / kappa**2
 
 
@@ -135,9 +178,9 @@ def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
         move = -_solve_2x2(hessian, gradient)
 
         def margin(size: Array) -> Array:
-            return _margin(v + size * move, fixed, kappa + size * (slope @ move))  # the tangent lies above
+            return _margin(v + size * move, fixed, kappa + size * (slope @ move))  # the tangent lies above kappa(v)
 
-        # The longest of the steps 1, 1/2, 1/4, ... that does not lose beyond rounding.
+        # Take the longest of the steps 1, 1/2, 1/4, ... that loses nothing beyond rounding.
         enough = kappa - multiplier * penalty(v) - 8 * eps * jnp.abs(kappa)
 
         def shorter(search: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -160,7 +203,7 @@ def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
     start = (origin, _margin(origin, fixed, jnp.sqrt(fixed[5])), 0, jnp.asarray(1.0, dtype))
     v, kappa, _, _ = jax.lax.while_loop(unfinished, newton, start)
     v = jax.lax.stop_gradient(v)
-    # One more Newton step squares the error, and carries the derivative in the parameters.
+    # One more Newton step squares the error of v, and carries its derivative in the parameters.
     multiplier, _, gradient, hessian = derivatives(_margin(v, parameters, kappa), v, parameters)
     residual = jnp.abs(gradient).max() / jnp.abs(multiplier)
     v = v - _solve_2x2(jax.lax.stop_gradient(hessian), gradient)
@@ -183,10 +226,12 @@ def _expectations(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> tupl
 
 
 def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
-    """kappa(v): E (kappa - N)_+^2 = sigma^2/n. Newton on the root of both sides, which is convex, from a start at or
-    above the solution."""
+    """kappa(v), the root of E (kappa - N)_+^2 = sigma^2/n.
+
+    Newton's method solves the root of both sides, which is convex, from a start at or above the solution.
+    """
     fixed = jax.lax.stop_gradient((v, parameters))
-    tolerance = jnp.sqrt(jnp.finfo(v.dtype).eps)  # of a step; the next one, the last, squares the error
+    tolerance = jnp.sqrt(jnp.finfo(v.dtype).eps)  # of the last step but one; the last step squares the error
 
     def newton(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:
         squared, hinge, _, _ = _expectations(kappa, v, parameters)
@@ -199,7 +244,7 @@ def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
 
     begin = jax.lax.stop_gradient(start), jnp.asarray(True), jnp.asarray(0)
     kappa, _, _ = jax.lax.while_loop(lambda state: state[1] & (state[2] < _MARGIN_STEPS), step, begin)
-    return newton(kappa, v, parameters)  # and carries the derivative
+    return newton(kappa, v, parameters)  # the last step carries the derivative
 
 
 def _margin_gradient(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:

@@ -25,14 +25,35 @@ def whitened_accuracy(
     theta: Scalar = 1.0,
     prompts: str = "core",
 ) -> GroupAccuracy:
-    """Zero-shot accuracy, by group, of the population rule w = S_I^-theta C S_T^-theta p, of any rank.
+    """Zero-shot accuracy, by group, of the population rule w = S_I^-theta C S_T^-theta p, at full rank.
 
-    theta = 1 is what InfoNCE with many negatives minimises to second order, exactly for Gaussian latents; theta = 0 is
+    theta = 1 is what InfoNCE with many negatives minimises to second order, exactly for Gaussian latents. theta = 0 is
     the linear loss (`mmcl_accuracy` with obs, n = None). The rule lies in the span of the dictionary, so |w_amb| = |w|.
 
-    caps: default rich captions.  obs: None means no noise.  theta: in [0, 1].  prompts: "core" or "train_mean".
-    Leaves of model, caps, obs and theta broadcast.
-    Raises: ValueError for theta or prompts out of range.
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        theta: degree of whitening, in [0, 1].
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The accuracies, of the broadcast shape.
+
+    Raises:
+        ValueError: for theta or prompts out of range.
+
+    Example:
+        With this much noise whitening is better than the linear loss:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.3)
+        >>> obs = mt.observation(2, 2, sigma_image=2**0.5, sigma_text=2**0.5)
+        >>> accuracy = mt.theory.whitened_accuracy(model, obs=obs, theta=jnp.array([0.0, 1.0]))
+        >>> print([f"{value:.4f}" for value in accuracy.shifted])
+        ['0.7393', '0.7599']
+
     Source: X5.  Check: proofs_checks/x5.py.
     """
     weights = whitened_rule(model, caps, obs, theta, prompts)
@@ -46,13 +67,27 @@ def whitened_rule(
     theta: Scalar = 1.0,
     prompts: str = "core",
 ) -> Float[Array, "... 2"]:
-    """w = S_I^-theta C S_T^-theta p on the latents, (core, spurious), for the prompt p of class +1.
+    """The rule w = S_I^-theta C S_T^-theta p on the latents, for the prompt p of class +1.
 
-    Intra-class: sign(z . w) is the prediction.  Inter-class: (A, B), the same for every pair of coordinates. Directions
-    in which a covariance vanishes (a detail that is never mentioned, without text noise) are left out: pseudo-inverses.
-    The rule has a limit as a detail is mentioned ever less, but its derivative in that pi is NaN at 0 without text
-    noise. Where a covariance is singular otherwise the rule jumps, and all derivatives are NaN.
-    Arguments, errors and source as for `whitened_accuracy`.
+    Directions in which a covariance vanishes are left out (pseudo-inverses): for example a detail that is never
+    mentioned, without text noise. As such a detail is mentioned ever less the rule has a limit, but its derivative in
+    that pi is NaN at 0. Where a covariance is singular for another reason the rule jumps, and all derivatives are NaN.
+
+    Args:
+        model: data model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        obs: observation; None for no noise.
+        theta: degree of whitening, in [0, 1].
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
+        every pair of coordinates.
+
+    Raises:
+        ValueError: for theta or prompts out of range.
+
+    Source: as for `whitened_accuracy`.
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
     caps = caps or captions()
@@ -77,22 +112,35 @@ def whitened_rule(
 def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None = None) -> Float[Array, "..."]:
     """The pi_spu at which the whitened rule ignores the spurious feature, w_s = 0 (theta = 1, masking "named").
 
-    w_s is a positive multiple of q [D (pi_spu v + s_T^2) - pi_spu^2 (G v - k^2)], G = mu_c^2 + s_c^2 + s_I^2,
-    D = (1 - pi_core) s_c^2 + s_I^2, so that its only root pi_spu > 0 is
-        [D v + sqrt(D^2 v^2 + 4 (G v - k^2) D s_T^2)] / (2 (G v - k^2)).
-    Below it the rule follows the spurious feature as it is in training, above it the rule over-corrects: the aligned
-    group becomes the worse one. Values above 1 mean that no captions over-correct; 0, that all but silence do. The
-    balanced rule has the best accuracy on P* that any linear rule has, Phi(mu_c / sqrt(s_c^2 + s_I^2)) (acc_P* falls
-    strictly in |w_s / w_c|), whatever pi_core: among captions with pi_spu <= 1 the balanced ones are optimal.
+    w_s is a positive multiple of q [D (pi_spu v + s_T^2) - pi_spu^2 (G v - k^2)] with G = mu_c^2 + s_c^2 + s_I^2 and
+    D = (1 - pi_core) s_c^2 + s_I^2. Its only root pi_spu > 0 is
 
-    caps: its pi_spu is not used; masking must be "named".  Leaves broadcast. At D = 0 (pi_core = 1, no image noise)
-    with text noise the root is 0 and grows as sqrt(D): its derivatives there are not finite. NaN where G v = k^2 (q^2 =
-    1 and no variance or noise at all) or at q = 0 or mu_spu = 0, where every policy is balanced.
-    Raises: ValueError for another masking.
+        [D v + sqrt(D^2 v^2 + 4 (G v - k^2) D s_T^2)] / (2 (G v - k^2))
+
+    Below the root the rule follows the spurious feature as it is in training. Above it the rule over-corrects: the
+    aligned group becomes the worse one.
+
+    acc_P* falls strictly in |w_s / w_c|. So the balanced rule has the best accuracy on P* of any linear rule,
+    Phi(mu_c / sqrt(s_c^2 + s_I^2)), whatever pi_core is. Among captions with pi_spu <= 1 the balanced ones are optimal.
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        caps: caption policy with masking "named"; its pi_spu is not used.
+        obs: observation; None for no noise.
+
+    Returns:
+        The balanced pi_spu, of the broadcast shape. Values above 1 mean that no captions over-correct, and 0 that all
+        but silence do. NaN where G v = k^2 (q^2 = 1 and no variance or noise at all). NaN also at q = 0 or mu_spu = 0,
+        where every policy is balanced. At D = 0 (pi_core = 1, no image noise) with text noise the root is 0 and grows
+        as sqrt(D), so its derivatives are not finite.
+
+    Raises:
+        ValueError: for another masking.
+
     Source: X10 (the root and the optimality are this project's).  Check: proofs_checks/x10.py.
     """
     gap, spread, product, noise_text = _balance(model, caps, obs)
-    # Without text noise the root is that of a square, which has a derivative at 0.
+    # Without text noise the square root is of a square, and has a derivative at 0.
     square = gap * (gap * spread**2 + 4 * product * noise_text)
     noisy, square = jnp.broadcast_arrays(noise_text > 0, square)
     root = gap * spread + jnp.where(noisy, jnp.sqrt(jnp.where(noisy, square, 1.0)), gap * spread)
@@ -105,19 +153,34 @@ def whitening_crossovers(
 ) -> Float[Array, "... 3"]:
     """The noises s = s_I = s_T > 0 at which whitening (theta = 1) and the linear loss (theta = 0) have equal acc_P*.
 
-    acc_P* falls strictly in |w_s / w_c|, and theta = 0 has w_0 = C p at every s, so they tie where w(s) is parallel to
+    acc_P* falls strictly in |w_s / w_c|, and theta = 0 has w_0 = C p at every s. So they tie where w(s) is parallel to
     w_0 or to its mirror image. With v = s^2 and adj the adjugate, w(s) is a positive multiple of
-        v^2 C p + v (adj(Cov z) C + C adj(Cov u)) p + adj(Cov z) C adj(Cov u) p:
-    a linear equation in v for the one and a quadratic for the other. Between consecutive roots one end of the dial is
-    the better one throughout.
-    Rich captions, core prompt, a = mu_c^2 + s_c^2, d = mu_s^2 + s_s^2, b = q mu_c mu_s, D = a d - b^2: one root, of
-    2 a v^2 + 2 D v - (a - d) D = 0, if a > d (below it the linear loss is better, above it whitening), none otherwise
-    (whitening is better). The whitened rule is balanced, and the best that there is, at v^2 = D.
 
-    caps: default rich captions.  prompts: "core" or "train_mean".  Leaves broadcast.
-    Returns the roots in ascending order, in units of z, then NaN for those that do not exist: all three where the rules
-    coincide at every s (q = 0 or mu_spu = 0).
-    Raises: ValueError for other prompts.
+        v^2 C p + v (adj(Cov z) C + C adj(Cov u)) p + adj(Cov z) C adj(Cov u) p
+
+    This gives a linear equation in v for the one and a quadratic for the other. Between consecutive roots one end of
+    the dial is the better one throughout.
+
+    Rich captions and core prompts, with a = mu_c^2 + s_c^2, d = mu_s^2 + s_s^2, b = q mu_c mu_s and D = a d - b^2: if
+    a > d there is one root, that of
+
+        2 a v^2 + 2 D v - (a - d) D = 0
+
+    Below it the linear loss is better, above it whitening. If a <= d there is no root, and whitening is better. The
+    whitened rule is balanced, and the best that there is, at v^2 = D.
+
+    Args:
+        model: intra-class model; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
+        prompts: "core" or "train_mean", see `latent_prompts`.
+
+    Returns:
+        The roots s in ascending order, in units of z, then NaN for those that do not exist. All three are NaN where the
+        rules coincide at every s (q = 0 or mu_spu = 0).
+
+    Raises:
+        ValueError: for other prompts.
+
     Source: X5 (the roots are this project's).  Check: proofs_checks/x5.py.
     """
     mom = moments(model, caps or captions())
@@ -131,7 +194,7 @@ def whitening_crossovers(
     (b, c), (b_same, c_same) = ([x[..., 1] * core + sign * x[..., 0] * spu for x in (first, last)] for sign in (1, -1))
     a = 2 * core * spu
     root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))
-    half = -(b + jnp.where(b < 0, -root, root)) / 2  # the root without cancellation is half / a, the other c / half
+    half = -(b + jnp.where(b < 0, -root, root)) / 2  # half / a is the root without cancellation, c / half the other
     v = jnp.stack([_ratio(half, a), _ratio(c, half), _ratio(-c_same, b_same)], -1)
     real = jnp.stack([b**2 >= 4 * a * c] * 2 + [jnp.ones_like(b, bool)], -1)
     at_root = linear[..., None, 0] * v**2 + first[..., None, 0] * v + last[..., None, 0]
@@ -169,10 +232,10 @@ def noise_variances(obs: Observation | None) -> tuple[Array, Array]:
 def _inverse_power(
     cov: Float[Array, "... 2 2"], variance: Array, power: Array
 ) -> tuple[Float[Array, "... 2 2"], Bool[Array, "..."]]:
-    """(cov + variance)^-power of positive semi-definite 2 x 2 matrices, on their range, and whether that is not all.
+    """(cov + variance)^-power of positive semi-definite 2 x 2 matrices on their range, and whether they are singular.
 
-    f(A) = f(l+) v+ v+^T + f(l-) v- v-^T with l+- the eigenvalues, f(l) = l^-power; where these coincide, and an
-    eigendecomposition has no derivative, f(A) = f(tr A/2) + f'(tr A/2) (A - tr A/2).
+    f(A) = f(l+) v+ v+^T + f(l-) v- v-^T with l+- the eigenvalues and f(l) = l^-power. Where the eigenvalues coincide,
+    an eigendecomposition has no derivative. There f(A) = f(tr A/2) + f'(tr A/2) (A - tr A/2).
     """
     a, b, d = cov[..., 0, 0] + variance, cov[..., 0, 1], cov[..., 1, 1] + variance
     eps = jnp.finfo(cov.dtype).eps
@@ -183,14 +246,14 @@ def _inverse_power(
     high = jnp.where(apart, centre + radius, centre)
     positive = high > 0
     high = jnp.where(positive, high, 1.0)
-    # Singular in the units in which both coordinates have variance 1, so that scales alone drop no direction.
+    # Judge singularity in units in which both coordinates have variance 1, so that scales alone drop no direction.
     determinant = a * d - b**2
     kept = determinant > 16 * eps * a * d
     low = jnp.where(kept, determinant, 1.0) / high
     none = jnp.where(power == 0, 1.0, 0.0)
     f_high = jnp.where(positive, high**-power, none)
     f_low = jnp.where(positive & kept, jnp.where(kept, low, 1.0) ** -power, none)
-    # Shares of the first coordinate in both eigenvectors; the smaller without cancellation.
+    # Shares of the first coordinate in both eigenvectors; the smaller share is computed without cancellation.
     smaller = b**2 / (2 * radius * (radius + jnp.abs(half)))
     first, second = jnp.where(half > 0, 1 - smaller, smaller), jnp.where(half > 0, smaller, 1 - smaller)
     cross = (f_high - f_low) / (2 * radius) * b

@@ -1,4 +1,4 @@
-"""Speed beside other libraries (`python -m sims.bench`), and what a GPU does with all of this (`make gpu`).
+"""Speed beside other libraries (`python -m sims.bench`), and figures and tests on a GPU (`make gpu`).
 
 jobs.py            what is timed, each job beside its baseline
 clip_job.py        CLIP's towers and training step beside open_clip's

@@ -1,7 +1,7 @@
-"""Speed, side by side with plain NumPy, SciPy, PyTorch and scikit-learn.
+"""Time this project's code side by side with plain NumPy, SciPy, PyTorch and scikit-learn.
 
-Each job computes one thing in two ways, checks that both give the same, and times them in turn; the table shows the
-median, the ratio with its smallest and largest value, the goal, and what bounds the faster side on this machine.
+Each job computes one thing in two ways, checks that both give the same, and times them in turn. The table shows the
+median, the ratio with its smallest and largest value, the goal, and what bounds our side on this machine.
 
     python -m sims.bench --jobs=theory,max_margin --repeats=9 --json=bench.json
 """
@@ -16,7 +16,7 @@ from sims.engine.flags import UsageError, define, integer, names, optional, path
 
 
 def _writable(name: str) -> pathlib.Path:
-    """The file, there before the work begins. Raises: UsageError."""
+    """The file, created before the work begins. Raises: UsageError."""
     try:
         file = pathlib.Path(name)
         file.touch()
@@ -37,7 +37,7 @@ def _main() -> int:
     file = None if values["json"] is None else _writable(values["json"])
     import jax
 
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # as the experiments do: one a core
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # one device a core, as in the experiments
     found = versions()
     print("  ".join(f"{name} {value}" for name, value in found.items()), flush=True)
     results = run(values["jobs"], values["repeats"])

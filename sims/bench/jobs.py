@@ -1,4 +1,4 @@
-"""The jobs of `sims.bench`: each computes one thing in two ways, sees that both agree, and only then times them.
+"""The jobs of `sims.bench`: each computes one thing in two ways, checks that both agree, and only then times them.
 
 Symbols: n samples, d image dimension. Times are wall-clock seconds, on all of a host's devices.
 """
@@ -31,7 +31,7 @@ _LAW = 1e-6  # false-alarm rate of the comparison of two samplers
 
 
 class Differs(Exception):
-    """The baseline computes something else: there is nothing to compare in time."""
+    """The baseline computes something else, so that times cannot be compared."""
 
 
 class Missing(Exception):
@@ -40,7 +40,7 @@ class Missing(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much of each job is done. The defaults are those of the goals; a test takes less."""
+    """How much of each job is done. The goals are for the defaults; a test takes less."""
 
     cells: int = 1000  # a side of the diagram
     scipy_cells: int = 1000
@@ -64,14 +64,19 @@ class Sizes:
     scenes: int = 20_480
     batch: int = 256
     clip_batch: int | None = None  # 8 on a CPU, 256 on a GPU
-    peak: int = 2048  # size of the matrices that find the peak
+    peak: int = 2048  # size of the matrices that measure the peak
     layouts: tuple[int | None, ...] = (None, 1, 4, 16, 64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison. ours, baseline: seconds a unit, median.  ratio: baseline / ours, or ours / baseline where the
-    goal is an upper bound, with the smallest and largest of its repeats.  bound: what limits ours, achieved / possible.
+    """One comparison.
+
+    Attributes:
+      ours, baseline: seconds a unit, median.
+      ratio: baseline / ours, or ours / baseline if the goal is an upper bound.
+      spread: smallest and largest ratio of the repeats.
+      bound: what limits ours, achieved / possible.
     """
 
     job: str
@@ -138,7 +143,7 @@ def agree(what: str, ours: Any, baseline: Any, tolerance: float) -> None:
 
 
 def same_law(what: str, ours: Any, baseline: Any) -> None:
-    """Raise Differs if a column of the two samples does not pass for draws from one law (Kolmogorov-Smirnov)."""
+    """Raise Differs unless each column of both samples passes as drawn from one distribution (Kolmogorov-Smirnov)."""
     ours, baseline = np.asarray(ours, float), np.asarray(baseline, float)
     p = [scipy.stats.ks_2samp(a, b).pvalue for a, b in zip(ours.T, baseline.T, strict=True)]
     if not min(p) * len(p) > _LAW:
@@ -154,8 +159,10 @@ def baseline(name: str, package: str) -> Any:
 
 
 def over_devices(f: Callable[..., Any], batch: int | None = None) -> Callable[..., Any]:
-    """f over leading axes, a multiple of the number of devices: compiled, each device's share in vmapped batches that
-    follow each other, or in one vmap."""
+    """f over leading axes, compiled; their length must be a multiple of the number of devices.
+
+    Each device runs its share in vmapped batches that follow each other; batch None: in one vmap.
+    """
 
     def on_device(*xs: jax.Array) -> Any:
         return jax.vmap(f)(*xs) if batch is None else jax.lax.map(lambda row: f(*row), xs, batch_size=batch)
@@ -166,12 +173,12 @@ def over_devices(f: Callable[..., Any], batch: int | None = None) -> Callable[..
 
 
 def in_cache(batch: int) -> int | None:
-    """A batch that stays in a CPU's cache; elsewhere all at once."""
+    """A batch that stays in a CPU's cache; None, for all at once, on other devices."""
     return batch if jax.default_backend() == "cpu" else None
 
 
 def _whole(count: int) -> int:
-    """A multiple of the number of devices, at least count."""
+    """The least multiple of the number of devices that is at least count."""
     devices = len(jax.local_devices())
     return -(-count // devices) * devices
 
@@ -182,7 +189,7 @@ def _keys(count: int, impl: str | None = None) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What this machine does a second where nothing else is in the way."""
+    """What this machine does a second if nothing else gets in the way."""
 
     words: float  # 32-bit words of threefry2x32
     normals: float
@@ -192,7 +199,7 @@ class Peaks:
 
 @functools.cache
 def peaks(size: int) -> Peaks:
-    """Measured by one small kernel each, on all devices, the best of 5."""
+    """The peaks, each measured by a small kernel on all devices, the best of 5."""
     keys = _keys(1024)
     bits = over_devices(lambda key: _folded(key, jax.random.bits, 8, size), 4)
     normals = over_devices(lambda key: _folded(key, jax.random.normal, 8, size), 4)
@@ -208,12 +215,14 @@ def peaks(size: int) -> Peaks:
 
 
 def _folded(key: jax.Array, draw: Callable[..., jax.Array], parts: int, n: int) -> jax.Array:
-    """(n,) sum of `parts` arrays of draws: one loop, which the compiler vectorises; it does not where all are summed
-    to one number."""
+    """(n,) sum of `parts` arrays of draws, in one loop that the compiler vectorises.
+
+    It does not vectorise a loop that sums all draws to one number.
+    """
     return functools.reduce(jnp.add, [draw(k, (n,)) for k in jax.random.split(key, parts)])
 
 
-# The setting of the jobs, the sweep's own defaults but for sizes
+# The setting of the jobs: the sweep's own defaults, except for sizes.
 _SIGMA_SPU, _SIGMA_IMAGE, _SIGMA_TEXT, _DIM_TEXT, _PI_CORE = 0.1, 2.0, 1.0, 20, 0.7
 
 
@@ -288,8 +297,8 @@ def _run_of_any_n(dim: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda key, n: _run("statistics", n, dim)(key)
 
 
-_BATCH = {"statistics": None, "latent": 64}  # measured: job draws
-_LATENT_SAMPLES = 1 << 18  # of a batch
+_BATCH = {"statistics": None, "latent": 64}  # the fastest, as measured by the job `draws`
+_LATENT_SAMPLES = 1 << 18  # in a batch of runs
 
 
 def sampler(sizes: Sizes, repeats: int) -> Result:
@@ -432,7 +441,7 @@ def depends_on_batch(impl: str) -> bool:
 
 
 def gradient(sizes: Sizes, repeats: int) -> Result:
-    """The encoders of `sims.latent.measure`'s mmcl_gradient, cells x seeds at once, against PyTorch run by run."""
+    """Training of the encoders of `sims.latent.measure`'s mmcl_gradient, all runs at once, against PyTorch in turn."""
     theirs_module = baseline("torch_gradient", "torch")
     import optax
 
@@ -479,7 +488,8 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
     )
     mine, theirs = interleaved(repeats, lambda: ours(image, text, start), loop)
     mine = mine / len(image)
-    # In the coordinates of r + d_t vectors: their Gram matrix once, then products of r rows with it and each other.
+    # Operations in the coordinates of r + d_t vectors: their Gram matrix once, then products of r rows with it and each
+    # other.
     span = rank + _DIM_TEXT
     step = 2 * rank * (span**2 + 2 * rank * (span + _DIM_TEXT))
     flops = (sizes.steps * step + 2 * dim * span * (span + rank)) / np.median(mine)
@@ -491,7 +501,7 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
 
 
 def max_margin(sizes: Sizes, repeats: int) -> Result:
-    """The hard-margin solution from a Gram matrix that both are given."""
+    """The hard-margin solution from a Gram matrix that both sides are given."""
     svc = baseline("sklearn_margin", "scikit-learn")
     n = sizes.margin_n
     obs = _observation(sizes.margin_dim)
@@ -519,7 +529,7 @@ def max_margin(sizes: Sizes, repeats: int) -> Result:
 
 
 def crossover(sizes: Sizes, repeats: int) -> Result:
-    """From which n on the statistics sampler is the cheaper one, many runs at once."""
+    """The n from which on the statistics sampler is cheaper than the latent one, for many runs at once."""
     keys = _keys(sizes.runs)
     costs = {}
     statistics = over_devices(_run_of_any_n(sizes.dim))
@@ -535,7 +545,7 @@ def crossover(sizes: Sizes, repeats: int) -> Result:
 
 
 def devices(sizes: Sizes, repeats: int) -> Result:
-    """One sweep by the engine on 8 forced host devices, and on one a core, each against a single one."""
+    """One sweep by the engine on 8 forced host devices, and on one device a core, each against a single device."""
     counts = (1, os.cpu_count() or 1, 8)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         files = [f"{folder}/{i}.npy" for i in range(len(counts))]
@@ -567,14 +577,14 @@ def devices(sizes: Sizes, repeats: int) -> Result:
 
 @contextlib.contextmanager
 def _answering(module: str, *args: str) -> Iterator[Any]:
-    """A process that works when asked on its stdin; ended by the end of that."""
+    """A process that works when asked on its stdin, and ends when its stdin does."""
     command = [sys.executable, "-m", module, *args]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
 
 
 def start(sizes: Sizes, repeats: int) -> Result:
-    """From the shell to the text of --help, against Python with NumPy alone."""
+    """Time from the shell to the text of --help, against Python with NumPy alone."""
 
     def call(*args: str) -> Callable[[], None]:
         return lambda: subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL) and None
@@ -586,7 +596,10 @@ def start(sizes: Sizes, repeats: int) -> Result:
 
 
 def digits(sizes: Sizes, repeats: int) -> Result:
-    """Scenes of 28 x 28 pixels drawn from a key; steps of a convolution in a compiled loop, against XLA's own."""
+    """Scenes of 28 x 28 pixels drawn from a key; steps of a convolution and of LeNet in a compiled loop.
+
+    The baselines are NumPy and XLA's own convolution.
+    """
     plain = baseline("numpy_scenes", "numpy")
     rng, count, batch = np.random.default_rng(0), _whole(sizes.scenes), sizes.batch
     ink = rng.integers(0, 256, (1000, 28, 28)).astype(np.uint8)
@@ -599,7 +612,7 @@ def digits(sizes: Sizes, repeats: int) -> Result:
         hues, shades = np.array(scenes.HUES), np.array(scenes.SHADES)
         return plain.draw(rng, ink, 500, batch, 0.9, hues, shades, scenes.HUE_NOISE, scenes.INK)
 
-    # Blue less red tells the attribute and its shade, the mean the ink: enough to see that both draw the same.
+    # Blue minus red gives the attribute and its shade, the mean gives the ink: enough to check that both draw the same.
     mine = np.asarray(drawn(keys)).reshape(-1, 28, 28, 3)
     other = np.concatenate([theirs() for _ in range(len(mine) // batch)])
     same_law("scenes", *(np.stack([x[:, 0, 0, 2] - x[:, 0, 0, 0], x.mean((1, 2, 3))], 1) for x in (mine, other)))
@@ -644,7 +657,8 @@ def digits(sizes: Sizes, repeats: int) -> Result:
 
     agree("LeNet", lenet(weights, image), by_xla(weights, image), 1e-3)
     times = interleaved(repeats, *(functools.partial(trained(layer), weights) for layer in (lenet, by_xla)))
-    # Products forward, and two more each backward but for the first layer's, which needs no gradient of the image.
+    # Each layer takes one product forward and two backward. The first layer takes one backward: the image needs no
+    # gradient.
     multiplied = 2 * (24 * 24 * 75 * 6) + 3 * (8 * 8 * 150 * 16 + 256 * 120 + 120 * 84 + 84 * 128)
     bound = f"flops: {2 * multiplied * batch * steps / np.median(times[0]) / 1e9:.0f} of"
     bound += f" {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s"
@@ -675,7 +689,7 @@ JOBS: dict[str, Callable[[Sizes, int], Result]] = {
 
 
 def run(name: str, sizes: Sizes, repeats: int) -> Result:
-    """A job's result; where it is refused or its baseline is missing, a row that says so."""
+    """A job's result. If the results differ or the baseline is missing, a row says so."""
     try:
         return JOBS[name](sizes, repeats)
     except Missing as error:

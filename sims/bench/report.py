@@ -1,4 +1,4 @@
-"""The jobs run one after another, and their results as a table and as JSON. Imports no JAX before a job runs."""
+"""Run the jobs one after another, and show their results as a table and as JSON. JAX is imported late."""
 
 import dataclasses
 import importlib.metadata
@@ -55,7 +55,7 @@ def _cpu() -> str:
 
 
 def check(jobs: Sequence[str], repeats: int) -> None:
-    """Raise UsageError for a job that there is not, or too few repeats."""
+    """Raise UsageError for an unknown job, or too few repeats."""
     for job in jobs:
         if job not in JOBS:
             raise UsageError(f"--jobs must be of {', '.join(JOBS)}, got {job!r}.")
@@ -64,7 +64,7 @@ def check(jobs: Sequence[str], repeats: int) -> None:
 
 
 def run(jobs: Sequence[str], repeats: int, sizes: "Sizes | None" = None) -> dict[str, "Result"]:
-    """The results by job."""
+    """Run the jobs; returns their results by name."""
     from tqdm import tqdm
 
     from sims.bench import jobs as bench_jobs

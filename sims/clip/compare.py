@@ -1,13 +1,13 @@
-"""The paper's comparison on generated scenes: CLIP, its ablations and supervised learning, over seeds.
+"""Compare CLIP, its ablations and supervised learning on generated scenes, over seeds, as the paper does.
 
     python -m sims.clip.compare                                  # under 30 minutes on 2 cores
     python -m sims.clip.compare --study=captions --pi_grid=0,0.25,0.5,0.75,1 --seeds=5 --out=runs/compare_captions
 
-arms: every arm on the scenes' own captions; accuracy under each shift against accuracy on val, at several times of
-training, and the two groups of balanced scenes.
-captions: CLIP over what captions name (core details, context), beside the predictions of the whitened rule (X10) and of
-the linear loss (T5) from the moments of the training images and captions.
-Results go to OUT/measured.csv and figures; a comparison that was stopped goes on.
+arms: trains every arm on the scenes' own captions. Shows accuracy under each shift against accuracy on val, at several
+times of training, and the accuracy of both groups of the balanced scenes.
+captions: trains CLIP on captions that name more or less of the core details and the context. Shows the predictions of
+the whitened rule (X10) and of the linear loss (T5) beside it, from the moments of the training images and captions.
+Results go to OUT/measured.csv and to figures in OUT. The same command continues a stopped comparison.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def _define_flags() -> None:
 
 
 def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
-    """What was found, as tables."""
+    """The results as tables."""
     from sims.clip.comparison import figures, runs
 
     parts = []
@@ -87,7 +87,7 @@ def _main() -> int:
     config.check()
     if values["workers"] is not None and values["workers"] < 1:
         raise UsageError(f"--workers must be >= 1, got {values['workers']}.")
-    # Where compiled programs are kept, of this process and of those that train; read when JAX is imported.
+    # JAX reads these when it is imported: the cache of compiled programs, for this process and those that train.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(devices.cache()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     import jax

@@ -1,4 +1,7 @@
-"""What a training run is asked for, checked. Imports neither JAX nor grain: --help and refusals are quick."""
+"""The settings of a training run, and their checks.
+
+Imports neither JAX nor grain, so that --help and refusals are quick.
+"""
 
 import dataclasses
 import math
@@ -12,9 +15,12 @@ SCENES = "runs/scenes"  # where the generated scenes are by default
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """loss: info_nce, siglip, cross_entropy, sup_con.  text: what a caption becomes: natural, labels, masked.
+    """An arm of the comparison.
 
-    same_class_weight: of the arm, whatever the config says; None: the config's.
+    Attributes:
+      loss: info_nce, siglip, cross_entropy or sup_con.
+      text: what a caption becomes: natural, labels or masked; None for arms that do not read.
+      same_class_weight: the arm's own, whatever the config says; None: the config's.
     """
 
     label: str
@@ -24,7 +30,7 @@ class Arm:
 
     @property
     def reads(self) -> bool:
-        """Learns from captions."""
+        """Whether the arm learns from captions."""
         return self.loss in ("info_nce", "siglip")
 
 
@@ -43,14 +49,18 @@ ARMS = {
 class Config:
     """One training run. The usual recipe for RN50 on CC3M is --preset=cc3m_rn50.
 
-    data: see `sources.open_source`, or `scenes`.  captions: JSON in the place of COCO's own.  classes: JSON list of
-    class names, to find labels in the captions of tars.  pi: chance that a word stays, None: .5.
-    same_class_weight: total weight of an anchor's same-class negatives, None: the ordinary loss.
-    same_captions: pairs with word for word the same caption are each other's negatives, as in the theory's loss.
-    vocabulary: CLIP's BPE, or a run's; None: one of vocabulary_size is trained on the captions.
-    image_size, context_length: None: the architecture's.  chunks: a batch is embedded in so many parts, its loss is of
-    the whole.  steps: None: `epochs` of the data.  held_out: records kept from training, for the loss that tells the
-    best checkpoint.
+    Attributes:
+      data: as for `sources.open_source`, or `scenes`.
+      captions: JSON in the place of COCO's own.
+      classes: JSON list of class names, to find labels in the captions of tars.
+      pi: chance that a word stays; None: .5.
+      same_class_weight: total weight of an anchor's same-class negatives; None: the ordinary loss.
+      same_captions: pairs with the same caption, word for word, are each other's negatives, as in the theory's loss.
+      vocabulary: CLIP's BPE, or a run's; None: one of vocabulary_size is trained on the captions.
+      image_size, context_length: None: the architecture's.
+      chunks: parts in which a batch is embedded; the loss is the whole batch's.
+      steps: None: `epochs` passes over the data.
+      held_out: records kept from training, for the loss that selects the best checkpoint.
     """
 
     data: str = "scenes"
@@ -132,11 +142,11 @@ class Config:
 
     @property
     def needs_labels(self) -> bool:
-        """Only records with a label can be used."""
+        """Whether only records with a label can be used."""
         return not self.method.reads or self.weight is not None or self.method.text == "labels"
 
     def flat(self) -> Mapping[str, Any]:
-        """What decides the result."""
+        """The settings that decide the result."""
         return {"command": "clip.train", **dataclasses.asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a trained model on ImageNet val and its shifted sets, and effective robustness.
+"""Measure a trained model's zero-shot accuracy on ImageNet val and its shifted sets, and its effective robustness.
 
     python -m sims.clip.evaluate --run=runs/clip                                    # on the generated scenes
     python -m sims.clip.evaluate --run=runs/cc3m --root=/data/sets --classes=imagenet_class_index.json --strict
@@ -7,20 +7,22 @@
         --vocabulary=bpe_simple_vocab_16e6.txt.gz --root=/data/sets \\
         --classes=names.txt --wnids=imagenet_class_index.json
 
-ROOT holds val, imagenetv2-matched-frequency[-format-val], sketch, imagenet-r, imagenet-a, objectnet-1.0 (what is there
-is scored). Images are turned upright as their EXIF says, and what is transparent lies over white. The worst class's
-interval holds for all classes at once (Bonferroni), since which is the worst is seen afterwards. Classes of one name
-(CLIP's list has missile and sunglasses twice) share their prompts: top-1 takes the first for the prediction, as
-published accuracies do; for the worst class either is right, and top-1 with either is printed beside.
-Effective robustness rho = accuracy - what a line of standard models predicts from val over the same classes. Marks:
+ROOT holds val, imagenetv2-matched-frequency[-format-val], sketch, imagenet-r, imagenet-a, objectnet-1.0. The folders
+that exist are scored. Images are turned upright as their EXIF says; transparent parts are laid over white. The worst
+class is chosen after the counts are known, so its interval holds for all classes at once (Bonferroni). Classes of one
+name share their prompts (CLIP's list has missile and sunglasses twice). Top-1 takes the first of them as the
+prediction, as published accuracies do. For the worst class either is right; top-1 with either is printed too.
+Effective robustness rho is the accuracy minus what a line of standard models predicts from val over the same classes.
+Marks:
   extrapolated   val is outside 55-90% (standard lines) or 5-40% (weak models'), or the fitted models' own range
-  other classes  a published line is of ImageNet's classes, this list is not of 1000
+  other classes  the line is a published one, of ImageNet's classes, but this list does not have 1000
   chance         the 99.5% interval of the accuracy, or of val's, contains chance
-  0 or all       no or every image is right, here or on val: in fits and figures half an image is moved
+  0 or all       no image or every image is right, here or on val: fits and figures move the count by half an image
   unreadable     images that could not be read are left out: damaged, of more than 67 million pixels, 65,535 pixels a
                  side, 256 MiB, or (JPEG) 2^31 pixels times scans
-A row is added to the table as soon as its set is scored, none is changed; of one run and set the last is drawn. What is
-interrupted keeps its rows, and the same command scores all sets again: name those that are left, with val, as --sets.
+A set's row is added to the table as soon as the set is scored; earlier rows stay. Of several rows for one run and set,
+the last is drawn. An interrupted evaluation keeps its rows, but the same command scores all sets again. To score the
+rest only, name them, with val, as --sets.
 """
 
 import pathlib

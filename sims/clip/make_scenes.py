@@ -4,15 +4,16 @@
     python -m sims.clip.make_scenes --out runs/scenes --pi_spu=0 --captions_to=runs/silent.json   # other captions alone
 
 OUT/coco             annotations/{captions,instances}_{train2017,val2017}.json, train2017, val2017
-OUT/val, balanced    the law of training, P, and with p_spu = 1/2, P*, by wnid
-OUT/imagenetv2-...   fresh draws of a slightly other law, by class number
+OUT/val, balanced    the training distribution, P, and with p_spu = 1/2, P*; folders by wnid
+OUT/imagenetv2-...   fresh draws of a slightly different distribution; folders by class number
 OUT/sketch           outlines on white
-OUT/imagenet-r       cartoons, posters and paintings on plain ground, six classes
-OUT/imagenet-a       small and half hidden in the other class's context, six classes
-OUT/objectnet-1.0    turned any way, off the centre, with the red border, seven classes and two that no class maps to
+OUT/imagenet-r       cartoons, posters and paintings on plain ground; six classes
+OUT/imagenet-a       objects small and half hidden in the other class's context; six classes
+OUT/objectnet-1.0    objects turned any way, off the centre, with the red border; seven classes, and two that no class
+                     maps to
 OUT/classes.json     wnids and names;  scenes.png: samples;  scenes.json: the settings and counts, written last
-An image depends on --seed, its set, its number and the settings of the image (not of the captions).  A command that was
-stopped draws what is missing; a second one in the same folder waits for the first.
+An image depends on --seed, its set, its number and the settings of images (not those of captions). The same command
+continues a stopped one: it draws what is missing. A second command in the same folder waits for the first.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Train CLIP, or what it is compared with, on captioned images.
+"""Train CLIP, or a method that it is compared with, on captioned images.
 
     python -m sims.clip.train                                           # generated scenes, a small ResNet
     python -m sims.clip.train --preset=cc3m_rn50 --data='tars:/data/cc3m/{00000..00331}.tar' --out=runs/cc3m
@@ -8,9 +8,10 @@ data: scenes (those of make_scenes, in runs/scenes; made with its defaults if ab
 (img2dataset), csv:FILE, cifar10:DIR[:test].
 arms: clip; clip_no_intra (no same-class negatives); clip_labels (captions name the class only); clip_masked (each word
 of a caption kept w.p. --pi); siglip; supervised; sup_con.
-Each line of a tar's KEY.txt is a caption. Images of more than 67 million pixels, 65,535 pixels a side, 256 MiB, or
-(JPEG) 2^31 pixels times scans are bad records, as are those that cannot be decoded: see --max_bad.
-A run that was stopped goes on where it was, to the same numbers. Weights for `evaluate` are in OUT/checkpoints.
+Each line of a tar's KEY.txt is a caption. Images that cannot be decoded are bad records: see --max_bad. So are images
+of more than 67 million pixels, 65,535 pixels a side, 256 MiB, or (JPEG) 2^31 pixels times scans.
+The same command continues a stopped run where it was, to the same numbers. Weights for `evaluate` are in
+OUT/checkpoints.
 """
 
 import dataclasses

@@ -1,17 +1,23 @@
-"""The semi-synthetic experiment: real digits on coloured backgrounds, captioned, trained with CLIP's loss and others.
+"""Train CLIP and other methods on real digits on coloured backgrounds with captions: the semi-synthetic experiment.
 
-The class is a group of digits, the digit and its style the core detail, the background's colour the spurious feature.
-Every cell is held against both theories, the linear loss's and the whitened one, from measured moments.
+The class is a group of digits. The digit and its style are the core detail; the background's colour is the spurious
+feature. Every cell is compared with two theories, the linear loss's and the whitened one, from measured moments.
 
     python -m sims.digits --preset=smoke
     python -m sims.digits --preset=small --data=idx:DIR --out runs/mnist      # DIR: the four files of MNIST
     python -m sims.digits --preset=small --study=captions --pi_grid=0:1:9 --p_spu=0.99
     python -m sims.digits --preset=paper --data=idx:DIR    # the paper's experiment; hours on CPUs
 
-studies: arms (every method once), captions (what captions name: pi_core x pi_spu), correlation (p_spu), contrasting
-(weight of same-class negatives), strength (how far the two hues are apart), temperature (fixed ones, along training),
-sharing (a small second digit, there or not, named or not), paper (the arms of the paper's Figures 2 and 5).
-Each goes to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws it again.
+studies:
+  arms         every method once
+  captions     what captions name: pi_core x pi_spu
+  correlation  p_spu
+  contrasting  the weight of same-class negatives
+  strength     the distance between the two hues
+  temperature  fixed temperatures, along training
+  sharing      a small second digit: present or not, named or not
+  paper        the arms of the paper's Figures 2 and 5
+A study's results go to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws them again.
 """
 
 import dataclasses

@@ -18,11 +18,15 @@ Point = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """loss: clip, siglip, cross_entropy, sup_con, sim_clr, or none for a closed form.
+    """A method, and how it is trained and judged.
 
-    captions: (pi_core, pi_spu) whatever the axes say.  same_class_weight: None: the ordinary loss; a number; or "axis",
-    the axis of that name.  linear: linear encoders whatever the config says.  theta: 0, 1 of a closed form, the linear
-    loss's or the whitened rule.  prompt: that it is judged by, if it reads.
+    Attributes:
+      loss: clip, siglip, cross_entropy, sup_con or sim_clr; None for a closed form.
+      captions: (pi_core, pi_spu), in place of the axes' values.
+      same_class_weight: a number, or "axis" for the value of that axis; None: the ordinary loss.
+      linear: use linear encoders, whatever the config says.
+      theta: of a closed form: 0 for the linear loss's rule, 1 for the whitened rule.
+      prompt: the prompt that an arm which reads captions is judged by.
     """
 
     label: str
@@ -35,7 +39,7 @@ class Arm:
 
     @property
     def reads(self) -> bool:
-        """Learns from captions."""
+        """Whether the arm learns from captions."""
         return self.loss in ("clip", "siglip", None)
 
 
@@ -77,7 +81,7 @@ def contrast(
     point: Point,
     normalize: bool = True,
 ) -> jax.Array:
-    """The arm's loss of a batch of pairs. scalars: log_scale, the log of 1 / temperature, and SigLIP's bias."""
+    """The arm's loss of a batch of pairs. scalars: log_scale, the log of 1 / temperature, and bias, SigLIP's."""
     scale = jnp.exp(scalars["log_scale"])
     if arm.loss == "siglip":
         return losses.siglip(image, text, scale=scale, bias=scalars["bias"], normalize=normalize)
@@ -96,7 +100,7 @@ def alone(arm: Arm, one: jax.Array, two: jax.Array, label: jax.Array) -> jax.Arr
 def augment(key: jax.Array, image: jax.Array) -> jax.Array:
     """A view of each image (n, h, w, 3): moved by up to 2 pixels each way, edges repeated, and brighter or darker.
 
-    The hue stays: were it an augmentation, the method would be told which feature is spurious.
+    The hue stays: augmenting it would reveal to the method which feature is spurious.
     """
     move, light = jax.random.split(key)
     n, h, w, _ = image.shape

@@ -1,12 +1,12 @@
-"""What the text says of a scene, as a grammar of words, and the tokens of it.
+"""Captions of scenes in words: their grammar and their tokens.
 
     caption = a KIND NOUN [DIGIT] [slanted|upright] [thick|thin] [large|small]
               [on a SHADE HUE background] [with a tiny DIGIT beside] END
 
-The class is always named. The digit and each of its three styles are core details, each mentioned w.p. pi_core; the
-background is the spurious one, mentioned w.p. pi_spu; the small digit, where the scene has one, w.p. pi_companion.
-Mentions are independent. What is not mentioned leaves no word, and the words move together. With masking "mean" the
-background's HUE is always named, and its SHADE w.p. pi_spu.
+The class is always named. The digit and each of its three styles are core details, each mentioned w.p. pi_core. The
+background is the spurious detail, mentioned w.p. pi_spu. The small digit of a scene that has one is mentioned w.p.
+pi_companion. Mentions are independent. A detail that is not mentioned leaves no gap: the words after it move up. With
+masking "mean" the background's HUE is always named, and its SHADE w.p. pi_spu.
 """
 
 import dataclasses
@@ -32,7 +32,13 @@ _GARMENTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Lexicon:
-    """noun: what an item is.  kinds: names of kind -1 and +1.  items: names of 0..9."""
+    """The words for a source of items.
+
+    Attributes:
+      noun: what an item is.
+      kinds: names of kind -1 and +1.
+      items: names of 0..9.
+    """
 
     noun: str
     kinds: tuple[str, str]
@@ -40,13 +46,16 @@ class Lexicon:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Every word once, at its token."""
+        """Every word once; its place is its token."""
         styles = [word for pair in STYLES for word in pair]
         words = ["<pad>", "<end>", "a", *self.kinds, self.noun, *self.items, *styles, "on", *SHADE_NAMES]
         return tuple(dict.fromkeys([*words, *HUE_NAMES, "background", "with", "tiny", "beside"]))
 
     def encode(self, text: str, length: int) -> np.ndarray:
-        """(length,) tokens of a caption, END and padding after it. Raises: ValueError for unknown words or length."""
+        """(length,) tokens of a caption, followed by END and padding.
+
+        Raises: ValueError for an unknown word, or a caption of `length` words or more.
+        """
         known = {word: i for i, word in enumerate(self.words)}
         words = text.lower().replace(",", " ").split()
         unknown = [word for word in words if word not in known]
@@ -78,8 +87,8 @@ def write(
 ) -> Int[Array, "n length"]:
     """Tokens of a caption for each scene.
 
-    caps: of `mmcl_theory.captions`, with masking "named" or "mean".  pi_companion: in [0, 1], unused where scenes
-    have no companion.
+    caps: from `mmcl_theory.captions`, with masking "named" or "mean".
+    pi_companion: in [0, 1]; unused if scenes have no companion.
     """
     n = len(scenes.label)
     token = {word: i for i, word in enumerate(words.words)}
@@ -111,6 +120,6 @@ def write(
 
 
 def _together(tokens: Int[Array, "n length"], present: Bool[Array, "n length"]) -> Int[Array, "n length"]:
-    """What is present moved to the front in its order, PAD behind."""
+    """Move the tokens that are present to the front, in their order, and fill up with PAD."""
     order = jnp.argsort(~present, axis=1, stable=True)
     return jnp.take_along_axis(jnp.where(present, tokens, PAD), order, axis=1)

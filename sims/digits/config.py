@@ -1,4 +1,7 @@
-"""What is asked of the digits, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+"""The settings of the digits' experiment, and their checks.
+
+Imports neither JAX nor plotting, so that --help and refusals are quick.
+"""
 
 import dataclasses
 import math
@@ -8,15 +11,15 @@ from typing import Any
 
 from sims.engine.flags import MOST_CELLS, UsageError
 
-ITEMS = 10  # kinds of items in every source
+ITEMS = 10  # different items in every source: digits or garments
 IMAGE_ENCODERS = ("cnn", "vit", "linear", "lenet")
 TEXT_ENCODERS = ("transformer", "bag", "linear")
 STUDIES = ("arms", "captions", "strength", "contrasting", "correlation", "sharing", "temperature")
 PAPER = "paper"  # the study of the paper's Figures 2 and 5
-# (pi_core, pi_spu) of their captions.
+# (pi_core, pi_spu) of the captions in those figures.
 PAPER_POLICIES = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 0.5), (1.0, 0.0))
 COLOURS = 6
-# The axes of every study, those of scenes first, with the flag that lists values where the study is about that axis.
+# Every study has these axes, those of scenes first. In the studies that sweep an axis, its values come from this flag.
 GRIDS = {
     "p_spu": "p_spu_grid",
     "hue_contrast": "contrast_grid",
@@ -67,23 +70,26 @@ def paper_arm(pi_core: float, pi_spu: float) -> str:
     return f"clip_{pi_core:g}_{pi_spu:g}"
 
 
-# The ends of both figures first: the run takes hours.
+# The run takes hours, so the ends of both figures come first.
 ARMS_OF[PAPER] = (
     *(paper_arm(*PAPER_POLICIES[i]) for i in (4, 0, 6)),
     "cross_entropy",
     *(paper_arm(*PAPER_POLICIES[i]) for i in (2, 1, 3, 5)),
 )
-# Values are not given in the paper; these are read off its Figure 4, in its order.
+# The paper gives no values: these are read off its Figure 4, in its order.
 _PAPER_COLOURS = [(31, 56, 100), (0, 112, 192), (180, 199, 231), (248, 186, 186), (255, 0, 0), (192, 0, 0)]
 _ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS_OF.values() for arm in arms))
 _MOST_SEEDS = 10_000
 
 
 def parse_colours(text: str) -> tuple[tuple[tuple[float, ...], ...], ...] | None:
-    """(attribute, shade, channel) in 0..255 of `paper`, or of a file; None of `hues`.
+    """Both attributes' colours, (attribute, shade, channel) in 0..255, shades from dark to light; None for `hues`.
 
-    The file: six lines `red, green, blue`: dark, medium, light of attribute -1, then light, medium, dark of +1.
-    Raises: UsageError.
+    Args:
+      text: `hues`, `paper`, or the path of a file. The file has six lines `red, green, blue`: dark, medium, light of
+        attribute -1, then light, medium, dark of +1.
+
+    Raises: UsageError for a file that cannot be read or does not hold six such lines.
     """
     if text == "hues":
         return None
@@ -106,7 +112,10 @@ def parse_colours(text: str) -> tuple[tuple[tuple[float, ...], ...], ...] | None
 
 
 def parse_groups(text: str) -> tuple[int, ...]:
-    """`01234:56789` as the kind of each digit, -1 on the left and +1 on the right. Raises: ValueError."""
+    """The kind of each digit: -1 if it stands left of the colon, +1 if right, as in `01234:56789`.
+
+    Raises: ValueError unless each of 0-9 appears once and both sides hold a digit.
+    """
     low, _, high = text.partition(":")
     if sorted(low + high) != [str(i) for i in range(ITEMS)] or not low or not high:
         raise ValueError("needs all of 0-9, each once, on the two sides of a colon, such as 01234:56789")
@@ -115,12 +124,19 @@ def parse_groups(text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One source of digits, and the studies to make of it. A study sweeps its own axes, the others stay as given.
+    """One source of digits, and the studies to run on it.
 
-    arms: of each study's own those that are named here.  groups: digits of the two classes.  pool: pixels averaged
-    into one, each way; None: as many as leave 12 or more a side.  train_size: scenes of a training set that is drawn
-    once, captions and all; None: fresh ones in every step.  steps: after which to measure, the last ends training;
-    epochs, passes over the training set, instead of them.  test: scenes of each group.
+    A study sweeps its own axes; every other axis has one value.
+
+    Attributes:
+      arms: which of each study's arms to run.
+      groups: digits of class -1 and of class +1.
+      pool: squares of pool x pool pixels are averaged into one; None: the largest pool that leaves 12 or more pixels a
+        side.
+      train_size: scenes of a training set that is drawn once, captions included; None: fresh scenes in every step.
+      steps: steps after which to measure; the last one ends training.
+      epochs: passes over the training set after which to measure; if given, they replace `steps`.
+      test: test scenes of each group.
     """
 
     study: tuple[str, ...] = STUDIES
@@ -218,7 +234,7 @@ class Config:
         self._check_training()
 
     def _check_training(self) -> None:
-        """What goes together."""
+        """Raise UsageError for training settings that are out of range or do not fit each other."""
         if (self.captions == "vectors") != (self.text_encoder == "linear"):
             wanted = "linear" if self.captions == "vectors" else "transformer or bag"
             raise UsageError(f"--captions={self.captions} needs --text_encoder of {wanted}, got {self.text_encoder}.")
@@ -242,7 +258,7 @@ class Config:
                 raise UsageError(f"--{name} must be in [0, 1), got {getattr(self, name):g}.")
 
     def arms_of(self, study: str) -> tuple[str, ...]:
-        """The arms of a study."""
+        """The arms of a study that are to be run."""
         return tuple(arm for arm in ARMS_OF[study] if arm in self.arms)
 
     def axes(self, study: str) -> dict[str, tuple[float, ...]]:
@@ -251,7 +267,7 @@ class Config:
         return {axis: getattr(self, GRIDS[axis]) if axis in swept else (getattr(self, axis),) for axis in AXES}
 
     def flat(self, study: str, digest: str) -> Mapping[str, Any]:
-        """What decides the results of a study. digest: of the data."""
+        """The settings that decide a study's results, with the digest of the data."""
         grids = {*GRIDS.values(), *AXES, "study", "arms", "data"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in grids}
         fields["colours"] = parse_colours(self.colours)

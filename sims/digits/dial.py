@@ -1,14 +1,19 @@
-"""What the dial between the two theories (X11) predicts for the paper's digits, from the experiment's own moments.
+"""Predictions of the dial between the two theories (X11) for the paper's digits, from the experiment's own moments.
 
-Image features are what an encoder is taken to see: `separate`, one-hot digit beside one-hot colour; `joint`, one-hot of
-the 60 states (digit, colour), an encoder that reads everything off; `pixels`, a linear encoder. Captions are those of
-`sims.digits.vectors`, whose 198 coordinates of noise alone take no part. All moments are exact, of the training
-distribution P: states have its probabilities (digits evenly; of pixels, as the training images have them), captions the
-moments that their masking gives. The rule of kappa is sign(w . (x - mean)) with
+Image features stand for what an encoder sees:
+
+    separate   one-hot digit beside one-hot colour
+    joint      one-hot of the 60 states (digit, colour): an encoder that reads everything off
+    pixels     the pixels themselves: a linear encoder
+
+Captions are those of `sims.digits.vectors`, without their 198 coordinates of pure noise. All moments are exact, of the
+training distribution P. States have its probabilities: digits evenly; for `pixels`, as often as in the training images.
+Captions have the moments that their masking gives. The rule of kappa is sign(w . (x - mean)) with
 
     w = ridge_optimum(C, S_I, S_T, kappa) (1, 0),        (1, 0) the difference of the class prompts:
 
-kappa = 0 is the whitened rule (X10), infinity the linear loss's (T5). Scores that are 0 but for rounding count half.
+kappa = 0 is the whitened rule (X10), infinity the linear loss's (T5). A state whose score is 0 up to rounding counts
+half.
 """
 
 import dataclasses
@@ -46,12 +51,12 @@ class States:
         return self.attribute * (len(SHADES) - 0.5 - self.shade)
 
     def probability(self, p_spu: float) -> np.ndarray:
-        """Of each state, digits and shades evenly, attribute = label w.p. p_spu. Sums to 1."""
+        """Probability of each state: digits and shades evenly, attribute = label w.p. p_spu. Sums to 1."""
         agrees = np.where(self.label == self.attribute, p_spu, 1 - p_spu)
         return agrees / (ITEMS * len(SHADES))
 
     def features(self, kind: str) -> np.ndarray:
-        """(s, d): `separate` or `joint`."""
+        """Features of the states, (s, d); kind: `separate` or `joint`."""
         if kind == "joint":
             return np.eye(len(self.item))
         colour = (self.attribute > 0) * len(SHADES) + self.shade
@@ -69,7 +74,7 @@ class States:
 
 
 def states(kinds: tuple[int, ...]) -> States:
-    """All of them."""
+    """All 60 states. kinds: -1 or +1 for each digit."""
     item, sign, shade = (x.ravel() for x in np.meshgrid(range(ITEMS), (-1, 1), range(len(SHADES)), indexing="ij"))
     return States(item, np.array(kinds)[item], sign, shade, kinds)
 
@@ -77,9 +82,12 @@ def states(kinds: tuple[int, ...]) -> States:
 def moments(
     weight: np.ndarray, image: np.ndarray, text: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(C, S_I, S_T, E x) of states with these probabilities, (s,).
+    """(C, S_I, S_T, E x) of the states.
 
-    image: features (s, d).  text, spread: mean and variances of captions given the state, (s, 2), without noise.
+    Args:
+      weight: (s,) their probabilities.
+      image: (s, d) their features.
+      text, spread: (s, 2) mean and variances of captions given the state, without noise.
     """
     mean = weight @ image
     x, u = image - mean, text - weight @ text
@@ -99,10 +107,12 @@ def rules(
     kappas: np.ndarray,
     prompt: tuple[float, float] = (1.0, 0.0),
 ) -> np.ndarray:
-    """w(kappa), (..., kappas, d), of this difference of the class prompts.
+    """w(kappa), (..., kappas, d).
 
-    cross, cov_text: (..., d, 2) and (..., 2, 2), as one has them for several captions; cov_image, (d, d), is decomposed
-    once for all.
+    Args:
+      cross, cov_text: (..., d, 2) and (..., 2, 2); the leading axes may run over caption policies.
+      cov_image: (d, d), the same for all policies and decomposed once.
+      prompt: the difference of the class prompts.
     """
     with jax.enable_x64(True):
         each = jax.vmap(learners.ridge_optimum, (None, None, None, 0))
@@ -145,10 +155,10 @@ def right_of_states(
 
 
 def regression_prompt(kinds: tuple[int, ...], policy: Policy, p_spu: float = 0.995, masking: str = "mean") -> float:
-    """The colour b that a prompt is to name beside the digit's 1, so that a whitened encoder regresses on the digit.
+    """The colour b for which the prompt (1, b) makes a whitened encoder regress on the digit.
 
-    Prompts p = S_T (1, 0) ~ (1, Cov(a, b)/Var(a)) turn S_I^-1 C S_T^-1 p into S_I^-1 Cov(x, a): least squares of the
-    digit's value in captions on the image. The prompt (1, 0) over-corrects where a and b are correlated.
+    The prompt p = S_T (1, 0) ~ (1, Cov(a, b)/Var(a)) turns S_I^-1 C S_T^-1 p into S_I^-1 Cov(x, a). This is least
+    squares of the digit's value in captions on the image. The prompt (1, 0) over-corrects where a and b are correlated.
     """
     of = states(kinds)
     weight = of.probability(p_spu)
@@ -157,9 +167,10 @@ def regression_prompt(kinds: tuple[int, ...], policy: Policy, p_spu: float = 0.9
 
 
 class Pixels:
-    """A linear encoder on the pixels of the training items, x = b 1 + (1 - b) s: b the colour (3,), s the ink (h h,).
+    """A linear encoder on the pixels of the training items, x = b 1 + (1 - b) s.
 
-    Given the class, colour and ink are independent, so that moments over P are sums of Kronecker products.
+    b is the colour (3,), s the ink (h h,). Given the class they are independent, so moments over P are sums of
+    Kronecker products.
     """
 
     def __init__(self, source: Source, colours: Colours, p_spu: float):
@@ -175,7 +186,7 @@ class Pixels:
         self.mean = self.weight @ self.image
         centred = self.image - self.mean
         self.cov = centred.T @ (self.weight[:, None] * centred)
-        for kind in (-1, 1):  # and the ink's covariance within each digit
+        for kind in (-1, 1):  # add the ink's covariance within each digit
             members, of_kind = np.array(source.kinds)[train.item] == kind, self.of.label == kind
             within = ink[members] - mean_ink[train.item[members]]
             left = 1 - rgb[of_kind]
@@ -187,15 +198,15 @@ class Pixels:
         self.colours = np.array(colours, float) / 255
 
     def moments(self, policy: Policy, masking: str = "mean") -> tuple[np.ndarray, np.ndarray]:
-        """(C, S_T)."""
+        """(C, S_T) for a caption policy."""
         text, spread = self.of.captions(policy, masking)
         cross = (self.image - self.mean).T @ (self.weight[:, None] * (text - self.weight @ text))
         return cross, _cov_text(self.weight, text, spread)
 
     def accuracy(self, policies: Sequence[Policy], kappas: np.ndarray, masking: str = "mean") -> np.ndarray:
-        """(policies, kappas, 2): accuracy of both groups, aligned and conflicting, every test image in all its colours.
+        """Accuracy of the aligned and the conflicting group, (policies, kappas, 2), on all test images in all colours.
 
-        At kappa = 0 directions of pixels without variance are left out.
+        At kappa = 0, directions of pixel space without variance are left out.
         """
         cross, cov_text = (np.stack(each) for each in zip(*(self.moments(p, masking) for p in policies), strict=True))
         found = rules(cross, self.cov, cov_text, kappas)
@@ -214,7 +225,7 @@ class Pixels:
 
 
 def _blended(rgb: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """(n, 3 h h), channels first, of colours (n, 3) and inks (n, h h)."""
+    """Pixels, (n, 3 h h) with channels first, of colours (n, 3) and inks (n, h h)."""
     return (rgb[:, :, None] + (1 - rgb)[:, :, None] * ink[:, None, :]).reshape(len(rgb), -1)
 
 
@@ -227,7 +238,10 @@ class Nearest:
 
 
 def nearest(curve: np.ndarray, kappas: np.ndarray, measured: np.ndarray) -> Nearest:
-    """Of (kappas, 2) to (2,), by the larger of the two groups' differences; NaN for runs that diverged."""
+    """The point of a curve, (kappas, 2), nearest to measured accuracies, (2,), by the larger of both groups' distances.
+
+    Both fields are NaN for runs that diverged.
+    """
     if np.isnan(measured).any():
         return Nearest(float("nan"), float("nan"))
     distance = np.abs(curve - measured).max(1)

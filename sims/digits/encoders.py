@@ -1,7 +1,7 @@
 """Image and text encoders (flax linen), each from a batch to (n, embed_dim) embeddings.
 
-Convolutions are written as products of patches with a matrix: in a compiled loop of training steps XLA's own is 7 times
-slower on a CPU (BENCHMARKS.md), and `vmap` over runs leaves them products.
+Convolutions are written as matrix products with patches. In a compiled loop of training steps on a CPU, XLA's own
+convolution is 7 times slower (BENCHMARKS.md). Under `vmap` over runs, they stay matrix products.
 """
 
 from typing import Any
@@ -51,8 +51,8 @@ class ConvEncoder(nn.Module):
 class LeNet(nn.Module):
     """LeNet-5: 5 x 5 convolutions to 6 and 16 maps, each with ReLU and 2 x 2 max-pooling, then layers of 120 and 84.
 
-    Weights and biases start uniform in +-1/sqrt(inputs), PyTorch's default. embed_dim None: the 84 features of the last
-    hidden layer. Sides of 16 + 4k pixels. Computed with the batch as the last axis.
+    Weights and biases start uniform in +-1/sqrt(inputs), PyTorch's default. Images have sides of 16 + 4k pixels. With
+    embed_dim None the output is the 84 features of the last hidden layer. Computed with the batch as the last axis.
     """
 
     embed_dim: int | None
@@ -73,7 +73,7 @@ class LeNet(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """W u + b, of captions that are vectors; as LeNet's layers at the start."""
+    """W u + b for caption vectors u, initialised as LeNet's layers are."""
 
     embed_dim: int
     dtype: Any = None
@@ -99,8 +99,9 @@ def _dense(features: int, inputs: int, dtype: Any) -> nn.Dense:
 def pooled_convolution(x: Float[Array, "c h w n"], kernel: Float[Array, "5 5 c o"]) -> Float[Array, "o h2 w2 n"]:
     """2 x 2 max-pooling of a 5 x 5 convolution without padding; h, w even, h2 = (h - 4)/2.
 
-    The four outputs that are pooled into one see 6 x 6 pixels: one product of such patches with the kernel at its four
-    places takes 2.8 times less memory than the patches of a convolution, and the pooling strides over nothing.
+    The four outputs that are pooled into one depend on 6 x 6 pixels. One product of such patches with the kernel at its
+    four places gives all four, so the pooling needs no strides. This takes 2.8 times less memory than the patches of a
+    convolution.
     """
     c, h, w, n = x.shape
     o = kernel.shape[-1]
@@ -112,7 +113,7 @@ def pooled_convolution(x: Float[Array, "c h w n"], kernel: Float[Array, "5 5 c o
 
 @jax.custom_vjp
 def _patches(x: Float[Array, "c h w n"]) -> Float[Array, "36 c h2 w2 n"]:
-    """All 6 x 6 patches at stride 2. Of phases of the image, so that what is copied is contiguous."""
+    """All 6 x 6 patches at stride 2, cut from phases of the image so that copies are contiguous."""
     c, h, w, n = x.shape
     high, wide = (h - 4) // 2, (w - 4) // 2
     phase = jax.lax.optimization_barrier(x.reshape(c, h // 2, 2, w // 2, 2, n).transpose(2, 4, 0, 1, 3, 5))
@@ -121,7 +122,7 @@ def _patches(x: Float[Array, "c h w n"]) -> Float[Array, "36 c h2 w2 n"]:
 
 
 def _patches_back(shape: tuple[int, ...], cotangent: Array) -> tuple[Array]:
-    """Sums of contiguous blocks; XLA's own transpose of the stacks is 10 times slower."""
+    """Gradient of `_patches` as sums of contiguous blocks; XLA's own transpose of the stacks is 10 times slower."""
     c, h, w, n = shape
     high, wide = (h - 4) // 2, (w - 4) // 2
     blocks = cotangent.reshape(3, 2, 3, 2, c, high, wide, n)
@@ -136,7 +137,7 @@ _patches.defvjp(lambda x: (_patches(x), x.shape), _patches_back)
 
 @jax.custom_vjp
 def _largest(x: Float[Array, "4 ..."]) -> Float[Array, "..."]:
-    """max over the first axis. The largest share its gradient: on a plain background all are."""
+    """max over the first axis. Equal maxima share the gradient: on a plain background all four are equal."""
     return jnp.maximum(jnp.maximum(x[0], x[1]), jnp.maximum(x[2], x[3]))
 
 
@@ -192,7 +193,7 @@ class ViT(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Transformer over tokens, averaged over those that are no padding."""
+    """Transformer over tokens, averaged over those that are not padding."""
 
     embed_dim: int
     vocabulary: int
@@ -212,7 +213,7 @@ class TextTransformer(nn.Module):
 
 
 class LinearEncoder(nn.Module):
-    """W x, of the pixels."""
+    """W x + b for the pixels x."""
 
     embed_dim: int
     dtype: Any = None
@@ -223,7 +224,7 @@ class LinearEncoder(nn.Module):
 
 
 class BagEncoder(nn.Module):
-    """W u, of the counts of words."""
+    """W u + b for the word counts u."""
 
     embed_dim: int
     vocabulary: int
@@ -235,12 +236,12 @@ class BagEncoder(nn.Module):
 
 
 def word_counts(tokens: Int[Array, "n t"], vocabulary: int) -> Float[Array, "n v"]:
-    """How often each word is in each caption, END and padding left out."""
+    """How often each word occurs in each caption, without END and padding."""
     return jax.nn.one_hot(tokens, vocabulary).sum(1)[:, 2:]
 
 
 def image_encoder(kind: str, embed_dim: int | None, side: int, dtype: Any = None) -> nn.Module:
-    """The encoder named `kind` for images of this side. embed_dim None: of lenet, its features."""
+    """The encoder named `kind` for images of this side. embed_dim None, for lenet only: its features."""
     if kind == "lenet":
         return LeNet(embed_dim, dtype=dtype)
     if kind == "cnn":

@@ -1,4 +1,4 @@
-"""Figures of the digits' studies: theory is a line, measurement points with 95% intervals over seeds."""
+"""Figures of the digits' studies: theory as lines, measurement as points with 95% intervals over seeds."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
 
 
 def samples(setup: training.Setup, source: images.Source) -> Figure:
-    """Training scenes with their captions where both details are named half the time; aligned ones first."""
+    """Training scenes with captions that name each detail half the time; aligned scenes first."""
     n = _SAMPLES
     key_scene, key_text = jax.random.split(jax.random.key(0))
     p_spu = np.repeat([1.0, 0.0], n // 2)
@@ -130,7 +130,10 @@ def features(dataset: xr.Dataset) -> Figure:
 
 
 def caption_map(dataset: xr.Dataset) -> Figure:
-    """Conflicting minus aligned over what captions name: networks measured, and both theories, in the same colours."""
+    """Conflicting minus aligned accuracy over what captions name.
+
+    Measured networks and both theories are in the same colours.
+    """
     found = results.accuracy(dataset).isel(step=-1)
     panels: list[tuple[str, np.ndarray]] = []
     for arm in (a for a in _NETWORKS if a in dataset.arm.values):
@@ -138,7 +141,7 @@ def caption_map(dataset: xr.Dataset) -> Figure:
         gap = here.sel(value="conflicting") - here.sel(value="aligned")
         panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
     for theory, name in _RULE_NAMES.items():
-        here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # of all alike
+        here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # all are equal
         gap = here.sel(group="conflicting") - here.sel(group="aligned")
         panels.append((f"predicted: {name}", _plane(gap)))
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(12, 7.6), layout="constrained", squeeze=False)
@@ -161,12 +164,12 @@ def caption_map(dataset: xr.Dataset) -> Figure:
 
 
 def _plane(found: xr.DataArray) -> np.ndarray:
-    """(pi_core, pi_spu) of a map in which the other axes have one value."""
+    """The values of a map, (pi_core, pi_spu), whose other axes have one value."""
     return found.transpose("pi_core", "pi_spu", ...).values.reshape(found.sizes["pi_core"], found.sizes["pi_spu"])
 
 
 def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
-    """Both groups of the arms against pi_core, for each pi_spu."""
+    """Accuracy of both groups against pi_core for each arm, a line for each pi_spu."""
     figure, axes = plt.subplots(len(arms), 2, figsize=(11, 3.9 * len(arms)), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
     mean, half = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
@@ -182,7 +185,7 @@ def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
 
 
 def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
-    """How far each theory is from the arms' accuracies along training, the mean over both groups and all cells."""
+    """Mean distance of each theory from the arms' accuracies along training, over both groups and all cells."""
     figure, axes = plt.subplots(1, len(arms), figsize=(5 * len(arms), 4), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
     scores = results.scores(dataset)
@@ -204,7 +207,7 @@ def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
 
 
 def against(dataset: xr.Dataset, axis: str) -> Figure:
-    """Both groups of every arm against an axis; the whitened theory's line and the linear one's (dotted), on pixels."""
+    """Accuracy of both groups of every arm against an axis, with both theories on pixels (the linear one dotted)."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     mean, half = results.interval(results.by_headline(results.accuracy(dataset)).isel(step=-1))
     x = dataset[axis].values
@@ -251,7 +254,7 @@ def sharing(dataset: xr.Dataset) -> Figure:
 
 
 def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
-    """Both theories on pixels: a line for all arms where they are predicted alike, else one for each."""
+    """Draw both theories on pixels: one line for all arms where their predictions agree, else one for each arm."""
     arms = [str(a) for a in dataset.arm.values if ARMS[str(a)].reads]
     for name, dashes in _RULE_DASHES.items():
         at = {"theory": f"{name}_pixels", "predicted_prompt": "ensemble", "group": group}
@@ -266,7 +269,7 @@ def _theory(ax: Axes, dataset: xr.Dataset, x: np.ndarray, group: str) -> None:
 
 
 def against_time(dataset: xr.Dataset) -> Figure:
-    """Both groups along training, for each fixed temperature; both theories as horizontal lines."""
+    """Accuracy of both groups along training, for each fixed temperature; both theories are horizontal lines."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     mean, half = results.interval(results.by_headline(results.accuracy(dataset)))
     arm = str(dataset.arm.values[0])

@@ -1,4 +1,4 @@
-"""Handwritten digits: scikit-learn's own, or IDX files (MNIST, Fashion-MNIST); a kind and a measured style for each.
+"""Handwritten digits from scikit-learn or from IDX files (MNIST, Fashion-MNIST), each with a kind and a measured style.
 
 The kind is the class of the experiment: by default +1 for the digits 5-9 and -1 for 0-4.
 """
@@ -40,8 +40,8 @@ _KNOWN = {
     },
 }
 _BUILTIN_MARGIN = 2  # pixels of background around scikit-learn's 8 x 8 digits, which fill their frame
-_BUILTIN_TEST = 0.2  # share of the images, the last, that are for tests: the writers differ
-_POOLED_SIDE = 12  # pixels, at least, where it is for us to choose
+_BUILTIN_TEST = 0.2  # share of the images kept for tests: the last ones, by other writers
+_POOLED_SIDE = 12  # least pixels a side, where --pool is not given
 _LARGEST_IDX = 1 << 30  # bytes, uncompressed
 
 
@@ -50,9 +50,11 @@ _LARGEST_IDX = 1 << 30  # bytes, uncompressed
 class Items:
     """Images of single items, sorted by kind: the first `low` are of kind -1, the others of kind +1.
 
-    ink: (n, h, h) uint8, share of a pixel that is ink, in 255ths.  small: (n, h/2, h/2), the same at half the size.
-    item: (n,) which digit, 0..9.  style: (n, 3) of 0, 1: slanted, thick, large, each over the median of the training
-    images.
+    Attributes:
+      ink: (n, h, h) uint8, the share of each pixel that is ink, in 255ths.
+      small: (n, h/2, h/2), the same at half the size.
+      item: (n,) the digit, 0..9.
+      style: (n, 3) of 0, 1: slanted, thick, large; 1 means over the median of the training images.
     """
 
     ink: Any
@@ -69,9 +71,12 @@ class Items:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Training and test items. name: builtin, mnist, fashion or idx.  kinds: kind -1 or +1 of each digit.
+    """Training and test items.
 
-    digest: SHA-256 of all images and labels.
+    Attributes:
+      name: builtin, mnist, fashion or idx.
+      kinds: -1 or +1 for each digit.
+      digest: SHA-256 of all images and labels.
     """
 
     name: str
@@ -82,10 +87,15 @@ class Source:
 
 
 def load(data: str, kinds: tuple[int, ...], pool: int | None = 1) -> Source:
-    """`builtin`, or `idx:DIR` with the four IDX files of MNIST's names, plain or with .gz.
+    """The training and test items of a source.
 
-    pool: pixels of pool x pool are averaged into one, a divisor of half the side; None: as many as leave 12 or more.
-    Raises: UsageError saying which file, what is wrong and what is wanted.
+    Args:
+      data: `builtin`, or `idx:DIR`: a folder with four IDX files named as MNIST's, plain or with .gz.
+      kinds: -1 or +1 for each digit.
+      pool: squares of pool x pool pixels are averaged into one; it must divide half the side. None: the largest pool
+        that leaves 12 or more pixels a side.
+
+    Raises: UsageError naming the file, what is wrong and what is wanted.
     """
     name, parts = _builtin() if data == "builtin" else _idx(data)
     digest = hashlib.sha256()
@@ -146,7 +156,7 @@ def _idx(data: str) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
 
 
 def _nearest(found: dict[str, str]) -> str:
-    """Which files differ from the known set that shares most files with them."""
+    """A message that names the files whose checksums differ from the known set with the most matching ones."""
     shared = {name: sum(found[f] == d for f, d in digests.items()) for name, digests in _KNOWN.items()}
     best = max(shared, key=lambda name: shared[name])
     if shared[best] == 0:
@@ -156,19 +166,19 @@ def _nearest(found: dict[str, str]) -> str:
 
 
 def read_idx(folder: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
-    """The array in folder/name or folder/name.gz, or with .idx for -idx, and the MD5 of the uncompressed file.
+    """The array of an IDX file, and the MD5 of its uncompressed bytes.
 
-    IDX: two zero bytes, a type (8: uint8, the only one taken), the number of dimensions, their lengths as big-endian
-    uint32, the values.  Raises: UsageError for a file that is missing, cut short, too long, or of another kind.
+    The file is folder/name or folder/name.gz; its name may have .idx in place of -idx. IDX: two zero bytes, a type (8:
+    uint8, the only one accepted), the number of dimensions, their lengths as big-endian uint32, the values.
+
+    Raises: UsageError for a file that is missing, cut short, too long, or of another kind.
     """
     names = [f"{plain}{suffix}" for plain in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")]
     path = folder / name
     try:
         path = next((folder / n for n in names if (folder / n).exists()), path)
         with open(path, "rb") as raw:
-            packed = (
-                raw.read(2) == b"\x1f\x8b"
-            )  # whatever the name says: downloads are renamed, and unpacked by browsers
+            packed = raw.read(2) == b"\x1f\x8b"  # the name may mislead: downloads get renamed, and browsers unpack them
         with gzip.open(path) if packed else open(path, "rb") as file:
             content = file.read(_LARGEST_IDX + 1)
     except FileNotFoundError:
@@ -211,8 +221,9 @@ def measure_style(images: np.ndarray) -> np.ndarray:
     """(slant, stroke width, size) of each image, (n, 3), from its ink f(row, column) >= 0 as a density.
 
     slant: -Cov(row, column) / Var(row), the shear that would make the digit upright, positive where it leans right.
-    stroke width: 2 sum f / sum |grad f|, area over half the outline's length, in pixels.  size: sqrt(Var(row) +
-    Var(column)), in pixels. An image without ink has zeros.
+    stroke width: 2 sum f / sum |grad f|, area over half the outline's length, in pixels.
+    size: sqrt(Var(row) + Var(column)), in pixels.
+    An image without ink has zeros.
     """
     f = images.astype(np.float64) / 255
     side = f.shape[1]

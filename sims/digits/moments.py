@@ -1,13 +1,15 @@
-"""What the linear loss's theory (T2, T5) and the whitened one (X10) predict for the digits, from measured moments.
+"""Predictions for the digits from measured moments: the linear loss's theory (T2, T5) and the whitened one (X10).
 
-`pixels`: the images' pixels and the captions' word counts take the place of z and u. C, S_I, S_T are measured on scenes
-of training items, the rule is w = C (t_+ - t_-) of the linear loss, or S_I^-1 C S_T^-1 (t_+ - t_-), t the prompts. A
-group of scenes of test items is right as often as if w.x were normal in each of its cells (label, attribute). X3 gives
-the linear loss's C under a same-class weight; there the whitened rule has no prediction.
-`features`: the two-feature model of the theory, its means and spreads measured along two directions of pixel space:
+`pixels`: the images' pixels and the captions' features (word counts or vectors) take the place of z and u. C, S_I and
+S_T are measured on scenes of training items. With t the prompts, the linear loss's rule is w = C (t_+ - t_-), the
+whitened one S_I^-1 C S_T^-1 (t_+ - t_-). A group's accuracy is predicted on scenes of test items, as if w.x were normal
+in each of its cells (label, attribute). X3 gives the linear loss's C under a same-class weight; the whitened rule has
+no prediction there.
+
+`features`: the two-feature model of the theory. Its means and spreads are measured along two directions of pixel space:
 the hue's, and the classes' at right angles to it. What captions can name (digit, style, shade) is the spread of a
-feature; what is left is noise, of which the model has one strength: the mean of the two directions' is taken. Captions
-have none. It knows no small digits, and has no prediction where captions name them.
+feature; the rest is noise. The model has one strength of noise, the mean over the two directions. Captions have no
+noise. The model knows no small digits, so it has no prediction where scenes may have them.
 """
 
 import dataclasses
@@ -29,19 +31,19 @@ THEORIES = ("linear_pixels", "whitened_pixels", "linear_features", "whitened_fea
 MOMENTS = ("mu_core", "sigma_core", "mu_spu", "sigma_spu", "noise", "threshold")
 LAW = ("p_spu", "hue_contrast", "p_companion")  # parameters of scenes, not of captions or losses
 _SAMPLES = 16384
-_KEY = 20  # of the scenes that moments are measured on, apart from every run's
+_KEY = 20  # key of the scenes that moments are measured on; no run has it
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Scenes: pixels (n, d) in float64, and what is in them."""
+    """Drawn scenes: their pixels, (n, d) in float64, and what is in them."""
 
     scenes: scenes.Scenes
     pixels: np.ndarray
 
     @classmethod
     def draw(cls, setup: Setup, point: Mapping[str, Any], items: str, p_spu: float, key: int) -> "Seen":
-        """Of the `train` or `test` items of the point."""
+        """Scenes of the point's `train` or `test` items."""
         found = draw(setup, jax.random.key(key), point, items, _SAMPLES, p_spu)
         return cls(found, np.asarray(found.image, float).reshape(_SAMPLES, -1))
 
@@ -54,7 +56,7 @@ class Seen:
 
 
 class Predictor:
-    """Predictions for one law of scenes, whatever the captions.
+    """Predictions for one distribution of scenes, whatever the captions.
 
     point: `train` and `test` items, p_spu, hue_contrast, p_companion.
     """
@@ -69,7 +71,10 @@ class Predictor:
         self.cov = ridge(np.cov(self.centred, rowvar=False))
 
     def moments(self) -> np.ndarray:
-        """MOMENTS: the two-feature model, its noise a direction, the mu_spu above which the linear loss fails (X4)."""
+        """MOMENTS: the two-feature model, its noise a direction, and the mu_spu above which the linear loss fails (X4).
+
+        The last is the threshold for captions that name everything.
+        """
         with jax.enable_x64(True):
             threshold = mt.theory.strong_spurious_threshold(self.model, mt.captions(1.0, 1.0))
             m = self.model
@@ -77,13 +82,14 @@ class Predictor:
             return np.array([float(value) for value in values])
 
     def words(self, seen: Seen, caps: mt.data.Captions, pi_companion: float) -> np.ndarray:
-        """Vectors or word counts of captions of scenes."""
+        """Text features of the scenes' captions: vectors or word counts."""
         texts = write(self.setup, jax.random.key(_KEY + 3), seen.scenes, caps, pi_companion)
         return np.asarray(text_features(self.setup, texts), float)
 
     def accuracy(self, pi_core: float, pi_spu: float, pi_companion: float, weight: float | None) -> np.ndarray:
-        """(THEORIES, prompt, GROUPS): prompts that name the class, and the mean over captions that a class can have.
+        """Predicted accuracy, (THEORIES, PROMPTS, GROUPS).
 
+        The prompts name the class alone, or are the mean over captions that a class can have.
         weight: of same-class negatives; None: the ordinary loss.
         """
         caps = mt.captions(pi_core, pi_spu, self.setup.masking)
@@ -137,7 +143,7 @@ def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.O
     (mu_core, named_core, left_core), (mu_spu, named_spu, left_spu) = parts
     with jax.enable_x64(True):
         model = mt.intra_class(p_spu, named_core**0.5, named_spu**0.5, mu_core, mu_spu)
-        # s_I^2 = sigma_image^2 / dim_image, the mean of the two.
+        # The noise is then s_I^2 = sigma_image^2 / dim_image, the mean over the two directions.
         obs = mt.observation(dim_image=2, sigma_image=(left_core + left_spu) ** 0.5, dim_text=2, sigma_text=0.0)
     return model, obs
 

@@ -1,4 +1,4 @@
-"""The paper's Figures 2 and 5 beside ours, with the groups apart, and the way there along training.
+"""The paper's Figures 2 and 5 beside ours, with the groups apart, and the course of training.
 
 The paper's aligned and conflicting accuracies follow from its two numbers: ID = p_spu aligned + (1 - p_spu)
 conflicting, and OOD is their mean.
@@ -31,11 +31,11 @@ _CURVES = {
     "pixels": ("#CC79A7", ":", "dial: pixels"),
 }
 _OURS, _PAPERS = "#0072B2", "#D55E00"
-_DEAD = 0.01  # a contrastive loss this near log(batch size) or above: all images alike
+_DEAD = 0.01  # a contrastive loss this near log(batch size), or above it: all images are embedded alike
 
 
 def points() -> dict[tuple[str, tuple[float, float] | None], float]:
-    """The paper's accuracy by (`ood` or `id`, (pi_core, pi_spu)), None: supervised; shares, not percent."""
+    """The paper's accuracies, as shares, by (`ood` or `id`, (pi_core, pi_spu)); policy None is supervised learning."""
     found: dict[tuple[str, tuple[float, float] | None], float] = {}
     with open(_FILE, encoding="utf-8") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
@@ -51,13 +51,16 @@ def points() -> dict[tuple[str, tuple[float, float] | None], float]:
 
 
 def groups(ood: float, within: float, p_spu: float = 0.995) -> tuple[float, float]:
-    """(aligned, conflicting) of OOD = (a + c)/2 and ID = p_spu a + (1 - p_spu) c. Needs p_spu != 1/2."""
+    """(aligned a, conflicting c) from ood = (a + c)/2 and within = p_spu a + (1 - p_spu) c. Needs p_spu != 1/2."""
     conflicting = (2 * p_spu * ood - within) / (2 * p_spu - 1)
     return 2 * ood - conflicting, conflicting
 
 
 def dead(dataset: xr.Dataset) -> xr.DataArray:
-    """Runs (arm, seed, *axes, step) that tell no image from another, loss log(batch size) or above, or diverged."""
+    """Whether each run, (arm, seed, *axes, step), diverged or embeds all images alike.
+
+    The latter is a contrastive loss of about log(batch size) or above.
+    """
     batch = json.loads(dataset.attrs["config"])["batch_size"]
     reads = xr.DataArray([arm != "cross_entropy" for arm in dataset.arm.values], coords={"arm": dataset.arm})
     loss = dataset.measured.sel(measure="loss", drop=True)
@@ -78,7 +81,7 @@ def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def _last(dataset: xr.Dataset, arm: str) -> int:
-    """The index of the step nearest to the one that the paper's number of an arm is about."""
+    """Index of the step that the paper's number is about: the last; for supervised learning, that nearest 40 epochs."""
     if arm != "cross_entropy":
         return -1
     return int(np.abs(epochs(dataset) - SUPERVISED_EPOCHS).argmin())
@@ -138,7 +141,7 @@ def _mark_dead(ax: Axes, dataset: xr.Dataset, x: np.ndarray, arms: list[str]) ->
 
 
 def along_training(dataset: xr.Dataset) -> Figure:
-    """Both groups of every setting over epochs, with 95% intervals; at the foot, how many runs are `dead`."""
+    """Accuracy of both groups over epochs in each setting, with 95% intervals; at the foot, counts of `dead` runs."""
     arms = [a for a in (*(paper_arm(*p) for p in PAPER_POLICIES), "cross_entropy") if a in dataset.arm.values]
     figure, axes = plt.subplots(2, -(-len(arms) // 2), figsize=(12, 6), sharex=True, sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
@@ -166,7 +169,7 @@ def along_training(dataset: xr.Dataset) -> Figure:
 
 
 def along_dial(dataset: xr.Dataset) -> Figure:
-    """Conflicting over aligned accuracy: the dial's curves, whitened (dot) to linear (cross), and training's way."""
+    """Conflicting against aligned accuracy: the dial's curves, whitened (dot) to linear (cross); training's path."""
     arms = [paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values]
     figure, axes = plt.subplots(2, len(arms) // 2 + 1, figsize=(12, 6.2), sharex=True, sharey=True,
                                 layout="constrained", squeeze=False)  # fmt: skip
@@ -196,7 +199,7 @@ def along_dial(dataset: xr.Dataset) -> Figure:
 
 
 def dial_table(dataset: xr.Dataset) -> list[list[str]]:
-    """After each epoch of each setting, the nearest point of each curve: its kappa and how far it is."""
+    """For each setting and measured epoch, the nearest point of each curve: its kappa and its distance."""
     lines = [["setting", "epochs", "aligned", "conflicting", *(f"{f}: kappa, distance" for f in _CURVES)]]
     for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
         mean, _ = of_arm(dataset, arm)
@@ -212,7 +215,7 @@ def dial_table(dataset: xr.Dataset) -> list[list[str]]:
 
 
 def table(dataset: xr.Dataset) -> list[list[str]]:
-    """Each setting: ours and the paper's OOD and ID, the groups, and how many runs died."""
+    """Each setting: OOD, ID and both groups, ours beside the paper's, and how many runs are `dead`."""
     given = points()
     lines = [["setting", "OOD", "paper", "ID", "paper", "aligned", "paper", "conflicting", "paper", "dead"]]
     for arm in (str(a) for a in dataset.arm.values):

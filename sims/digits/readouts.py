@@ -1,11 +1,11 @@
-"""What the trained networks of the paper's digits answer, digit by digit and prompt by prompt, beside the dial (X11).
+"""Score the trained networks of the paper's digits by digit and by prompt, beside the dial's predictions (X11).
 
     python -m sims.digits --preset=paper --data=idx:DIR --keep_checkpoints --out runs/paper
     python -m sims.digits.readouts runs/paper/paper --data=idx:DIR
 
-Reads the networks as they are after the stages done so far. The whitened rule says which digits of the aligned group go
-wrong, those next to the other class, and that prompts which name some colour, too, over-correct less. Writes
-readouts.csv and readouts.png beside the run's results.
+The networks are those after the stages done so far. The whitened rule predicts which digits of the aligned group are
+classified wrongly: those next to the other class. It also predicts that prompts which name some colour over-correct
+less. Writes readouts.csv and readouts.png beside the run's results.
 """
 
 import dataclasses
@@ -33,7 +33,10 @@ def _main(folder: str) -> int:
 
 
 def show(folder: pathlib.Path, data: str) -> str:
-    """Write table and figure into the folder; the table as text. Raises: UsageError for what is not such a run."""
+    """Write table and figure into the folder; returns the table as text.
+
+    Raises: UsageError if the folder has no such run.
+    """
     import matplotlib.pyplot as plt
 
     from sims.engine import runs, store
@@ -51,7 +54,10 @@ def show(folder: pathlib.Path, data: str) -> str:
 
 
 def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
-    """A row an arm that reads, group, and digit or prompt: mean over seeds, half its 95% interval, two predictions."""
+    """A row for each arm that reads captions, each group, and each digit or prompt.
+
+    A row has the mean over seeds, half its 95% interval, and the predictions for `separate` and `joint` features.
+    """
     import jax
     import numpy as np
     import xarray as xr
@@ -113,7 +119,10 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
 
 
 def _run(folder: pathlib.Path, data: str) -> tuple[Any, Any, Any]:
-    """(config, source, setup) of the run in the folder. Raises: UsageError if it, or the data, is another."""
+    """(config, source, setup) of the run in the folder.
+
+    Raises: UsageError if it is another command's or study's run, or the data differs.
+    """
     from sims.digits import images, studies
     from sims.digits.config import AXES, GRIDS, PAPER, PRESETS, Config, parse_groups
     from sims.engine import store
@@ -133,7 +142,10 @@ def _run(folder: pathlib.Path, data: str) -> tuple[Any, Any, Any]:
 
 
 def _answers(arm: Any, setup: Any, params: Any, point: Any) -> tuple[Any, Any]:
-    """Right or wrong, (prompts, images), and the digits, of the test images: the aligned group, then the other."""
+    """Which answers on the test images are right, (prompts, images), and the images' digits.
+
+    The aligned group's images come first.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -150,7 +162,7 @@ def _answers(arm: Any, setup: Any, params: Any, point: Any) -> tuple[Any, Any]:
 
 
 def drawn(rows: list[dict[str, Any]]) -> Any:
-    """Accuracy by digit, and over the colour that prompts name, of each arm, beside the whitened rule's."""
+    """Each arm's accuracy by digit, and by the colour that prompts name, beside the whitened rule's."""
     import matplotlib.pyplot as plt
 
     from sims.digits.arms import ARMS

@@ -1,4 +1,4 @@
-"""Results of a study read: accuracies with intervals, rows of its table, and how well the theories order its cells."""
+"""Read a study's results: accuracies with intervals, the rows of its table, and each theory's score over its cells."""
 
 import dataclasses
 import functools
@@ -19,10 +19,13 @@ _CONFIDENCE = 0.95
 
 
 def accuracy(dataset: xr.Dataset) -> xr.DataArray:
-    """Measured accuracy (arm, seed, *axes, step, prompt, value) of test items.
+    """Measured accuracy (arm, seed, *axes, step, prompt, value) on test items.
 
-    value: aligned and conflicting, each the mean over both labels; shifted, on P*; train, on the training distribution
-    P; worst, of the four cells (label, attribute).
+    Values:
+      aligned, conflicting: the group's mean over both labels.
+      shifted: on P*.
+      train: on the training distribution P.
+      worst: the smallest of the four cells (label, attribute).
     """
     found = dataset.measured
     prompts = []
@@ -41,7 +44,7 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def headline(arm: str) -> str:
-    """The prompt that an arm is judged by: its own where captions are read, its classifier else."""
+    """The readout that an arm is judged by: its own prompt if it reads captions, else its classifier."""
     return ARMS[arm].prompt if ARMS[arm].reads else "class"
 
 
@@ -52,7 +55,7 @@ def by_headline(found: xr.DataArray) -> xr.DataArray:
 
 
 def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean and half the 95% interval over seeds (Student's t), NaN where a seed has none."""
+    """(mean, half its 95% interval) over seeds (Student's t); NaN where a seed is NaN."""
     n = found.sizes["seed"]
     quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
     spread = found.std("seed", ddof=1, skipna=False) / n**0.5
@@ -60,12 +63,12 @@ def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def varying(dataset: xr.Dataset) -> list[str]:
-    """Axes of more than one value."""
+    """Axes with more than one value."""
     return [axis for axis in AXES if dataset.sizes[axis] > 1]
 
 
 def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
-    """A row an arm, cell, step and prompt; predictions stand in the rows that they are about."""
+    """A row for each arm, cell, step and prompt; predictions stand in the rows of their arm, cell and prompt."""
     mean, half = interval(accuracy(dataset))
     kept, kept_half = interval(dataset.measured)
     table = []
@@ -105,10 +108,14 @@ def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt
 class Score:
     """How well a theory orders the cells of an arm after a number of steps, by the gap conflicting - aligned.
 
-    rank: Spearman's correlation of predicted and measured gaps, NaN for fewer than three cells or where one of the two
-    does not vary by 1e-3.  signs: share of cells, of those whose measured interval excludes 0, in which the gap's sign
-    is as predicted.  told: their number.  error: mean absolute difference of the groups' accuracies.  nearer: cells in
-    which it is smaller than the other theory's of the same kind (pixels, features); NaN where that has no prediction.
+    Attributes:
+      rank: Spearman's correlation of predicted and measured gaps. NaN for fewer than three cells, or where predicted or
+        measured gaps vary by no more than 1e-3.
+      signs: among cells whose measured interval excludes 0, the share whose gap has the predicted sign.
+      told: the number of those cells.
+      error: mean absolute difference of the groups' accuracies.
+      nearer: cells in which this difference is smaller than the other theory's of the same kind (pixels, features). NaN
+        where the other has no prediction.
     """
 
     arm: str
@@ -123,7 +130,10 @@ class Score:
 
 
 def scores(dataset: xr.Dataset) -> list[Score]:
-    """Each arm that reads, after each stage (a closed form once), against each theory, under the headline prompt."""
+    """Scores of every theory for each arm that reads captions, after each stage, under the headline prompt.
+
+    A closed form is scored once.
+    """
     table = []
     for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
         predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
@@ -138,7 +148,7 @@ def scores(dataset: xr.Dataset) -> list[Score]:
             for i, theory in enumerate(str(t) for t in dataset.theory.values):
                 if np.isnan(flat[i]).any():
                     continue
-                other = errors[i ^ 1]  # the theories stand in pairs
+                other = errors[i ^ 1]  # THEORIES has linear and whitened in pairs
                 expected = flat[i, :, 1] - flat[i, :, 0]
                 table.append(_score(arm, int(step), theory, expected, gap, half, errors[i], other))
     return table

@@ -1,10 +1,11 @@
 """Scenes: a digit in light ink on a coloured background, drawn on the device from a key.
 
-The label is the digit's kind; which digit it is, and its style, is the core detail, of high variance within a class.
-The attribute is the background's hue: three shades of it, and a little noise, so that it varies little for how strong
-it is. At full contrast it is a far stronger feature than the digit, beyond what contrasting protects from under the
-linear loss (X4); `hue_contrast` brings the two hues together. With `p_companion`, a scene may hold a small second digit
-of either kind, which says nothing of the label: a detail that other classes share (T4, T6).
+The label is the digit's kind. The core detail is which digit it is, and its style; it varies much within a class.
+The attribute is the background's hue. It has three shades and a little noise, so it varies little for its strength.
+At full contrast it is a far stronger feature than the digit: too strong for contrasting to protect from it under the
+linear loss (X4). A smaller `hue_contrast` brings the two hues together.
+With `p_companion`, a scene may also hold a small second digit of either kind. It says nothing about the label: it is a
+detail that other classes share (T4, T6).
 
 Symbols: n scenes, h side of the digit in pixels, w width of the scene (h, or 3h/2 with a companion).
 """
@@ -19,7 +20,7 @@ from mmcl_theory._checks import Scalar
 from sims.digits.images import Items
 
 SHADES = (0.6, 0.8, 1.0)  # dark, medium, light: factors of the hue
-# (attribute -1, attribute +1): blue and orange, which the colour-blind tell apart.
+# (attribute -1, attribute +1): blue and orange, which colour-blind readers can distinguish.
 HUES = ((0.15, 0.35, 0.75), (0.75, 0.35, 0.10))
 HUE_NOISE = 0.02  # sd of a background's colour, per channel
 INK = (0.85, 1.0)  # range of the ink's brightness
@@ -29,10 +30,15 @@ Colours = tuple[tuple[tuple[float, ...], ...], ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scenes:
-    """image: (n, h, w, 3), in [0, 1] but for the background's noise.  label, attribute: (n,) of -1, +1.
+    """A batch of n scenes.
 
-    item: (n,) the digit, 0..9.  style: (n, 3) of 0, 1: slanted, thick, large.  shade: (n,) of 0, 1, 2.  companion: (n,)
-    the small digit, 0..9, and -1 where there is none; None where there never is.
+    Attributes:
+      image: (n, h, w, 3), in [0, 1] except for the background's noise.
+      label, attribute: (n,) of -1, +1.
+      item: (n,) the digit, 0..9.
+      style: (n, 3) of 0, 1: slanted, thick, large.
+      shade: (n,) of 0, 1, 2.
+      companion: (n,) the small digit, 0..9, or -1 in a scene without one; None if no scene can have one.
     """
 
     image: Array
@@ -47,10 +53,16 @@ class Scenes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """What scenes are made of, all but the pixels.
+    """Everything that makes up n scenes, except the pixels.
 
-    index: (n,) of the items.  attribute: (n,) of -1, +1.  shade: (n,) of 0, 1, 2.  background: (n, 3).  ink: (n,).
-    second, present, top: (n,) index of the small digit, whether it is there, and at the top; None without a strip.
+    Attributes:
+      index: (n,) into the items.
+      attribute: (n,) of -1, +1.
+      shade: (n,) of 0, 1, 2.
+      background: (n, 3), its colour.
+      ink: (n,), its brightness.
+      second, present, top: (n,) index of the small digit, whether the scene has it, and whether it is at the top; None
+        without a strip.
     """
 
     index: Array
@@ -72,11 +84,15 @@ def draw(
     p_companion: Scalar | None = None,
     colours: Colours | None = None,
 ) -> Scenes:
-    """n scenes with fair labels; attribute = label w.p. p_spu (1/2: the shifted distribution; 1, 0: one group).
+    """n scenes with fair labels, in which attribute = label w.p. p_spu.
 
-    p_spu: in [0, 1], one for all or one each.  hue_contrast: in [0, 1], of the two hues' distance from their mean.
-    p_companion: chance of a small digit, of all items, at the top or the bottom of a strip at the right; None: no
-    strip.  colours: (attribute, shade, channel) in 0..255, plain, under white ink, instead of the two hues.
+    Args:
+      p_spu: in [0, 1], one for all scenes or one each. 1/2 gives the shifted distribution; 1 or 0 gives one group.
+      hue_contrast: in [0, 1], factor of the two hues' distance from their mean.
+      p_companion: probability of a small digit, any of the items, at the top or the bottom of a strip at the right.
+        None: no strip.
+      colours: (attribute, shade, channel) in 0..255. They replace the two hues, without noise and under white ink.
+
     Every image of a kind is equally likely.
     """
     return render(items, lay_out(key, items, n, p_spu, hue_contrast, p_companion, colours))
@@ -92,9 +108,10 @@ def lay_out(
     colours: Colours | None = None,
     once: bool = False,
 ) -> Layout:
-    """The layout of n scenes. once: no item twice, labels as they come; else labels are fair.
+    """The layout of n scenes, with the arguments of `draw`.
 
-    Raises: ValueError for more scenes than items.
+    once: use no item twice and take the labels of the drawn items; otherwise labels are fair.
+    Raises: ValueError with `once`, for more scenes than items.
     """
     keys = dict(zip(("label", "item", "attribute", "shade", "noise", "ink", "other", "place", "present"),
                     jax.random.split(key, 9), strict=True))  # fmt: skip
@@ -139,7 +156,7 @@ def render(items: Items, layout: Layout) -> Scenes:
 
 
 def contents(items: Items, layout: Layout) -> Scenes:
-    """The scenes of a layout without their images (None): all that captions tell of."""
+    """The scenes of a layout with None for images: all that captions describe."""
     items = jax.tree.map(jnp.asarray, items)
     index, small_digit = layout.index, None
     if layout.second is not None:
@@ -149,14 +166,14 @@ def contents(items: Items, layout: Layout) -> Scenes:
 
 
 def _index(key: Key[Array, ""], items: Items, label: Int[Array, " n"]) -> Int[Array, " n"]:
-    """An image of each label's kind."""
+    """Index of a random image of each label's kind."""
     start = jnp.where(label > 0, items.low, 0)
     stop = jnp.where(label > 0, len(items.item), items.low)
     return jax.random.randint(key, label.shape, start, stop)
 
 
 def _beside(cover: Array, small: Array, top: Array) -> Array:
-    """The digit with the small one in a strip at its right, above or below."""
+    """The digit, and the small one at the top or the bottom of a strip at its right."""
     empty = jnp.zeros_like(small)
     strip = jnp.where(top[:, None, None], jnp.concatenate([small, empty], 1), jnp.concatenate([empty, small], 1))
     return jnp.concatenate([cover, strip], 2)

@@ -1,4 +1,4 @@
-"""Which arms are trained over which axes, and what comes of it: results, tables, and both theories' hits and misses."""
+"""Run the studies: train arms over axes, add both theories' predictions, and write results, tables and figures."""
 
 import json
 import math
@@ -23,8 +23,9 @@ from sims.engine.grid import Grid, Task
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
-    """Every study of the config into out/STUDY, samples of its scenes too; the datasets, none of a dry run.
+    """Run every study of the config into out/STUDY, with samples of its scenes; returns the datasets by study.
 
+    A dry run returns none.
     Raises: UsageError for bad data or folders; then nothing is written.
     """
     source = images.load(config.data, parse_groups(config.groups), config.pool)
@@ -82,7 +83,7 @@ def _stages(config: Config) -> tuple[int, ...]:
 
 
 def _check_source(config: Config, source: images.Source) -> None:
-    """Raise UsageError for what these images do not allow."""
+    """Raise UsageError for settings that these images do not allow."""
     items, side = len(source.train.item), source.train.side
     if config.train_size is not None:
         if config.train_size > items:
@@ -115,7 +116,7 @@ def grid_of(config: Config, study: str, setup: training.Setup, source: images.So
 
 
 def _check_memory(config: Config, grid: Grid) -> None:
-    needed = 16 * math.prod(grid.shape)  # as stored, and completed
+    needed = 16 * math.prod(grid.shape)  # bytes: float64 as stored, and as completed
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UsageError(
@@ -131,7 +132,7 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
     shape = (len(moments.THEORIES), len(arms), *(len(axes[a]) for a in AXES), len(moments.PROMPTS), 2)
     predicted = np.full(shape, np.nan)
     measured = np.full((*(len(axes[a]) for a in moments.LAW), len(moments.MOMENTS)), np.nan)
-    law: dict[str, float] = {}  # of the scenes that the predictor at hand is for; the axes of scenes come first
+    law: dict[str, float] = {}  # scenes of `predictor`; their axes vary slowest, so each predictor is made once
     known: dict[tuple[float | None, ...], np.ndarray] = {}
     for place in np.ndindex(*shape[2 : 2 + len(AXES)]):
         at = {a: axes[a][i] for a, i in zip(AXES, place, strict=True)}
@@ -180,7 +181,7 @@ def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict
 
 
 def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figures into `out`; the table's last step and the theories' score as text."""
+    """Write table and figures into `out`; returns the table's last step and the theories' scores as text."""
     study = json.loads(dataset.attrs["config"])["study"]
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     for name, figure in figures.of(study, dataset).items():
@@ -194,7 +195,7 @@ def _save(figure: Any, out: pathlib.Path, name: str) -> None:
 
 
 def text(dataset: xr.Dataset) -> str:
-    """Each arm and cell after the last step under its headline prompt, then each theory's score."""
+    """As text: each arm and cell after the last step under its headline prompt, then each theory's score."""
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
         tables = [_aligned(paper.table(dataset))]
         if any(ARMS[arm].reads for arm in dataset.arm.values):

@@ -1,7 +1,7 @@
-"""One run: an arm trained in stages on scenes drawn as it goes, and what it has learnt after each stage.
+"""One run: train an arm in stages, on scenes drawn during training, and measure what it has learnt after each stage.
 
-Training sees the distribution P (attribute = label w.p. p_spu) of the training items; all accuracies are of scenes with
-test items. Zero-shot: an image is given to the class whose prompt has the larger score.
+Training uses the distribution P (attribute = label w.p. p_spu) of the training items. All accuracies are on scenes with
+test items. Zero-shot classification gives an image to the class whose prompt has the larger score.
 """
 
 import dataclasses
@@ -32,30 +32,39 @@ MEASURES = (
     "temperature",
     "loss",
 )
-_ENSEMBLE = 256  # captions of each class
+_ENSEMBLE = 256  # captions of each class, on average
 _RIDGE = 1e-3  # of probes and closed forms, relative to the mean variance of a feature
 
-_MOST_FIT = 4096  # half the scenes of each distribution that probes are fitted on
-_LOSS_BATCHES = 16  # that the training loss is averaged over
+_MOST_FIT = 4096  # probes are fitted on at most twice as many scenes of each distribution
+_LOSS_BATCHES = 16  # batches that the training loss is averaged over
 _CHUNK = 1024  # images embedded at once
-# Keys of a run that no step has.
+# Folded into a run's key for draws outside the steps; no step has such a number.
 _SET, _ORDER, _FITTED = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 State = dict[str, Any]
-Batch = tuple[scenes.Scenes, Array]  # and texts
+Batch = tuple[scenes.Scenes, Array]  # scenes and their texts
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """What all runs of a study share.
 
-    words: of the captions.  kinds: -1 or +1 of each item.  side: of a digit, pixels.  companion: scenes have a second
-    digit.  colours: (attribute, shade, channel) in 0..255; None: two hues.  train_size: scenes of a training set drawn
-    once; None: fresh ones in every step.  vectors: captions are such, not words.  masking: of captions.  symmetric:
-    pixels are scaled to [-1, 1], not [0, 1].  init_scale: factor of all weights at the start.  normalize: embeddings of
-    unit length.  stages: steps after which to measure.  test: scenes of each group; probes are fitted on twice as many,
-    at most 2 x 4096.  closed: samples of closed forms.  learns_temperature: from the axis's value on, as CLIP does;
-    else it stays there.
+    Attributes:
+      words: the words of the captions.
+      kinds: -1 or +1 for each item.
+      side: of a digit, in pixels.
+      companion: whether scenes have a strip for a second digit.
+      colours: (attribute, shade, channel) in 0..255; None: two hues.
+      train_size: scenes of a training set that is drawn once; None: fresh scenes in every step.
+      vectors: captions are vectors, not words.
+      masking: of captions.
+      stages: steps after which to measure.
+      symmetric: scale pixels to [-1, 1], not [0, 1].
+      init_scale: factor of all weights at the start.
+      normalize: scale embeddings to unit length in the loss.
+      learns_temperature: train the temperature from the axis's value on, as CLIP does; otherwise it keeps that value.
+      test: scenes of each group. Probes are fitted on twice as many, at most 2 x 4096.
+      closed: samples that closed forms are computed from.
     """
 
     words: captions.Lexicon
@@ -106,10 +115,12 @@ class Setup:
 
 
 def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
-    """The arm's task for the engine. shared: `train` and `test` items. A run's outcomes are (stage, MEASURES).
+    """The arm's task for the engine: a run's outcomes are (stage, MEASURES).
 
-    NaN: an arm without text has no prompts, one without a temperature none, scenes without a small digit no probe of
-    it; runs that diverge give infinities.
+    Entries that do not apply are NaN (prompts without text, temperature without one, the small digit's probe without
+    small digits). Diverged runs are inf.
+
+    shared: the `train` and `test` items.
     """
     arm = ARMS[name]
 
@@ -124,7 +135,7 @@ def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
 
 
 def policy(arm: Arm, point: Point) -> mt.data.Captions:
-    """How rich the arm's captions are: its own, else the axes'."""
+    """The arm's caption policy: its own if it has one, else the axes'."""
     return mt.captions(*(arm.captions or (point["pi_core"], point["pi_spu"])))
 
 
@@ -136,7 +147,7 @@ def pairs(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, n: int) -> 
 
 
 def write(setup: Setup, key: Key[Array, ""], seen: scenes.Scenes, caps: mt.data.Captions, pi_companion: Any) -> Array:
-    """The texts of captions of scenes: tokens, (n, length), or vectors, (n, 200)."""
+    """Captions of scenes: tokens, (n, length), or vectors, (n, 200)."""
     caps = dataclasses.replace(caps, masking=setup.masking)
     if setup.vectors:
         return vectors.write(key, setup.kinds, seen, caps)
@@ -144,21 +155,21 @@ def write(setup: Setup, key: Key[Array, ""], seen: scenes.Scenes, caps: mt.data.
 
 
 def text_features(setup: Setup, texts: Array) -> Float[Array, "n v"]:
-    """What closed forms read of texts: vectors as they are, counts of words."""
+    """The text features of closed forms: caption vectors as they are, or counts of words."""
     return texts if setup.vectors else encoders.word_counts(texts, len(setup.words.words))
 
 
 def draw(
     setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any, once: bool = False
 ) -> scenes.Scenes:
-    """n scenes of the `train` or `test` items, with the axes' contrast and small digits. once: no item twice."""
+    """n scenes of the `train` or `test` items, with the axes' contrast and small digits. once: use no item twice."""
     return scenes.render(point[items], lay_out(setup, key, point, items, n, p_spu, once))
 
 
 def lay_out(
     setup: Setup, key: Key[Array, ""], point: Point, items: str, n: int, p_spu: Any, once: bool
 ) -> scenes.Layout:
-    """The layout of such scenes."""
+    """The layout of the scenes that `draw` renders."""
     p_companion = point["p_companion"] if setup.companion else None
     return scenes.lay_out(key, point[items], n, p_spu, point["hue_contrast"], p_companion, setup.colours, once)
 
@@ -172,7 +183,7 @@ def training_set(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> t
 
 
 def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
-    """Parameters and optimizer state before training; of a closed form, the fitted rule."""
+    """Parameters and optimizer state before training; for a closed form, the fitted rule."""
     key = jax.random.fold_in(key, 0)
     if arm.loss is None:
         return {"params": closed_form(arm, setup, key, point)}
@@ -199,9 +210,9 @@ def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
 
 
 def _optimizer(setup: Setup) -> optax.GradientTransformation:
-    """Adam after a linear warm-up, or SGD; the rate then stays, so that training time means one thing (X6).
+    """Adam with a linear warm-up, or SGD; the rate is then constant, so that training time means one thing (X6).
 
-    Weight decay is added to the gradient, the temperature's excepted.
+    Weight decay is added to the gradients of all parameters but the temperature and SigLIP's bias.
     """
     if setup.optimizer == "sgd":
         optimizer = optax.sgd(setup.learning_rate, setup.momentum)
@@ -217,7 +228,7 @@ def _optimizer(setup: Setup) -> optax.GradientTransformation:
 
 
 def train(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> State:
-    """The steps of stage `number`."""
+    """The state after the steps of stage `number`."""
     if arm.loss is None:
         return state
     optimizer = _optimizer(setup)
@@ -231,7 +242,7 @@ def train(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, number: Int
 
     if setup.train_size is None:
         return jax.lax.fori_loop(begin, end, lambda i, state: updated(state, i, None), state)
-    steps = setup.train_size // setup.batch_size  # what is left over waits for another epoch's order
+    steps = setup.train_size // setup.batch_size  # records left over wait for another epoch's order
     known = training_set(arm, setup, key, point)
 
     def epoch(number: Array, state: State) -> State:
@@ -257,7 +268,7 @@ def batch_of(known: tuple[scenes.Layout, Array], point: Point, at: Int[Array, " 
 def loss(
     arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State, batch: Batch | None = None
 ) -> Float[Array, ""]:
-    """The arm's loss of a batch; None: of a fresh one."""
+    """The arm's loss on a batch; None: on a fresh one."""
     key_batch, key_one, key_two = jax.random.split(key, 3)
     seen, tokens = batch or pairs(arm, setup, key_batch, point, setup.batch_size)
     image, text = setup.modules(arm)
@@ -275,7 +286,7 @@ def loss(
 
 
 def scaled(setup: Setup, image: Array) -> Array:
-    """Pixels as an encoder sees them."""
+    """Pixels in the range that the encoders take."""
     return 2 * image - 1 if setup.symmetric else image
 
 
@@ -284,9 +295,9 @@ def _head(params: State, embedding: Float[Array, "n r"]) -> Float[Array, "n 2"]:
 
 
 def closed_form(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
-    """W = S_I^-theta C S_T^-theta of pixels and word counts from `closed` samples, with the mean image.
+    """W = S_I^-theta C S_T^-theta of pixels and text features from `closed` samples, with the mean image.
 
-    S_I, S_T carry a ridge of 1e-3 of their mean variance, as if pixels and words had that much noise (X10).
+    S_I and S_T include a ridge of 1e-3 of their mean variance, as if pixels and text had that much noise (X10).
     """
     seen, tokens = pairs(arm, setup, key, point, setup.closed)
     pixels = seen.image.reshape(setup.closed, -1)
@@ -307,15 +318,17 @@ def covariance(x: Float[Array, "n d"]) -> Float[Array, "d d"]:
 
 
 def ridge(cov: Any) -> Any:
-    """A covariance (NumPy's or JAX's) plus 1e-3 of its mean variance."""
+    """A covariance (NumPy's or JAX's) with 1e-3 of its mean variance added to the diagonal."""
     return cov + _RIDGE * cov.trace() / len(cov) * np.eye(len(cov), dtype=cov.dtype)
 
 
 def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State) -> Float[Array, " measures"]:
-    """MEASURES of what has been learnt: accuracies, what linear probes find in the image embedding, temperature.
+    """MEASURES of a trained arm: accuracies, linear probes of the image embedding, temperature and training loss.
 
-    Probes are fitted on training items: those of FEATURES on P*, the label's for an arm without a classifier on P.
-    Those of two values are scored by balanced accuracy, so that chance is 1/2; items, of ten values, by accuracy.
+    Probes are fitted on training items: those of FEATURES on P*, the label's on P (`probe`) and on P*
+    (`probe_shifted`). For an arm without a classifier, the label's probe on P is its classifier. Probes of two-valued
+    features are scored by balanced accuracy, so that chance is 1/2. Probes of items, which have ten values, are scored
+    by accuracy. A run with a parameter that is not finite gives inf.
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
     n, fit = setup.test, min(setup.test, _MOST_FIT)
@@ -360,7 +373,10 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
 
 
 def test_scenes(setup: Setup, key: Key[Array, ""], point: Point) -> scenes.Scenes:
-    """`test` scenes of the aligned group, then of the conflicting one; with a finite training set the same items."""
+    """`test` scenes of the aligned group, then of the conflicting one.
+
+    With a finite training set, both groups have the same items.
+    """
     n = setup.test
     if setup.train_size is None:
         return draw(setup, key, point, "test", 2 * n, jnp.repeat(jnp.array([1.0, 0.0]), n))
@@ -383,7 +399,7 @@ def training_loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, par
 
 
 def _by_cell(right: Array, label: Array) -> Float[Array, " cells"]:
-    """Shares right, for each half of the scenes and each label."""
+    """Share of right answers, for each half of the scenes and each label."""
     cell = jnp.stack([(label == y) & half for half in _halves(len(label)) for y in (-1, 1)], 1)
     return (right[:, None] & cell).sum(0) / cell.sum(0)
 
@@ -394,13 +410,13 @@ def _halves(n: int) -> tuple[Array, Array]:
 
 
 def _balanced(right: Array, target: Array) -> Float[Array, " targets"]:
-    """Mean over a target's two values of the share that is right."""
+    """Share of right answers, averaged over a target's two values."""
     values = jnp.stack([target == 0, target == 1])
     return ((right[None] & values).sum(1) / values.sum(1)).mean(0)
 
 
 def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h w c"]) -> Float[Array, "n r"]:
-    """Image embeddings; of a closed form, W^T x, an entry a word."""
+    """Image embeddings; for a closed form, W^T (x - mean), an entry for each text feature."""
     if arm.loss is None:
         return (image.reshape(len(image), -1) - params["mean"][None, :]) @ params["w"]
     encoder, n = setup.modules(arm)[0], len(image)
@@ -416,7 +432,7 @@ def embed_image(arm: Arm, setup: Setup, params: State, image: Float[Array, "n h 
 
 
 def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"]) -> Float[Array, "n r"]:
-    """Text embeddings, of unit length if the loss's are; of a closed form, text_features."""
+    """Text embeddings, of unit length if the loss normalises them; for a closed form, `text_features`."""
     if arm.loss is None:
         return text_features(setup, tokens)
     embedded = setup.modules(arm)[1].apply(params["text"], tokens).astype(jnp.zeros((), float).dtype)
@@ -426,9 +442,10 @@ def embed_text(arm: Arm, setup: Setup, params: State, tokens: Int[Array, "n t"])
 def prompt_embeddings(
     arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: State
 ) -> dict[str, Float[Array, "prompts r"]]:
-    """Embeddings of PROMPTS: the two classes, the ten items, and each class's mean over captions that it can have.
+    """Embeddings of PROMPTS: the two classes, the ten items, and each class's mean over its possible captions.
 
-    ensemble: over captions of the arm's own policy with items, styles and colours drawn evenly, whatever the label.
+    The captions of `ensemble` follow the arm's own policy. Their items, styles and colours are drawn evenly, whatever
+    the label.
     """
     key_scene, key_text = jax.random.split(key)
     drawn = draw(setup, key_scene, point, "train", 2 * _ENSEMBLE, 0.5)
@@ -438,14 +455,14 @@ def prompt_embeddings(
     by_class, by_item, each = embedded[:2], embedded[2 : 2 + ITEMS], embedded[2 + ITEMS :]
     member = jax.nn.one_hot((drawn.label + 1) // 2, 2)
     mean = member.T @ each / member.sum(0)[:, None]
-    if setup.vectors and not setup.normalize and arm.loss:  # a linear map's mean is that of the mean caption
+    if setup.vectors and not setup.normalize and arm.loss:  # affine encoder: mean embedding = mean caption's embedding
         mean = by_class
     mean = mean if arm.loss is None or not setup.normalize else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
     return {"class": by_class, "item": by_item, "ensemble": mean}
 
 
 def prompt_texts(setup: Setup, prompts: str) -> np.ndarray:
-    """The prompts that are written out: "a low digit"; "a low digit three"; or vectors that name as much."""
+    """The prompts by class or by item: "a low digit" or "a low digit three"; as vectors, they name as much."""
     if setup.vectors:
         return vectors.class_prompts(setup.kinds) if prompts == "class" else vectors.item_prompts()
     words = setup.words
@@ -459,7 +476,7 @@ def prompt_texts(setup: Setup, prompts: str) -> np.ndarray:
 def probe(
     features: Float[Array, "n r"], targets: Float[Array, "n k"], test: Float[Array, "m r"]
 ) -> Float[Array, "m k"]:
-    """Least-squares scores of the targets from the features (and a constant), fitted on `features`, of `test`."""
+    """Scores of `test` from a least-squares fit, with a small ridge, of the targets to the features and a constant."""
     mean = features.mean(0, keepdims=True)
     average = targets.mean(0, keepdims=True)
     weights = jnp.linalg.solve(covariance(features), (features - mean).T @ (targets - average) / (len(features) - 1))
@@ -467,7 +484,7 @@ def probe(
 
 
 def _targets(seen: scenes.Scenes) -> Float[Array, "n targets"]:
-    """The items one-hot, then hue and styles as 0, 1, then the small digits one-hot, if there may be any."""
+    """The items one-hot, then hue and styles as 0, 1, then the small digits one-hot, if scenes may have them."""
     hue = ((seen.attribute + 1) // 2)[:, None]
     small = [] if seen.companion is None else [jax.nn.one_hot(seen.companion, ITEMS)]
     found = jnp.concatenate([jax.nn.one_hot(seen.item, ITEMS), hue, seen.style, *small], 1)

@@ -1,7 +1,7 @@
-"""Captions as vectors, the paper's (App. G.1): [a, b, 0, ..., 0] + N(0, I/2000) in R^200.
+"""Captions as vectors, as in the paper (App. G.1): [a, b, 0, ..., 0] + N(0, I/2000) in R^200.
 
-a stands for the digit d, b for the colour, whose six values are those of dark, medium, light blue, light, medium, dark
-red in this order:
+a encodes the digit d. b encodes the colour: its six values stand for dark, medium, light blue, light, medium, dark red,
+in this order.
 
     a = d - 4.5         w.p. pi_core,   else the mean of the class's digits, -2.5 or 2.5
     b = -2.5, ..., 2.5  w.p. pi_spu,    else the mean of the attribute's colours, -1.5 or 1.5 (masking "mean"), or 0
@@ -25,7 +25,7 @@ _MEAN_COLOUR = len(SHADES) / 2
 
 
 def write(key: Key[Array, ""], kinds: tuple[int, ...], scenes: Scenes, caps: Captions) -> Float[Array, "n dim"]:
-    """A caption for each scene. kinds: -1 or +1 of each item.  caps: masking "mean" or "named"."""
+    """A caption vector for each scene. kinds: -1 or +1 for each item.  caps: its masking must be "mean" or "named"."""
     n = len(scenes.label)
     core, spurious, noise = jax.random.split(key, 3)
     low, high = class_values(kinds)

@@ -26,9 +26,9 @@ from sims.latent.parameters import PARAMETERS
 def _define_flags() -> None:
     config = Config()
     for name in MODEL:
-        define(name, getattr(config, name), f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}", number)
+        define(name, getattr(config, name), PARAMETERS[name].help, number)
     for name in SIZES:
-        define(name, getattr(config, name), f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}", integer)
+        define(name, getattr(config, name), PARAMETERS[name].help, integer)
     reals = {
         "temperature": "temperature tau of InfoNCE, > 0",
         "initial": "strength of every mode at the start, > 0",
@@ -49,13 +49,13 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     out = pathlib.Path(values["out"])
+    options = devices.start()  # before anything computes
     config.check()
     from sims.dynamics import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 
-    dataset = experiment.run(config, out, devices.start())
+    dataset = experiment.run(config, out, options)
     if dataset is None:
         return 0
-    from sims.dynamics import experiment
     from sims.engine import runs
 
     print(experiment.text(dataset))

@@ -72,7 +72,7 @@ def _start_jax(values: flags.FlagValues, cpu_devices: int, x64: bool) -> None:
         jax.config.update("jax_enable_x64", True)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cpu_devices)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX sets it at run time
         jax.config.update("jax_compilation_cache_dir", str(cache()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if values.coordinator is not None:

@@ -201,7 +201,7 @@ def run_main(
     try:
         if flags.FLAGS.help:
             print(f"{doc.strip()}\n{flags.FLAGS.main_module_help()}")
-            code = 0
+            code: int | None = 0
         else:
             code = main(*rest[1:])
         sys.stdout.flush()

@@ -324,7 +324,7 @@ class Programs:
             task = grid.task(*(labels[i] for i, labels in zip(number, grid.tasks.values(), strict=True)))
             axes = [name for name in grid.axes if name not in grid.sizes]
             size = math.prod(grid.block_shape)
-            self.made[key] = task and compile_task(task, size, axes, static, self.budget)
+            self.made[key] = None if task is None else compile_task(task, size, axes, static, self.budget)
         return self.made[key]
 
 

@@ -65,6 +65,7 @@ def _start(turn: Any, shares: int, ended: Any) -> None:
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
+        assert parent is not None  # a pool's process has one
         parent.join()
         os._exit(1)
 

@@ -40,7 +40,7 @@ def measure(
     the disk fills up; then what is stored stays.
     """
     first = jax.process_index() == 0
-    config = {**config, "x64": bool(jax.config.jax_enable_x64)}
+    config = {**config, "x64": bool(jax.config.jax_enable_x64)}  # type: ignore[attr-defined]  # JAX sets it at run time
     if first:
         store.check(out, config, options.overwrite)
     fresh = options.overwrite or not (out / store.RESULTS).exists()

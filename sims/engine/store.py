@@ -219,7 +219,7 @@ class Measured:
         try:
             group = _group(path, "r")
             _check_run(group, out)
-            array = group[name]
+            array: Any = group[name]
             if array.shape != grid.shape or array.chunks != grid.chunks:
                 raise ValueError(f"{name} has another shape")
         except Exception as error:  # zarr raises many kinds for a damaged store
@@ -325,7 +325,7 @@ class Checkpoint:
         import jax
 
         self.path.parent.mkdir(exist_ok=True)
-        leaves = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        leaves: dict[str, Any] = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         with files.whole(self.path) as new, new.open("wb") as file:
             np.savez(file, owner=np.array(self.owner), outcomes=np.stack(found), **leaves)
 
@@ -342,7 +342,7 @@ def remove_checkpoints(out: pathlib.Path) -> None:
 def _x64() -> bool:
     import jax
 
-    return bool(jax.config.jax_enable_x64)
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # JAX sets it at run time
 
 
 def labels(values: Any) -> np.ndarray:
@@ -382,7 +382,8 @@ def progress(out: pathlib.Path) -> tuple[int, int]:
         group = _group(out / RESULTS, "r")
         if group.attrs.get("complete"):
             return 1, 1
-        arrays = [array for _, array in group.arrays() if "seed" in (array.metadata.dimension_names or ())]
+        found: Iterator[tuple[str, Any]] = group.arrays()
+        arrays = [array for _, array in found if "seed" in (array.metadata.dimension_names or ())]
         array = max(arrays, key=lambda a: a.ndim)
         return array.nchunks_initialized, array.nchunks
     except Exception:  # zarr raises many kinds for what is not there or damaged
@@ -400,19 +401,20 @@ def read(out: pathlib.Path) -> xr.Dataset:
     if not group.attrs.get("complete"):
         raise KeyError("complete")
     run = _check_run(group, out)
+    attrs: Mapping[str, Any] = group.attrs
     arrays = dict(group.arrays())
-    if absent := set(group.attrs["arrays"]) - set(arrays):
+    if absent := set(attrs["arrays"]) - set(arrays):
         raise KeyError(f"arrays {', '.join(sorted(absent))}")
     if missing := [name for name, array in arrays.items() if array.nchunks_initialized < array.nchunks]:
         raise KeyError(f"chunks of {', '.join(missing)}")
-    measured = out / RESULTS / group.attrs["measured"]
+    measured = out / RESULTS / attrs["measured"]
     digests = [path for path in (measured / "digests").glob("*") if not path.name.startswith(".")]
-    trailing = len(json.loads(group.attrs["outcomes"]))
+    trailing = len(json.loads(attrs["outcomes"]))
     for path in digests:
         chunk = (measured / "c").joinpath(*path.name.split("-"), *"0" * trailing)
         if path.read_text() != digest(run, chunk):
             raise ValueError(f"block {path.name} is damaged or another run's")
-    if len(digests) < arrays[group.attrs["measured"]].nchunks:
+    if len(digests) < arrays[attrs["measured"]].nchunks:
         raise KeyError("digests of blocks")
     with xr.open_zarr(out / RESULTS, consolidated=False) as dataset:
         return dataset.load()

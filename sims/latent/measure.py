@@ -66,7 +66,8 @@ def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.A
     sampler = setting.sampler_of(learner)
     status: Any = 0.0
     if sampler == "ambient":
-        *rule, status = _ambient(setting, learner, key, cell)
+        weights, norm_squared, status = _ambient(setting, learner, key, cell)
+        rule = weights, norm_squared
     elif learner == "mmcl":
         draw = learners.sample_rule_statistics if sampler == "statistics" else learners.sample_rule_latent
         rule = draw(key, model, caps, obs, setting.n, cell.same_class_weight)

@@ -1,5 +1,10 @@
-"""The parameters of the theory's models and of how they are sampled: what each means, and which values it may have."""
+"""The parameters of the theory's models and of how they are sampled: the one table of what each means.
 
+Flags, their help texts, checks and the axes of figures read it. Imports neither JAX nor plotting.
+"""
+
+import dataclasses
+import re
 from collections.abc import Callable
 
 from sims.engine.flags import UsageError
@@ -13,39 +18,125 @@ _ALLOWED: dict[str, Callable[[float], bool]] = {
     ">= 1": lambda v: v >= 1,
     ">= 2": lambda v: v >= 2,
 }
-# name: (allowed, meaning). Whole numbers are those of INTEGERS.
-PARAMETERS = {
-    "p_spu": (_PROBABILITY, "spurious correlation in training, P(attribute = label), probability"),
-    "sigma_core": (_NONNEGATIVE, "standard deviation of the core feature, in latent units"),
-    "sigma_spu": (_NONNEGATIVE, "standard deviation of the spurious feature, in latent units"),
-    "mu_core": (_POSITIVE, "mean of the core feature times the label, in latent units"),
-    "mu_spu": (_NONNEGATIVE, "mean of the spurious feature times the attribute, in latent units"),
-    "pi_core": (_PROBABILITY, "chance that a caption names the core detail"),
-    "pi_spu": (_PROBABILITY, "chance that a caption names the spurious feature"),
-    "same_class_weight": (_PROBABILITY, "total weight of an anchor's same-class negatives; 0.5 is the ordinary loss"),
-    "theta": (_PROBABILITY, "whitening, 0 (linear loss) to 1 (InfoNCE to second order)"),
-    "noise": (_NONNEGATIVE, "noise standard deviation per coordinate of images and of captions, s_I = s_T"),
-    "sigma_image": (_NONNEGATIVE, "noise norm of an image, E|noise|^2 = sigma_image^2"),
-    "sigma_text": (_NONNEGATIVE, "noise norm of a caption"),
-    "alpha": (_POSITIVE, "strength of the spurious feature beside the core feature's 1 (inter-class model)"),
-    "beta": (_BELOW_ONE, "share of its strength that a detail has in images of other classes (inter-class model)"),
-    "num_pairs": (">= 1", "pairs of classes of the inter-class model"),
-    "signal": (_POSITIVE, "k, root of the signal's shared variance"),
-    "noise_x": (_NONNEGATIVE, "variance of the signal coordinate's own noise in the first modality"),
-    "noise_y": (_NONNEGATIVE, "variance of the signal coordinate's own noise in the second modality"),
-    "nuisance_correlation": (_BELOW_ONE, "correlation of the nuisance coordinate between the modalities"),
-    "nuisance_variance": (_POSITIVE, "variance of the nuisance coordinate in both modalities"),
-    "n": (">= 2", "training samples of a run"),
-    "dim_image": (">= 2", "dimension of an image"),
-    "dim_text": (">= 2", "dimension of a caption"),
-    "batch_size": (">= 2", "samples in a step of InfoNCE"),
-    "steps": (">= 1", "steps of InfoNCE training"),
-}
 
-INTEGERS = ("n", "dim_image", "dim_text", "num_pairs", "batch_size", "steps")
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """allowed: of `_ALLOWED`.  meaning: in help texts.  label: of an axis.  whole: whether it is a whole number."""
+
+    allowed: str
+    meaning: str
+    label: str = ""
+    whole: bool = False
+
+    @property
+    def symbol(self) -> str:
+        """The formula in the label, as LaTeX."""
+        return re.findall(r"\$[^$]*\$", self.label)[0]
+
+    @property
+    def help(self) -> str:
+        return f"{self.meaning}, {self.allowed}"
+
+
+PARAMETERS = {
+    "p_spu": Parameter(
+        _PROBABILITY,
+        "spurious correlation in training, the probability P(attribute = label)",
+        r"spurious correlation $p_{\mathrm{spu}}$ in training (probability)",
+    ),
+    "sigma_core": Parameter(
+        _NONNEGATIVE,
+        "standard deviation of the core feature, in latent units",
+        r"spread of the core feature $\sigma_{\mathrm{core}}$ (latent units)",
+    ),
+    "sigma_spu": Parameter(
+        _NONNEGATIVE,
+        "standard deviation of the spurious feature, in latent units",
+        r"spread of the spurious feature $\sigma_{\mathrm{spu}}$ (latent units)",
+    ),
+    "mu_core": Parameter(
+        _POSITIVE,
+        "mean of the core feature times the label, in latent units",
+        r"mean of the core feature $\mu_{\mathrm{core}}$ (latent units)",
+    ),
+    "mu_spu": Parameter(
+        _NONNEGATIVE,
+        "mean of the spurious feature times the attribute, in latent units",
+        r"mean of the spurious feature $\mu_{\mathrm{spu}}$ (latent units)",
+    ),
+    "pi_core": Parameter(
+        _PROBABILITY,
+        "chance that a caption names the core detail (0: label-only captions, 1: rich captions)",
+        r"captions name the core detail, $\pi_{\mathrm{core}}$ (probability)",
+    ),
+    "pi_spu": Parameter(
+        _PROBABILITY,
+        "chance that a caption names the spurious feature",
+        r"captions name the spurious feature, $\pi_{\mathrm{spu}}$ (probability)",
+    ),
+    "same_class_weight": Parameter(
+        _PROBABILITY,
+        "total weight of an anchor's same-class negatives; 0.5 is the ordinary loss",
+        r"same-class weight $\lambda$ (share of negatives' weight)",
+    ),
+    "theta": Parameter(
+        _PROBABILITY,
+        "whitening, 0 (linear loss) to 1 (InfoNCE to second order)",
+        r"whitening $\theta$ (0: linear loss, 1: InfoNCE to second order)",
+    ),
+    "noise": Parameter(
+        _NONNEGATIVE,
+        "noise standard deviation per coordinate of images and of captions, s_I = s_T",
+        r"modality noise $s_I = s_T$ (sd per coordinate, latent units)",
+    ),
+    "sigma_image": Parameter(
+        _NONNEGATIVE,
+        "noise norm of an image, E|noise|^2 = sigma_image^2",
+        r"image noise norm $\sigma_{\xi,I}$ (latent units)",
+    ),
+    "sigma_text": Parameter(
+        _NONNEGATIVE, "noise norm of a caption", r"caption noise norm $\sigma_{\xi,T}$ (latent units)"
+    ),
+    "alpha": Parameter(
+        _POSITIVE,
+        "strength of the spurious feature beside the core feature's 1 (inter-class model)",
+        r"strength of the spurious feature $\alpha$ (latent units)",
+    ),
+    "beta": Parameter(
+        _BELOW_ONE,
+        "share of its strength that a detail has in images of other classes (inter-class model)",
+        r"share of a detail in other classes' images $\beta$",
+    ),
+    "num_pairs": Parameter(">= 1", "pairs of classes of the inter-class model", r"pairs of classes $m$", whole=True),
+    "signal": Parameter(_POSITIVE, "k, root of the signal's shared variance", r"signal $k$ (latent units)"),
+    "noise_x": Parameter(
+        _NONNEGATIVE,
+        "variance of the signal coordinate's own noise in the first modality",
+        r"signal's own noise $g_x$ (variance)",
+    ),
+    "noise_y": Parameter(
+        _NONNEGATIVE,
+        "variance of the signal coordinate's own noise in the second modality",
+        r"signal's own noise $g_y$ (variance)",
+    ),
+    "nuisance_correlation": Parameter(
+        _BELOW_ONE, "correlation of the nuisance coordinate between the modalities", r"nuisance correlation $\eta / h$"
+    ),
+    "nuisance_variance": Parameter(
+        _POSITIVE, "variance of the nuisance coordinate in both modalities", r"nuisance variance $h = h_x = h_y$"
+    ),
+    "n": Parameter(">= 2", "training samples of a run", r"training samples $n$", whole=True),
+    "dim_image": Parameter(">= 2", "dimension of an image", whole=True),
+    "dim_text": Parameter(">= 2", "dimension of a caption", whole=True),
+    "batch_size": Parameter(">= 2", "samples in a step of InfoNCE", whole=True),
+    "steps": Parameter(">= 1", "steps of InfoNCE training", whole=True),
+}
+INTEGERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.whole)
 
 
 def check_parameter(name: str, value: float) -> None:
     """Raise UsageError if the parameter cannot have this value."""
-    if not _ALLOWED[PARAMETERS[name][0]](value):
-        raise UsageError(f"--{name} must be {PARAMETERS[name][0]}, got {value:g}.")
+    allowed = PARAMETERS[name].allowed
+    if not _ALLOWED[allowed](value):
+        raise UsageError(f"--{name} must be {allowed}, got {value:g}.")

@@ -1,6 +1,8 @@
 """Figures: data and an `ax` in, `ax` out. Nothing is computed here; theory is a line, measurement points with
 intervals."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from sims.engine.style import INTERVAL
+from sims.latent.parameters import PARAMETERS
 
 # Okabe and Ito's colours; each learner has its own marker and dashes, so the figure reads without colour.
 STYLE = {
@@ -18,13 +21,6 @@ STYLE = {
     "info_nce": ("#009E73", "^", ":", "MMCL, InfoNCE"),
     "supervised": ("#D55E00", "s", "--", "SL, max-margin"),
     "supervised_gradient": ("#E69F00", "v", "--", "SL, gradient-trained"),
-}
-SYMBOLS = {
-    "p_spu": r"$p_{\mathrm{spu}}$",
-    "sigma_core": r"$\sigma_{\mathrm{core}}$",
-    "sigma_spu": r"$\sigma_{\mathrm{spu}}$",
-    "pi_core": r"$\pi_{\mathrm{core}}$",
-    "same_class_weight": r"$\lambda$",
 }
 
 
@@ -54,9 +50,9 @@ def accuracy_against_p_spu(
                 half = INTERVAL * np.nan_to_num(error.sel(learner=learner, group=group).values)
                 face = "white" if "gradient" in learner else colour
                 size = 7.5 - i  # later markers are smaller, so that coinciding ones stay visible
-                look = {"fmt": marker, "color": colour, "mfc": face, "ms": size, "capsize": 2, "lw": 1}
+                look: dict[str, Any] = {"fmt": marker, "color": colour, "mfc": face, "ms": size, "capsize": 2, "lw": 1}
                 ax.errorbar(points.p_spu, points, half, zorder=3 + i, **look)
-    ax.set_xlabel(r"spurious correlation $p_{\mathrm{spu}}$ in training (probability)")
+    ax.set_xlabel(PARAMETERS["p_spu"].label)
     ax.set_ylim(-0.03, 1.03)
     ax.grid(alpha=0.25, lw=0.6)
     return ax
@@ -75,29 +71,6 @@ def legend_handles(learners: list[str], with_theory: list[str]) -> list[Line2D]:
     return handles
 
 
-PARAMETER_LABELS = {
-    "p_spu": r"spurious correlation $p_{\mathrm{spu}}$ in training (probability)",
-    "sigma_core": r"spread of the core feature $\sigma_{\mathrm{core}}$ (latent units)",
-    "sigma_spu": r"spread of the spurious feature $\sigma_{\mathrm{spu}}$ (latent units)",
-    "mu_core": r"mean of the core feature $\mu_{\mathrm{core}}$ (latent units)",
-    "mu_spu": r"mean of the spurious feature $\mu_{\mathrm{spu}}$ (latent units)",
-    "pi_core": r"captions name the core detail, $\pi_{\mathrm{core}}$ (probability)",
-    "pi_spu": r"captions name the spurious feature, $\pi_{\mathrm{spu}}$ (probability)",
-    "same_class_weight": r"same-class weight $\lambda$ (share of negatives' weight)",
-    "theta": r"whitening $\theta$ (0: linear loss, 1: InfoNCE to second order)",
-    "noise": r"modality noise $s_I = s_T$ (sd per coordinate, latent units)",
-    "sigma_image": r"image noise norm $\sigma_{\xi,I}$ (latent units)",
-    "sigma_text": r"caption noise norm $\sigma_{\xi,T}$ (latent units)",
-    "alpha": r"strength of the spurious feature $\alpha$ (latent units)",
-    "beta": r"share of a detail in other classes' images $\beta$",
-    "num_pairs": r"pairs of classes $m$",
-    "signal": r"signal $k$ (latent units)",
-    "noise_x": r"signal's own noise $g_x$ (variance)",
-    "noise_y": r"signal's own noise $g_y$ (variance)",
-    "nuisance_correlation": r"nuisance correlation $\eta / h$",
-    "nuisance_variance": r"nuisance variance $h = h_x = h_y$",
-    "n": r"training samples $n$",
-}
 VALUE_SYMBOLS = {
     "shifted": r"accuracy on P* (share correct)",
     "aligned": "accuracy, aligned group (share correct)",
@@ -133,13 +106,13 @@ def phase_plane(
     columns, rows = np.meshgrid(data.x_cell.values, data.y_cell.values)
     measured = data.measured_value.values
     known = ~np.isnan(measured)
-    look = {"marker": "s", "s": 110, "edgecolors": "white", "linewidths": 1.2, "zorder": 5}
+    look: dict[str, Any] = {"marker": "s", "s": 110, "edgecolors": "white", "linewidths": 1.2, "zorder": 5}
     if known.any():
         ax.scatter(columns[known], rows[known], c=measured[known], cmap="cividis", vmin=low, vmax=high, **look)
         ax.scatter([], [], c="0.5", label="measured, mean over seeds (same colours)", **(look | {"edgecolors": "0.2"}))
         if not known.all():
-            cross = {"marker": "X", "s": 70, "c": "white", "edgecolors": "black", "linewidths": 1, "zorder": 5}
-            ax.scatter(columns[~known], rows[~known], label="no answer in some runs", **cross)
+            cross: dict[str, Any] = {"marker": "X", "s": 70, "c": "white", "edgecolors": "black", "linewidths": 1}
+            ax.scatter(columns[~known], rows[~known], label="no answer in some runs", zorder=5, **cross)
     if np.isnan(value).any():
         ax.set_facecolor("0.92")
     return image
@@ -167,7 +140,7 @@ def name_sides(ax: Axes, data: xr.Dataset, boundaries: list[str], sides: tuple[s
         inside = np.argwhere(region)
         if name and len(inside):
             row, column = np.median(inside, axis=0).astype(int)
-            look = {"fontsize": 10, "color": "white", "fontweight": "bold"}
+            look: dict[str, Any] = {"fontsize": 10, "color": "white", "fontweight": "bold"}
             text = ax.text(data.x.values[column], data.y.values[row], name, ha="center", va="center", zorder=6, **look)
             text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])
     return ax
@@ -186,8 +159,8 @@ def _boundary(ax: Axes, data: xr.Dataset, label: str, i: int) -> None:
 
 def name_plane(ax: Axes, x: str, y: str, log: tuple[bool, bool]) -> Axes:
     """Axis names with symbol and unit, and log scales."""
-    ax.set_xlabel(PARAMETER_LABELS[x])
-    ax.set_ylabel(PARAMETER_LABELS[y])
+    ax.set_xlabel(PARAMETERS[x].label)
+    ax.set_ylabel(PARAMETERS[y].label)
     if log[0]:
         ax.set_xscale("log")
     if log[1]:
@@ -207,7 +180,7 @@ def accuracy_against_time(ax: Axes, data: xr.Dataset) -> Axes:
         colour, marker, _, _ = STYLE[loss]
         runs = data.accuracy_measured.sel(loss=loss).values
         ax.fill_between(time, runs.min(0), runs.max(0), color=colour, alpha=0.25, lw=0, zorder=1)
-        face = {"mfc": "white" if loss == "mmcl_gradient" else colour, "ms": 4.5, "zorder": order}
+        face: dict[str, Any] = {"mfc": "white" if loss == "mmcl_gradient" else colour, "ms": 4.5, "zorder": order}
         ax.plot(time, runs.mean(0), marker, color=colour, ls="", label=f"{name}, trained (band: all runs)", **face)
     ends = {
         "mmcl": (STYLE["mmcl"][0], "--", "linear loss, end point"),
@@ -236,7 +209,8 @@ def accuracy_against_pi_core(ax: Axes, data: xr.Dataset) -> Axes:
         colour, marker, dashes = _BY_PI_SPU[i % len(_BY_PI_SPU)]
         here = data.isel(pi_spu=i)
         ax.plot(here.pi_core_fine, here.curve, dashes, color=colour, lw=1.6, zorder=2)
-        look = {"fmt": marker, "ls": dashes, "lw": 0, "elinewidth": 1, "capsize": 2, "ms": 6.5 - 1.2 * (i % 4)}
+        size = 6.5 - 1.2 * (i % 4)
+        look: dict[str, Any] = {"fmt": marker, "ls": dashes, "lw": 0, "elinewidth": 1, "capsize": 2, "ms": size}
         name = rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}"
         ax.errorbar(here.pi_core, here["mean"], INTERVAL * here.error, color=colour, zorder=3 + i, label=name, **look)
     if np.isfinite(data.best_value.item()):

@@ -34,9 +34,9 @@ def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArr
     """
     measured, predicted = with_shifted(measured), with_shifted(predicted)
     seeds = measured.sizes["seed"]
-    gap = measured.mean("seed", skipna=False) - predicted
     gap, deviation = (
-        x.transpose(*spread.dims[:-1]).values for x in (gap, measured.std("seed", ddof=min(seeds - 1, 1)))
+        x.transpose(*spread.dims[:-1]).values
+        for x in (measured.mean("seed", skipna=False) - predicted, measured.std("seed", ddof=min(seeds - 1, 1)))
     )
     sd, skewness, left_out = np.moveaxis(spread.values, -1, 0)
     difference = np.sign(gap) * np.maximum(np.abs(gap) - left_out, 0)

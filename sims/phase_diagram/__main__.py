@@ -36,9 +36,9 @@ def _define_flags() -> None:
     define("cells", None, f"measured cells along each axis, >= 0. Defaults: {cells}", optional(integer))
     define("seeds", None, f"independent runs of each measured cell, >= 2. Defaults: {seeds}", optional(integer))
     define("seed", Config.seed, "root of all randomness, in [0, 2^32)", integer)
-    for name, (allowed, text) in PARAMETERS.items():
+    for name, parameter in PARAMETERS.items():
         own = "; ".join(f"{k}: {d.parameters[name]:g}" for k, d in DIAGRAMS.items() if name in d.parameters)
-        define(name, None, f"{text}, {allowed}. Defaults: {own}", integer if name in INTEGERS else number)
+        define(name, None, f"{parameter.help}. Defaults: {own}", integer if name in INTEGERS else number)
     devices.define_flags()
     define("out", None, "folder for results and figure; another run's is refused. Default: runs/phase_DIAGRAM", path)
 
@@ -52,13 +52,13 @@ def _main() -> int:
         raise UsageError("--learners must name one panel or more.")
     resolved = config.checked()
     out = pathlib.Path(values["out"] or f"runs/phase_{resolved.diagram}")
+    options = devices.start()  # before anything computes
     from sims.phase_diagram import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 
-    dataset = experiment.run(config, out, devices.start())
+    dataset = experiment.run(config, out, options)
     if dataset is None:
         return 0
     from sims.engine import runs
-    from sims.phase_diagram import experiment
 
     print(experiment.text(resolved, dataset))
     print(f"\nFigure: {out / f'phase_diagram_{resolved.diagram}.png'}\nTable: {out / 'summary.csv'}")

@@ -22,7 +22,7 @@ def _define_flags() -> None:
     config = Config()
     define("model", config.model, f"data models, of {', '.join(PARAMETERS_OF)}", names)
     for name in ("pi_core", "pi_spu"):
-        define(name, getattr(config, name), f"axis (number list): {PARAMETERS[name][1]}, in [0, 1]", numbers)
+        define(name, getattr(config, name), f"axis (number list): {PARAMETERS[name].help}", numbers)
     define("budget", config.budget, "cost_core pi_core + cost_spu pi_spu is at most this, >= 0", number)
     define("cost_core", config.cost_core, "cost of always naming the core detail, > 0", number)
     define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
@@ -30,7 +30,7 @@ def _define_flags() -> None:
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
     for name in SHARED:
         own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
-        text = f"{PARAMETERS[name][1]}, {PARAMETERS[name][0]}. Defaults: {own}"
+        text = f"{PARAMETERS[name].help}. Defaults: {own}"
         define(name, None, text, integer if name in INTEGERS else number)
     devices.define_flags()
     define("out", "runs/sweep_captions", "folder for results and figure; another run's is refused", path)
@@ -42,14 +42,14 @@ def _main() -> int:
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=given)
     out = pathlib.Path(values["out"])
+    options = devices.start()  # before anything computes
     config.check()
     from sims.sweep_captions import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 
-    dataset = experiment.run(config, out, devices.start())
+    dataset = experiment.run(config, out, options)
     if dataset is None:
         return 0
     from sims.engine import runs
-    from sims.sweep_captions import experiment
 
     print(experiment.text(dataset))
     print(f"\nFigure: {out / 'sweep_captions.png'}\nTable: {out / 'summary.csv'}")

@@ -16,6 +16,7 @@ from sims.engine import grid, runs, store, style
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid
 from sims.latent import measure, plots, summary
+from sims.latent.parameters import PARAMETERS
 from sims.latent.settings import AXES
 from sims.sweep_spurious.config import Config
 
@@ -128,7 +129,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     for row, index in zip(panels, combinations, strict=True):
         at = dict(zip(others, index, strict=True))
         here = [x.isel(at) for x in (curve, mean, error)]
-        where = ", ".join(f"{plots.SYMBOLS[a]} = {dataset[a].values[i]:g}" for a, i in at.items())
+        where = ", ".join(f"{PARAMETERS[a].symbol} = {dataset[a].values[i]:g}" for a, i in at.items())
         for ax, (group, title) in zip(row, style.PANELS.items(), strict=True):
             thin = ["aligned", "conflicting"] if group == "shifted" else []
             plots.accuracy_against_p_spu(ax, *here, thick=[group], thin=thin)

@@ -17,6 +17,7 @@ from absl import flags
 from sims import show
 from sims.engine import devices, runs, store
 from sims.engine.flags import Options, UsageError, WorkFailed, run_main
+from sims.sweep_spurious import __main__ as sweep_spurious
 from sims.sweep_spurious import experiment
 from sims.sweep_spurious.config import AXES, LEARNERS, Config
 from tests.helpers import ROOT, own_flags
@@ -32,7 +33,7 @@ def command(capsys, monkeypatch):
 
     def call(*args):
         with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(experiment.__doc__, experiment._define_flags, experiment._main, ["command", *args])
+            run_main(sweep_spurious.__doc__, sweep_spurious._define_flags, sweep_spurious._main, ["command", *args])
         return caught.value.code, *capsys.readouterr()
 
     return call
@@ -276,7 +277,7 @@ def test_refusals_of_the_process(tmp_path):
 def test_help_lists_every_flag():
     code, out, err = process("--help")
     assert (code, err) == (0, "")
-    assert out.startswith(experiment.__doc__.strip())
+    assert out.startswith(sweep_spurious.__doc__.strip())
     assert {*re.findall(r"^  --(?:\[no\])?(\w+):", out, re.MULTILINE)} == ALL_FLAGS | {"help"}
 
 
@@ -288,7 +289,7 @@ def test_help_may_lose_its_reader():
 
 def test_every_flag_says_its_unit_and_range():
     with own_flags():
-        experiment._define_flags()
+        sweep_spurious._define_flags()
         texts = {name: flags.FLAGS[name].help for name in ALL_FLAGS}
     for name in ALL_FLAGS - {"out", "learners", "sampler"} - (ENGINE - {"memory_gb", "cpu_devices"}):
         assert re.search(r"(>=|>) \d|in \[\d", texts[name]), f"--{name} has no range: {texts[name]}"

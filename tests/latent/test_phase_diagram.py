@@ -14,7 +14,8 @@ import xarray as xr
 
 from sims import show
 from sims.engine import runs, statistics
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, integer
+from sims.latent import panels
 from sims.phase_diagram import config as phase_config
 from sims.phase_diagram import diagrams, experiment
 from sims.phase_diagram.config import DIAGRAMS, Axis, Config, axis
@@ -102,7 +103,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
 def test_a_run_is_shown_again_without_measuring_or_predicting(finished, tmp_path, monkeypatch):
     out, _ = finished
     monkeypatch.setattr(runs, "run_blocks", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(experiment, "evaluate", lambda *_: pytest.fail("predicted again"))
+    monkeypatch.setattr(panels, "evaluate", lambda *_: pytest.fail("predicted again"))
     assert "4 of 4 cells judged" in show.show(out, tmp_path)
     for name in ("summary.csv", "phase_diagram_whitening.png"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
@@ -222,7 +223,7 @@ def test_bad_values_are_refused(arguments, mentioned):
             if name in ("x", "y"):
                 given[name] = axis(value)
             elif name in phase_config.PARAMETERS:
-                convert = experiment.integer if name in phase_config.INTEGERS else float
+                convert = integer if name in phase_config.INTEGERS else float
                 parameters.append((name, float(convert(value))))
             elif name == "learners":
                 given[name] = (value,)

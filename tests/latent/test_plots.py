@@ -6,6 +6,7 @@ import pytest
 import xarray as xr
 
 from sims.latent import plots
+from sims.latent.parameters import PARAMETERS
 from sims.sweep_spurious.config import LEARNERS
 
 GROUPS = ["aligned", "conflicting"]
@@ -79,7 +80,7 @@ def test_a_learner_without_prediction_gets_a_dotted_guide_through_its_points(ax)
 
 def test_the_axis_is_named_and_all_accuracies_fit(ax):
     plots.accuracy_against_p_spu(ax, *arrays(), thick=["aligned"], thin=[])
-    assert plots.SYMBOLS["p_spu"] in ax.get_xlabel() and "(probability)" in ax.get_xlabel()
+    assert PARAMETERS["p_spu"].symbol in ax.get_xlabel() and "(probability)" in ax.get_xlabel()
     low, high = ax.get_ylim()
     assert low <= 0 and high >= 1
 

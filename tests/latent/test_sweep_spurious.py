@@ -20,6 +20,7 @@ from sims import show
 from sims.engine import grid, runs, store
 from sims.engine.flags import UsageError
 from sims.latent import measure, plots, summary
+from sims.latent.parameters import PARAMETERS
 from sims.sweep_spurious import experiment
 from sims.sweep_spurious.config import AXES, LEARNERS, Config, Setting
 from tests.helpers import ROOT, contents, interrupt_write, quick_compilation
@@ -123,7 +124,7 @@ def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
     assert len(figure.axes) == 2 * columns  # a row for each same-class weight
     for i, panel in enumerate(figure.axes):
         assert "(probability)" in panel.get_xlabel()
-        assert f"{plots.SYMBOLS['same_class_weight']} = {(0, 0.5)[i // columns]:g}" in panel.get_title()
+        assert f"{PARAMETERS['same_class_weight'].symbol} = {(0, 0.5)[i // columns]:g}" in panel.get_title()
     assert all("(share correct)" in panel.get_ylabel() for panel in figure.axes[::columns])
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]

@@ -1,1 +1,4 @@
-"""What a competent user would write without this library: the other side of `sims.bench`. None of it imports JAX."""
+"""What a competent user would write without this library: the other side of `sims.bench`.
+
+Only flax_lenet imports JAX.
+"""

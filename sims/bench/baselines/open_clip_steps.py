@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 register_fake = torch.library.register_fake
-# Where torchvision's operators are missing (a CPU build of torch beside another torchvision), their stand-ins are too.
+# If torchvision's operators are missing (a CPU build of torch beside another torchvision), so are their stand-ins: they
+# are not registered.
 torch.library.register_fake = lambda op, *a, **k: (
     (lambda f: f) if str(op).startswith("torchvision::") else register_fake(op, *a, **k)
 )
@@ -33,12 +34,12 @@ def model(name: str) -> torch.nn.Module:
 
 
 def state(net: torch.nn.Module) -> dict:
-    """Its state dict in NumPy."""
+    """A model's state dict in NumPy."""
     return {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
 
 
 def image_tower(net: torch.nn.Module, image, bf16: bool) -> Callable[[], torch.Tensor]:
-    """A call that embeds the images (n, 3, h, w) in evaluation mode."""
+    """A function that embeds the images (n, 3, h, w) in evaluation mode."""
     x = torch.from_numpy(image).to(device())
 
     def call() -> torch.Tensor:
@@ -50,7 +51,7 @@ def image_tower(net: torch.nn.Module, image, bf16: bool) -> Callable[[], torch.T
 
 
 def training_step(net: torch.nn.Module, image, tokens, bf16: bool) -> Callable[[], float]:
-    """A call that makes one AdamW step on the batch; its loss."""
+    """A function that makes one AdamW step on the batch and returns its loss."""
     x, t = torch.from_numpy(image).to(device()), torch.from_numpy(tokens).to(device())
     decayed = [p for p in net.parameters() if p.ndim > 1]
     rest = [p for p in net.parameters() if p.ndim <= 1]
@@ -73,7 +74,7 @@ def training_step(net: torch.nn.Module, image, tokens, bf16: bool) -> Callable[[
 
 
 def loss_gradient(image, text) -> Callable[[], torch.Tensor]:
-    """A call that gives the loss's gradient in both embeddings (n, r), which are normalised first."""
+    """A function that gives the loss's gradient in both embeddings (n, r), which are normalised first."""
     a, b = (torch.from_numpy(x).to(device()).requires_grad_() for x in (image, text))
     loss_of = ClipLoss()
 

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 
 def accuracy(p_spu: float, sigma_core: float, sigma_spu: float, sigma_image: float, dim: int, n: int) -> np.ndarray:
-    """(MMCL aligned, conflicting, max-margin aligned, conflicting); the latter NaN where the data is not separable."""
+    """(MMCL aligned, conflicting, max-margin aligned, conflicting); the last two are NaN for inseparable data."""
     q = 2 * p_spu - 1
     mmcl = _accuracy(1 + sigma_core**2, q, 0.0, sigma_core, sigma_spu)
     noise = sigma_image**2 / dim

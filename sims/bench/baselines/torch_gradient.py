@@ -10,9 +10,11 @@ import torch
 def train(
     image: np.ndarray, text: np.ndarray, start_image: np.ndarray, start_text: np.ndarray, rate: float, steps: int
 ) -> np.ndarray:
-    """W = W_I^T W_T, (d_i, d_t), after `steps` of SGD with Nesterov momentum 0.9 on the linear loss with rho = 1,
+    """W = W_I^T W_T, (d_i, d_t), after `steps` of SGD with Nesterov momentum 0.9 on the linear loss with rho = 1:
 
-    -sum_i (x_i - x_bar)^T W (t_i - t_bar) / (n - 1) + |W|^2 / 2, from the encoders (r, d_i) and (r, d_t) given.
+        -sum_i (x_i - x_bar)^T W (t_i - t_bar) / (n - 1) + |W|^2 / 2.
+
+    Training starts from the given encoders, (r, d_i) and (r, d_t).
     """
     x, t = torch.from_numpy(image), torch.from_numpy(text)
     w_image = torch.from_numpy(start_image.copy()).requires_grad_()
@@ -29,7 +31,7 @@ def train(
 
 
 def fastest_threads(image: np.ndarray, text: np.ndarray, rank: int, cores: int) -> int:
-    """The number of threads, 1 or all cores, with which a few steps are faster: small matrices gain nothing by more."""
+    """The number of threads, 1 or all cores, with which a few steps are faster: small matrices need only one."""
     import time
 
     start = (np.full((rank, image.shape[1]), 0.01, np.float32), np.full((rank, text.shape[1]), 0.01, np.float32))

@@ -1,4 +1,7 @@
-"""What a comparison is asked for, checked. Imports neither JAX nor grain: --help and refusals are quick."""
+"""The settings of a comparison, and their checks.
+
+Imports neither JAX nor grain, so that --help and refusals are quick.
+"""
 
 import dataclasses
 import pathlib
@@ -16,9 +19,14 @@ SHIFTS = ("v2", "sketch", "r", "a", "objectnet")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """root: scenes of make_scenes.  stages: shares of the training after which to measure, the last 1.
+    """The settings of a comparison.
 
-    pi_grid: of the captions' map.  steps: of each run.  arms: of the study `arms`, trained on the scenes' own captions.
+    Attributes:
+      root: scenes of make_scenes.
+      arms: of the study `arms`, trained on the scenes' own captions.
+      pi_grid: of the captions' map.
+      stages: shares of the training after which to measure; the last is 1.
+      steps: of each run.
     """
 
     study: tuple[str, ...] = STUDIES
@@ -66,7 +74,7 @@ class Config:
             self.training(run, pathlib.Path()).check()
 
     def runs(self) -> list["Run"]:
-        """Every run once, by seed, so that a comparison cut short has whole seeds."""
+        """Every run once, ordered by seed, so that a comparison which is cut short has whole seeds."""
         found = []
         for seed in range(self.seeds):
             if "arms" in self.study:
@@ -76,12 +84,12 @@ class Config:
         return found
 
     def steps_of(self, run: "Run") -> list[int]:
-        """After which to measure a run: of the study `captions` the last alone."""
+        """The steps after which to measure a run; in the study `captions`, the last alone."""
         shares = self.stages if run.pi_core is None else self.stages[-1:]
         return [max(1, round(share * self.steps)) for share in shares]
 
     def training(self, run: "Run", out: pathlib.Path) -> Training:
-        """What a run trains."""
+        """The settings of a run's training."""
         return Training(
             data=f"coco:{self.root}/coco",
             captions=None if run.pi_core is None else str(out / "captions" / run.captions),
@@ -92,13 +100,16 @@ class Config:
         )  # fmt: skip
 
     def flat(self, scene: Any) -> Mapping[str, Any]:
-        """What decides the results.  scene: the scenes' own settings."""
+        """The settings that decide the results.  scene: the scenes' own settings."""
         return {"command": "clip.compare", **dataclasses.asdict(self), "scenes": dataclasses.asdict(scene)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """pi_core, pi_spu: chances that captions name core details and context; None: the scenes' own captions."""
+    """A training run.
+
+    pi_core, pi_spu: chances that captions name core details and context; None: the scenes' own captions.
+    """
 
     arm: str
     pi_core: float | None

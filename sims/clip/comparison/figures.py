@@ -20,7 +20,7 @@ _LOOKS = [
     ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
 ]  # fmt: skip
 _SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet": "ObjectNet"}
-_NEAREST = (0.01, 0.99)  # what is nearer to 0 or 1 is drawn here
+_NEAREST = (0.01, 0.99)  # shares nearer to 0 or 1 are drawn here
 _TICKS = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
 _PANEL_NAMES = {"clip": "measured: CLIP", "whitened": "whitened rule (X10)", "linear": "linear loss's rule (T5)"}
 
@@ -31,8 +31,11 @@ def prompts_of(arm: str) -> str:
 
 
 def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float]) -> Figure:
-    """Shifted accuracy against ID accuracy, a panel a shift: an arm's times of training, its fit through all runs of
-    both, and its last time larger, with the interval."""
+    """Shifted accuracy against ID accuracy, a panel for each shift.
+
+    An arm has a point for each time of training, the last one larger and with its interval. Its line is fitted to all
+    its runs at all these times.
+    """
     figure, axes = plt.subplots(2, 3, figsize=(13, 8.4), layout="constrained")
     for ax, shift in zip(axes.flat, SHIFTS, strict=False):
         spans = []
@@ -62,7 +65,7 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
 
 
 def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.ndarray:
-    """Draw an arm; the ends of what is drawn, (x or y, low or high), on the logit axes."""
+    """Draw an arm; returns the ends of what is drawn, (x or y, low or high), on the logit axes."""
     steps = sorted({row["step"] for row in rows})
     x = np.array([row["id_accuracy"] for row in rows])
     y = np.array([row["accuracy"] for row in rows])
@@ -108,14 +111,14 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
 
 
 def last(rows: Sequence[Row], arm: str, group: str, scope: str, on: str = "balanced") -> tuple[list[float], int]:
-    """An arm's accuracies of a group of the set `on` after its last step, a seed each, and the images behind each."""
+    """(accuracies by seed, number of images behind each), of an arm's group in the set `on` after the last step."""
     found = list(select(rows, arm=arm, set=on, group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
     end = max(row["step"] for row in found)
     return [row["accuracy"] for row in found if row["step"] == end], found[0]["images"]
 
 
 def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
-    """Gap between the groups within pairs over what captions name: measured and predicted; numbers are accuracies.
+    """Gap between the groups, within pairs, over what captions name: measured and predicted; numbers are accuracies.
 
     table: of `policy_table`.
     """
@@ -140,8 +143,10 @@ def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
 
 
 def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ensemble") -> dict[str, Any]:
-    """Within pairs: {"clip" or a theory: {group: (pi_core, pi_spu)}}, of theories with the first of RIDGES; their "gap"
-    is (ridge, pi_core, pi_spu).  half: of the measured gap's interval.
+    """Accuracies within pairs: {"clip" or a theory: {group: (pi_core, pi_spu)}}.
+
+    Theories have the first of RIDGES; their "gap" is (ridge, pi_core, pi_spu). "half" is half the interval of the
+    measured gap.
     """
     size = (len(grid),) * 2
     found: dict[str, Any] = {who: {g: np.empty(size) for g in GROUPS} for who in ("clip", *THEORIES)}

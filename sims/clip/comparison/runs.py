@@ -1,8 +1,8 @@
 """The paper's comparison on generated scenes: arms over seeds, and what captions name; measured, and predicted.
 
-A run is trained in stages; after each its accuracies go to OUT/measured/RUN.STEP.json, so that a comparison that was
-stopped goes on. Accuracy on `balanced` is told for its aligned and conflicting halves, over all classes and within
-pairs of classes that share their two contexts, which is the theory's two-class problem.
+A run is trained in stages. After each stage, its accuracies go to OUT/measured/RUN.STEP.json, so that a stopped
+comparison can continue. Accuracy on `balanced` is reported for its aligned and conflicting halves, over all classes and
+within pairs. A pair is two classes that share their two contexts: the theory's two-class problem.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ from sims.engine.flags import UsageError
 
 GROUPS = ("aligned", "conflicting")
 THEORIES = ("whitened", "linear")
-# Sentences of the scenes' own kind, which name the class alone.
+# Sentences like the scenes' captions, which name the class alone.
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "there is a {}", "here is a {}", "a {}")
 _ENSEMBLE = 64  # scenes a class, each in both contexts
-_POOLED = 16  # pixels a side, of the predictions
-RIDGES = (1e-3, 1e-4, 1e-2)  # of the predictions; the first, which the digits have too, is the one that is shown
+_POOLED = 16  # pixels a side of the images that predictions use
+RIDGES = (1e-3, 1e-4, 1e-2)  # of the predictions; the first, which the digits have too, is shown
 
 Row = dict[str, Any]
 
 
 def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool = False) -> list[Row]:
-    """Train and measure every run that is not done; all rows, also written to OUT/measured.csv.
+    """Train and measure every run that is not done; returns all rows, and writes them to OUT/measured.csv.
 
     workers: processes that train at the same time, each on its share of the cores.
     """
@@ -58,7 +58,7 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         (out / "measured").mkdir(exist_ok=True)
         _write_texts(config, out, scene)
         rows: list[Row] = []
-        own = (scene.pi_core, scene.pi_spu)  # a policy that the arm `clip` has already
+        own = (scene.pi_core, scene.pi_spu)  # the arm `clip` has this policy already
         shared = "arms" in config.study and "clip" in config.arms
         runs = [each for each in config.runs() if not (shared and (each.pi_core, each.pi_spu) == own)]
         tasks = [(config, each, out) for each in runs]
@@ -79,7 +79,7 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
 
 
 def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
-    """Captions of every policy, and one tokenizer for all, so that they differ in what is named alone."""
+    """Write the captions of every policy, and one tokenizer for all, so that policies differ only in what is named."""
     root = pathlib.Path(config.root)
     (out / "captions").mkdir(exist_ok=True)
     for each in config.runs():
@@ -95,7 +95,7 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
 
 
 def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
-    """A run's rows, trained and measured as far as they are not there."""
+    """A run's rows; it is trained and measured as far as they are missing."""
     config, each, out = task
     mend = f"remove {out}/runs/{each.name} and {out}/measured/{each.name}.*, and the same command trains that run again"
     rows = []
@@ -128,8 +128,9 @@ class Judge:
     def rows(self, encoder: Encoder, each: Run) -> list[Row]:
         """Counts by set, prompts, group and scope.
 
-        prompts: class, ensemble (texts of the run's own policy over all that a class can have), or head.  scope: all
-        classes, or pair, the two that share contexts.  id_*: val, over the set's classes.
+        prompts: class, ensemble (texts of the run's own policy, over all that a class can have), or head.
+        scope: all classes, or pair, the two that share contexts.
+        id_*: val, over the set's classes.
         """
         weights = {"head": scoring.class_weights(encoder, self.classes.names, TEMPLATES)}
         if encoder.head is None:
@@ -182,7 +183,7 @@ def _within_pairs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def ensembles(scene: Any, each: Run) -> list[list[str]]:
-    """Texts for each class: the same scenes and mentions for all of them, each in the two contexts of its pair."""
+    """Texts for each class: the same scenes and mentions for all classes, each in both contexts of the class's pair."""
     core, spu = (scene.pi_core, scene.pi_spu) if each.pi_core is None else (each.pi_core, each.pi_spu)
     law, found = scenes.Law(1.0, scene.p_companion), []
     for k, kind in enumerate(scenes.CLASSES):
@@ -197,11 +198,11 @@ def ensembles(scene: Any, each: Run) -> list[list[str]]:
 
 
 def predictions(config: Config, out: pathlib.Path) -> list[Row]:
-    """For each policy and ridge, what X10's whitened rule and the linear loss's make of the scenes: see `rules`.
+    """Predicted accuracy for each policy and ridge, by the whitened rule (X10) and the linear loss's: see `rules`.
 
-    z: training pixels, pooled to 16 x 16; u: counts of the captions' words; targets: mean counts of each class's
-    ensemble of texts. Accuracy is of the sign of (w_k - w_k').(z - mean z) on `balanced`, k' the class that shares k's
-    contexts.
+    z is training pixels, pooled to 16 x 16. u is counts of the captions' words. Targets are mean counts of each class's
+    ensemble of texts. A scene of `balanced` is classified by the sign of (w_k - w_k').(z - mean z), k' the class that
+    shares k's contexts.
     """
     root = pathlib.Path(config.root)
     scene = generation.read_config(root)
@@ -209,7 +210,7 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in found.paths])
     plain = sources.open_source(f"coco:{root}/coco")
     pixels = np.stack([_pixels(plain[i].image) for i in range(len(plain))])
-    cov_image = np.cov(pixels, rowvar=False)  # of every policy: the images are the same
+    cov_image = np.cov(pixels, rowvar=False)  # the same for every policy, as the images are
     rows: list[Row] = []
     for core, spu in itertools.product(config.pi_grid, config.pi_grid):
         each = Run("clip", core, spu, 0)
@@ -239,8 +240,12 @@ def rules(
 ) -> list[dict[str, np.ndarray]]:
     """w_k = C t_k of the linear loss, S_I^-1 C S_T^-1 t_k of the whitened one (X10): (k, d) each, for each ridge.
 
-    pixels: (n, d), of covariance cov_image.  counts: n arrays (captions, v); C is of their means, S_T of each caption.
-    targets: (k, v), t_k.  ridges: added to S_I and S_T, relative to the mean variance of a feature.
+    Args:
+      pixels: (n, d).
+      cov_image: (d, d), their covariance.
+      counts: n arrays (captions, v). C is of their means, S_T of each caption.
+      targets: (k, v), t_k.
+      ridges: added to S_I and S_T, relative to the mean variance of a feature.
     """
     each = np.stack([one.mean(0) for one in counts])
     cross = (pixels - pixels.mean(0)).T @ (each - each.mean(0)) / (len(pixels) - 1)
@@ -258,7 +263,7 @@ def _pixels(image: np.ndarray) -> np.ndarray:
 
 
 def _counts(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
-    """(texts, words) how often each has each word."""
+    """(texts, words), how often each text has each word."""
     found = np.zeros((len(texts), len(index)), np.float32)
     for row, text in zip(found, texts, strict=True):
         for word in text.split():
@@ -271,10 +276,11 @@ def _ridged(cov: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def interval(values: Sequence[float], images: int) -> tuple[float, float]:
-    """Mean over seeds and half its 95% interval, of seeds (Student's t) and of the test images that they share.
+    """(mean over seeds, half its 95% interval).
 
-    images: behind each value, a share; their variance is that of independent images.  The training scenes are the same
-    for all seeds: how results vary over them is not in the interval.
+    The interval covers seeds (Student's t) and the test images, which all seeds share. It does not cover the training
+    scenes, which are the same for all seeds.
+    values: shares.  images: number behind each share; they count as independent.
     """
     x = np.asarray(values, float)
     of_images = max(float((x * (1 - x)).mean()), 0.0) / images
@@ -282,7 +288,7 @@ def interval(values: Sequence[float], images: int) -> tuple[float, float]:
 
 
 def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images: int) -> tuple[float, float]:
-    """The same of conflicting minus aligned accuracy, `images` in each group."""
+    """As `interval`, of conflicting minus aligned accuracy, with `images` in each group."""
     a, c = np.asarray(aligned, float), np.asarray(conflicting, float)
     of_images = sum(float((x * (1 - x)).mean()) for x in (a, c)) / images
     gap = c - a
@@ -300,9 +306,9 @@ def select(rows: Sequence[Row], **wanted: Any) -> Iterator[Row]:
 
 
 def verdict(table: Mapping[str, Any], theory: str) -> str:
-    """How often a theory has the sign of the measured gap, where that is told from 0; its rank correlation, distance.
+    """How often a theory has the sign of the measured gap, where that differs from 0; its distance, rank correlation.
 
-    In brackets the signs with a ridge ten times smaller and larger.
+    The signs in brackets are with a ridge ten times smaller and larger.
     """
     gap = table["clip"]["conflicting"] - table["clip"]["aligned"]
     told = np.abs(gap) > table["half"]

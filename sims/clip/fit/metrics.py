@@ -1,4 +1,4 @@
-"""What a training run tells as it goes: metrics.jsonl, TensorBoard, and the progress bar."""
+"""What a training run reports as it goes: metrics.jsonl, TensorBoard, and the progress bar."""
 
 import json
 import pathlib
@@ -17,9 +17,10 @@ from sims.engine.flags import UsageError
 
 
 class Log:
-    """metrics.jsonl, TensorBoard and the progress bar of process 0. Lines past `done`, of a run cut short, go.
+    """metrics.jsonl, TensorBoard and the progress bar of process 0.
 
-    records: trained on.  peak: FLOP/s, for MFU; None: not told.
+    Lines of metrics.jsonl past step `done` are removed: they are from a run that was cut short.
+    records: trained on.  peak: FLOP/s, for MFU; None: MFU is not reported.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Log:
         self.at = time.perf_counter()
 
     def steps(self, found: Sequence[tuple[int, dict[str, float]]], bad: int) -> None:
-        """Metrics of the steps since the last call."""
+        """Write the metrics of the steps since the last call."""
         now = time.perf_counter()
         rate = len(found) * self.learner.config.batch_size / (now - self.at)
         speed = {"images_per_s": rate}
@@ -76,7 +77,7 @@ class Log:
         self.bar.set_postfix(shown | ({"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}))
 
     def held_out(self, number: int, loss: float) -> None:
-        """The held-out loss at a checkpoint; its time does not count as training."""
+        """Write the held-out loss at a checkpoint; its time does not count as training."""
         self._write([{"step": number, "held_out_loss": loss}])
         self.at = time.perf_counter()
 
@@ -96,9 +97,9 @@ class Log:
 
 
 def read_lines(path: pathlib.Path, wanted: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, each with these keys, of these types; the last one of a killed run may be cut.
+    """The lines of a JSONL file, each with these keys, of these types.
 
-    Raises: UsageError if another line is damaged.
+    A last line that a killed run has cut is left out. Raises: UsageError if another line is damaged.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     found = []

@@ -16,9 +16,9 @@ from sims.clip.records.reading import brief, json_of, own_json, reason
 from sims.engine.flags import UsageError
 
 TOKENIZER, DATA = "tokenizer.json", "data.json"  # in a run's folder
-_LOOKED = 1000  # records whose captions tell data apart
+_LOOKED = 1000  # records whose captions go into the data's digest
 _TEXTS = 200_000  # records whose captions a tokenizer is trained on, at most
-_SPLIT_KEY = 1  # of what is held out
+_SPLIT_KEY = 1  # seed of the choice of held-out records, with the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Data:
 
 
 def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
-    """The training and the held-out records.  out: folder of a run that may have been begun with them.
+    """The training and the held-out records.  out: folder of a run that may have begun with them.
 
-    Raises: UsageError if they are too few, have no labels where needed, or are not what the run was begun with.
+    Raises: UsageError if they are too few, have no labels where needed, or are not what the run began with.
     """
     if config.architecture not in models.ARCHITECTURES:
         raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
@@ -124,7 +124,7 @@ def architecture(config: Config, encode: tokenizer.Tokenizer | None) -> models.A
 
 
 def told(source: sources.Source) -> dict[str, Any]:
-    """The classes, and what tells this data from other data under the same name."""
+    """The classes, and what distinguishes this data from other data under the same name."""
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     for i in np.linspace(0, len(source) - 1, _LOOKED, dtype=int):
         digest.update("\n".join(source.captions(int(i))).encode())

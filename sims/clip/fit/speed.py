@@ -1,4 +1,4 @@
-"""What the devices can do, so that what they do can be told as a share of it."""
+"""The devices' peak speed, so that a run's speed can be reported as a share of it."""
 
 import re
 import time
@@ -22,7 +22,7 @@ _BF16 = {
 def peak(bf16: bool) -> float:
     """FLOP/s of all devices together.
 
-    The maker's figure where it is known, for bfloat16; else what a product of large matrices reaches here.
+    For bfloat16 it is the maker's figure, if known; else the measured speed of a product of large matrices.
     """
     kind, devices = jax.devices()[0].device_kind, jax.device_count()
     for name, value in _BF16.items():

@@ -1,4 +1,4 @@
-"""A trained run read back: its checkpoints, and its model as evaluation sees it."""
+"""Read a trained run back: its checkpoints, and its model in the form that evaluation takes."""
 
 import functools
 import hashlib
@@ -30,17 +30,18 @@ _MEND = "without that step's folder and result.json, training goes on from an ol
 
 
 def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager:
-    """Keeps the last state and the one with the smallest held-out loss; writes while training goes on.
+    """The manager of a run's checkpoints.
 
-    Raises: UsageError if the loss of a state that is there is damaged.
+    It keeps the last state and the one with the smallest held-out loss, and writes while training continues.
+    Raises: UsageError if the loss of a stored state is damaged.
     """
     for folder in (out / "checkpoints").glob("[0-9]*"):
         if not folder.name.isdigit():
-            continue  # of a save that was cut short, which orbax removes
+            continue  # left by a save that was cut short; orbax removes it
         told = own_json(folder / "metrics" / "metrics", _MEND)
         if not isinstance(told.get("held_out_loss"), float) or told.get("seal") not in (None, _seal(told)):
             raise UsageError(f"{folder}/metrics/metrics is damaged (its digest differs); {_MEND}.")
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax tells of every choice it makes
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax logs every choice it makes
     kept = policies.AnyPreservationPolicy(
         [policies.LatestN(1), policies.BestN(get_metric_fn=lambda m: m["held_out_loss"], reverse=True, n=1)]
     )
@@ -52,13 +53,13 @@ def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager
 
 
 def save(kept: ocp.CheckpointManager, step: int, state: State, held_out_loss: float) -> None:
-    """Begin to write a state with its digest; of several processes each calls it."""
+    """Begin to write a state with its digest; with several processes, each must call this."""
     told = {"held_out_loss": held_out_loss, "sha256": digest(state)}
     kept.save(step, args=ocp.args.StandardSave(state), metrics=told | {"seal": _seal(told)}, force=True)
 
 
 def _seal(told: Mapping[str, Any]) -> str:
-    """A digest of a checkpoint's other metrics, which a file system may damage too."""
+    """A digest of a checkpoint's other metrics, since a file system may damage these too."""
     return hashlib.sha256(f"{told['held_out_loss']!r} {told.get('sha256')}".encode()).hexdigest()
 
 
@@ -74,9 +75,10 @@ def digest(state: State) -> str:
 
 
 def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.Path) -> State:
-    """The state of a step. Raises: UsageError if it cannot be read, or its digest is not the one it was written with.
+    """The state of a step.
 
-    One of an earlier version has none, which is said on stderr.
+    A checkpoint of an earlier version has no digest; a warning on stderr reports it.
+    Raises: UsageError if the state cannot be read, or its digest is not the one it was written with.
     """
     # Once orbax gives up on a damaged file, its other reads end in tracebacks on stderr; all that matters is raised.
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
@@ -98,7 +100,7 @@ def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.
 
 
 def abstract(learner: Learner, over: Mesh, fsdp: bool) -> State:
-    """A state's shapes, and where they live."""
+    """A state's shapes and shardings."""
     shapes = jax.eval_shape(learner.start, jax.random.key(0))
     where = learning.shardings(shapes, over, fsdp)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)

@@ -1,8 +1,8 @@
-"""One training run and its folder. Stopped at any moment, it goes on to the same bits.
+"""One training run and its folder. A run that is stopped at any moment continues to the same bits.
 
-OUT/config.json       what was asked for          OUT/metrics.jsonl     a line a step
+OUT/config.json       the settings                OUT/metrics.jsonl     a line a step
 OUT/tokenizer.json    words to ids                OUT/skipped.jsonl     records that could not be read
-OUT/data.json         classes, and a digest      OUT/checkpoints/STEP  the last state and the best
+OUT/data.json         classes, and a digest       OUT/checkpoints/STEP  the last state and the best
 OUT/result.json       written last                OUT/tensorboard
 """
 
@@ -37,7 +37,8 @@ from sims.engine import files, store
 from sims.engine.flags import Terminated, UsageError, WorkFailed
 
 RESULT = "result.json"
-# What --overwrite removes. The result first: without it the run is not finished. Of several processes each has its own.
+# What --overwrite removes. The result goes first: a run without it counts as unfinished. The patterns match the files
+# of every process.
 _OWN = (RESULT, "metrics.jsonl", "skipped*.jsonl", TOKENIZER, DATA, HEAD, "not_finite*.json", "tensorboard")
 _PROBED = 200_000  # records that a linear probe is fitted to, at most
 
@@ -46,9 +47,13 @@ _PROBED = 200_000  # records that a linear probe is fitted to, at most
 class How:
     """How a run is done, which does not change what it learns (fsdp: beyond rounding).
 
-    workers: processes that decode.  log_every, save_every: steps.  peak: FLOP/s of all devices, for MFU.
-    stop_at: the step after which this call ends.  max_bad: records that cannot be read before the run is given up.
-    quiet: no bar.
+    Attributes:
+      workers: processes that decode.
+      log_every, save_every: steps.
+      peak: FLOP/s of all devices, for MFU.
+      stop_at: the step after which this call ends.
+      max_bad: records that cannot be read before the run is given up.
+      quiet: show no bar.
     """
 
     workers: int = 0
@@ -64,9 +69,10 @@ class How:
 
 
 def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
-    """Train, or go on with what is in `out`; the result, as result.json has it.
+    """Train, or continue the run in `out`; returns the content of result.json.
 
-    Raises: UsageError for what cannot be asked, WorkFailed if the loss is not finite or too many records are bad.
+    Raises: UsageError for settings that are not allowed; WorkFailed if the loss is not finite or too many records are
+    bad.
     """
     config.check()
     flat = config.flat()
@@ -103,7 +109,10 @@ def batches(
     start: int = 0,
     skipped: pathlib.Path | None = None,
 ) -> pipeline.Batches:
-    """The pipeline over `records`, in batches of `size`.  skipped: file of the bad ones, known and to be told."""
+    """The pipeline over `records`, in batches of `size`.
+
+    skipped: file of the bad records; those in it are known, and new ones are added.
+    """
     c = learner.config
     loading = pipeline.Loading(
         batch_size=size, image_size=learner.arch.image_size,
@@ -116,7 +125,7 @@ def batches(
     encode = data.tokenizer.encode if data.tokenizer is not None else _no_tokens
     lines = metrics.read_lines(skipped, {"id": str, "why": str}) if skipped is not None else []
     known = {line["id"]: line["why"] for line in lines}
-    if known:  # without the last line, should it have been cut
+    if known:  # written again, without a last line that was cut
         files.write_text(skipped, "".join(json.dumps({"id": i, "why": why}) + "\n" for i, why in known.items()))
 
     def tell(id: str, why: str) -> None:
@@ -133,7 +142,7 @@ def _no_tokens(text: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """Compiled functions of a learner.  state: its shapes, and where they live."""
+    """Compiled functions of a learner.  state: its shapes and shardings."""
 
     state: State
     start: Callable[..., State]
@@ -143,7 +152,7 @@ class _Program:
 
 @functools.lru_cache(maxsize=16)
 def _program(learner: Learner, over: Mesh, fsdp: bool) -> _Program:
-    """Kept, so that runs over seeds and captions are traced once."""
+    """The functions of a learner, cached so that runs over seeds and captions are traced once."""
     state = trained.abstract(learner, over, fsdp)
     where = jax.tree.map(lambda x: x.sharding, state)
     donated = () if jax.default_backend() == "cpu" else (0,)  # on a CPU a checkpoint may still be reading the state
@@ -227,14 +236,14 @@ def _put(batch: Mapping[str, np.ndarray], over: Mesh) -> dict[str, Any]:
 
 
 def _interrupted(stopped: threading.Event, looks: bool) -> bool:
-    """Whether to stop after this step; of several processes all or none, at a step whose metrics are looked at."""
+    """Whether to stop after this step. Several processes stop together, at a step whose metrics are read (`looks`)."""
     if jax.process_count() == 1:
         return stopped.is_set()
     return looks and bool(multihost_utils.process_allgather(np.asarray(stopped.is_set())).any())
 
 
 def _held(config: Config, devices: int) -> int:
-    """Held-out records that are used: as many as the devices, and the pieces they are embedded in, share evenly."""
+    """Number of held-out records used: the devices, and the pieces for embedding, must divide it evenly."""
     piece = config.batch_size // config.chunks
     unit = piece if config.held_out >= piece else devices
     return config.held_out // unit * unit
@@ -253,14 +262,14 @@ def _check_devices(config: Config, devices: int) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, so that the step under way is saved; a second Ctrl-C ends at once."""
+    """An event that SIGTERM and Ctrl-C set, so that the current step is saved; a second Ctrl-C ends at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
 
     def stop(number: int, _: Any) -> None:
-        # Of SIGTERM several may come: to the group, and from the parent.
+        # SIGTERM may come more than once: to the group, and from the parent.
         if stopped.is_set() and number == signal.SIGINT:
             raise Terminated
         stopped.set()
@@ -281,7 +290,7 @@ def _flush(
     out: pathlib.Path,
     log: metrics.Log | None,
 ) -> None:
-    """Read and write the metrics of the steps since the last time. Raises: WorkFailed if one is not finite."""
+    """Read and write the metrics of the steps since the last call. Raises: WorkFailed if one is not finite."""
     found, broken = [], None
     for number, index, told in pending:
         values = {name: float(value) for name, value in jax.device_get(told).items()}
@@ -308,7 +317,7 @@ def _flush(
 
 
 def _fit_head(learner: Learner, data: Data, state: State, out: pathlib.Path, how: How, step: int) -> None:
-    """A linear probe on training records' features at this step, by their labels: head.npz."""
+    """Fit a linear probe of the labels on training records' features at this step, and write head.npz."""
     encode = trained.features(learner.anonymous)
     features, labels = [], []
     size = min(learner.config.batch_size, len(data.trained))

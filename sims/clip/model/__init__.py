@@ -1,1 +1,1 @@
-"""What learns: models (the towers), weights (published ones), learner (one step), probe, encoder (as evaluated)."""
+"""The model: models (towers), weights (published ones), learner (a training step), probe, encoder (for evaluation)."""

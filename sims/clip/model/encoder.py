@@ -1,4 +1,4 @@
-"""A trained model as evaluation sees it."""
+"""A trained model in the form that evaluation takes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,11 +8,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """A trained model as evaluation sees it.
+    """A trained model in the form that evaluation takes.
 
-    encode_image: uint8 (n, image_size, image_size, 3) -> (n, r), neither normalised nor of a fixed n.
-    encode_text: n sentences -> (n, r); None for a model without text.
-    head: (class names, weights (c, r), bias (c,)) of a supervised model or a probe; used in place of text.
+    Attributes:
+      encode_image: uint8 (n, image_size, image_size, 3), not normalised, of any n -> (n, r).
+      encode_text: n sentences -> (n, r); None for a model without text.
+      head: (class names, weights (c, r), bias (c,)) of a supervised model or a probe; used in place of text.
     """
 
     name: str

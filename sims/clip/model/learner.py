@@ -1,7 +1,7 @@
 """One step of training, on any number of devices: the arm's loss of a whole batch, its gradient in chunks, AdamW.
 
-The batch is split over the mesh's one axis, `data`; XLA gathers the embeddings, so that the loss is that of the global
-batch and batch normalisation sees all of it. With `fsdp` parameters and optimizer state are split over it too.
+The batch is split over the mesh's one axis, `data`. XLA gathers the embeddings, so the loss is the global batch's, and
+batch normalisation sees all of it. With `fsdp`, parameters and optimizer state are split over `data` too.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class Learner:
 
     @property
     def module(self) -> nn.Module:
-        """CLIP, or a classifier where the arm does not read."""
+        """CLIP, or a classifier if the arm does not read captions."""
         dtype = jnp.bfloat16 if self.config.bf16 else jnp.float32
         if self.config.method.reads:
             return models.CLIP(self.arch, dtype)
@@ -79,7 +79,7 @@ class Learner:
 
     @property
     def anonymous(self) -> "Learner":
-        """The learner without what its computation does not depend on, so that equal ones are compiled once."""
+        """A copy with every field reset that does not affect the computation, so that equal runs share one program."""
         blank = Config()
         names = ("data", "captions", "classes", "vocabulary", "seed", "pi", "epochs", "steps", "held_out")
         return dataclasses.replace(
@@ -108,7 +108,7 @@ class Learner:
         return optax.warmup_cosine_decay_schedule(0.0, self.config.learning_rate, warm_up, max(self.steps, 1))(step)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW; no decay on the logit scale nor on parameters of one dimension."""
+        """AdamW, without decay of the logit scale and of parameters of one dimension."""
         c = self.config
 
         def decayed(params: Tree) -> Tree:
@@ -143,9 +143,10 @@ class Learner:
 
     @jax.default_matmul_precision("highest")
     def loss(self, params: Tree, outputs: tuple[Array, ...], batch: Batch) -> Float[Array, ""]:
-        """The arm's loss of a whole batch, from `embed`'s outputs; of `mmcl_theory.losses`, embeddings normalised.
+        """The arm's loss of a whole batch, from `embed`'s outputs: of `mmcl_theory.losses`, on normalised embeddings.
 
-        Its products keep all of float32: a GPU's default rounds scores to 1e-3, a logit scale of 100 times that.
+        Its matrix products keep all of float32. A GPU's default rounds scores to 1e-3, which a logit scale of 100
+        multiplies.
         """
         method, label = self.config.method, batch["label"]
         if method.loss == "cross_entropy":
@@ -166,9 +167,9 @@ class Learner:
     def gradient(self, params: Tree, batch_stats: Tree, batch: Batch) -> tuple[Array, Tree, Tree]:
         """(loss, gradient, batch statistics) of a whole batch.
 
-        With chunks > 1 it is embedded chunk by chunk without keeping activations; the loss of all embeddings gives its
-        gradient in each, which a second pass through each chunk carries back (Gao et al. 2021, arXiv 2101.06983). The
-        same number as in one piece, but for batch normalisation, whose statistics are then each chunk's.
+        With chunks > 1, the batch is embedded chunk by chunk without keeping activations. The loss of all embeddings
+        has a gradient in each embedding. A second pass through each chunk carries it back (Gao et al. 2021, arXiv
+        2101.06983). The result is that of one piece, except that batch normalisation takes each chunk's statistics.
         """
         chunks = self.config.chunks
         if chunks == 1:
@@ -210,7 +211,10 @@ class Learner:
         return State(state.step + 1, params, stats, optimizer), metrics
 
     def held_out_loss(self, state: State, batch: Batch) -> Array:
-        """The loss of a batch that is not trained on, with the running statistics; embedded in pieces of a chunk."""
+        """The loss of a batch that is not trained on, with the running statistics.
+
+        The batch is embedded in pieces of a chunk's size.
+        """
         n, piece = len(batch["label"]), self.config.batch_size // self.config.chunks
         pieces = n // piece if n >= piece and n % piece == 0 else 1
         parts = jax.tree.map(lambda x: _split(x, pieces), dict(batch))
@@ -237,7 +241,10 @@ def mesh() -> Mesh:
 
 
 def shardings(tree: Tree, over: Mesh, fsdp: bool) -> Tree:
-    """Where each array of a state lives: on every device, or with fsdp split along its longest axis that divides."""
+    """How each array of a state is placed: whole on every device, or with fsdp split along an axis.
+
+    The axis is the longest that the number of devices divides.
+    """
 
     def of(x: Any) -> NamedSharding:
         devices = over.size
@@ -251,13 +258,13 @@ def shardings(tree: Tree, over: Mesh, fsdp: bool) -> Tree:
 
 
 def put(batch: Batch, over: Mesh) -> dict[str, Array]:
-    """This process's part of a batch, onto its devices, as the global batch."""
+    """The global batch on the devices, from this process's part of it."""
     split = NamedSharding(over, PartitionSpec("data"))
     return {name: jax.make_array_from_process_local_data(split, value) for name, value in batch.items()}
 
 
 def _split(x: Array, chunks: int) -> Array:
-    """(n, ...) to (chunks, n / chunks, ...). Rows are dealt out, so that every chunk has some of each device's."""
+    """(n, ...) to (chunks, n / chunks, ...). Rows are dealt out, so that every chunk has some of each device's rows."""
     return x.reshape(len(x) // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
 
 
@@ -267,5 +274,5 @@ def _join(x: Array) -> Array:
 
 
 def _first_equal(tokens: Int[Array, "n t"]) -> Int[Array, " n"]:
-    """The number of the first row that equals each."""
+    """For each row, the number of the first row that equals it."""
     return (tokens[:, None] == tokens[None]).all(-1).argmax(1)

@@ -2,12 +2,13 @@
 
 They compute what open_clip's CLIP and OpenAI's compute, and hold the same parameters in flax's layout (`weights`).
 
-Shapes: n images or captions, h w pixels, t tokens, f features, r embedding. Parameters are float32; `dtype` is what
-activations and products are in. Normalisations and softmax are in float32 inside, and so is what comes out.
+Shapes: n images or captions, h w pixels, t tokens, f features, r embedding. Parameters are float32; `dtype` is the type
+of activations and products. Normalisations and softmax compute in float32, and outputs are float32.
 
-Differences from PyTorch. In training, BatchNorm normalises by the whole batch: sharded over devices, too, where
-PyTorch's data parallelism takes each device's part. Its running variance averages biased estimates, PyTorch's unbiased
-ones: a factor (m-1)/m for m = n h w values a channel, which only evaluation sees, and only where m is small.
+Differences from PyTorch: in training, BatchNorm normalises by the whole batch, even if it is sharded over devices.
+PyTorch's data parallelism takes each device's part. BatchNorm's running variance averages biased estimates, PyTorch's
+averages unbiased ones. The factor is (m-1)/m for m = n h w values a channel: it affects evaluation only, and only if m
+is small.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 @dataclasses.dataclass(frozen=True)
 class ResNetShape:
-    """layers: blocks of each stage.  width: features after the stem; a stage has 4, 8, 16 ... times as many out."""
+    """layers: blocks of each stage.  width: features after the stem; the stages put out 4, 8, 16 ... times as many."""
 
     layers: tuple[int, ...]
     width: int
@@ -103,7 +104,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "n t f"]) -> Float[Array, "n t f"]:
         width = x.shape[-1]
         std = width**-0.5
-        out = std * (2 * self.depth) ** -0.5  # 2 depth sums go into the stream, which keeps its size
+        out = std * (2 * self.depth) ** -0.5  # the stream is a sum of 2 depth outputs; this keeps its size
         y = _layer_norm("ln_1", self.dtype)(x)
         y = _dense(3 * width, "attn_in_proj", self.dtype, std)(y)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(y, 3, -1))
@@ -115,7 +116,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks one after the other."""
+    """A stack of blocks."""
 
     layers: int
     heads: int
@@ -177,7 +178,10 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean over places asks, the mean and all places answer: (n, h, w, f) to (n, r)."""
+    """Attention over places, (n, h, w, f) to (n, r).
+
+    The query is the mean over places; keys and values are that mean and all places.
+    """
 
     heads: int
     embed_dim: int
@@ -200,7 +204,10 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Stem of three convolutions (a quarter the side), stages of bottlenecks (half, but the first), attention pool."""
+    """A stem of three convolutions (a quarter of the side), stages of bottlenecks, and an attention pool.
+
+    Each stage but the first halves the side.
+    """
 
     shape: ResNetShape
     embed_dim: int
@@ -221,7 +228,7 @@ class ModifiedResNet(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Causal; the state at the largest id, which is the end token, is projected. What follows it has no effect."""
+    """A causal transformer. The state at the largest id, the end token, is projected; later tokens have no effect."""
 
     shape: TextShape
     embed_dim: int
@@ -235,7 +242,7 @@ class TextTransformer(nn.Module):
             raise ValueError(f"tokens must have at most {s.context_length} columns, got {tokens.shape[1]}.")
         table = self.param("token_embedding", _normal(0.02), (s.vocabulary_size, s.width))
         place = self.param("positional_embedding", _normal(0.01), (s.context_length, s.width))
-        # Looked up in float32, so that the gradients of a frequent word add up in it. An unknown id gives NaN.
+        # Looked up in float32, so that the gradients of a frequent word add up in float32. An unknown id gives NaN.
         x = jnp.take(table, tokens, axis=0) + place[None, : tokens.shape[1]]
         x = Transformer(s.layers, s.heads, True, self.quick_gelu, self.dtype, name="transformer")(x.astype(self.dtype))
         x = jnp.take_along_axis(x, tokens.argmax(-1)[:, None, None], 1)[:, 0]
@@ -254,7 +261,8 @@ def image_tower(arch: Architecture, dtype: Any = jnp.float32, name: str | None =
 class CLIP(nn.Module):
     """Both towers and the logarithm of the logit scale. Embeddings are float32 and not normalised.
 
-    image: (n, size, size, 3) normalised pixels.  tokens: (n, t) ids, t <= context_length, the end token the largest.
+    image: (n, size, size, 3) normalised pixels.
+    tokens: (n, t) ids, t <= context_length, the end token the largest.
     train: BatchNorm takes the batch's statistics and updates the collection "batch_stats" (a ResNet's only).
     """
 
@@ -281,7 +289,7 @@ class CLIP(nn.Module):
         return self.encode_image(image, train), self.encode_text(tokens), self.logit_scale
 
 
-@functools.lru_cache(maxsize=16)  # a second of tracing for the published ones
+@functools.lru_cache(maxsize=16)  # the published ones take a second to trace
 def variable_shapes(arch: Architecture) -> dict:
     """The variables of CLIP(arch) as shapes, nothing allocated."""
     image = jax.ShapeDtypeStruct((1, arch.image_size, arch.image_size, 3), jnp.float32)
@@ -295,7 +303,7 @@ def count_parameters(params: Any) -> int:
 
 
 def _halve(x: Float[Array, "n h w f"]) -> Float[Array, "n h2 w2 f"]:
-    """Means of 2 x 2 places. Written out, their gradient is a copy; a pooling's is slow on a CPU."""
+    """Means of 2 x 2 places. In this form the gradient is a copy; that of a pooling is slow on a CPU."""
     n, h, w, f = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, f).mean((2, 4))
 
@@ -316,9 +324,9 @@ def _dense(features: int, name: str, dtype: Any, std: float, use_bias: bool = Tr
 
 def _conv(features: int, side: int, name: str, dtype: Any, stride: int = 1) -> nn.Module:
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    if side == 1:  # a product with a matrix, whose kernel gradient is 2 to 7 times as quick as XLA's on a CPU
+    if side == 1:  # a matrix product: on a CPU its kernel gradient is 2 to 7 times as fast as XLA's
         return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
-    # Explicit padding: flax's SAME puts it on the other side than PyTorch's where the stride is 2.
+    # Explicit padding: at stride 2, flax's SAME pads another side than PyTorch does.
     pad = side // 2
     return nn.Conv(features, (side, side), stride, pad, use_bias=False, dtype=dtype, kernel_init=init, name=name)
 
@@ -334,7 +342,7 @@ def _batch_norm(name: str, dtype: Any, train: bool, scale_init: Any = nn.initial
 _RN50, _TEXT = ResNetShape((3, 4, 6, 3), 64, 32), TextShape()
 _SMALL_TEXT = TextShape(context_length=32, vocabulary_size=4096, width=64, heads=2, layers=2)
 
-# The published ones bear open_clip's names: OpenAI's own weights, and most trained on CC12M or YFCC, are the
+# The published ones have open_clip's names. OpenAI's own weights, and most that were trained on CC12M or YFCC, need the
 # -quickgelu ones. The small ones train on 1,000 images of 32 pixels a second on two cores, captions included.
 ARCHITECTURES = {
     arch.name: arch

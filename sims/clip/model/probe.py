@@ -16,9 +16,12 @@ def fit_probe(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(W (c, r), b (c,)) = argmin of mean_i -log softmax(W f_i + b)[y_i] + (l2 / 2) |W|_F^2, by L-BFGS from 0.
 
-    features: (n, r), finite, in the scale they will be used in.  labels: (n,) in 0..c-1; a class without examples is
-    only ever pushed down.  l2: > 0, which makes W unique; b is, up to a constant, and its mean stays 0.
-    Raises: ValueError for other inputs; WorkFailed if the gradient's norm, which certifies the optimum, stays above
+    Args:
+      features: (n, r), finite, in the scale they will be used in.
+      labels: (n,) in 0..c-1. The scores of a class without examples are only pushed down.
+      l2: > 0, which makes W unique. b is unique up to a constant; its mean stays 0.
+
+    Raises: ValueError for other inputs. WorkFailed if the gradient's norm, which certifies the optimum, stays above
     1e-3 of its norm at 0.
     """
     features, labels = np.asarray(features), np.asarray(labels)
@@ -31,7 +34,7 @@ def fit_probe(
         raise ValueError(f"l2 must be > 0, got {l2:g}.")
     if not np.isfinite(features).all():
         raise ValueError("features must be finite.")
-    # In float64: where features hardly differ, float32's rounding is more than what is left of the gradient.
+    # In float64: if features hardly differ, float32's rounding exceeds the gradient near the optimum.
     with jax.enable_x64(True):
         return _fit(jnp.asarray(features, jnp.float64), jnp.asarray(labels), c, l2, max_steps)
 

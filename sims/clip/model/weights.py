@@ -35,7 +35,7 @@ _CONVERT = (
 
 
 class _Entry(NamedTuple):
-    """One array: where it is here, its name and shape there, and the way to and fro."""
+    """One array: its path here, its name and shape there, and the conversions both ways."""
 
     path: tuple[str, ...]
     name: str
@@ -47,10 +47,10 @@ class _Entry(NamedTuple):
 def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch: Architecture) -> dict:
     """Variables of CLIP(arch), float32 NumPy arrays, from a .safetensors or .npz file or a mapping of arrays.
 
-    Any floating type is read. Left out: num_batches_tracked and OpenAI's scalars.
+    Any floating type is read. num_batches_tracked and OpenAI's scalars are left out.
 
-    Raises: UsageError for an unreadable file, for an entry that is missing, unknown, misshapen or not finite, and for
-    OpenAI's own archive, as its scalars tell, where arch.quick_gelu is false.
+    Raises: UsageError for an unreadable file, or an entry that is missing, unknown, misshapen or not finite. Also for
+    OpenAI's own archive, recognised by its scalars, if arch.quick_gelu is false.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     given = dict(source if isinstance(source, Mapping) else _read(Path(source), state_dict_shapes(arch)))
@@ -79,7 +79,7 @@ def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch
 
 
 def export_state_dict(variables: Mapping, arch: Architecture) -> dict[str, np.ndarray]:
-    """The inverse of import_state_dict: float32 arrays under open_clip's names, num_batches_tracked 0 beside them."""
+    """The inverse of import_state_dict: float32 arrays under open_clip's names, with num_batches_tracked 0."""
     flat = flax.traverse_util.flatten_dict(dict(variables))
     out = {e.name: np.asarray(e.write(np.asarray(flat[e.path], np.float32)), order="C") for e in _entries(arch)}
     return out | {name: np.zeros((), np.int64) for name in state_dict_shapes(arch) if name not in out}
@@ -165,8 +165,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def _entry_of(archive: zipfile.ZipFile, name: str, wanted: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """An array of an .npz whose shape is the wanted one; another's shape alone, in no memory: a few bytes unpack to any
-    number of zeros."""
+    """An array of an .npz, if it has the wanted shape; else an array of its shape that takes no memory.
+
+    A few bytes can unpack to any number of zeros, so an array of an unwanted shape is not read.
+    """
     with archive.open(name) as file:
         shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
     if dtype.hasobject or dtype.itemsize > 16:

@@ -1,4 +1,4 @@
-"""Captioned images on disk, read by random access; what strangers wrote is refused with one reason.
+"""Captioned images on disk, read by random access; a foreign file that is unfit is refused with one reason.
 
 sources.py    COCO, tars, lists and CIFAR-10 as records     images.py     decoding, crops, normalisation
 tars.py       img2dataset's tars, indexed once              tokenizer.py  byte pair encoding

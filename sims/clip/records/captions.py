@@ -1,4 +1,4 @@
-"""What a record's text is in each arm: one of its captions, its class's name, or a caption with words left out."""
+"""A record's text in each arm: one of its captions, its class's name, or a caption with words left out."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import numpy as np
 from sims.clip.records.sources import Record
 
 TEMPLATE = "a photo of a {}."
-# Words that hold a sentence together and name nothing.
+# Words that name nothing; they only hold a sentence together.
 _FUNCTION_WORDS = frozenset(
     "a an the this that these those some and or but of in on at by to from with without for as is are was were be been "
     "being it its there his her their photo picture image over under near into onto up down out off".split()
@@ -17,7 +17,13 @@ _FUNCTION_WORDS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """text: natural, labels or masked.  pi: chance that a word of a masked caption stays.  classes: names by label."""
+    """Writes a record's text.
+
+    Attributes:
+      text: natural, labels or masked.
+      classes: names by label.
+      pi: chance that a word of a masked caption stays.
+    """
 
     text: str
     classes: tuple[str, ...] = ()
@@ -26,9 +32,10 @@ class Writer:
     def __call__(self, record: Record, rng: np.random.Generator) -> str:
         """The text of a record in one step.
 
-        natural: one of the captions, each as often.  labels: "a photo of a CLASS."  masked: one of the captions, of
-        which each word stays with probability pi, independently, but for those of the class's name and those that
-        name nothing (articles, prepositions, ...), which stay.
+        natural: one of the captions, all equally likely.
+        labels: "a photo of a CLASS."
+        masked: one of the captions, each word of which stays with probability pi, independently. The words of the
+        class's name always stay, and so do those that name nothing (articles, prepositions, ...).
         """
         if self.text == "labels":
             return TEMPLATE.format(self.classes[record.label])

@@ -1,4 +1,4 @@
-"""The class list: wnids, the names that prompts take, and the names that WordNet gives them."""
+"""The class list: wnids, the names that prompts use, and the names that WordNet gives."""
 
 import dataclasses
 import pathlib
@@ -15,9 +15,11 @@ SYNSETS = "imagenet_class_index.json, the list of wnids and first synonyms that 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """c classes in the order of their wnids: names for prompts (two may be the same), and wnids.
+    """c classes in the order of their wnids.
 
-    synonyms: WordNet's names, by which ObjectNet's mapping tells classes; the names, where no others are known.
+    Attributes:
+      names: for prompts; two may be the same.
+      synonyms: WordNet's names, by which ObjectNet's mapping identifies classes; `names`, if no others are known.
     """
 
     wnids: tuple[str, ...]
@@ -28,11 +30,14 @@ class Classes:
 def read_classes(root: pathlib.Path, file: str | None = None, wnids: str | None = None) -> Classes:
     """The class list of `file`, by default ROOT/classes.json.
 
-    file: {"0": [wnid, name], ...} as Keras's imagenet_class_index.json; or a wnid and its synonyms a line, as
-    `n01440764 tench, Tinca tinca`, of which the first is the name; or names alone, one a line or a JSON list, with
-    `wnids`: theirs in the same order, one a line, or in a format that also gives synonyms.
-    Raises: UsageError for a file that is none of these, names that are wnids or numbered, wnids that are none, double
-    or not in order, or a list of names without wnids.
+    Args:
+      file: {"0": [wnid, name], ...} as Keras's imagenet_class_index.json. Or a wnid and its synonyms a line, such as
+        `n01440764 tench, Tinca tinca`; the first synonym is the name. Or names alone, one a line or a JSON list.
+      wnids: needed with names alone: a file of their wnids in the same order, one a line, or in a format that also
+        gives synonyms.
+
+    Raises: UsageError for a file of none of these formats, for names that hold wnids or are numbered, or for names
+    without wnids. Also for wnids that are malformed, double or not in order.
     """
     path = root / "classes.json" if file is None else pathlib.Path(file)
     flag = f"--classes={path}"
@@ -67,7 +72,7 @@ def read_classes(root: pathlib.Path, file: str | None = None, wnids: str | None 
 
 
 def check_names(names: Sequence[str], flag: str) -> None:
-    """Raises: UsageError for names that hold a wnid or are numbered, which prompts would say as they are."""
+    """Raise UsageError for names that hold a wnid or are numbered: prompts would say them as they are."""
     if wnid := next((name for name in names if WNID.search(name)), None):
         raise UsageError(f"{flag} has the class name {brief(repr(wnid))}, with a wnid, which prompts would say;"
                          " give names, or lines of a wnid and its names.")  # fmt: skip
@@ -77,7 +82,7 @@ def check_names(names: Sequence[str], flag: str) -> None:
 
 
 def _class_index(path: pathlib.Path, flag: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """(wnids, names) of a file that gives both; None for one of lines or a JSON list that does not."""
+    """(wnids, names) of a file that gives both; None for lines or a JSON list without wnids."""
     try:
         text = text_of(path)
     except (OSError, ValueError) as error:

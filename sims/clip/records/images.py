@@ -1,4 +1,4 @@
-"""Images from bytes: decoding what strangers wrote, crops for training, the view for evaluation, the towers' scale."""
+"""Images from bytes: decoding files that others wrote, crops for training, the evaluation view, the towers' scale."""
 
 import io
 import math
@@ -14,16 +14,16 @@ from sims.clip.records.reading import brief, foreign
 if TYPE_CHECKING:
     from jax import Array
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of strangers' files: what matters is raised
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about files that others wrote; what matters is raised
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of red, green, blue in [0, 1], over CLIP's data
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MAX_PIXELS = 1 << 26  # 67 million: a file of a few kB can claim more and fill the memory
 MAX_SIDE = 65_535  # a JPEG's own limit
 MAX_BYTES = 1 << 28
-_MAX_SCANNED = 1 << 31  # pixels times scans of a JPEG, which take seconds: 1 MB can hold 20,000 scans
-_MAX_EXIF = 64  # segments, which Pillow joins in time quadratic in them
-_MAX_ASPECT = 16  # of what an evaluation view enlarges
+_MAX_SCANNED = 1 << 31  # pixels times scans of a JPEG: these take seconds to decode, and 1 MB can hold 20,000 scans
+_MAX_EXIF = 64  # segments; Pillow joins them in quadratic time
+_MAX_ASPECT = 16  # of an image that an evaluation view resizes whole
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others call programs (PostScript) or are rarely read and tested
 _ORIENTATION = 0x0112
@@ -36,13 +36,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TRIES = 10  # draws of a crop that must fit before the middle is taken
+_TRIES = 10  # draws of a crop; if none fits, the middle is taken
 
 
 class BadImage(Exception):
-    """An image that cannot be had: missing, cut short, corrupt, of no known format, too large.
+    """An image that cannot be used: missing, cut short, corrupt, of no known format, too large.
 
-    id: of its record.  why: a few words.
+    id: its record's.  why: a few words.
     """
 
     def __init__(self, id: str, why: str):
@@ -65,8 +65,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def decode(data: bytes, id: str, least: int | None = None) -> np.ndarray:
     """(h, w, 3) uint8 red, green, blue of a JPEG, PNG, WebP, GIF (first frame) or BMP file.
 
-    Grey, palette and CMYK become RGB, 16 bits 8; what is transparent lies over white; the EXIF orientation is applied.
-    least: a JPEG may come at 1/2, 1/4 or 1/8 of its size, averaged, while both sides keep that many pixels.
+    Grey, palette and CMYK become RGB, and 16 bits become 8. Transparent parts are laid over white. The EXIF orientation
+    is applied.
+    least: a JPEG may come at 1/2, 1/4 or 1/8 of its size, averaged, as long as both sides keep that many pixels.
     Raises: BadImage, with `id` as its name, for whatever goes wrong, and for images beyond MAX_PIXELS or MAX_SIDE.
     """
     try:
@@ -121,8 +122,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """(size, size, 3) uint8: a random part of (h, w, 3), resized by bicubic interpolation that averages.
 
-    The part has area s h w and width / height r, s ~ U(scale), ln r ~ U(ln ratio), anywhere it fits, drawn anew while
-    it does not; after ten draws the largest middle part with r in `ratio`.
+    The part has area s h w and width / height r, with s ~ U(scale) and ln r ~ U(ln ratio). It lies anywhere it fits. A
+    part that does not fit is drawn again; after ten draws the largest middle part with r in `ratio` is taken.
     """
     top, left, high, wide = _part(image.shape[0], image.shape[1], rng, scale, ratio)
     return _resized(image[top : top + high, left : left + wide], size, size)
@@ -144,9 +145,8 @@ def _part(
 def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
     """(size, size, 3) uint8: the middle of (h, w, 3) after its short side is resized to `size`, bicubic.
 
-    The long side becomes floor(size long / short); the crop starts at half of what is left, rounded to even. Of images
-    longer than 16 to 1 the middle is taken first, which would else fill the memory; it moves the view by a pixel at
-    most.
+    The long side becomes floor(size long / short); the crop starts at half of what is left, rounded to even. An image
+    longer than 16 to 1 would fill the memory, so its middle is cut out first. This moves the view by a pixel at most.
     """
     image = _middle(_middle(image, 0, image.shape[1]), 1, image.shape[0])
     h, w = image.shape[:2]
@@ -156,7 +156,7 @@ def evaluation_view(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _middle(image: np.ndarray, axis: int, other: int) -> np.ndarray:
-    """The image, its middle alone where this side is far longer than the other."""
+    """The middle of an image along an axis, if that side is far longer than the other; else the whole image."""
     cut = max(0, image.shape[axis] - _MAX_ASPECT * other) // 2
     return np.moveaxis(np.moveaxis(image, axis, 0)[cut : image.shape[axis] - cut], 0, axis)
 
@@ -169,7 +169,7 @@ def _resized(image: np.ndarray, high: int, wide: int) -> np.ndarray:
 
 def normalise(images: "Array | np.ndarray") -> "Array":
     """(x / 255 - MEAN) / STD of (..., 3) uint8 as float32; for the device, inside the compiled step."""
-    import jax.numpy as jnp  # the processes that decode have no use for it
+    import jax.numpy as jnp  # late: processes that decode do not need it
 
     channels = (1,) * (images.ndim - 1) + (3,)
     scale, shift = (1 / (255 * STD)).reshape(channels), (MEAN / STD).reshape(channels)

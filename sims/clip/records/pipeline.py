@@ -2,10 +2,11 @@
 
     epoch e, batch j of it:  (e, j) = divmod(k, n // batch_size)
     its records:             pi_e[j batch_size : (j + 1) batch_size], pi_e a permutation of the n from (seed, e)
-    what is drawn of one:    from a generator of its own, of (seed, e, record)
+    a record's draws:        from its own generator, of (seed, e, record)
 
-So to resume is to start at k, without state and without reading what came before; neither threads, worker processes nor
-hosts change a byte. Host p of P has rows p b to (p + 1) b of each batch, b = batch_size / P.
+So a run resumes by starting at batch k, without state and without reading earlier batches. The number of threads,
+worker processes or hosts does not change a byte. Host p of P has rows p b to (p + 1) b of each batch, b =
+batch_size / P.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from sims.clip.records.sources import Record, Source
 from sims.engine import processes
 from sims.engine.flags import UsageError, WorkFailed
 
-_PERMUTATION, _RECORD = 0, 1  # what a generator is for: their streams must differ
+_PERMUTATION, _RECORD = 0, 1  # what a generator is for; their streams must differ
 _BUFFER_BYTES = 1 << 30  # of finished batches, about
 _MAX_BATCHES = 1 << 40
 
@@ -36,10 +37,16 @@ _MAX_BATCHES = 1 << 40
 class Loading:
     """How records become batches.
 
-    batch_size: over all hosts.  image_size: pixels.  context_length: tokens.  seed: >= 0.  workers: processes that
-    decode; 0: threads of this one.  max_bad: bad images that are replaced, on each host, before the work is given up.
-    crop_scale: range of the share of an image's area that a view shows.  views: crops of each image.  process_index,
-    process_count: this host, among all.
+    Attributes:
+      batch_size: over all hosts.
+      image_size: pixels.
+      context_length: tokens.
+      seed: >= 0.
+      workers: processes that decode; 0: threads of this process.
+      max_bad: bad images that are replaced on each host; with more, the work is given up.
+      crop_scale: range of the share of an image's area that a view shows.
+      views: crops of each image.
+      process_index, process_count: this host, among all.
     """
 
     batch_size: int
@@ -56,7 +63,10 @@ class Loading:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """k -> batch k of this host, and the bad images met in making it, id -> why. Pure, but for what the disk holds."""
+    """k -> batch k of this host, and the bad images met in making it, id -> why.
+
+    It is pure, except for what the disk holds.
+    """
 
     source: Source
     indices: np.ndarray
@@ -65,7 +75,7 @@ class Recipe:
     loading: Loading
 
     def __call__(self, k: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Raises: WorkFailed where more than max_bad images of one batch are bad, or no good one is left."""
+        """Raises: WorkFailed if more than max_bad images of one batch are bad, or no good one is left."""
         o = self.loading
         epoch, j = divmod(int(k), len(self.indices) // o.batch_size)
         order = permutation(o.seed, epoch, len(self.indices))
@@ -79,7 +89,7 @@ class Recipe:
             rng = _generator(o.seed, _RECORD, epoch, i)
             for view in views[row]:
                 view[:] = random_resized_crop(record.image, rng, o.image_size, o.crop_scale)
-            # The caption is drawn last, so that arms which word it otherwise see the same crops.
+            # The caption is drawn last, so that arms with other captions see the same crops.
             tokens[row] = self.encode(self.write(record, rng))
             label[row], index[row] = record.label, i
         image = views if o.views > 1 else views[:, 0]
@@ -104,10 +114,10 @@ class Recipe:
 
 
 def _candidates(n: int, batch_size: int, j: int, slot: int) -> Iterator[int]:
-    """Positions in the epoch's order for a slot: its own, and, should that be bad, others in turn.
+    """Positions in the epoch's order for a slot: its own, then replacements for a bad record.
 
-    They lie outside the batch and are no other slot's, so that no image comes twice and hosts need not speak to each
-    other; where none is left (n < 2 batch_size, or bad ones too), any is taken, even one that comes twice.
+    Replacements lie outside the batch and are no other slot's. So no image comes twice, and hosts need not communicate.
+    If none is left (n < 2 batch_size, or they are bad too), any is taken, even one that comes twice.
     """
     first = j * batch_size
     yield first + slot
@@ -135,14 +145,18 @@ def _given_up(max_bad: int, id: str, why: str) -> WorkFailed:
 class Batches:
     """Iterates forever over batches `start`, `start` + 1, ... of this host, made ahead by threads or processes.
 
-    A batch: image (b, h, w, 3) uint8, or (b, views, h, w, 3) where views > 1; tokens (b, context_length) int32; label
-    (b,) int32; index (b,) int64, the record in the source. Each epoch goes through the records once in a new order and
-    drops the remainder.
+    A batch has image (b, h, w, 3) uint8, or (b, views, h, w, 3) if views > 1; and tokens (b, context_length) int32. It
+    also has label (b,) int32, and index (b,) int64, the record in the source. Each epoch goes through the records once
+    in a new order and drops the remainder. A bad image is replaced by another record and reported once, by `on_bad(id,
+    why)`.
 
-    A bad image is replaced by another record; `bad` maps its id to why, of the batches handed out so far, and each is
-    told to `on_bad(id, why)` once. bad: those known from before a resume.  position: the next batch's number.
+    With workers > 0, source, write and encode are pickled. Close it, or use it in a `with`.
 
-    workers > 0: source, write and encode are pickled. Close it, or use it in a `with`.
+    Attributes:
+      bad: why by id, for the bad images in the batches handed out so far and those given as `bad`, from before a
+        resume.
+      position: the next batch's number.
+
     Raises: UsageError for records or sizes that give no batch; WorkFailed when more than max_bad images are bad, known
     ones included.
     """
@@ -195,7 +209,7 @@ class Batches:
 
 
 def check(recipe: Recipe, start: int = 0) -> None:
-    """Raises: UsageError where no batches can be made so."""
+    """Raise UsageError if no batches can be made from the recipe."""
     o, n = recipe.loading, len(recipe.indices)
     if recipe.indices.ndim != 1 or recipe.indices.dtype.kind not in "iu" or len(np.unique(recipe.indices)) != n:
         raise UsageError("the records used must be whole numbers, none twice.")
@@ -218,7 +232,7 @@ def check(recipe: Recipe, start: int = 0) -> None:
 
 def _ahead(recipe: Recipe, start: int) -> Any:
     """grain's iterator over recipe(start), recipe(start + 1), ..."""
-    import grain  # takes a second, and jax along
+    import grain  # late: it takes a second, and imports JAX
 
     o = recipe.loading
     size = o.batch_size // o.process_count * o.views * o.image_size**2 * 3
@@ -232,15 +246,15 @@ def _ahead(recipe: Recipe, start: int) -> Any:
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=o.workers, per_worker_buffer_size=buffer)
         batches = batches.mp_prefetch(options, functools.partial(_enter_worker, os.getpid()))
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads its own, though no command line may be
+            flags.FLAGS.mark_as_parsed()  # grain reads its own flags, even if no command line was parsed
     return iter(batches)
 
 
 def _enter_worker(parent: int, index: int, count: int) -> None:
-    """What a worker does first: it outlives the signals that the parent takes as a request to save, and not the parent.
+    """Make a worker ignore the signals that ask the parent to save, and end when the parent does.
 
-    Ctrl-C, `timeout` and schedulers signal the workers too, and the parent would find them dead on its way to the end.
-    A parent that is killed cannot tell them to stop.
+    Ctrl-C, `timeout` and schedulers signal the workers too. They must not die first: the parent still needs them to end
+    well. A parent that is killed cannot stop its workers, so each watches its parent.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Files that strangers wrote or a disk damaged: text, JSON, archives of arrays. Every failure has one short reason."""
+"""Read files that others wrote or a disk damaged: text, JSON, archives of arrays. Each failure has one short reason."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
 def brief(value: Any, most: int = 120) -> str:
-    """The value as one line; of a long one the beginning, and how long it is."""
+    """The value on one line; a long one is cut, and its length is given."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
 
@@ -37,7 +37,7 @@ def reason(error: Exception) -> str:
 
 
 def foreign(data: bytes) -> str | None:
-    """What the first bytes of a file are in the place of plain content; None where they are nothing known."""
+    """What a file is, by its first bytes, if it is not plain content; None if they are of no known kind."""
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(_HTML):
         return "it is an HTML page, such as a server's error message; fetch the file anew"
@@ -45,7 +45,10 @@ def foreign(data: bytes) -> str | None:
 
 
 def text_of(path: str | os.PathLike[str]) -> str:
-    """A file of UTF-8 text, without a byte order mark.  Raises: OSError; ValueError, which says what it is instead."""
+    """The UTF-8 text of a file, without a byte order mark.
+
+    Raises: OSError; ValueError, whose message is what the file is instead.
+    """
     data = pathlib.Path(path).read_bytes()
     if told := foreign(data):
         raise ValueError(told)
@@ -56,7 +59,7 @@ def text_of(path: str | os.PathLike[str]) -> str:
 
 
 def parsed(text: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The content of JSON.  Raises: ValueError, also for what is nested too deeply."""
+    """The content of JSON text.  Raises: ValueError, also for text that is nested too deeply."""
     try:
         return json.loads(text, object_hook=object_hook)
     except RecursionError:
@@ -69,7 +72,10 @@ def json_of(path: str | os.PathLike[str], object_hook: Callable[[dict[str, Any]]
 
 
 def own_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
-    """The object in a JSON file that a command wrote.  Raises: UsageError, with what to do about a damaged one."""
+    """The object in a JSON file that a command wrote.
+
+    Raises: UsageError if it is damaged; `mend` says what to do then.
+    """
     try:
         found = json_of(path)
         if not isinstance(found, dict):
@@ -85,7 +91,10 @@ def sealed(content: Mapping[str, Any]) -> str:
 
 
 def unsealed(path: pathlib.Path, mend: str) -> dict[str, Any]:
-    """What was `sealed` in a file.  Raises: UsageError, with what to do, where it is not what was written."""
+    """The content that was `sealed` in a file.
+
+    Raises: UsageError if it is damaged; `mend` says what to do then.
+    """
     found = own_json(path, mend)
     if found.pop("sha256", None) != digest(found):
         raise UsageError(f"{path} is damaged or of an earlier version (its digest differs); {mend}.")
@@ -98,7 +107,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def arrays_of(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, whose checksums it holds.  Raises: OSError; ValueError."""
+    """The arrays of an .npz file, verified by its checksums.  Raises: OSError; ValueError."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             return {name: held[name] for name in held}
@@ -109,7 +118,7 @@ def arrays_of(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def separated(line: str, by: str, fit: Callable[[list[str]], Any]) -> str:
-    """A hint where the fields of a line, which do not fit as split by `by`, fit with another separator; else ''."""
+    """A hint if the fields of a line fit when it is split by another separator than `by`; else ''."""
     for other, named in _SEPARATORS.items():
         if other != by and other in line and fit([field.strip().strip('"') for field in line.split(other)]):
             return f"; its fields are separated by {named}, where {_SEPARATORS[by]} are read"
@@ -117,9 +126,9 @@ def separated(line: str, by: str, fit: Callable[[list[str]], Any]) -> str:
 
 
 def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
-    """The lines of a text file without the blank ones, or the strings of a JSON list.
+    """The lines of a text file that are not blank, or the strings of a JSON list.
 
-    Raises: UsageError if it cannot be read, or holds none.
+    Raises: UsageError if the file cannot be read, or holds none.
     """
     try:
         text = text_of(path)

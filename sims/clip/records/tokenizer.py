@@ -1,7 +1,7 @@
 """Captions to token ids, by byte pair encoding: CLIP's own vocabulary, or one trained on the captions.
 
-Both: id of the start token = vocabulary_size - 2, of the end token = vocabulary_size - 1, the largest (by which the
-text tower finds it); zeros after that.
+In both, the start token's id is vocabulary_size - 2 and the end token's is vocabulary_size - 1. The latter is the
+largest id, by which the text tower finds the end. Zeros follow it.
 """
 
 import gzip
@@ -21,15 +21,18 @@ from sims.clip.records import reading
 from sims.engine import files
 from sims.engine.flags import UsageError
 
-FORMAT = 1  # of saved tokenizers; another one's is refused
-MERGES = 48_894  # of CLIP's vocabulary: 256 bytes, the same ending a word, the merges, start and end make 49,408
-_END = "</w>"  # of a word
+FORMAT = 1  # of saved tokenizers; files of another format are refused
+MERGES = 48_894  # in CLIP's vocabulary; with 256 bytes, 256 that end a word, start and end they make 49,408
+_END = "</w>"  # marks the end of a word
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _LARGEST = 64 * 2**20  # bytes a vocabulary file may unpack to; CLIP's are 3.2 million
 
 
 def _byte_letters() -> dict[int, str]:
-    """A visible letter for each byte, in the order of their ids: itself, or one from 256 on where it has none."""
+    """A visible letter for each byte, in the order of the bytes' ids.
+
+    A byte without a visible letter of its own gets one from code point 256 on.
+    """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = (byte for byte in range(256) if byte not in visible)
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
@@ -49,9 +52,10 @@ _PLAIN = (
 def clean(text: str) -> str:
     """Lower case, HTML entities resolved (twice), one space between words; quotes straight, letters composed (NFC).
 
-    CLIP has ftfy do the last two where that is installed. Like it, this makes ligatures and full-width forms plain
-    letters, drops control characters and replaces lone surrogates. Unlike it, this leaves text decoded with a wrong
-    encoding (`cafÃ©`), terminal escapes and digraphs (`ǆ`) as they are, and makes `&rsquo;` straight beside a `<` too.
+    In CLIP, ftfy does the last two where it is installed. Like ftfy, this function makes ligatures and full-width forms
+    plain letters, drops control characters and replaces lone surrogates. Unlike ftfy, it leaves text decoded with a
+    wrong encoding (`cafÃ©`), terminal escapes and digraphs (`ǆ`) as they are. It also makes `&rsquo;` straight beside a
+    `<`.
     """
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = html.unescape(html.unescape(text))
@@ -69,20 +73,20 @@ class Tokenizer:
         self.vocabulary_size = bpe.get_vocab_size() + 2
 
     def encode(self, text: str) -> np.ndarray:
-        """(context_length,): start, tokens, end, zeros. Tokens that do not fit are cut off, the end stays."""
+        """(context_length,): start, tokens, end, zeros. Tokens that do not fit are cut off; the end token stays."""
         tokens = self._bpe.encode(clean(text)).ids[: self.context_length - 2]
         ids = np.zeros(self.context_length, np.int32)
         ids[: len(tokens) + 2] = (self.vocabulary_size - 2, *tokens, self.vocabulary_size - 1)
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, context_length)."""
+        """Ids of several texts, (n, context_length)."""
         return np.array([self.encode(text) for text in texts], np.int32).reshape(-1, self.context_length)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the end token. A trained tokenizer gives back clean(text), CLIP's with spaces between words.
 
-        Raises: ValueError for an id that is none of the vocabulary's.
+        Raises: ValueError for an id outside the vocabulary.
         """
         pieces = []
         for i in map(int, ids):
@@ -103,7 +107,7 @@ class Tokenizer:
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """What save wrote.
+    """The tokenizer that `save` wrote.
 
     Raises: UsageError for a file that is not a tokenizer of this version.
     """
@@ -113,7 +117,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
             raise ValueError(f"not of format {FORMAT}")
         if type(length := content["context_length"]) is not int:
             raise ValueError(f"its context_length is {length!r}")
-        if content.pop("sha256", None) not in (None, reading.digest(content)):  # earlier versions wrote none
+        if content.pop("sha256", None) not in (None, reading.digest(content)):  # files of earlier versions have none
             raise ValueError("it is damaged: its digest differs")
         return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content["bpe"])), length)
     except FileNotFoundError:
@@ -127,10 +131,10 @@ def load(path: str | os.PathLike) -> Tokenizer:
 def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> Tokenizer:
     """CLIP's tokenizer from its bpe_simple_vocab_16e6.txt, gzipped or not: a header line, then at least MERGES merges.
 
-    Ids are the reference's for equal clean text, but that `<end_of_text>` in a caption is text here, not an end.
+    For equal clean text, ids are the reference's, except that `<end_of_text>` in a caption is text here, not an end.
     Source: Radford et al. 2021 (arXiv 2103.00020), section 2.4.
 
-    Raises: UsageError for a file that cannot be read, is shorter, or holds other than merges of what came before.
+    Raises: UsageError for a file that cannot be read, is too short, or has a line that merges no two earlier tokens.
     """
     lines = _read(Path(vocab_file))
     if "#version" not in lines[0]:
@@ -164,11 +168,12 @@ def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> T
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int = 4096, context_length: int = 77) -> Tokenizer:
-    """Byte-level BPE of the captions: any text can be written, none is unknown. The same captions give the same one.
+    """Byte-level BPE trained on the captions: it can write any text. The same captions give the same tokenizer.
 
-    vocabulary_size: at least 258 (the bytes, start and end); smaller where no pair of tokens is left that occurs twice.
+    vocabulary_size: at least 258 (the bytes, start and end). The result is smaller if no pair of tokens is left that
+    occurs twice.
 
-    Raises: UsageError for sizes below their least, and where the captions hold no word.
+    Raises: UsageError for sizes that are too small, or if the captions hold no word.
     """
     if vocabulary_size < 258:
         raise UsageError(f"vocabulary_size must be at least 258 (the bytes, start and end), got {vocabulary_size}.")

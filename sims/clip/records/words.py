@@ -2,5 +2,5 @@
 
 
 def with_article(words: str) -> str:
-    """The words after "a", or "an" where they begin with a vowel's letter."""
+    """The words preceded by "a", or by "an" if they begin with a vowel letter."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

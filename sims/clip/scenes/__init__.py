@@ -1,1 +1,1 @@
-"""Generated scenes: law (drawn and said), shapes, backgrounds, layouts (files), generation (a folder), sheet."""
+"""Generated scenes: law (distribution, captions, drawing), shapes, backgrounds, layouts (files), generation, sheet."""

@@ -1,7 +1,7 @@
 """Ten backgrounds for scenes, and what can stand in front: each drawn on a square canvas from a palette of its own.
 
-Random numbers place trees, waves and bricks, so that all pictures of one background look much alike.  Lengths are
-shares of the side.
+Random numbers place trees, waves and bricks only, so all pictures of one background look much alike. Lengths are shares
+of the side.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A folder of scenes: made by several processes, found again, refused where it holds others; captions for it anew."""
+"""A folder of scenes: made by several processes, used again, refused if it holds others; and other captions for it."""
 
 import contextlib
 import csv
@@ -30,11 +30,11 @@ _CHUNK = 64
 
 
 def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: bool = False) -> bool:
-    """Make all sets in `root`, or what is missing of them; True if there was anything to do.
+    """Make all sets in `root`, or what is missing of them; returns whether there was anything to do.
 
     Waits for another process that makes scenes there.
-    Raises: UsageError if `root` is no folder, or holds other settings' scenes (unless overwrite) or no scenes; then
-    nothing is written.  WorkFailed if writing fails; what is written stays.
+    Raises: UsageError if `root` is no folder, holds other files, or holds scenes of other settings (unless overwrite);
+    then nothing is written. WorkFailed if writing fails; what is written stays.
     """
     config.check()
     if workers < 1:
@@ -79,7 +79,10 @@ def _make(root: pathlib.Path, config: Config, workers: int) -> None:
 
 
 def default(root: pathlib.Path) -> None:
-    """Make the default scenes in `root` unless it holds scenes, of whatever settings, or another process makes some."""
+    """Make the default scenes in `root`, unless it holds scenes of any settings.
+
+    Waits for another process that makes scenes there.
+    """
     if (root / _BEGUN).exists():
         with _locked(root):
             pass
@@ -88,14 +91,14 @@ def default(root: pathlib.Path) -> None:
 
 
 def read_config(root: pathlib.Path) -> Config:
-    """The settings of the scenes in `root`. Raises: UsageError if there are none, unfinished or damaged ones."""
+    """The settings of the scenes in `root`. Raises: UsageError if there are none, or they are unfinished or damaged."""
     return _config_of(root / _DONE)
 
 
 def write_captions(
     root: pathlib.Path, pi_core: float, pi_spu: float, pi_companion: float, path: pathlib.Path, seed: int | None = None
 ) -> None:
-    """Another captions JSON for the training images in `root`, at `path`: what captions name changes, the images stay.
+    """Write another captions JSON for the training images in `root` to `path`: captions change, the images stay.
 
     seed: of mentions and phrasings; None: the scenes' own, so that policies differ only in what is named.
     """
@@ -113,7 +116,7 @@ def write_captions(
 
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
-    """Alone in `root`, made if need be, among processes that make scenes."""
+    """Hold the lock of `root`, made if need be, against other processes that make scenes."""
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -143,10 +146,10 @@ def _missing(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
 
 
 def _begin(root: pathlib.Path, config: Config, overwrite: bool) -> None:
-    """Note in `root` what is being made."""
+    """Note in `root` what is being made, after removing what is overwritten."""
     try:
         if overwrite and ((root / _DONE).exists() or (root / _BEGUN).exists()):
-            _write(root / _BEGUN, "being removed")  # of no settings: whoever finds it may only overwrite it again
+            _write(root / _BEGUN, "being removed")  # no settings: only --overwrite may follow
             for name in (_DONE, *layouts.WRITTEN):
                 _remove(root / name)
         _write(root / _BEGUN, json.dumps({"version": layouts.VERSION, "config": dataclasses.asdict(config)}))
@@ -185,7 +188,7 @@ def _by_folder(config: Config) -> dict[str, list[Split]]:
 
 
 def _drawn(root: pathlib.Path, config: Config, split: Split, mapped: Callable) -> list[tuple[Row, list[Outline]]]:
-    """Each image's row of scenes.csv and its objects' outlines, the images drawn where they are missing."""
+    """Each image's row of scenes.csv and its objects' outlines; images that are missing are drawn."""
     tasks = [(root, config, split.name, range(k, min(k + _CHUNK, split.count))) for k in range(0, split.count, _CHUNK)]
     found = []
     with tqdm(total=split.count, desc=split.name, unit="image", disable=None, leave=False) as bar:
@@ -248,6 +251,6 @@ def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
 def _write_png(path: pathlib.Path, figure: "Figure") -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=90)
-    # 128 colours are enough, and a third of the size.
+    # 128 colours are enough, and the file is a third of the size.
     with Image.open(drawn) as image, files.whole(path) as new:
         image.convert("RGB").quantize(128).save(new, format="png", optimize=True)

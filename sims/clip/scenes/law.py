@@ -1,10 +1,10 @@
-"""Captioned scenes: an object of one of ten classes in a context, their law, their captions, and how they are drawn.
+"""Captioned scenes, an object of one of ten classes in a context: their distribution, captions and drawing.
 
-Ten ImageNet classes come in five pairs.  CONTEXTS[k] is the home of class k, and the two classes of a pair share their
-two homes: with attribute a = +1 for the first one's home, each pair is the intra-class model of the theory, and a scene
-is aligned where its context is its class's own home, conflicting where it is the partner's.  Contexts vary little (a
-shade), the object's core details much: colour, fill, size, pose.  A small object of another pair, the companion, is a
-detail that classes share.
+Ten ImageNet classes come in five pairs. CONTEXTS[k] is the home of class k; the two classes of a pair share their two
+homes. With attribute a = +1 for the first one's home, each pair is the intra-class model of the theory. A scene is
+aligned where its context is its class's own home, conflicting where it is the partner's. Contexts vary little (a
+shade). The object's core details vary much: colour, fill, size, pose. A small object of another pair, the companion, is
+a detail that classes share.
 
 Symbols: p_spu = P(context is the class's home); pi_core, pi_spu, pi_companion: chances that a caption names a detail.
 """
@@ -65,11 +65,18 @@ _GROUNDS = ((250, 190, 20), (20, 130, 140), (230, 110, 100), (250, 250, 250), (1
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """label: index of CLASSES.  context: index of CONTEXTS, -1: none.  companion: index of CLASSES, -1: none.
+    """The content of a scene.
 
-    x, y: the object's centre, from the left and the top, and scale: half its extent, all shares of the side.  angle:
-    degrees clockwise.  cover: share of its width hidden by a post and a rail.  noise: sd of a pixel, of 255.  seed: of
-    what no field says (proportions, textures, noise).
+    Attributes:
+      label: index of CLASSES.
+      context: index of CONTEXTS; -1: none.
+      companion: index of CLASSES; -1: none.
+      x, y: the object's centre, from the left and the top, as shares of the side.
+      scale: half the object's extent, as a share of the side.
+      angle: degrees clockwise.
+      cover: share of the object's width that a post and a rail hide.
+      noise: sd of a pixel, of 255.
+      seed: of what no field fixes (proportions, textures, noise).
     """
 
     label: int
@@ -91,16 +98,22 @@ class Scene:
 
     @property
     def group(self) -> str:
-        """aligned, conflicting, or empty where there is no context."""
+        """aligned, conflicting, or empty for a scene without a context."""
         return "" if self.context < 0 else "aligned" if self.context == self.label else "conflicting"
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """What scenes are drawn from.  p_spu: P(context = home), None: no context.  p_companion: P(a companion).
+    """The distribution that scenes are drawn from.
 
-    sizes, styles: equally likely ones.  zoom: factor of the scale.  wander: largest distance of the object from the
-    centre, share of the side.  turned: any angle.  cover, noise: see Scene.
+    Attributes:
+      p_spu: P(context = home); None: no context.
+      p_companion: P(a companion).
+      sizes, styles: those that occur, equally likely.
+      zoom: factor of the scale.
+      wander: largest distance of the object from the centre, as a share of the side.
+      turned: whether the object is turned by any angle.
+      cover, noise: see Scene.
     """
 
     p_spu: float | None
@@ -115,9 +128,9 @@ class Law:
 
 
 def sample(rng: np.random.Generator, n: int, law: Law, label: int | None = None) -> list[Scene]:
-    """n scenes of the law, with classes equally likely or of one class.
+    """n scenes of the law, with all classes equally likely, or of one class.
 
-    The same numbers are drawn whatever the law, so that scenes of two laws at one seed differ only where they must.
+    Every law takes the same random numbers, so scenes of two laws at one seed differ only where they must.
     """
     return [_scene(rng.random(18), int(rng.integers(2**62)), law, label) for _ in range(n)]
 
@@ -164,11 +177,13 @@ _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 
 
 def caption(scene: Scene, rng: np.random.Generator, pi_core: float, pi_spu: float, pi_companion: float) -> str:
-    """An English caption: the class always, each of colour, fill, size and pose w.p. pi_core, the context with its
-    shade w.p. pi_spu, a companion w.p. pi_companion, independently.
+    """An English caption of a scene.
 
-    The same numbers are drawn whatever the chances and the scene, and phrasings depend on nothing else, so that words
-    tell no more than what is named.
+    It always names the class. It names each of colour, fill, size and pose w.p. pi_core, the context with its shade
+    w.p. pi_spu, and a companion w.p. pi_companion, independently.
+
+    The same random numbers are drawn whatever the chances and the scene, and phrasings depend on nothing else. So words
+    reveal nothing beyond what is named.
     """
     u, v = rng.random(6), rng.random(8)
 
@@ -241,7 +256,7 @@ def _areas() -> tuple[float, ...]:
 
 
 def masks(scene: Scene, side: int) -> list[tuple[int, np.ndarray]]:
-    """(label, (side, side) bool) of the object and of what is seen of its companion: pixels at least half covered."""
+    """(label, (side, side) bool) of the object and of its companion's visible part: pixels at least half covered."""
     factor = _supersampling(side)
     things = [(t.label, shapes.silhouette(t.at(side * factor), side * factor)) for t in _things(scene)]
     front = things[0][1]
@@ -290,7 +305,7 @@ def _background(scene: Scene, rng: np.random.Generator, size: int) -> Image.Imag
 
 
 def _painted(thing: _Thing, style: str, rng: np.random.Generator, size: int) -> Image.Image:
-    """A layer: the thing with its colour, a little off it, and its fill."""
+    """A layer with the thing in its fill, and close to its colour."""
     near = np.array(COLOURS[thing.colour]) + rng.integers(-12, 13, 3)
     if style == "cartoon":
         near = np.array(COLOURS[thing.colour]) * 0.75 + 64
@@ -302,7 +317,7 @@ def _painted(thing: _Thing, style: str, rng: np.random.Generator, size: int) -> 
 
 
 def _lighting(thing: _Thing, layer: Image.Image, factor: int) -> np.ndarray:
-    """Light from the upper left: what to add to 1, on the thing alone."""
+    """Light from the upper left, on the thing alone: the factor of each pixel, less 1."""
     alpha = np.asarray(layer.getchannel("A").reduce(factor), np.float32) / 255
     at = (np.arange(len(alpha), dtype=np.float32) + 0.5) / len(alpha)
     slope = ((at - thing.x)[None, :] + (at - thing.y)[:, None]) / (2 * thing.scale)

@@ -1,6 +1,6 @@
 """What the generated scenes' folders hold: sets, file names, annotations, tables and mappings, in the true layouts.
 
-Pure functions of a Config; `make_scenes` writes what they say.
+Pure functions of a Config; `generation` writes what they return.
 """
 
 import collections
@@ -14,7 +14,7 @@ from sims.clip.scenes import law as scenes
 from sims.clip.scenes.law import CLASSES, CONTEXTS, Law, Scene
 from sims.engine.flags import UsageError
 
-VERSION = 1  # of drawings and layout; a folder of another one is not continued
+VERSION = 1  # of drawings and layout; a folder of another version is not continued
 WRITTEN = (
     "coco", "val", "balanced", "imagenetv2-matched-frequency", "sketch", "imagenet-r", "imagenet-a", "objectnet-1.0",
     "classes.json", "scenes.png",
@@ -24,8 +24,8 @@ _INSTANCES = 2  # ids an image: the object and its companion
 _BY_NAME = {kind.name: k for k, kind in enumerate(CLASSES)}
 _RENDERED = ("acoustic guitar", "broom", "candle", "traffic light", "umbrella", "mushroom")
 _ADVERSARIAL = ("balloon", "daisy", "teapot", "yawl", "umbrella", "mushroom")
-# folder: (ObjectNet's label, our classes in it, whether ImageNet has any); two pairs of partners are among the scored
-# ones, so that a context can mislead.
+# folder: (ObjectNet's label, our classes in it, whether ImageNet has any). The scored classes include two pairs of
+# partners, so that a context can mislead.
 _OBJECTNET = {
     "broom": ("Broom", ("broom",), True),
     "flower": ("Flower", ("daisy",), False),
@@ -44,9 +44,15 @@ Outline = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """train: training images.  test: images a class in each evaluation set.  side: pixels.  captions: an image.
+    """The settings of generated scenes.
 
-    p_spu, pi_core, pi_spu, p_companion, pi_companion: see `scenes`.  seed: root of all randomness.
+    Attributes:
+      train: training images.
+      test: images of a class in each evaluation set.
+      side: pixels.
+      captions: captions of an image.
+      p_spu, pi_core, pi_spu, p_companion, pi_companion: see `law`.
+      seed: root of all randomness.
     """
 
     train: int = 8000
@@ -76,8 +82,10 @@ class Config:
 class Split:
     """A set of images: scene i is a pure function of (seed, stream, i).
 
-    labels: its classes, in turn; empty: every class, at random.  file: of an image in `folder`, from scene, its class's
-    wnid and number.  border: red pixels a side.
+    Attributes:
+      labels: its classes, in turn; empty: every class, at random.
+      file: name of an image in `folder`, from its scene and the wnid and number of its class.
+      border: red pixels a side.
     """
 
     name: str
@@ -95,12 +103,12 @@ class Split:
         return scenes.sample(np.random.default_rng([self.seed, self.stream, i]), 1, self.law, label)[0]
 
     def path(self, i: int, scene: Scene) -> str:
-        """Of image i, in the folder."""
+        """The path of image i in the folder."""
         wnid, home = CLASSES[scene.label].wnid, _FOLDER_OF.get(scene.label)
         return self.file.format(i=i, id=self.image_id(i), wnid=wnid, label=scene.label, style=scene.style, home=home)
 
     def image_id(self, i: int) -> int:
-        """COCO's."""
+        """COCO's id of image i."""
         return i + 1 + (_VAL_IDS if self.name == "val2017" else 0)
 
 
@@ -135,7 +143,7 @@ def _labels(names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def row(split: Split, i: int, scene: Scene) -> Row:
-    """Image i's line of scenes.csv; group and shade are empty where there is no context, pose where any angle is."""
+    """Image i's line of scenes.csv. Without a context, group and shade are empty; where any angle occurs, pose is."""
     context = CONTEXTS[scene.context] if scene.context >= 0 else ""
     companion = CLASSES[scene.companion].wnid if scene.companion >= 0 else ""
     return {
@@ -146,7 +154,7 @@ def row(split: Split, i: int, scene: Scene) -> Row:
 
 
 def counts(rows: list[Row]) -> dict[str, Any]:
-    """Images and classes that are scored, and the images of each class (of ObjectNet, of each folder with a class)."""
+    """The numbers of scored images and classes, and of images in each class (for ObjectNet, in each scored folder)."""
     found: collections.Counter[str] = collections.Counter()
     for entry in rows:
         folder = entry["path"].split("/")[1] if entry["path"].startswith("images/") else None
@@ -156,7 +164,7 @@ def counts(rows: list[Row]) -> dict[str, Any]:
 
 
 def outlines(masks: list[tuple[int, np.ndarray]]) -> list[Outline]:
-    """Label, bbox [left, top, width, height], area in pixels and run lengths of what is seen of each object."""
+    """Label, bbox [left, top, width, height], area in pixels and run lengths of the visible part of each object."""
     found = []
     for label, mask in masks:
         if mask.any():
@@ -189,10 +197,10 @@ def instances_json(config: Config, split: Split, found: list[list[Outline]]) -> 
 
 
 def captions_json(config: Config, split: Split, seed: int) -> dict[str, Any]:
-    """COCO's captions of a split (without categories), `captions` an image.
+    """COCO's captions of a split (without categories), config.captions for each image.
 
-    Mentions and phrasings are a pure function of (seed, stream, i), compared with the chances: two policies at one seed
-    differ only in what is named.
+    Mentions and phrasings compare the chances with random numbers that are a pure function of (seed, stream, i). So two
+    policies at one seed differ only in what is named.
     """
     annotations = []
     for i in range(split.count):

@@ -1,7 +1,8 @@
-"""Ten shapes: what they are made of, and how they are painted, pencilled and cut out.
+"""Ten shapes: what they are made of, and how they are painted, drawn in pencil and cut out.
 
-A shape is a list of parts, back to front: polygons in its own square [-1, 1]^2 (x right, y down), each either of the
-object's colour and fill (BODY) or of a colour of its own.  It takes three numbers in [-1, 1] that vary its proportions.
+A shape is a list of parts, back to front: polygons in its own square [-1, 1]^2 (x right, y down). A part has either the
+object's colour and fill (BODY) or a colour of its own. A shape takes three numbers in [-1, 1] that vary its
+proportions.
 """
 
 import math
@@ -154,15 +155,18 @@ SHAPES: dict[str, Callable[[np.ndarray], list[Part]]] = {
 
 
 def place(parts: list[Part], x: float, y: float, scale: float, angle: float, size: int) -> list[Part]:
-    """The parts in pixels of a canvas: turned by angle (degrees, clockwise), scaled so that 1 is `scale` of the side,
-    moved to (x, y), shares of the side."""
+    """The parts in pixels of a canvas.
+
+    They are turned by `angle` (degrees, clockwise) and scaled so that 1 is `scale` of the side. Then they are moved to
+    (x, y), in shares of the side.
+    """
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     turn = np.array([(c, s), (-s, c)]) * (scale * size)
     return [(colour, points @ turn + (x * size, y * size)) for colour, points in parts]
 
 
 def silhouette(parts: list[Part], size: int) -> Image.Image:
-    """All parts in white on black, "L"."""
+    """All parts in white on black, an image of mode "L"."""
     mask = Image.new("L", (size, size))
     pen = ImageDraw.Draw(mask)
     for _, points in parts:
@@ -171,7 +175,7 @@ def silhouette(parts: list[Part], size: int) -> Image.Image:
 
 
 def pattern(fill: str, colour: Colour, second: Colour, period: float, angle: float, size: int) -> Image.Image:
-    """A canvas of one colour, of stripes, or of dots of the second colour; period in pixels."""
+    """A canvas of one colour, or with stripes or dots of the second colour; period in pixels."""
     canvas = Image.new("RGB", (size, size), colour)
     if fill == "plain":
         return canvas
@@ -188,7 +192,10 @@ def pattern(fill: str, colour: Colour, second: Colour, period: float, angle: flo
 
 
 def paint(parts: list[Part], body: Image.Image, outline: Colour | None, width: int) -> Image.Image:
-    """The parts on a transparent canvas, "RGBA"; BODY shows the canvas `body`. outline None: of a dark tone each."""
+    """The parts on a transparent canvas of mode "RGBA"; BODY shows the canvas `body`.
+
+    outline None: a dark tone for each part.
+    """
     size = body.size[0]
     canvas, alpha = Image.new("RGB", (size, size)), silhouette(parts, size)
     pen, cut = ImageDraw.Draw(canvas), ImageDraw.Draw(alpha)

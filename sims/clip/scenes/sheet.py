@@ -24,9 +24,10 @@ _SHEET = {
 
 
 def sheet(root: pathlib.Path, columns: int = 8) -> Any:
-    """A figure of samples of each set in `root`, training ones with a caption; a matplotlib Figure.
+    """A matplotlib Figure with samples of each set in `root`; those of training have a caption.
 
-    Of the training images the last shown are conflicting: three, or a third of the columns, where there are so many.
+    The last training images are conflicting: three, or a third of the columns if that is less, as far as there are so
+    many.
     """
     from matplotlib.figure import Figure
 
@@ -57,7 +58,7 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
 
 
 def _chosen(rows: list[Row], count: int, training: bool) -> list[Row]:
-    """Rows of classes in turn; of training ones up to three conflicting ones last."""
+    """Rows of the classes in turn; for training, aligned rows and then up to three conflicting ones."""
     if training:
         last = [row for row in rows if row["group"] == "conflicting"][: min(3, count // 3)]
         return [row for row in rows if row["group"] == "aligned"][: count - len(last)] + last

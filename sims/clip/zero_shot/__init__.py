@@ -1,6 +1,6 @@
 """Zero-shot evaluation.
 
 sets.py     which images and classes a set scores    scoring.py     features, ranks, shares with intervals
-prompts.py  the words of a class                     robustness.py  effective robustness beyond a line of models
+prompts.py  the prompts of a class                   robustness.py  effective robustness beyond a line of models
 evaluation.py, table.py, report.py, scatter.py       rows of results, their table and figure
 """

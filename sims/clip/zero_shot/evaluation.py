@@ -1,4 +1,4 @@
-"""What `evaluate` does: encode every set once, count, hold against the lines, one row a set; print and draw rows."""
+"""The work of `evaluate`: encode every set once, count right answers, compare with the lines; one row for each set."""
 
 import dataclasses
 import datetime
@@ -24,12 +24,15 @@ from sims.engine.flags import UsageError
 Row = dict[str, Any]
 BEST = "-best"  # ends the id of a run's best checkpoint
 _MODEL = 0.995  # level of a model's interval
-_EACH = 0.975  # two such intervals hold both accuracies, and so rho, with at least 0.95
+_EACH = 0.975  # level: two such intervals hold both accuracies, and so rho, w.p. 0.95 or more
 
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How images are read, which does not change the result.  threads: None: one a core.  cache: of text weights."""
+    """How images are read, which does not change the result.
+
+    threads: None: one a core.  cache: folder of text weights.  strict: refuse images that cannot be read.
+    """
 
     batch_size: int = 64
     threads: int | None = None
@@ -39,7 +42,7 @@ class How:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Of the line that is printed and drawn.  line: auto, standard, weak or fit."""
+    """Which line is printed and drawn.  line: auto, standard, weak or fit."""
 
     line: str = "auto"
     transform: str = "logit"
@@ -52,7 +55,7 @@ class Choice:
 
 
 def warn(lines: Sequence[str | None], strict: bool) -> None:
-    """Say on stderr what is not whole, None being nothing.  Raises: UsageError if strict and there is anything."""
+    """Print a warning on stderr for each line that is not None.  Raises: UsageError if strict and there is any."""
     told = [line for line in lines if line]
     if told and strict:
         raise UsageError(f"{'; '.join(told)}: refused by --strict, and not scored. Complete the sets.")
@@ -113,10 +116,10 @@ def evaluate(
     how: How = How(),
     choice: Choice = Choice(),
 ) -> Iterator[Row]:
-    """One row a set as soon as it is scored, in their order, in which val is the first.
+    """The rows of the sets, each as soon as it is scored, in the order of `sets`, in which val is the first.
 
-    run: the id that keys them.  models: rows of others, to fit the line `fit` to.
-    Raises: UsageError if an image cannot be read and how.strict, or none of a set can, or the encoder lacks a class.
+    run: the id in the rows.  models: rows of other models, to which the line `fit` is fitted.
+    Raises: UsageError if the encoder lacks a class, if no image of a set can be read, or if one cannot and how.strict.
     """
     weights, bias = scoring.class_weights(encoder, classes.names, templates, how.cache)
     every = tuple((c,) for c in range(len(classes.names)))
@@ -176,7 +179,7 @@ def _at(groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
 
 
 def key(run: str, found: EvaluationSet, classes: Classes) -> Row:
-    """What tells rows apart: the run, the set, the class list and how many of it are scored."""
+    """The fields by which rows differ: the run, the set, the class list and how many of its classes are scored."""
     words = _digest([classes.wnids, classes.names])
     return {"run": run, "set": found.name, "classes": words, "classes_scored": len(found.scored)}
 
@@ -208,7 +211,7 @@ def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Clas
         "unreadable": unreadable,
         "dropped": found.dropped,
         "chance": found.chance,
-        "worst_class": named | _share("", share, result.classes),  # the worst of them was chosen by what it has
+        "worst_class": named | _share("", share, result.classes),  # chosen as the worst of them
     }
     if result.top5 is not None:
         row["top5"] = _share("", result.top5)
@@ -218,7 +221,7 @@ def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Clas
 def _against_lines(
     row: Row, val_accuracy: float | None, num_classes: int, models: Sequence[Row], choice: Choice
 ) -> Row:
-    """The row with val_accuracy, rho by every line, and of the chosen one its name, interval, marks."""
+    """The row with val_accuracy, rho by every line, marks, and the name and interval of the chosen line."""
     marks = ["unreadable"] if row["unreadable"] else []
     row = row | {"val_accuracy": val_accuracy, "rho": {}, "line": None, "rho_interval_95": None, "marks": marks}
     if _holds(row["chance"], row["interval_99.5"]) or _holds(row["chance"], row.get("id_interval_99.5", (1, 1))):
@@ -239,7 +242,7 @@ def _against_lines(
         return row
     (id_low, id_high), (low, high) = (Share(k, n).interval(_EACH) for k, n in shares)
     line = lines[name]
-    # Lines rise for all that is known; a fitted one need not.
+    # Sorted, since a fitted line may fall; the published ones rise.
     ends = sorted((float(line.at(id_low)), float(line.at(id_high))))
     if name == "fit":
         reached = [other["id_accuracy"] for other in others]
@@ -256,10 +259,10 @@ def _holds(value: float, interval: Sequence[float]) -> bool:
 
 
 def of_shift(models: Sequence[Row], row: Row) -> list[Row]:
-    """The last row of each model but this row's that was scored on the same set and knows its accuracy on val.
+    """The last row of each other model that was scored on the same set and has an accuracy on val.
 
-    Left out: rows of another class list, or of another number of scored classes, where they tell. The last and the best
-    checkpoint of a run are one model, of which the row's kind goes first.
+    Rows that state another class list, or another number of scored classes, are left out. The last and the best
+    checkpoint of a run are one model; the kind that `row` is of goes first.
     """
     alike = [
         other
@@ -278,13 +281,13 @@ def _model(row: Row) -> str:
 
 
 def fit(others: Sequence[Row], transform: str) -> robustness.Line | None:
-    """The line through other models; None where there are not two of different accuracy on val."""
+    """The line fitted to other models; None unless two of them differ in their accuracy on val."""
     x, y = (inside(others, axis) for axis in ("id_", ""))
     return robustness.fit_line(x, y, transform) if len(np.unique(x)) >= 2 else None
 
 
 def inside(rows: Sequence[Row], axis: str) -> np.ndarray:
-    """Accuracies, 0 and 1 moved inwards by half an image (by 5e-4 where their number is not told)."""
+    """Accuracies, with 0 and 1 moved inwards by half an image (by 5e-4 if the number of images is not known)."""
     counts = [row.get(f"{axis}images", 1000) for row in rows]
     shares = [row[f"{axis}accuracy"] * n for row, n in zip(rows, counts, strict=True)]
     return robustness.inside(shares, counts) if rows else np.empty(0)

@@ -1,4 +1,4 @@
-"""The words that name a class to a text tower: templates, one embedding a template, averaged."""
+"""The prompts of a class for a text tower: its name in each of several templates; their embeddings are averaged."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sims.clip.records.reading import brief, read_lines
 from sims.engine.flags import UsageError
 
-# Plain sentences that say no more than that the thing is there.
+# Plain sentences that say only that the thing is there.
 TEMPLATES = (
     "{}",
     "a {}",
@@ -39,5 +39,5 @@ def read_templates(path: str | pathlib.Path | None) -> tuple[str, ...]:
 
 
 def prompts(name: str, templates: Sequence[str]) -> list[str]:
-    """The sentences of one class, in the templates' order. The name is put in as it is: braces in it mean nothing."""
+    """The sentences of one class, in the templates' order. The name is put in as it is; its braces mean nothing."""
     return [template.replace(SLOT, name) for template in templates]

@@ -78,9 +78,10 @@ def _percent(share: Row, digits: int = 2) -> str:
 def draw(
     rows: Sequence[Row], known: Sequence[Row], models: Sequence[Row], choice: Choice, out: pathlib.Path
 ) -> pathlib.Path | None:
-    """effective_robustness.png and .pdf in `out`, a panel a shifted set; None where no row has an accuracy on val.
+    """Draw effective_robustness.png and .pdf in `out`, a panel for each shifted set; returns the path of the first.
 
-    known: all rows to draw beside `rows`.  models: those that the line is fitted to.
+    None, and no figure, if no row has an accuracy on val.
+    known: all rows to draw beside `rows`.  models: rows that the line is fitted to.
     """
     shifted = [row for row in rows if "id_accuracy" in row and row["val_accuracy"] is not None]
     if not shifted:
@@ -126,7 +127,7 @@ def _published(row: Row, choice: Choice) -> tuple[str, Line] | None:
 
 
 def _fitted(others: Sequence[Row], transform: str):
-    """((name, line), band) through other models; None where there are too few."""
+    """((name, line), band) fitted to other models; None where they are too few."""
     from sims.clip.zero_shot import scatter
 
     line = fit(others, transform)
@@ -149,7 +150,7 @@ def _point(row: Row, own: bool):
 
 
 def _interval(row: Row, axis: str) -> tuple[float, float]:
-    """99.5%, of counts where they are told."""
+    """The 99.5% interval of an accuracy; NaN if the number of images is not known."""
     from sims.clip.zero_shot.scoring import Share
 
     n = row.get(f"{axis}images")

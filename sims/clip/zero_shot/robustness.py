@@ -25,7 +25,7 @@ class Line:
     transform: str = "logit"
 
     def at(self, accuracy: Any) -> np.ndarray:
-        """The shifted accuracy on the line above an ID accuracy, both in [0, 1]; at 0 and 1 the line's limit, itself.
+        """The line's shifted accuracy at an ID accuracy, both in [0, 1]; at 0 and 1 it is the limit, the same number.
 
         Raises: ValueError outside [0, 1], NaN included.
         """
@@ -33,7 +33,8 @@ class Line:
         return back(self.slope * forward(_shares("accuracy", accuracy)) + self.intercept)
 
 
-# Fitted on the standard models of the public ImageNet testbed (Taori et al. 2020), and on its models below 40% on val.
+# Lines fitted to the standard models of the public ImageNet testbed (Taori et al. 2020). `weak` is fitted to its models
+# below 40% on val.
 LINES = {
     "v2": {
         "logit": Line(0.9232, -0.4977),
@@ -62,8 +63,9 @@ LINES = {
     },
 }
 WEAK = 0.40
-# Accuracy on all of val between which a line has models. The source says so for weak models' upper end only. Assumed:
-# AlexNet (0.565) is the weakest standard model and 0.90 is above the strongest; below 0.05 hardly a model was scored.
+# The accuracies, on all of val, between which a line has models. The source gives only the weak models' upper end. The
+# rest is assumed: AlexNet (0.565) is the weakest standard model, 0.90 is above the strongest, and hardly a model was
+# scored below 0.05.
 RANGES = {"logit": (0.55, 0.90), "probit": (0.55, 0.90), "weak": (0.05, WEAK)}
 
 
@@ -77,9 +79,9 @@ def effective_robustness(acc_id: Any, acc_shift: Any, line: Line) -> np.ndarray:
 
 
 def default_line(val_accuracy: float, transform: str = "logit") -> str:
-    """Which published line a model is held against: "weak" below 40% on val, else the standard one of `transform`.
+    """The published line that a model is compared with: "weak" below 40% on val, else the standard one of `transform`.
 
-    There is no weak-model line in probit: there the standard one is all there is.
+    In probit there is no line of weak models, so it is the standard one.
     """
     return "weak" if val_accuracy < WEAK and transform == "logit" else transform
 
@@ -93,7 +95,8 @@ def extrapolated(line: str, val_accuracy: float) -> bool:
 def inside(correct: Any, images: Any) -> np.ndarray:
     """The share correct / images, where 0 and 1 are moved inwards by half an image, so that g is finite.
 
-    For fits and axes only. images: > 0.  Raises: ValueError for counts that are not 0 <= correct <= images.
+    For fits and axes only. images: > 0.
+    Raises: ValueError for counts that are not 0 <= correct <= images.
     """
     k, n = np.asarray(correct, float), np.asarray(images, float)
     if not ((n > 0) & (0 <= k) & (k <= n)).all():
@@ -104,7 +107,8 @@ def inside(correct: Any, images: Any) -> np.ndarray:
 def fit_line(acc_id: Any, acc_shift: Any, transform: str = "logit") -> Line:
     """The least-squares line of g(acc_shift) on g(acc_id).
 
-    Raises: ValueError for an accuracy that is not inside (0, 1) (see `inside`), fewer than two different ID accuracies.
+    Raises: ValueError for an accuracy that is not inside (0, 1) (see `inside`), or fewer than two different ID
+    accuracies.
     """
     x, y = (_transformed(name, a, transform) for name, a in (("acc_id", acc_id), ("acc_shift", acc_shift)))
     if x.shape != y.shape or x.ndim != 1:
@@ -125,10 +129,10 @@ def bootstrap_band(
     draws: int = 1000,
     level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper) ends of the fitted line above the ID accuracies `at`, over models drawn with replacement.
+    """(lower, upper) ends of a band around the fitted line at the ID accuracies `at`, by bootstrap over models.
 
-    Percentiles (1 - level)/2 and (1 + level)/2 of `draws` lines. A draw of models that all share one ID accuracy has no
-    line, and is left out. at: inside (0, 1).
+    The ends are percentiles (1 - level)/2 and (1 + level)/2 of `draws` lines, each fitted to models drawn with
+    replacement. A draw whose models all share one ID accuracy has no line and is left out. at: inside (0, 1).
     Raises: ValueError as `fit_line`, and for fewer than three models.
     """
     x, y = (_transformed(name, a, transform) for name, a in (("acc_id", acc_id), ("acc_shift", acc_shift)))
@@ -146,7 +150,7 @@ def bootstrap_band(
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares, a line a row."""
+    """(slopes, intercepts) of least squares, a line for each row."""
     dx = x - x.mean(1, keepdims=True)
     slope = (dx * y).sum(1) / (dx**2).sum(1)
     return slope, y.mean(1) - slope * x.mean(1)

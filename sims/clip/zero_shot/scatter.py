@@ -8,19 +8,19 @@ from matplotlib.axes import Axes
 
 from sims.clip.zero_shot.robustness import TRANSFORMS, Line
 
-# Ticks, %, from coarse to fine; an axis has the first with three in sight.
+# Ticks in %, from coarse to fine; an axis takes the first set with three ticks in view.
 _TICKS = (
     (0.1, 0.2, 0.5, 1, 2, 5, *range(10, 100, 10), 95, 98, 99, 99.8, 99.9),
     (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, *range(10, 100, 5), 97, 98, 99, 99.5, 99.7, 99.8, 99.9),
     (*np.arange(1, 10) / 10, *np.arange(2, 20) / 2, *range(10, 100), *(99 + np.arange(1, 10) / 10)),
 )
 _NAMED = 12  # more models than this would hide each other's names
-_LEAST = 1e-4  # a share nearer to 0 or 1 is drawn here
+_LEAST = 1e-4  # a share nearer to 0 or 1 is drawn at this distance
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model: shares in [0, 1], each with its interval's ends; NaN ends draw none.  own: of this run."""
+    """A model: shares in [0, 1], each with its interval's ends; NaN ends draw none.  own: whether it is this run's."""
 
     name: str
     acc_id: float
@@ -32,7 +32,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Band:
-    """Ends of the fitted line above the ID accuracies `at`."""
+    """A band around the fitted line: its ends at the ID accuracies `at`."""
 
     at: np.ndarray
     low: np.ndarray
@@ -105,7 +105,10 @@ def _drawn(shares) -> np.ndarray:
 
 
 def _limits(points: list[Point], axis: str, transform: str) -> tuple[float, float]:
-    """The points with their intervals, and a margin: a share of their span, and no less than 0.15 on the axis."""
+    """Limits of an axis: the points with their intervals, and a margin.
+
+    The margin is a tenth of their span, and at least 0.15, on the transformed axis.
+    """
     ends = [e for p in points for e in (*getattr(p, f"{axis}_interval"), getattr(p, f"acc_{axis}"))]
     low, high = _forward(transform)(np.array([np.nanmin(ends), np.nanmax(ends)]))
     margin = max(0.1 * (high - low), 0.15)

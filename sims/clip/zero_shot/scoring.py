@@ -30,7 +30,7 @@ Scored = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """correct of images; `accuracy` is NaN for no images, whose interval is (0, 1)."""
+    """`correct` of `images`. For no images the accuracy is NaN and the interval (0, 1)."""
 
     correct: int
     images: int
@@ -41,7 +41,7 @@ class Share:
         return self.correct / self.images if self.images else float("nan")
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Clopper and Pearson's."""
+        """Clopper and Pearson's interval."""
         low, high = clopper_pearson(self.correct, self.images, level)
         return float(low), float(high)
 
@@ -56,7 +56,7 @@ def clopper_pearson(correct: Any, images: Any, level: float = 0.95) -> tuple[np.
     if not ((0 <= k) & (k <= n)).all() or not 0 < level < 1:
         raise ValueError(f"needs 0 <= correct <= images and 0 < level < 1, got {correct} of {images}, {level}.")
     tail = (1 - level) / 2
-    # Where the end is fixed, the arguments are replaced by any that the inverse takes.
+    # Where an end is fixed at 0 or 1, its arguments are replaced by any that the inverse accepts.
     low = scipy.special.betaincinv(np.maximum(k, 1), n - np.minimum(k, n) + 1, tail)
     high = scipy.special.betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail)
     return np.where(k == 0, 0.0, low), np.where(k == n, 1.0, high)
@@ -72,9 +72,9 @@ def text_weights(
 ) -> np.ndarray:
     """w_y = u / |u|, u = mean over templates t of e(t, y) / |e(t, y)|: (c, r) float32, in the order of the names.
 
-    Classes whose names are the same to the tokenizer have the very same row.
-    cache: folder that keeps them, by a digest of names, templates, and what the tower makes of the first class: taken
-    again for any model that makes the very same of that class.
+    Classes whose names are the same to the tokenizer have exactly the same row.
+    cache: folder that keeps the weights, by a digest of names, templates and the tower's embeddings of the first class.
+    They are taken again for any model with exactly those embeddings of that class.
     Raises: WorkFailed if an embedding is not finite, or is 0.
     """
     from sims.clip.records.tokenizer import clean
@@ -93,7 +93,7 @@ def text_weights(
     with tqdm(total=len(sentences), unit="text", disable=None) as bar:
         for at in range(0, len(sentences), batch_size):
             batch = sentences[at : at + batch_size]
-            # One shape alone, so that a compiled tower is compiled once.
+            # All batches have one shape, so that the tower is compiled once.
             whole = batch + [batch[-1]] * (min(batch_size, len(sentences)) - len(batch))
             found[at : at + len(batch)] = np.asarray(encode_text(whole), np.float32)[: len(batch)]
             bar.update(len(batch))
@@ -110,10 +110,10 @@ def class_weights(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(weights (c, r), bias (c,)) of the classes: scores = features @ weights.T + bias.
 
-    A head's rows are those of the same class names. Text weights have no bias; as the highest score counts, the length
-    of an image's features does not.
-    Raises: UsageError if a head lacks a class or has it twice, names for a text tower are wnids or numbers, or the
-    encoder has neither head nor text.
+    A head's rows are taken by class name. Text weights have no bias. Only the highest score counts, so the length of an
+    image's features does not matter.
+    Raises: UsageError if a head lacks a class or has it twice, or if the encoder has neither head nor text. Also for a
+    text tower, if the names are wnids or numbered.
     """
     if encoder.head is None:
         if encoder.encode_text is None:
@@ -144,7 +144,13 @@ def _rows(encoder: str, own: list[str], names: Sequence[str]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """Of the images that could be read: values (m, r) float32, kept (m,) their places in the set.  bad: path -> why."""
+    """The features of the images that could be read.
+
+    Attributes:
+      values: (m, r) float32.
+      kept: (m,) their places in the set.
+      bad: path -> why, for the other images.
+    """
 
     values: np.ndarray
     kept: np.ndarray
@@ -156,7 +162,7 @@ def image_features(
 ) -> Features:
     """Embeddings of files (or `sets.Item`s), decoded, `crop` pixels cut off each side, resized and centre-cropped.
 
-    threads: that decode while the encoder works; None: one a core.  A file that cannot be read goes into `bad`.
+    threads: number that decode while the encoder works; None: one a core.  A file that cannot be read goes into `bad`.
     Raises: WorkFailed if an embedding is not finite.
     """
     values: list[np.ndarray] = []
@@ -165,7 +171,7 @@ def image_features(
     batch: list[np.ndarray] = []
 
     def encode() -> None:
-        shown = batch + [batch[-1]] * (batch_size - len(batch))  # one shape alone, for every set
+        shown = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, compiled once for all sets
         found = np.asarray(encoder.encode_image(np.stack(shown)), np.float32)[: len(batch)]
         if not np.isfinite(found).all():
             raise WorkFailed(f"{encoder.name} gives embeddings of images that are not finite; the set was not scored.")
@@ -222,9 +228,10 @@ def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int)
 
 
 def twins(weights: np.ndarray, bias: np.ndarray, scored: Scored) -> np.ndarray:
-    """(len(scored),) for each scored class the first with the very same weights, which nothing tells from it.
+    """(len(scored),): for each scored class, the first one that has exactly the same weights.
 
-    That is itself but where a class list has a name twice, as CLIP's has missile and sunglasses.
+    Scores cannot distinguish the two. The first is the class itself, unless a class list has a name twice, as CLIP's
+    has missile and sunglasses.
     """
     row: dict[bytes, int] = {}
     same = [row.setdefault(one.tobytes(), i) for i, one in enumerate(np.column_stack([weights, bias]))]
@@ -242,16 +249,20 @@ def ranks(
 ) -> np.ndarray:
     """How many scored classes come before the true one: (n,), 0 where the prediction is right.
 
-    features: (n, r), finite.  labels: (n,) into `scored`.  A scored class is one or several of the c classes, and its
-    score the highest of theirs; of equal scores the class listed first comes first.  alike: `twins`, none of which
-    comes before another: where the prediction is either of two, both are right.
+    A scored class is one or several of the c classes; its score is the highest of theirs. Of equal scores, the class
+    listed first comes first.
+
+    Args:
+      features: (n, r), finite.
+      labels: (n,) into `scored`.
+      alike: `twins`, none of which comes before another: where the prediction is either of two, both are right.
     """
     place, rows = np.unique(twins(weights, bias, tuple((c,) for c in range(len(weights)))), return_inverse=True)
     members = [list(group) for group in scored]
     single = np.array([group[0] for group in scored]) if all(len(group) == 1 for group in scored) else None
     found = np.empty(len(labels), int)
     for at in range(0, len(labels), 4096):
-        # Equal rows are multiplied once: a product may round them otherwise in another column.
+        # Equal rows are multiplied once: a product may round equal columns differently.
         scores = (features[at : at + 4096] @ weights[place].T + bias[place])[:, rows]
         scores = scores[:, single] if single is not None else np.stack([scores[:, g].max(1) for g in members], 1)
         truth = labels[at : at + 4096, None]
@@ -264,8 +275,13 @@ def ranks(
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Of a set, over the images that could be read.  top5: None below five classes.  worst: (place among the scored
-    classes, its share), the first of equals, over the `classes` that have images.  groups: by name, where it has any.
+    """The counts of a set, over the images that could be read.
+
+    Attributes:
+      top5: None below five classes.
+      worst: (place among the scored classes, its share), the first of equals, over the classes that have images.
+      classes: the number of classes that have images.
+      groups: shares by name, if the set has groups.
     """
 
     top1: Share
@@ -282,9 +298,12 @@ def result(
     groups: np.ndarray | None = None,
     fair: np.ndarray | None = None,
 ) -> Result:
-    """Counts from ranks.  found, labels, groups: (n,), n > 0; groups: names, "" for none.
+    """Counts from ranks.
 
-    fair: ranks by which a class is judged, the worst one too, where `twins` are alike; else `found`.
+    Args:
+      found, labels: (n,), n > 0.
+      groups: (n,) names, "" for none.
+      fair: ranks by which each class is judged, and so the worst one, with `twins` alike; None: `found`.
     """
     right = found == 0
     images = np.bincount(labels, minlength=num_scored)
@@ -323,12 +342,12 @@ def _kept(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         found = arrays_of(file)["weights"]
     except (OSError, ValueError, KeyError):
-        return None  # none, or a damaged one, which is written anew
+        return None  # missing or damaged: it is written again
     return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 
 def _keep(file: pathlib.Path, weights: np.ndarray) -> None:
-    """Best effort: a cache that cannot be written costs time alone."""
+    """Write the cache if possible; one that cannot be written costs only time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".npz")

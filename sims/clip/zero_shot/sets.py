@@ -1,7 +1,7 @@
 """The evaluation sets on disk: which images, which classes are scored, and what a whole set would hold.
 
 ImageNet val, V2, Sketch, R, A and ObjectNet in the layouts they are published in, and the generated scenes in the same.
-A set's labels count its scored classes, of which each is one or several of the class list's (ObjectNet's).
+A set's labels number its scored classes. Each of these is one class of the class list, or several (ObjectNet's).
 """
 
 import collections
@@ -31,7 +31,7 @@ FOLDERS = {
 }
 SETS = tuple(FOLDERS)
 _UNPACKED = {"v2": "imagenetv2-matched-frequency-format-val"}  # as the published archive names it
-_WHOLE = ("val", "balanced", "sketch")  # have images of every class
+_WHOLE = ("val", "balanced", "sketch")  # sets that have images of every class
 # (images, classes) of the published sets.
 EXPECTED = {
     "val": (50_000, 1000),
@@ -48,10 +48,15 @@ _LABEL_FILES = ("val.txt", "val_labels.txt", "LOC_val_solution.csv")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """n images.  labels: (n,) into scored.  groups: (n,) names such as aligned, or None.  crop: pixels off every side.
+    """A set of n images.
 
-    expected: (images, classes) of the whole set; None: not known.  dropped: images of folders that are not scored.
-    absent: images that a list names and that are not there.
+    Attributes:
+      labels: (n,) into scored.
+      groups: (n,) names such as aligned, or None.
+      crop: pixels to cut off every side.
+      expected: (images, classes) of the whole set; None: not known.
+      dropped: number of images in folders that are not scored.
+      absent: number of images that a list names but that are not there.
     """
 
     name: str
@@ -76,7 +81,7 @@ class EvaluationSet:
         return len(self.paths), len(np.unique(self.labels))
 
     def shortfall(self, unreadable: int = 0) -> str | None:
-        """What is not as expected, as one line; None where all is there and can be read."""
+        """What is not as expected, as one line; None if all is there and can be read."""
         images, classes = self.found[0] - unreadable, self.found[1]
         parts = []
         wanted, count = self.expected or (None, None)
@@ -92,7 +97,7 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Item:
-    """Record i of a source, in the place of a file."""
+    """Record i of a source, in place of a file."""
 
     source: Source
     i: int
@@ -133,7 +138,7 @@ def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes)
 
 
 def absent(root: pathlib.Path, classes: Classes) -> tuple[str, ...]:
-    """The sets that a whole root has, ImageNet's or the generated scenes', and this one has not."""
+    """The sets that a whole root has, ImageNet's or the generated scenes', and this one lacks."""
     return tuple(name for name in _expected(root, classes) if not _folder(root, name).is_dir())
 
 
@@ -183,7 +188,10 @@ def _by_wnid(folder: pathlib.Path, classes: Classes) -> dict[int, list[pathlib.P
 
 
 def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]:
-    """By the folder's number: sorted as strings 10 would come before 2, and nearly every label be wrong."""
+    """Images by class, which is the folder's number.
+
+    Sorted as strings, 10 would come before 2, and nearly every label would be wrong.
+    """
     found: dict[int, list[pathlib.Path]] = {}
     for path in _folders(folder):
         if not re.fullmatch(r"[0-9]+", path.name) or int(path.name) >= count or int(path.name) in found:
@@ -201,9 +209,9 @@ def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]
 
 
 def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[dict[int, list[pathlib.Path]], int]:
-    """Images without class folders, and how many that are listed are not there.
+    """(images by class, number of listed images that are not there), for images without class folders.
 
-    A list tells labels: FILE WNID or FILE NUMBER a line, blank or comma between; a file's ending may be left out.
+    A list gives the labels: FILE WNID or FILE NUMBER a line, blank or comma between. A file's ending may be left out.
     """
     places = [place / name for place in (folder, root) for name in _LABEL_FILES]
     listing = next((path for path in places if path.is_file()), None)
@@ -245,7 +253,7 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[d
 def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int] | None) -> EvaluationSet:
     """An ObjectNet class is scored by the best of its ImageNet classes; folders without any are dropped and counted.
 
-    The mapping's ImageNet classes are found by name: the numbers that come with it start at 0 in some copies of the
+    The mapping's ImageNet classes are looked up by name. The numbers that come with it start at 0 in some copies of the
     public code and at 1 in others.
     """
     mappings, shots = folder / "mappings", folder / "images"
@@ -286,7 +294,7 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
 
 
 def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    """The classes of a name, as it is written and in lower case."""
+    """Classes by name: as it is written, and in lower case."""
     exact: dict[str, set[int]] = {}
     folded: dict[str, set[int]] = {}
     for i, name in enumerate(classes.synonyms):
@@ -296,7 +304,7 @@ def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]
 
 
 def _named(synonyms: str, index: tuple[dict[str, set[int]], dict[str, set[int]]], file: pathlib.Path) -> int:
-    """The class whose name is the first of these synonyms; where none is, one whose name is any of them."""
+    """The class whose name is the first of these synonyms; if there is none, the one whose name is another of them."""
     parts = [part.strip() for part in synonyms.split(",")]
     exact, folded = index
     for tried in (parts[:1], parts[1:]):
@@ -312,7 +320,7 @@ def _named(synonyms: str, index: tuple[dict[str, set[int]], dict[str, set[int]]]
 
 
 def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
-    """The groups that scenes.csv tells, if there is one: its columns path (within the folder) and group."""
+    """The set with the groups of scenes.csv, if there is one. Its columns: path (within the folder) and group."""
     table = folder / "scenes.csv"
     if not table.is_file():
         return found
@@ -333,7 +341,7 @@ def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
 
 
 def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]]:
-    """Counts by name: the published ones for ImageNet's classes, the generated scenes' by scenes.json's "sets"."""
+    """(images, classes) by set: the published counts for ImageNet's classes; for generated scenes, scenes.json's."""
     path = root / "scenes.json"
     if len(classes.wnids) == 1000:
         return EXPECTED

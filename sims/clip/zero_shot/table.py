@@ -12,18 +12,18 @@ from sims.clip.records.reading import parsed, reason, separated, text_of
 from sims.engine import files
 from sims.engine.flags import UsageError
 
-# What every line of a table of models must tell, which may come from elsewhere.
+# What every line of a table must have; tables of models may come from elsewhere.
 _NEEDED = {"run": str, "set": str, "accuracy": float}
 _SHARES = ("accuracy", "id_accuracy", "val_accuracy")
 _COUNTS = ("images", "id_images", "classes_scored")
 
 
 def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
-    """The lines of a table; [] where there is none.
+    """The lines of a table; [] if the file does not exist.
 
-    A .csv file has at least columns run, set and accuracy, and for a place against the line id_accuracy (on val over
-    the set's classes), images and id_images; shares are in [0, 1].  classes_scored and classes (a digest), where told,
-    keep rows of other classes apart.
+    A .csv file has at least the columns run, set and accuracy. To be compared with a line, it also has id_accuracy (on
+    val over the set's classes), images and id_images. Shares are in [0, 1]. The columns classes_scored and classes (a
+    digest), if given, keep rows of other classes apart.
     Raises: UsageError for a line that is damaged or lacks one of these.
     """
     try:
@@ -70,9 +70,9 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def append(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add lines, all or none; lines that are there stay as they are, and a second writer waits for the first.
+    """Add lines, all or none. Earlier lines stay as they are, and a second writer waits for the first.
 
-    Where the path is a link, it is its target that is written.
+    If the path is a link, its target is written.
     Raises: UsageError if the file cannot be written, or what it holds is damaged.
     """
     new = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
