@@ -223,7 +223,8 @@ def test_a_figure_that_cannot_be_written_is_a_line(tmp_path):
 
 
 def test_a_notebook_s_backend_does_not_matter():
-    code = "from sims import flags; flags.run_main('', lambda: None, lambda: __import__('matplotlib.pyplot'), ['x'])"
+    run = "flags.run_main('', lambda: None, lambda: __import__('matplotlib.pyplot'), ['x'])"
+    code = f"from sims.engine import flags; {run}"
     env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, timeout=120)
     assert b"Error" not in done.stderr

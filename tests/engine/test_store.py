@@ -320,7 +320,7 @@ def test_the_disk_is_asked_before_anything_is_written(tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_holds_the_folder(tmp_path):
     code = (
-        "import pathlib, sys; from sims import store\n"
+        "import pathlib, sys; from sims.engine import store\n"
         f"with store.locked(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
