@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
@@ -86,9 +86,11 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
     constraint = {"type": "ineq", "fun": lambda pi: limit - costs @ pi, "jac": lambda pi: -costs}
     options = {"maxiter": 500, "ftol": 1e-15}
     fits = [
-        scipy.optimize.minimize(
+        _optimize()
+        .minimize(
             negative, within(x), jac=True, bounds=[(0, 1)] * k, constraints=constraint, method="SLSQP", options=options
-        ).x
+        )
+        .x
         for x in first
     ]
     best = min((within(x) for x in fits), key=lambda x: negative(x)[0])
@@ -104,4 +106,11 @@ def _kkt_residual(pi: np.ndarray, gradient: np.ndarray, cost: np.ndarray, budget
         normals.append(cost)
     if not normals:
         return float(np.linalg.norm(gradient))
-    return float(scipy.optimize.nnls(np.array(normals).T, gradient)[1])
+    return float(_optimize().nnls(np.array(normals).T, gradient)[1])
+
+
+def _optimize() -> ModuleType:
+    """SciPy's optimisers, loaded when they are needed: they take longer to import than the rest of the library."""
+    import scipy.optimize
+
+    return scipy.optimize
