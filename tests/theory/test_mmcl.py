@@ -176,6 +176,11 @@ def test_one_pair_is_decided_by_the_sign_of_its_score():
     close(groups(accuracy(inter_class(1, 1.0, 1.1, 0.4, 0.3))), [1, 0])
     alpha = np.array([0.9, 1.0, 1.1])
     np.testing.assert_array_equal(sharing_threshold(inter_class(1, 1.0, alpha, 0.4)), [-np.inf, np.inf, np.inf])
+    # |q| alpha^2 = .8 * 1.21 = .968, then .8 * 1.265 = 1.012, on both sides of p_spu = 1/2.
+    alpha, p = np.sqrt([1.21, 1.265]), np.array([[0.9], [0.1]])
+    one = inter_class(1, p, alpha, 0.4)
+    np.testing.assert_array_equal(sharing_threshold(one), [[-np.inf, np.inf]] * 2)
+    np.testing.assert_array_equal(accuracy(one).worst == 1, [[True, False]] * 2)
 
 
 @pytest.mark.parametrize(
