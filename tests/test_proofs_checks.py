@@ -416,6 +416,12 @@ def test_every_theory_module_is_mutated_and_watched():
     assert few == mutants.sample(2) and {m.module for m in few} == set(mutants.WATCHERS)
 
 
+def test_every_explanation_is_of_a_mutant():
+    known = {(m.function, m.change) for module in mutants.WATCHERS for m in mutants.mutants(module)}
+    assert set(mutants.EXPLAINED) <= known
+    assert not {("_direction", "sizes[chosen] * move -> move")} <= known  # of a solver that is no more
+
+
 @pytest.mark.slow
 def test_an_unchanged_module_is_not_noticed_and_a_mutant_is(tmp_path):
     unchanged = mutants.Mutant("theory.recovery", "", 0, "", "", mutants.path_of("theory.recovery").read_text())
