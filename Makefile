@@ -43,7 +43,7 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 	done
 
 check: lint types ## lint, types, and the quick tests of what has changed since the last commit
-	@tests=$$(.ci/touched); echo "tests of what has changed: $${tests:-none}"; \
+	@tests=$$(.ci/touched) || exit 1; echo "tests of what has changed: $${tests:-none}"; \
 	[ -z "$$tests" ] || $(PYTEST) -m 'not slow and not long' $$tests $(PYTEST_FLAGS)
 
 test: lint types ## lint, types, tests

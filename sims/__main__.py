@@ -29,6 +29,9 @@ COMMANDS = {
 }
 
 
+EXTRAS = {"digits": "digits", "clip": "clip", "bench": "bench", "checks": "checks"}  # of setup.cfg; else sims
+
+
 def summary(module: str) -> str:
     """The first line of a command's docstring; the command is not imported."""
     found = importlib.util.find_spec(module)
@@ -55,8 +58,15 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"error: {name!r} is no command; they are {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"mmcl {name}", *rest]
-    runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+    sys.argv[1:] = rest
+    try:
+        runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("", "sims", "mmcl_theory", "proofs_checks"):
+            raise
+        extra = EXTRAS.get(COMMANDS[name].split(".")[1] if "." in COMMANDS[name] else "checks", "sims")
+        print(f"error: {name} needs {error.name}: pip install 'mmcl-theory[{extra}]'.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import mmcl_theory
 from sims import __main__ as mmcl
 from tests.helpers import ROOT
 
@@ -41,3 +42,18 @@ def test_a_name_runs_the_module_and_another_is_refused():
     assert none.returncode == 2 and none.stderr.startswith("error: 'dynamic' is no command; they are sweep-spurious")
     assert none.stderr.count("\n") == 1 and not none.stdout
     assert mmcl_command().stdout == mmcl.listing() + "\n"
+    assert "--largest_rate" in mmcl_command("dynamics", "--help").stdout
+
+
+def test_a_package_that_is_not_there_is_named_with_its_extra():
+    """As where the library alone is installed: its requirements are not those of the commands."""
+    hide = (
+        "import sys; sys.modules['absl'] = None; sys.argv = ['mmcl', 'train']; from sims.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", hide], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: train needs absl: pip install 'mmcl-theory[clip]'.\n")
+
+
+def test_one_version():
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited and cited[1] == mmcl_theory.__version__

@@ -9,6 +9,7 @@ from tests.helpers import ROOT
 
 # A room and the rooms that it may import from, beside itself. A module belongs to the longest name that begins its own.
 LIBRARY = ("mmcl_theory",)
+ENTRIES = ("make_scenes", "train", "evaluate", "compare")
 ROOMS = {
     "mmcl_theory": (
         "mmcl_theory.data",
@@ -35,12 +36,20 @@ ROOMS = {
         *("sims.clip.zero_shot", "sims.clip.scenes", "sims.clip.fit", "sims.clip.model", "sims.clip.records"),
         *("sims.clip.config", "sims.engine", *LIBRARY),
     ),
-    "sims.clip": ("sims.engine",),  # its commands
-    "sims.bench": ("sims", *LIBRARY),
-    "sims": (),  # the list of commands, and show
+    "sims.clip": (  # its commands
+        *("sims.clip.comparison", "sims.clip.zero_shot", "sims.clip.scenes", "sims.clip.fit", "sims.clip.model"),
+        *("sims.clip.records", "sims.clip.config", "sims.engine", *LIBRARY),
+    ),
+    "sims.bench": ("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.clip", "sims.engine", *LIBRARY),
+    "sims": ("sims.engine",),
+    "sims.show": (
+        *("sims.sweep_spurious", "sims.sweep_captions", "sims.phase_diagram", "sims.dynamics", "sims.digits"),
+        "sims.engine",
+    ),
     "proofs_checks": ("sims.engine.flags", "sims.engine.files", *LIBRARY),
 }
-COMMANDS = ("sims.clip", "sims.bench", "sims")  # may import from every room below their own name
+# All modules of the rooms that hold others: a new module belongs to a room of its own, or to one of these.
+HALLS = {"sims": {"sims", "sims.__main__"}, "sims.clip": {"sims.clip", *(f"sims.clip.{x}" for x in ENTRIES)}}
 
 
 def names_of(package):
@@ -67,7 +76,8 @@ def imported(source, late=True):
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole path"
             below = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (below & MODULES) or {node.module}
     return found & MODULES
@@ -84,14 +94,12 @@ def within(module, room):
 def forbidden(module, source):
     room = room_of(module)
     allowed = (room, *ROOMS[room])
-    if room in COMMANDS:
-        return []
     return sorted(x for x in imported(source) if not any(permits(name, module, x) for name in allowed))
 
 
 def permits(name, importing, x):
     """Whether x is of the allowed room `name`: from outside, rooms within it count too; from inside, they do not."""
-    return room_of(x) == name or (within(x, name) and not within(importing, name.split(".")[0]))
+    return room_of(x) == name or (within(x, name) and not within(importing, name))
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -107,7 +115,24 @@ def test_what_points_the_other_way_is_seen():
     assert forbidden("sims.dynamics.experiment", "def f():\n    from sims.phase_diagram import diagrams")
     assert forbidden("mmcl_theory.theory.mmcl", "from mmcl_theory.learners import linear_optimum")
     assert forbidden("sims.clip.records.tars", "from sims.clip.zero_shot.scoring import Share")
+    assert forbidden("sims.clip.train", "from sims.digits import arms")
+    assert forbidden("sims.bench.jobs", "from sims import show") == ["sims.show"]
+    with pytest.raises(AssertionError, match="whole path"):
+        forbidden("sims.engine.grid", "from ..latent import measure")
     assert not forbidden("sims.latent.panels", "import mmcl_theory as mt\nfrom sims.engine.grid import evaluate")
+
+
+@pytest.mark.parametrize("room", HALLS)
+def test_a_new_module_needs_a_room(room):
+    assert {module for module in MODULES if room_of(module) == room} == HALLS[room]
+
+
+EXPERIMENTS = ("sims.sweep_spurious", "sims.sweep_captions", "sims.phase_diagram", "sims.dynamics")
+
+
+@pytest.mark.parametrize("module", [f"{x}.{y}" for x in EXPERIMENTS for y in ("__main__", "config")])
+def test_flags_and_configs_import_no_experiment_at_once(module):
+    assert not {x for x in imported(file_of(module).read_text(), late=False) if x.endswith(("experiment", "diagrams"))}
 
 
 def circle(graph):

@@ -20,7 +20,7 @@ from mmcl_theory.data.captions import Captions, Model
 class Observation:
     """How images and texts are observed, x_I = D_I z + xi_I and x_T = D_T u + xi_T.
 
-    The noise is xi_M ~ N(0, (sigma_M^2 / d_M) I), so that |xi_M|^2 is about sigma_M^2 in any dimension. Build it with
+    The noise is xi_M ~ N(0, (sigma_M^2 / d_M) I), so that E|xi_M|^2 = sigma_M^2 in any dimension. Build it with
     `observation`, which checks the values.
 
     Attributes:

@@ -87,9 +87,9 @@ def optimal_same_class_weight(
         argmax over lambda of mmcl_accuracy(model, caps, obs, n, same_class_weight=lambda).shifted
 
     In the population (n = None) more intra-class contrasting is always better: lambda = 1 whenever
-    pi_core sigma_core > 0. In n samples the signal shrinks and the noise of the rule does not, so the optimum may lie
-    inside. A grid finds it, then golden section around the best grid point. `slope` certifies it: it is 0 inside,
-    nonnegative at lambda = 1, and nonpositive at 0.
+    pi_core sigma_core > 0. In n samples the signal shrinks faster than the rule's noise, of which a part stays, so the
+    optimum may lie inside. A grid finds it, then golden section around the best grid point. `slope` certifies it:
+    it is 0 inside, nonnegative at lambda = 1, and nonpositive at 0.
 
     Where n is too small for some weights, `mmcl_accuracy` is NaN there. These weights compete with the value of its
     formula.

@@ -208,7 +208,7 @@ def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
 
     Without noise the worse group, conflicting for p_spu > 1/2, is all right iff A (1 - beta) > |B| alpha
     (1 + beta_spu). Here A = 1 + (m-1) pi_core beta^2 and B = q alpha, so this holds iff pi_core > pi*. Below pi* an
-    image of that group is right at most where in no other pair the core and the spurious detail add up. This has
+    image of that group is right at most where in no other pair A core and B spu have the same sign. This has
     probability 2^-(m-1). At pi* they tie.
 
     At p_spu = 1 and beta_spu = beta this is the paper's pi~.

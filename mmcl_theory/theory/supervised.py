@@ -32,7 +32,7 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
     Inter-class: the classifier is trained on every noiseless image of P at p_spu = 1. Class (c, k) scores
     c (u core_k + v spu_k) with u : v = (1 - beta) : alpha (1 - beta_spu). With m >= 2 pairs the aligned group is all
     right. The conflicting group is all right if (1 - beta)^2 > alpha^2 (1 - beta_spu^2), and tied if equal. If less, an
-    image of it is right at most where in no other pair the core and the spurious detail add up (probability 2^-(m-1)).
+    image of it is right at most where in no other pair core and spu have the same sign (probability 2^-(m-1)).
 
     With one pair there is no other class to stand out from, and u : v = 1 : alpha. The conflicting group is right for
     alpha < 1, wrong for alpha > 1, tied at 1.

@@ -66,13 +66,14 @@ PARTS = {
     "tests": Part("tests of the engine, the learners and the networks", 150, _TESTS),
     "digits": Part("the paper's digits at full size, from MNIST in build/mnist", 420),
 }
+EXTRA = ("digits",)  # needs data, and the 8 minutes alone
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """parts: of PARTS.  tiny: everything small.  minutes: for all parts together, None: see `budget`."""
+    """parts: of PARTS, without EXTRA if not named.  tiny: everything small.  minutes: for all, None: see `budget`."""
 
-    parts: tuple[str, ...] = tuple(PARTS)
+    parts: tuple[str, ...] = tuple(name for name in PARTS if name not in EXTRA)
     tiny: bool = False
     minutes: float | None = None
 
@@ -267,7 +268,7 @@ def _wheels(given: str) -> pathlib.Path | None:
 
 
 def _define_flags() -> None:
-    define("parts", tuple(PARTS), f"parts, of {', '.join(PARTS)}", names)
+    define("parts", Config().parts, f"parts, of {', '.join(PARTS)}", names)
     define("minutes", None, "for all parts together, > 0; none: 8, with --tiny 60", optional(number))
     define("wheels", "build/wheels", "folder of wheels, from `make wheels`; what Python lacks is taken from it", path)
     flags.DEFINE_bool("tiny", False, "everything small, to try the parts without a GPU")

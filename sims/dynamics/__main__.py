@@ -49,8 +49,8 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
     out = pathlib.Path(values["out"])
-    options = devices.start()  # before anything computes
     config.check()
+    options = devices.start()
     from sims.dynamics import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 
     dataset = experiment.run(config, out, options)

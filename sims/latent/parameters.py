@@ -22,12 +22,15 @@ _ALLOWED: dict[str, Callable[[float], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """allowed: of `_ALLOWED`.  meaning: in help texts.  label: of an axis.  whole: whether it is a whole number."""
+    """allowed: of `_ALLOWED`.  meaning: in help texts.  label: of an axis.  whole: whether it is a whole number.
+
+    note: what some of its values are called, in help texts."""
 
     allowed: str
     meaning: str
     label: str = ""
     whole: bool = False
+    note: str = ""
 
     @property
     def symbol(self) -> str:
@@ -36,7 +39,7 @@ class Parameter:
 
     @property
     def help(self) -> str:
-        return f"{self.meaning}, {self.allowed}"
+        return f"{self.meaning}, {self.allowed}" + (f"; {self.note}" if self.note else "")
 
 
 PARAMETERS = {
@@ -67,8 +70,9 @@ PARAMETERS = {
     ),
     "pi_core": Parameter(
         _PROBABILITY,
-        "chance that a caption names the core detail (0: label-only captions, 1: rich captions)",
+        "chance that a caption names the core detail",
         r"captions name the core detail, $\pi_{\mathrm{core}}$ (probability)",
+        note="0: label-only captions, 1: rich captions",
     ),
     "pi_spu": Parameter(
         _PROBABILITY,
@@ -77,8 +81,9 @@ PARAMETERS = {
     ),
     "same_class_weight": Parameter(
         _PROBABILITY,
-        "total weight of an anchor's same-class negatives; 0.5 is the ordinary loss",
+        "total weight of an anchor's same-class negatives",
         r"same-class weight $\lambda$ (share of negatives' weight)",
+        note="0.5: the ordinary loss",
     ),
     "theta": Parameter(
         _PROBABILITY,

@@ -42,8 +42,8 @@ def _main() -> int:
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=given)
     out = pathlib.Path(values["out"])
-    options = devices.start()  # before anything computes
     config.check()
+    options = devices.start()
     from sims.sweep_captions import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 
     dataset = experiment.run(config, out, options)

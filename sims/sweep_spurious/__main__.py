@@ -65,7 +65,7 @@ def _main() -> int:
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "setting"]
     config = Config(setting=setting, **{name: values[name] for name in fields})
     out = pathlib.Path(values["out"])
-    options = devices.start()  # before anything computes
+    options = devices.start()  # before the library computes anything, as `check` does
     config.check()
     from sims.sweep_spurious import experiment  # JAX, xarray and matplotlib load only once the arguments are good
 

@@ -651,7 +651,7 @@ def test_two_processes_train_one_model(root, tmp_path):
 SHARDED = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 4)
-from sims.clip import learner
+from sims.clip.model import learner
 from tests.clip.test_training import NANO, NANO_RN, batch_of, learner_of
 cases = [("clip", NANO_RN, 2)]
 if sys.argv[1] == "all":

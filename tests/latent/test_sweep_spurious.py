@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 from sims import show
-from sims.engine import grid, runs, store
+from sims.engine import grid, runs, store, style
 from sims.engine.flags import UsageError
 from sims.latent import measure, plots, summary
 from sims.latent.parameters import PARAMETERS
@@ -120,7 +120,7 @@ def test_the_table_has_a_row_for_each_cell_and_learner(finished):
 @pytest.mark.slow
 def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
     figure = experiment.draw(finished[1])
-    columns = len(plots.PANELS)
+    columns = len(style.PANELS)
     assert len(figure.axes) == 2 * columns  # a row for each same-class weight
     for i, panel in enumerate(figure.axes):
         assert "(probability)" in panel.get_xlabel()
