@@ -77,7 +77,8 @@ def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
     """(mean, half the 95% interval) of an arm's accuracies, (step, value), under the prompt it is judged by."""
     found = results.accuracy(dataset.sel(arm=[arm]))
     mean, half = results.interval(found.sel(prompt=results.headline(arm), drop=True))
-    return mean.squeeze(drop=True), half.squeeze(drop=True)
+    single = [d for d in mean.dims if d not in ("step", "value")]
+    return mean.squeeze(single, drop=True), half.squeeze(single, drop=True)
 
 
 def _last(dataset: xr.Dataset, arm: str) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import xarray as xr
 
 import mmcl_theory as mt
 from mmcl_theory import learners
@@ -183,6 +184,18 @@ def test_the_paper_s_points_and_its_groups():
     assert np.isclose(0.995 * aligned + 0.005 * conflicting, 0.706) and np.isclose((aligned + conflicting) / 2, 0.762)
     assert aligned < conflicting  # over-correction, in the paper's own figures
     assert {paper_arm(*p) for p in PAPER_POLICIES} < set(ARMS)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_arm_keeps_its_steps(steps, monkeypatch):
+    """With one measured epoch too; axes of one value go."""
+    dims = {"arm": 1, "seed": 3, "p_spu": 1, "step": steps, "prompt": 1, "value": 5}
+    found = xr.DataArray(np.arange(15.0 * steps).reshape(tuple(dims.values())), dims=tuple(dims))
+    found = found.assign_coords(arm=["clip_1_1"], prompt=[paper.results.headline("clip_1_1")])
+    monkeypatch.setattr(paper.results, "accuracy", lambda _: found)
+    mean, half = paper.of_arm(xr.Dataset(coords={"arm": ["clip_1_1"]}), "clip_1_1")
+    assert mean.dims == half.dims == ("step", "value") and mean.shape == (steps, 5)
+    np.testing.assert_allclose(mean, found.mean("seed").values.reshape(steps, 5))
 
 
 def test_colours_of_a_file(tmp_path):
