@@ -313,6 +313,17 @@ def test_the_paper_s_bound_lies_above_the_exact_accuracy():
         assert jnp.isnan(slope[1]) and slope[2] < 0
 
 
+def test_one_pair_has_no_other_class_to_stand_out_from():
+    """u : v = 1 : alpha, whatever the shares: the conflicting group is right, tied, wrong as alpha passes 1."""
+    alpha = np.array([0.9, 1.0, 1.1])
+    for shares in ((0.5,), (0.2, 0.4)):
+        accuracy = accuracy_of(inter_class(1, 1.0, alpha, *shares))
+        np.testing.assert_array_equal(accuracy.conflicting, [1, 0.5, 0])
+        np.testing.assert_array_equal(accuracy.aligned, 1)
+    # Two pairs do stand out from each other: there alpha^2 = (1 - beta) / (1 + beta) parts right from wrong.
+    assert accuracy_of(inter_class(2, 1.0, 0.9, 0.5)).conflicting < 1
+
+
 def test_inter_class_has_no_limit_below_perfect_correlation():
     accuracy = accuracy_of(inter_class(3, np.array([0.9, 1.0]), 1.3, 0.5))
     assert jnp.isnan(accuracy.conflicting[0]) and jnp.isfinite(accuracy.conflicting[1])
