@@ -133,8 +133,8 @@ def _open(config: Config, out: pathlib.Path, overwrite: bool) -> dict[str, Any]:
     if overwrite and (out / SUMMARY).exists():
         for name in (SUMMARY, "summary.md", *(f"{part}{end}" for part in PARTS for end in (".json", ".log"))):
             (out / name).unlink(missing_ok=True)
-        for name in ("train", "sweep"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for part in PARTS:
+            shutil.rmtree(out / part, ignore_errors=True)
     elif (out / SUMMARY).exists():
         try:
             found = json.loads((out / SUMMARY).read_text())

@@ -67,6 +67,12 @@ def dead(dataset: xr.Dataset) -> xr.DataArray:
     return ((loss >= math.log(batch) - _DEAD) & reads) | loss.isnull()
 
 
+def deaths(dataset: xr.Dataset, arm: str) -> np.ndarray:
+    """How many runs of an arm are `dead` at each step."""
+    of_arm = dead(dataset).sel(arm=arm)
+    return of_arm.sum([dim for dim in of_arm.dims if dim != "step"]).values
+
+
 def epochs(dataset: xr.Dataset) -> np.ndarray:
     """Passes over the training set at each step."""
     config = json.loads(dataset.attrs["config"])
@@ -136,7 +142,7 @@ def _drawn(
 def _mark_dead(ax: Axes, dataset: xr.Dataset, x: np.ndarray, arms: list[str]) -> None:
     seeds = dataset.sizes["seed"]
     for at, arm in zip(x, arms, strict=True):
-        count = int(dead(dataset).sel(arm=arm).isel(step=-1).sum())
+        count = deaths(dataset, arm)[-1]
         if count:
             ax.annotate(f"{count} of {seeds} dead", (at, ax.get_ylim()[0]), ha="center", va="bottom", fontsize=8)
 
@@ -153,7 +159,7 @@ def along_training(dataset: xr.Dataset) -> Figure:
             m, h = mean.sel(value=group), half.sel(value=group)
             ax.plot(x, m, marker=marker, ms=3, color=colour, label=group)
             ax.fill_between(x, m - h, m + h, color=colour, alpha=0.2, lw=0)
-        died = dead(dataset).sel(arm=arm).squeeze(drop=True).sum("seed").values
+        died = deaths(dataset, arm)
         for at, count in zip(x[died > 0], died[died > 0], strict=True):
             ax.text(at, 0.02, f"{count}", ha="center", fontsize=7)
         ax.set_title(ARMS[arm].label, fontsize=9)
@@ -228,6 +234,6 @@ def table(dataset: xr.Dataset) -> list[list[str]]:
         line = [f"{ARMS[arm].label}, {epochs(dataset)[step]:g} epochs"]
         for value, their in zip(("shifted", "train", "aligned", "conflicting"), theirs, strict=True):
             line += [f"{mean.sel(value=value).item():.3f} +- {half.sel(value=value).item():.3f}", f"{their:.3f}"]
-        line.append(f"{int(dead(dataset).sel(arm=arm).isel(step=step).sum())} of {dataset.sizes['seed']}")
+        line.append(f"{deaths(dataset, arm)[step]} of {dataset.sizes['seed']}")
         lines.append(line)
     return lines

@@ -85,8 +85,9 @@ def test_the_same_command_keeps_what_went_well_and_overwrite_does_not(parts, tmp
     config = parts(a=once, b=once)
     assert statuses(gpu.run(config, out)) == {"a": "ok", "b": "ok"}
     assert (out / "times").read_text() == "ab"
+    (out / "b").mkdir()  # as a part's own run leaves it
     gpu.run(Config(("a",)), out, overwrite=True)
-    assert (out / "times").read_text() == "aba"
+    assert (out / "times").read_text() == "aba" and not (out / "b").exists()
     assert list(json.loads((out / "summary.json").read_text())["parts"]) == ["a"]
 
 

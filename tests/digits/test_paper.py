@@ -198,6 +198,18 @@ def test_an_arm_keeps_its_steps(steps, monkeypatch):
     np.testing.assert_allclose(mean, found.mean("seed").values.reshape(steps, 5))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_deaths_are_counted_at_each_step(steps):
+    """A loss of log(batch size), or none, is a death; a classifier's has no such bound."""
+    loss = np.full((2, 3, 1, steps, 1), 1.0)
+    loss[:, 0, :, -1], loss[:, 1, :, -1] = np.log(16), np.nan
+    dims = ("arm", "seed", "p_spu", "step", "measure")
+    measured = xr.DataArray(loss, dims=dims, coords={"arm": ["clip_1_1", "cross_entropy"], "measure": ["loss"]})
+    dataset = xr.Dataset({"measured": measured}, attrs={"config": '{"batch_size": 16}'})
+    assert paper.deaths(dataset, "clip_1_1").tolist() == [0, 2][-steps:]
+    assert paper.deaths(dataset, "cross_entropy").tolist() == [0, 1][-steps:]
+
+
 def test_colours_of_a_file(tmp_path):
     file = tmp_path / "six.csv"
     file.write_text("0,0,10\n0,0,20\n0,0,30\n\n40,0,0\n50,0,0\n60,0,0\n")
