@@ -27,17 +27,16 @@ COMMANDS = {
     "bench": "sims.bench",
     "check": "proofs_checks",
 }
-
-
-EXTRAS = {"digits": "digits", "clip": "clip", "bench": "bench", "checks": "checks"}  # of setup.cfg; else sims
+# The extra of setup.cfg that a package's commands need, where that is not `sims`.
+EXTRAS = {"digits": "digits", "clip": "clip", "bench": "bench", "proofs_checks": "checks"}
 
 
 def summary(module: str) -> str:
     """The first line of a command's docstring; the command is not imported."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         return "not installed"
-    file = pathlib.Path(found.origin)
+    file = pathlib.Path(spec.origin)
     file = file.with_name("__main__.py") if file.name == "__init__.py" else file
     return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
 
@@ -64,7 +63,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("", "sims", "mmcl_theory", "proofs_checks"):
             raise
-        extra = EXTRAS.get(COMMANDS[name].split(".")[1] if "." in COMMANDS[name] else "checks", "sims")
+        extra = EXTRAS.get(COMMANDS[name].removeprefix("sims.").split(".")[0], "sims")
         print(f"error: {name} needs {error.name}: pip install 'mmcl-theory[{extra}]'.", file=sys.stderr)
         sys.exit(2)
 

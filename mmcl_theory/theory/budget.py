@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +66,8 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
 
     Source: X8.  Check: proofs_checks/x8.py.
     """
+    import scipy.optimize  # takes longer to import than the rest of the library
+
     costs = np.atleast_1d(np.asarray(_checks.real("cost", cost, "finite and > 0"), np.float64))
     limit = float(_checks.real("budget", budget, "finite and >= 0"))
     _checks.integer("starts", starts, 1)
@@ -86,11 +87,9 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
     constraint = {"type": "ineq", "fun": lambda pi: limit - costs @ pi, "jac": lambda pi: -costs}
     options = {"maxiter": 500, "ftol": 1e-15}
     fits = [
-        _optimize()
-        .minimize(
+        scipy.optimize.minimize(
             negative, within(x), jac=True, bounds=[(0, 1)] * k, constraints=constraint, method="SLSQP", options=options
-        )
-        .x
+        ).x
         for x in first
     ]
     best = min((within(x) for x in fits), key=lambda x: negative(x)[0])
@@ -100,17 +99,12 @@ def optimal_captions(value: Callable[[Array], Array], cost: Scalar, budget: floa
 
 def _kkt_residual(pi: np.ndarray, gradient: np.ndarray, cost: np.ndarray, budget: float) -> float:
     """min over multipliers >= 0 of |gradient - mu cost + lambda_0 - lambda_1|, by nonnegative least squares."""
+    import scipy.optimize
+
     eye = np.eye(len(pi))
     normals = [*(-eye[pi <= _ACTIVE]), *eye[pi >= 1 - _ACTIVE]]
     if cost @ pi >= budget - _ACTIVE * max(1.0, budget):
         normals.append(cost)
     if not normals:
         return float(np.linalg.norm(gradient))
-    return float(_optimize().nnls(np.array(normals).T, gradient)[1])
-
-
-def _optimize() -> ModuleType:
-    """SciPy's optimisers, loaded when they are needed: they take longer to import than the rest of the library."""
-    import scipy.optimize
-
-    return scipy.optimize
+    return float(scipy.optimize.nnls(np.array(normals).T, gradient)[1])

@@ -37,7 +37,6 @@ def show(folder: pathlib.Path, data: str) -> str:
 
     Raises: UsageError if the folder has no such run.
     """
-    import matplotlib.pyplot as plt
 
     from sims.engine import runs, store
 
@@ -45,7 +44,6 @@ def show(folder: pathlib.Path, data: str) -> str:
     store.write_csv(folder / "readouts.csv", store.columns(rows))
     figure = drawn(rows)
     runs.save_figure(figure, folder, "readouts", dpi=100)
-    plt.close(figure)
     lines = ["arm  epochs  kind  group  at  accuracy +- 95%  predicted (whitened: separate, joint)"]
     for r in rows:
         lines.append(f"{r['arm']}  {r['epochs']:g}  {r['kind']}  {r['group']}  {r['at']:g}  {r['accuracy']:.3f} +-"

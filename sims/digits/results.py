@@ -12,7 +12,7 @@ import xarray as xr
 from sims.digits import moments, training
 from sims.digits.arms import ARMS
 from sims.digits.config import AXES
-from sims.engine import runs
+from sims.engine import store
 
 VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
 _CONFIDENCE = 0.95
@@ -38,9 +38,9 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
         train = dataset.p_spu * aligned + (1 - dataset.p_spu) * conflicting
         worst = functools.reduce(np.minimum, [cell for both in cells for cell in both])
         values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
-        named = xr.DataArray(runs.names(VALUES), dims="value", name="value")
+        named = xr.DataArray(store.labels(VALUES), dims="value", name="value")
         prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(runs.names(training.READOUTS), dims="prompt", name="prompt"))
+    return xr.concat(prompts, xr.DataArray(store.labels(training.READOUTS), dims="prompt", name="prompt"))
 
 
 def headline(arm: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
@@ -47,7 +46,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
         )
         if dataset is not None:
             show(dataset, out / study)
-            _save(figures.samples(setups[study], source), out / study, "samples")
+            runs.save_figure(figures.samples(setups[study], source), out / study, "samples", dpi=100)
             found[study] = dataset
     return found
 
@@ -156,11 +155,11 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             "moments": ((*moments.LAW, "moment"), measured),
         },
         coords={
-            "moment": runs.names(moments.MOMENTS),
-            "theory": runs.names(moments.THEORIES),
-            "predicted_prompt": runs.names(moments.PROMPTS),
-            "group": runs.names(training.GROUPS),
-            **({"kappa": dial.KAPPAS, "features": runs.names(dial.FEATURES)} if more else {}),
+            "moment": store.labels(moments.MOMENTS),
+            "theory": store.labels(moments.THEORIES),
+            "predicted_prompt": store.labels(moments.PROMPTS),
+            "group": store.labels(training.GROUPS),
+            **({"kappa": dial.KAPPAS, "features": store.labels(dial.FEATURES)} if more else {}),
         },
     )
 
@@ -185,13 +184,8 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     study = json.loads(dataset.attrs["config"])["study"]
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     for name, figure in figures.of(study, dataset).items():
-        _save(figure, out, name)
+        runs.save_figure(figure, out, name, dpi=100)
     return text(dataset)
-
-
-def _save(figure: Any, out: pathlib.Path, name: str) -> None:
-    runs.save_figure(figure, out, name, dpi=100)
-    plt.close(figure)
 
 
 def text(dataset: xr.Dataset) -> str:

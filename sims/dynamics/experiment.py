@@ -45,7 +45,6 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     figure = draw(dataset)
     runs.save_figure(figure, out, "dynamics", dpi=100)
-    plt.close(figure)
     return text(dataset)
 
 
@@ -85,7 +84,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
             "end_points": (("end_point", "group"), ends),
             "z": (("loss", "time", "group"), z),
         },
-        coords={"end_point": runs.names(END_POINTS)},
+        coords={"end_point": store.labels(END_POINTS)},
     )
 
 
@@ -101,8 +100,7 @@ def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         along = theory.training_accuracy(model, caps, obs, time=jnp.asarray(at), initial=config.initial)
         info_nce = jax.jit(theory.info_nce_optimum)(model, caps, obs).accuracy(model, obs)
         ends = [theory.mmcl_accuracy(model, caps, obs), info_nce, theory.whitened_accuracy(model, caps, obs)]
-        groups = [jnp.stack([a.aligned, a.conflicting], -1) for a in (along, *ends)]
-        return np.asarray(groups[0]), np.stack([np.asarray(g) for g in groups[1:]])
+        return np.asarray(measure.groups(along)), np.stack([measure.groups(end) for end in ends])
 
 
 def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) -> jax.Array:

@@ -19,9 +19,6 @@ from tqdm import tqdm
 from sims.engine import files, store
 from sims.engine.flags import FULL_DISK, NothingStored, Options, UsageError, WorkFailed
 from sims.engine.grid import Grid, Programs, run_blocks
-from sims.engine.store import labels as names
-
-__all__ = ["closing", "measure", "memory_budget", "names", "save_figure"]
 
 
 def measure(
@@ -154,7 +151,7 @@ def _failed_runs(grid: Grid, failed: np.ndarray) -> dict[str, Any]:
     """Coordinates of the runs that failed, as columns."""
     runs = failed.any(tuple(range(failed.ndim - len(grid.outcomes), failed.ndim)))
     coordinates = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes}
-    return {name: names(v)[at] for (name, v), at in zip(coordinates.items(), np.nonzero(runs), strict=True)}
+    return {name: store.labels(v)[at] for (name, v), at in zip(coordinates.items(), np.nonzero(runs), strict=True)}
 
 
 def closing(out: pathlib.Path, dataset: xr.Dataset) -> int:
@@ -220,10 +217,12 @@ def _barrier(name: str) -> None:
 
 
 def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
-    """`figure` as NAME.png and NAME.pdf, each written whole.
+    """Write `figure` as NAME.png and NAME.pdf, each whole, and close it.
 
     Raises: WorkFailed if that fails, for want of disk space, say.
     """
+    import matplotlib.pyplot as plt  # whoever made the figure has loaded it, with the backend of `style`
+
     for suffix in ("png", "pdf"):
         path = out / f"{name}.{suffix}"
         try:
@@ -231,3 +230,4 @@ def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
                 figure.savefig(new, format=suffix, dpi=dpi)
         except OSError as error:
             raise WorkFailed(f"{path} cannot be written ({error.strerror}); `python -m sims.show` draws it.") from None
+    plt.close(figure)

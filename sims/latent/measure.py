@@ -19,7 +19,7 @@ from sims.latent.settings import Setting
 
 _LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
 _OF_LIMIT = 0.02  # what X1, a limit, leaves out
-_ROUNDING = 1e-5  # of float32
+ROUNDING = 1e-5  # of float32
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
 GROUPS = ("aligned", "conflicting")
 SPREAD = ("sd", "skewness", "left_out")
@@ -28,7 +28,7 @@ SPREAD = ("sd", "skewness", "left_out")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """The swept parameters of one cell, in the order of `sims.sweep_spurious.config.AXES`."""
+    """The swept parameters of one cell, in the order of `settings.AXES`."""
 
     p_spu: jax.Array
     sigma_core: jax.Array
@@ -193,7 +193,7 @@ def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
     if learner.startswith("mmcl"):
         mean, correction = _mean_accuracy(setting, cell)
         return jnp.where((correction <= _LARGEST_CORRECTION)[..., None], mean, jnp.nan)
-    return _groups(mt.theory.supervised_accuracy(model, obs, setting.n))
+    return groups(mt.theory.supervised_accuracy(model, obs, setting.n))
 
 
 def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
@@ -216,9 +216,9 @@ def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
         _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n, cell.same_class_weight
     )
     sd = jnp.sqrt(cumulants[..., 0])
-    varies = ~(sd < 1e-4 * _ROUNDING)  # below, its cube may underflow
+    varies = ~(sd < 1e-4 * ROUNDING)  # below, its cube may underflow
     skewness = jnp.where(varies, cumulants[..., 1] / jnp.where(varies, sd, 1.0) ** 3, 0.0)
-    left_out = jnp.where(jnp.isnan(sd), jnp.nan, _ROUNDING + later * correction[..., None])
+    left_out = jnp.where(jnp.isnan(sd), jnp.nan, ROUNDING + later * correction[..., None])
     return jnp.stack([(1 + later) * sd, (1 + later) * skewness, left_out], -1)
 
 
@@ -230,10 +230,11 @@ def _has_prediction(setting: Setting, learner: str) -> bool:
 def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
     """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
     given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
-    mean = _groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
-    limit = _groups(limit_accuracy(*given, cell.same_class_weight))
+    mean = groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
+    limit = groups(limit_accuracy(*given, cell.same_class_weight))
     return mean, jnp.abs(mean - limit).max(-1)
 
 
-def _groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
+def groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
+    """(..., 2): aligned, conflicting."""
     return jnp.stack([accuracy.aligned, accuracy.conflicting], -1)

@@ -14,12 +14,12 @@ import mmcl_theory as mt
 from mmcl_theory import learners
 from sims.engine.grid import evaluate
 from sims.latent import measure
+from sims.latent.measure import ROUNDING, groups
 from sims.latent.parameters import INTEGERS
-from sims.latent.settings import Setting
+from sims.latent.settings import AXES, Setting
 
 Params = Mapping[str, Any]  # of one point: scalars, whole numbers where shapes depend on them
 Boundary = Callable[[Params, jax.Array], jax.Array]  # (point, its predicted outcomes) -> field
-_ROUNDING = 1e-5  # what float32 measurement may differ by, as in sims.latent.summary
 TEST_SIZE = 4000
 
 
@@ -42,7 +42,7 @@ class Panel:
     measure: Callable[[jax.Array, Params], jax.Array] | None = None
     predict_cell: Callable[[Params], jax.Array] | None = None
     boundaries: Mapping[str, Boundary] = dataclasses.field(default_factory=dict)
-    left_out: float = _ROUNDING
+    left_out: float = ROUNDING
     trials: int | None = None
     coarse: int | None = None
     may_lack: bool = False
@@ -85,10 +85,6 @@ def observation_of(p: Params) -> mt.data.Observation:
     return mt.observation(int(p["dim_image"]), int(p["dim_text"]), *_norms(p))
 
 
-def groups(accuracy: mt.zero_shot.GroupAccuracy) -> jax.Array:
-    return jnp.stack([accuracy.aligned, accuracy.conflicting])
-
-
 def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
     """The linear contrastive loss at n samples, intra-class: X2's limit is drawn, cells must meet its 1/n term too."""
 
@@ -118,8 +114,7 @@ def _setting(p: Params) -> tuple[Setting, measure.Cell]:
         mu_spu=p["mu_spu"],
         pi_spu=p["pi_spu"],
     )
-    names = ("p_spu", "sigma_core", "sigma_spu", "pi_core", "same_class_weight")
-    return setting, measure.Cell(*(jnp.asarray(p[name], float) for name in names))
+    return setting, measure.Cell(*(jnp.asarray(p[name], float) for name in AXES))
 
 
 def measure_of_sweep(key: jax.Array, p: Params, learner: str) -> jax.Array:

@@ -16,6 +16,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from mmcl_theory.theory.design import unit_interval_argmax
 from sims.latent import measure
+from sims.latent.measure import groups
 from sims.latent.panels import (
     TEST_SIZE,
     Boundary,
@@ -23,7 +24,6 @@ from sims.latent.panels import (
     Params,
     captions_of,
     classes_of,
-    groups,
     linear_loss,
     measure_inter_class,
     measure_of_sweep,

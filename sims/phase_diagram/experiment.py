@@ -42,7 +42,6 @@ def show(config: Resolved, dataset: xr.Dataset, out: pathlib.Path) -> str:
         store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     figure = draw(config, dataset)
     runs.save_figure(figure, out, f"phase_diagram_{config.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
-    plt.close(figure)
     return text(config, dataset)
 
 
@@ -96,7 +95,7 @@ def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
             "measured_value": (("panel", "y_cell", "x_cell"), _value(config, measured.mean(1), x_cell, y_cell)),
             "z": (("panel", "y_cell", "x_cell", "outcome"), z),
         },
-        coords={"boundary_label": runs.names(boundaries), "x": x, "y": y},
+        coords={"boundary_label": store.labels(boundaries), "x": x, "y": y},
     )
 
 

@@ -15,7 +15,7 @@ from absl import flags
 from sims.engine import devices
 from sims.engine.flags import define, integer, names, number, numbers, path, run_main
 from sims.latent.parameters import INTEGERS, PARAMETERS
-from sims.sweep_captions.config import PARAMETERS_OF, SHARED, Config
+from sims.sweep_captions.config import PARAMETER_FLAGS, PARAMETERS_OF, Config
 
 
 def _define_flags() -> None:
@@ -28,7 +28,7 @@ def _define_flags() -> None:
     define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
     define("seeds", config.seeds, "independent runs of each cell, loss and model, >= 2", integer)
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
-    for name in SHARED:
+    for name in PARAMETER_FLAGS:
         own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
         text = f"{PARAMETERS[name].help}. Defaults: {own}"
         define(name, None, text, integer if name in INTEGERS else number)
@@ -38,7 +38,7 @@ def _define_flags() -> None:
 
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
-    given = tuple((name, float(values[name])) for name in SHARED if values[name] is not None)
+    given = tuple((name, float(values[name])) for name in PARAMETER_FLAGS if values[name] is not None)
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=given)
     out = pathlib.Path(values["out"])

@@ -33,7 +33,7 @@ PARAMETERS_OF: dict[str, dict[str, float]] = {
     },
 }
 _FIXED = ("pi_core", "pi_spu", "same_class_weight")
-SHARED = [name for name in PARAMETERS if any(name in p for p in PARAMETERS_OF.values()) and name not in _FIXED]
+PARAMETER_FLAGS = [name for name in PARAMETERS if any(name in p for p in PARAMETERS_OF.values()) and name not in _FIXED]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sims.engine import runs, statistics, store
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
 from sims.latent import measure, panels, plots, summary
-from sims.latent.panels import Panel, Params, groups
+from sims.latent.measure import groups
+from sims.latent.panels import Panel, Params
 from sims.sweep_captions.config import Config
 
 LOSSES = ("linear", "whitened")
@@ -43,7 +44,6 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     figure = draw(dataset)
     runs.save_figure(figure, out, "sweep_captions", dpi=80)
-    plt.close(figure)
     return text(dataset)
 
 
@@ -117,7 +117,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
         {name: (dims[name], np.array(values, float)) for name, values in parts.items()},
         coords={
-            "detail": runs.names(("pi_core", "pi_spu")),
+            "detail": store.labels(("pi_core", "pi_spu")),
             "pi_core_fine": fine,
         },
     )

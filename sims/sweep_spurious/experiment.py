@@ -64,7 +64,6 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
         print(f"the figure shows the first {MAX_PANELS} of {panels} combinations of the other axes.", file=sys.stderr)
     figure = draw(dataset)
     runs.save_figure(figure, out, "sweep_spurious", dpi=160)
-    plt.close(figure)
     return summary.text(table)
 
 

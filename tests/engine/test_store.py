@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 from sims import show
-from sims.engine import runs, store
+from sims.engine import store
 from sims.engine.flags import UsageError
 from sims.engine.grid import Grid
 from sims.sweep_spurious.config import Config
@@ -349,4 +349,4 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_names_keep_their_length():
-    assert runs.names(["a", "longer"]).dtype == object
+    assert store.labels(["a", "longer"]).dtype == object

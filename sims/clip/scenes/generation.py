@@ -107,9 +107,9 @@ def write_captions(
     if seed is not None:
         dataclasses.replace(named, seed=seed).check()
     named.check()
-    told = layouts.captions_json(named, splits(config)["train2017"], config.seed if seed is None else seed)
+    captions = layouts.captions_json(named, splits(config)["train2017"], config.seed if seed is None else seed)
     try:
-        _write(path, json.dumps(told))
+        _write(path, json.dumps(captions))
     except OSError as error:
         raise UsageError(f"--captions_to={path} cannot be written ({error.strerror}).") from None
 
@@ -131,17 +131,17 @@ def _missing(root: pathlib.Path, config: Config, overwrite: bool) -> bool:
     """Whether there is anything to make in `root`. Raises: UsageError if these scenes must not go there."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out={root} is a file; name a folder.")
-    found = next((root / name for name in (_DONE, _BEGUN) if (root / name).exists()), None)
+    record = next((root / name for name in (_DONE, _BEGUN) if (root / name).exists()), None)
     unfinished = {files.beside(root / _BEGUN).name, _LOCK}
-    if found is None and root.exists() and {path.name for path in root.iterdir()} - unfinished:
+    if record is None and root.exists() and {path.name for path in root.iterdir()} - unfinished:
         raise UsageError(f"--out={root} holds other files; name an empty or a new folder.")
-    if found is not None and not overwrite:
-        held = _config_of(found)
-        if held != config:
-            at = {f.name: getattr(held, f.name) for f in dataclasses.fields(Config)}
+    if record is not None and not overwrite:
+        made = _config_of(record)
+        if made != config:
+            at = {f.name: getattr(made, f.name) for f in dataclasses.fields(Config)}
             other = ", ".join(f"--{k}={v}" for k, v in at.items() if v != getattr(config, k))
             raise UsageError(f"--out={root} holds scenes with {other}; name another folder, or --overwrite them.")
-        return found.name != _DONE
+        return record.name != _DONE
     return True
 
 
@@ -159,12 +159,12 @@ def _begin(root: pathlib.Path, config: Config, overwrite: bool) -> None:
 
 def _config_of(path: pathlib.Path) -> Config:
     try:
-        found = json_of(path)
-        if found["version"] != layouts.VERSION:
+        record = json_of(path)
+        if record["version"] != layouts.VERSION:
             raise UsageError(
                 f"{path.parent} holds scenes of another version; name another folder, or --overwrite them."
             )
-        config = Config(**found["config"])
+        config = Config(**record["config"])
         config.check()
         return config
     except FileNotFoundError:
@@ -190,17 +190,17 @@ def _by_folder(config: Config) -> dict[str, list[Split]]:
 def _drawn(root: pathlib.Path, config: Config, split: Split, mapped: Callable) -> list[tuple[Row, list[Outline]]]:
     """Each image's row of scenes.csv and its objects' outlines; images that are missing are drawn."""
     tasks = [(root, config, split.name, range(k, min(k + _CHUNK, split.count))) for k in range(0, split.count, _CHUNK)]
-    found = []
+    drawn = []
     with tqdm(total=split.count, desc=split.name, unit="image", disable=None, leave=False) as bar:
         for part in mapped(_draw_some, tasks):
-            found += part
+            drawn += part
             bar.update(len(part))
-    return found
+    return drawn
 
 
 def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row, list[Outline]]]:
     root, config, name, numbers = task
-    split, found = splits(config)[name], []
+    split, drawn = splits(config)[name], []
     for i in numbers:
         scene = split.scene(i)
         path = root / split.folder / split.path(i, scene)
@@ -209,8 +209,8 @@ def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row,
             with files.whole(path) as new:
                 new.write_bytes(_encoded(law.draw(scene, config.side), split, path.suffix))
         outlines = layouts.outlines(law.masks(scene, config.side)) if split.folder == "coco" else []
-        found.append((layouts.row(split, i, scene), outlines))
-    return found
+        drawn.append((layouts.row(split, i, scene), outlines))
+    return drawn
 
 
 def _encoded(image: np.ndarray, split: Split, suffix: str) -> bytes:

@@ -115,7 +115,6 @@ def draw(
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 4), fontsize=8)
     out.mkdir(parents=True, exist_ok=True)
     runs.save_figure(figure, out, "effective_robustness", 150)
-    plt.close(figure)
     return out / "effective_robustness.png"
 
 
