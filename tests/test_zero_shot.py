@@ -1,5 +1,6 @@
 """The exact accuracy of a linear zero-shot rule against counting, quadrature by scipy, closed forms and limits."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-import scipy.stats
+import scipy.special
 
 from mmcl_theory.data import (
     captions,
@@ -23,7 +24,7 @@ from mmcl_theory.data import (
 from mmcl_theory.zero_shot import GroupAccuracy, latent_prompts, linear_rule_accuracy, sampled_accuracy
 from tests.statistics import assert_mean_close, rejects
 
-Phi = scipy.stats.norm.cdf
+Phi = scipy.special.ndtr
 INTRA = {"p_spu": 0.8, "sigma_core": 0.9, "sigma_spu": 0.4, "mu_core": 1.3, "mu_spu": 1.1}
 INTER = {"num_pairs": 3, "p_spu": 0.8, "alpha": 1.2, "beta": 0.6, "beta_spu": 0.3}
 MODELS = {"intra": lambda: intra_class(**INTRA), "inter": lambda: inter_class(**INTER)}
@@ -36,6 +37,8 @@ N = 100_000
 
 
 compiled = jax.jit(linear_rule_accuracy)
+sampled = jax.jit(sampled_accuracy)
+prompts_of = jax.jit(latent_prompts, static_argnames="kind")
 
 
 def numbers(accuracy):
@@ -53,9 +56,10 @@ def counted(name):
     pairs_of_classes, l = model.num_latents // 2, model.num_latents
     d = draw_dictionaries(key, model, OBS)
     pairs = jax.jit(lambda key: sample_pairs(key, model, captions(), OBS, N, d))(jax.random.key(1))
-    basis = np.linalg.svd(np.asarray(d.image), full_matrices=True)[0][:, l:]  # orthogonal to the dictionary
+    image = np.asarray(d.image)
+    basis = np.linalg.svd(image, full_matrices=True)[0][:, l:]  # orthogonal to the dictionary
     rules = [
-        c * (A * d.image[:, k] + B * d.image[:, pairs_of_classes + k] + OUTSIDE * basis[:, k])
+        c * (A * image[:, k] + B * image[:, pairs_of_classes + k] + OUTSIDE * basis[:, k])
         for k in range(pairs_of_classes)
         for c in (-1, 1)
     ]
@@ -88,8 +92,8 @@ def test_counting_rejects_a_wrong_theory(name, wrong):
 @over_models
 def test_sampled_accuracy_is_the_exact_one_on_average(name):
     """400 batches of 250 images. Both groups always occur."""
-    scores, own, aligned = (jnp.asarray(x).reshape(400, 250, *x.shape[1:]) for x in counted(name))
-    got = jax.vmap(sampled_accuracy)(scores, own, aligned)
+    scores, own, aligned = (x.reshape(400, 250, *x.shape[1:]) for x in counted(name))
+    got = jax.jit(jax.vmap(sampled_accuracy))(scores, own, aligned)
     want = exact(MODELS[name](), (A, B), A**2 + B**2 + OUTSIDE**2, SD)
     assert_mean_close(np.stack([got.aligned, got.conflicting], 1), numbers(want), resolution=0.005)
     rejects(assert_mean_close, got.aligned, want.conflicting, resolution=0.005)
@@ -114,7 +118,7 @@ def by_quadrature(m, a, b, variance, alpha, beta, beta_spu):
         def integrand(g):
             s = own + t * g
             beaten = np.mean(Phi((s - foreign) / t) - Phi((-s - foreign) / t))
-            return beaten ** (m - 1) * scipy.stats.norm.pdf(g)
+            return beaten ** (m - 1) * np.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
 
         low = max(-own / t, -40.0)
         cuts = sorted({c for f in foreign for c in ((abs(f) - own) / t, (abs(f) - own) / t + 4)} | {-3.0, 0.0, 3.0})
@@ -189,8 +193,7 @@ def test_ties_share_the_answer_as_in_counted_scores(m, b):
             signs = np.array(list(itertools.product([1, -1], repeat=2 * (m - 1)))).reshape(4 ** (m - 1), 2, m - 1)
             core = np.concatenate([np.ones((len(signs), 1)), beta * signs[:, 0]], 1)
             spu = alpha * np.concatenate([np.full((len(signs), 1), float(a)), beta_spu * signs[:, 1]], 1)
-            scores = jnp.asarray((core + b * spu) @ rules.T)
-            group = sampled_accuracy(scores, jnp.ones(len(signs), int), jnp.ones(len(signs), bool))
+            group = sampled((core + b * spu) @ rules.T, np.ones(len(signs), int), np.ones(len(signs), bool))
             counted.append(float(group.aligned))
         np.testing.assert_allclose(numbers(exact(model, (1.0, b), 1 + b**2)), counted, rtol=1e-12)
 
@@ -220,20 +223,20 @@ def test_step_function_against_every_latent_of_a_small_model():
         for a in (1, -1):
             z = np.array([[1, i * 0.375, a, j * 0.25] for i in (1, -1) for j in (1, -1)])
             rule = np.array([[-1, 0, -b, 0], [1, 0, b, 0], [0, -1, 0, -b], [0, 1, 0, b]])
-            group = sampled_accuracy(jnp.asarray(z @ rule.T), jnp.ones(4, int), jnp.ones(4, bool))
+            group = sampled(z @ rule.T, np.ones(4, int), np.ones(4, bool))
             want.append(float(group.aligned))
         np.testing.assert_array_equal(numbers(exact(model, (1.0, b), 1 + b**2)), want)
 
 
 def test_sampled_accuracy_by_hand():
-    scores = jnp.array([[1.0, 0.0, 0.5], [2.0, 2.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 2.0], [-1.0, -1.0, -3.0]])
-    own, aligned = jnp.array([0, 1, 2, 1, 2]), jnp.array([True, True, False, True, False])
-    got = sampled_accuracy(scores, own, aligned)
+    scores = np.array([[1.0, 0.0, 0.5], [2.0, 2.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 2.0], [-1.0, -1.0, -3.0]])
+    own, aligned = np.array([0, 1, 2, 1, 2]), np.array([True, True, False, True, False])
+    got = sampled(scores, own, aligned)
     np.testing.assert_allclose(numbers(got), [(1 + 1 / 2 + 0) / 3, (1 / 3 + 0) / 2], rtol=1e-15)
-    only = sampled_accuracy(scores, own, jnp.ones(5, bool))
+    only = sampled(scores, own, np.ones(5, bool))
     assert np.isnan(only.conflicting) and not np.isnan(only.aligned)
     np.testing.assert_allclose(only.aligned, (1 + 1 / 2 + 1 / 3) / 5, rtol=1e-15)
-    assert np.isnan(sampled_accuracy(scores, own, jnp.zeros(5, bool)).aligned)
+    assert np.isnan(sampled(scores, own, np.zeros(5, bool)).aligned)
 
 
 def test_group_accuracy_weights_its_groups():
@@ -252,12 +255,12 @@ def test_group_accuracy_weights_its_groups():
 
 def test_prompts():
     q = 2 * 0.8 - 1
-    np.testing.assert_allclose(latent_prompts(MODELS["intra"]()), [[-1.3, 0], [1.3, 0]], rtol=1e-12)
+    np.testing.assert_allclose(prompts_of(MODELS["intra"]()), [[-1.3, 0], [1.3, 0]], rtol=1e-12)
     want = [[-1.3, -q * 1.1], [1.3, q * 1.1]]
-    np.testing.assert_allclose(latent_prompts(MODELS["intra"](), "train_mean"), want, rtol=1e-12)
+    np.testing.assert_allclose(prompts_of(MODELS["intra"](), "train_mean"), want, rtol=1e-12)
     eye = np.repeat(np.eye(3), 2, axis=0) * np.tile([[-1], [1]], (3, 1))  # -1, +1, -2, +2, -3, +3
-    np.testing.assert_array_equal(latent_prompts(MODELS["inter"]()), np.concatenate([eye, 0 * eye], 1))
-    got = latent_prompts(MODELS["inter"](), "train_mean")
+    np.testing.assert_array_equal(prompts_of(MODELS["inter"]()), np.concatenate([eye, 0 * eye], 1))
+    got = prompts_of(MODELS["inter"](), "train_mean")
     np.testing.assert_allclose(got, np.concatenate([eye, q * INTER["alpha"] * eye], 1), rtol=1e-12, atol=1e-15)
     with pytest.raises(ValueError, match=r"^kind must be one of core, train_mean, got 'spu'\.$"):
         latent_prompts(MODELS["intra"](), "spu")
@@ -273,45 +276,48 @@ def test_flipping_the_spurious_weight_swaps_the_groups_and_scaling_changes_nothi
 
 
 @over_models
-def test_arrays_of_rules_equal_a_loop(name):
+@pytest.mark.parametrize(
+    "transform", [jax.jit, pytest.param(lambda f: f, marks=pytest.mark.slow)], ids=["jit", "eager"]
+)
+def test_arrays_of_rules_equal_a_loop(name, transform):
+    """Operation by operation it is dozens of programs, and the library's examples run that way too."""
     weights, norms, sds = (
         np.array([[[A, B], [0.5, 2.0], [-1.0, 0.2]]] * 2),
         np.full((2, 3), 5.0),
         np.array([[0.0], [0.5]]),
     )
     sds = np.broadcast_to(sds, (2, 3))
-    for transform in (lambda f: f, jax.jit):
-        grid = transform(linear_rule_accuracy)(
-            MODELS[name](), jnp.asarray(weights), jnp.asarray(norms), jnp.asarray(sds)
-        )
-        assert grid.aligned.shape == (2, 3)
-        for i in range(2):
-            for j in range(3):
-                one = numbers(exact(MODELS[name](), weights[i, j], 5.0, sds[i, j]))
-                np.testing.assert_allclose(numbers(grid)[:, i, j], one, rtol=1e-12)
+    grid = transform(linear_rule_accuracy)(MODELS[name](), jnp.asarray(weights), jnp.asarray(norms), jnp.asarray(sds))
+    assert grid.aligned.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            one = numbers(exact(MODELS[name](), weights[i, j], 5.0, sds[i, j]))
+            np.testing.assert_allclose(numbers(grid)[:, i, j], one, rtol=1e-12)
+
+
+@functools.cache
+def slopes_of(name):
+    """Accuracy of a mixture of the groups, and its derivatives: one program for any rule, noise and leaves."""
+
+    def accuracy(weights, norm, sd, leaves):
+        groups = linear_rule_accuracy(dataclasses.replace(MODELS[name](), **leaves), weights, norm, sd)
+        return 0.3 * groups.aligned + 0.7 * groups.conflicting
+
+    return jax.jit(jax.value_and_grad(accuracy, argnums=(0, 1, 2, 3)))
 
 
 @over_models
 @pytest.mark.parametrize("sd", [0.0, 0.5])
 def test_gradients_are_finite_and_those_of_differences(name, sd):
     """Without noise the accuracy is a step (or, intra-class with noisy latents, smooth): finite either way."""
-    model = MODELS[name]()
-
-    @jax.jit
-    def accuracy(weights, norm, sd, model):
-        groups = linear_rule_accuracy(model, weights, norm, sd)
-        return 0.3 * groups.aligned + 0.7 * groups.conflicting
-
-    args = jnp.array([A, B]), jnp.asarray(3.0), jnp.asarray(sd)
-    grads = jax.jit(jax.grad(accuracy, argnums=(0, 1, 2)))(*args, model)
-    per_leaf = jax.jit(jax.grad(lambda p: accuracy(*args, type(model)(**model.__dict__ | p))))(
-        {k: x for k, x in model.__dict__.items() if not isinstance(x, int)}
-    )
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves((grads, per_leaf)))
+    leaves = {k: x for k, x in MODELS[name]().__dict__.items() if not isinstance(x, int)}
+    args = np.array([A, B]), np.array(3.0), np.array(sd)
+    _, grads = slopes_of(name)(*args, leaves)
+    assert len(grads[3]) == len(leaves) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     if sd:
         h = 1e-5
-        for k, step in enumerate((jnp.array([h, 0.0]), jnp.asarray(h), jnp.asarray(h))):
-            up, down = (accuracy(*args[:k], args[k] + s * step, *args[k + 1 :], model) for s in (1, -1))
+        for k, step in enumerate((np.array([h, 0.0]), h, h)):
+            up, down = (slopes_of(name)(*args[:k], args[k] + s * step, *args[k + 1 :], leaves)[0] for s in (1, -1))
             got = grads[k][0] if k == 0 else grads[k]
             np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=1e-6)
 

@@ -22,8 +22,8 @@ from mmcl_theory.theory import (
 from tests.differences import assert_slopes
 from tests.theory.learnt import groups, jit, noise
 
-law = jit(outliers)
-accuracy = jit(mmcl_accuracy, static_argnames="embed_dim")
+law = jax.jit(outliers)
+accuracy = jax.jit(mmcl_accuracy, static_argnames="embed_dim")
 NAMES = ("p", "s_c", "s_s", "m_c", "m_s", "pi_c", "pi_s", "s_I", "s_T")
 LOWER = np.array([0.0, 0, 0, 1e-3, 0, 0, 0, 0, 0])
 UPPER = np.array([1.0, 9, 9, 9, 9, 1, 1, 9, 9])
@@ -238,7 +238,7 @@ def test_training_where_singular_values_coincide(p):
 def test_where_the_value_is_nan_the_derivative_is():
     x = end({"p": 0.5, "s_c": 1.0, "s_s": 0.1, "m_s": 5.0, "s_I": 0.2, "s_T": 1.0, "pi_c": 1.0, "pi_s": 1.0})
 
-    @jit
+    @jax.jit
     def at_n(x):
         """Value, derivatives in reverse mode, and one in forward mode."""
         value = lambda x: mmcl_accuracy(*parts(x), 500.0).shifted  # noqa: E731
@@ -251,7 +251,7 @@ def test_where_the_value_is_nan_the_derivative_is():
 def test_training_from_captions_that_say_nothing_is_the_projection():
     """No mode grows: the rule is om_0 / (1 + 2 rho om_0 t) times the prompt, as beside it."""
     caps = captions(*2 * [np.array([0.0, 1e-9])], "zero")
-    accuracy_at = jit(lambda time: groups(training_accuracy(intra_class(0.9, 0.5, 0.3), caps, None, time=time)))
+    accuracy_at = jax.jit(lambda time: groups(training_accuracy(intra_class(0.9, 0.5, 0.3), caps, None, time=time)))
     for time in (0.0, 1.0, 100.0):
         exact, near = accuracy_at(time)
         np.testing.assert_allclose(exact, near, atol=1e-6)
