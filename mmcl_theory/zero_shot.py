@@ -172,7 +172,7 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, beta: Array,
     foreign = jnp.stack([a * beta + b * beta_spu, a * beta - b * beta_spu])
     noiseless = variance == 0
     t = jnp.sqrt(jnp.where(noiseless, 1.0, variance))
-    nodes, node_weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+    nodes, node_weights = _quadrature()
     low = jnp.clip(-own / t, -_TAIL, _TAIL)
     half = (_TAIL - low) / 2
     g = low + half * (1 + jnp.asarray(nodes, a.dtype))
@@ -181,6 +181,13 @@ def _inter_class_group(m: int, a: Array, b: Array, variance: Array, beta: Array,
     density = jnp.exp(-(g**2) / 2) / np.sqrt(2 * np.pi)
     integral = half * (jnp.asarray(node_weights, a.dtype) * density * jnp.clip(beaten, 0.0, 1.0) ** (m - 1)).sum()
     return jnp.where(noiseless, _noiseless_inter_class(m, a, b, beta, beta_spu), integral)
+
+
+@functools.cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss and Legendre: an eigenvalue problem, which need not be solved at every trace."""
+    nodes, weights = np.polynomial.legendre.leggauss(_QUADRATURE_NODES)
+    return nodes, weights
 
 
 def _noiseless_inter_class(m: int, a: Array, b: Array, beta: Array, beta_spu: Array) -> Array:
