@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmcl_theory.data import class_index, draw_dictionaries, observation, sample_pairs
 from mmcl_theory.learners import cross_covariance, linear_optimum
@@ -14,7 +15,9 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 def groups(accuracy):
-    return jnp.stack([accuracy.aligned, accuracy.conflicting], -1)
+    """(..., 2); outside of a program by NumPy, for which no shape is a program to compile."""
+    stack = jnp.stack if isinstance(accuracy.aligned, jax.core.Tracer) else np.stack
+    return stack([accuracy.aligned, accuracy.conflicting], -1)
 
 
 PER_BLOCK = 4
