@@ -53,12 +53,13 @@ def test_a_part_over_its_limit_is_ended_with_its_processes_and_what_it_wrote_cou
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     slow = f"{GOOD}\nimport subprocess, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(600)"
     config = parts(slow=slow, after=GOOD)
-    monkeypatch.setitem(gpu.PARTS, "slow", Part("", 6))
+    monkeypatch.setattr(gpu, "_LEAST", 1.0)
+    monkeypatch.setitem(gpu.PARTS, "slow", Part("", 3))
     began = time.monotonic()
     summary = gpu.run(config, tmp_path / "out")
     assert time.monotonic() - began < 60
     assert statuses(summary) == {"slow": "failed", "after": "ok"}
-    assert summary["parts"]["slow"]["reason"] == "not done after 6 s" and summary["parts"]["slow"]["lines"] == ["x 1"]
+    assert summary["parts"]["slow"]["reason"] == "not done after 3 s" and summary["parts"]["slow"]["lines"] == ["x 1"]
     said = (tmp_path / "out/slow.log").read_text().split()
     stat = pathlib.Path(f"/proc/{said[0]}/stat")  # a zombie, until init has taken it
     assert not stat.exists() or stat.read_text().split(") ")[1][0] == "Z"
