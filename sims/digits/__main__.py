@@ -31,6 +31,7 @@ from sims.engine.flags import UsageError, define, integer, names, number, number
 
 _NUMBERS = {
     "p_spu": "P(colour = the class's) in training, in [0, 1]",
+    "core_accuracy": "share of scenes, in (1/2, 1], whose label is the digit's; below 1 labels and captions are noisy",
     "hue_contrast": "distance of the two hues, share of blue to orange, in [0, 1]; small: a weak spurious feature",
     "pi_core": "chance that a caption names each core detail (digit, slant, stroke, size), in [0, 1]",
     "pi_spu": "chance that a caption names the background, in [0, 1]",

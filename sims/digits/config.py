@@ -133,6 +133,7 @@ class Config:
       groups: digits of class -1 and of class +1.
       pool: squares of pool x pool pixels are averaged into one; None: the largest pool that leaves 12 or more pixels a
         side.
+      core_accuracy: P(label = the digit's kind), by label noise; the accuracy of the best classifier by digits alone.
       train_size: scenes of a training set that is drawn once, captions included; None: fresh scenes in every step.
       steps: steps after which to measure; the last one ends training.
       epochs: passes over the training set after which to measure; if given, they replace `steps`.
@@ -158,6 +159,7 @@ class Config:
     companion_grid: tuple[float, ...] = (0.0, 1.0)
     weight_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     temperature_grid: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    core_accuracy: float = 1.0
     colours: str = "hues"
     train_size: int | None = None
     captions: str = "words"
@@ -253,6 +255,10 @@ class Config:
             raise UsageError("--epochs needs --train_size: fresh scenes make no epoch.")
         if not 0 < self.init_scale <= 100:
             raise UsageError(f"--init_scale must be in (0, 100], got {self.init_scale:g}.")
+        if not 0.5 < self.core_accuracy <= 1:
+            raise UsageError(f"--core_accuracy must be in (1/2, 1], got {self.core_accuracy:g}.")
+        if self.core_accuracy < 1 and PAPER in self.study:
+            raise UsageError(f"--study={PAPER} needs --core_accuracy=1, the paper's, got {self.core_accuracy:g}.")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be in [0, 1), got {getattr(self, name):g}.")
@@ -270,6 +276,8 @@ class Config:
         """The settings that decide a study's results, with the digest of the data."""
         grids = {*GRIDS.values(), *AXES, "study", "arms", "data"}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in grids}
+        if self.core_accuracy == 1:
+            del fields["core_accuracy"]  # as in the folders that are older than this setting
         fields["colours"] = parse_colours(self.colours)
         own = {"arms": self.arms_of(study), **self.axes(study)}
         return {"command": "digits", "study": study, "digest": digest, **fields, **own}

@@ -3,8 +3,8 @@
 `pixels`: the images' pixels and the captions' features (word counts or vectors) take the place of z and u. C, S_I and
 S_T are measured on scenes of training items. With t the prompts, the linear loss's rule is w = C (t_+ - t_-), the
 whitened one S_I^-1 C S_T^-1 (t_+ - t_-). A group's accuracy is predicted on scenes of test items, as if w.x were normal
-in each of its cells (label, attribute). X3 gives the linear loss's C under a same-class weight; the whitened rule has
-no prediction there.
+in each of its cells (label, attribute, and the digit's kind where labels are noisy). X3 gives the linear loss's C under
+a same-class weight; the whitened rule has no prediction there.
 
 `features`: the two-feature model of the theory. Its means and spreads are measured along two directions of pixel space:
 the hue's, and the classes' at right angles to it. What captions can name (digit, style, shade) is the spread of a
@@ -118,11 +118,19 @@ class Predictor:
     def _groups(self, rule: np.ndarray) -> list[float]:
         """Accuracy of each group, as if the rule's score were normal in each cell."""
         score = (self.shifted.pixels - self.mean) @ rule
+        kinds = np.array(self.setup.kinds)[np.asarray(self.shifted.scenes.item)]
         right: dict[str, list[float]] = {group: [] for group in GROUPS}
         for y, group, members in self.shifted.cells():
-            mean, deviation = score[members].mean(), score[members].std()
-            right[group].append(float(scipy.special.ndtr(y * mean / deviation)) if deviation > 0 else 0.5)
+            parts = [members[kinds[members] == kind] for kind in (y, -y)]
+            shares = [len(part) / len(members) * _share(y * score[part]) for part in parts if len(part)]
+            right[group].append(sum(shares))
         return [float(np.mean(right[group])) for group in GROUPS]
+
+
+def _share(score: np.ndarray) -> float:
+    """P(score > 0), as if scores were normal."""
+    mean, deviation = score.mean(), score.std()
+    return float(scipy.special.ndtr(mean / deviation)) if deviation > 0 else 0.5
 
 
 def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.Observation]:
@@ -137,7 +145,7 @@ def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.O
     core /= np.linalg.norm(core)
     style = np.asarray(at.style) @ np.array([1, 2, 4])
     parts = [
-        _parts(centred @ core, label, np.asarray(at.item) * 8 + style),
+        _parts(centred @ core, label, np.asarray(at.told) * 8 + style),
         _parts(centred @ hue, attribute, np.asarray(at.shade) + 3 * (attribute > 0)),
     ]
     (mu_core, named_core, left_core), (mu_spu, named_spu, left_spu) = parts

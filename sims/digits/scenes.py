@@ -4,6 +4,12 @@ The label is the digit's kind. The core detail is which digit it is, and its sty
 The attribute is the background's hue. It has three shades and a little noise, so it varies little for its strength.
 At full contrast it is a far stronger feature than the digit: too strong for contrasting to protect from it under the
 linear loss (X4). A smaller `hue_contrast` brings the two hues together.
+With `core_accuracy` below 1, labels are noisy: w.p. 1 - core_accuracy the label is the class that the digit does not
+belong to. The colour agrees with this label w.p. p_spu, captions name it and a digit of its class, and every accuracy
+is judged by it, in training and in tests. So the digit predicts the label with accuracy core_accuracy, which bounds the
+accuracy on P*. Hiding digits would be another control. But a hidden digit shows that it is hidden: a classifier could
+rely on the colour there alone, at no cost elsewhere. Noise leaves no trace in an image, so that all digits predict the
+label equally well.
 With `p_companion`, a scene may also hold a small second digit of either kind. It says nothing about the label: it is a
 detail that other classes share (T4, T6).
 
@@ -35,10 +41,11 @@ class Scenes:
     Attributes:
       image: (n, h, w, 3), in [0, 1] except for the background's noise.
       label, attribute: (n,) of -1, +1.
-      item: (n,) the digit, 0..9.
+      item: (n,) the digit that the image shows, 0..9.
       style: (n, 3) of 0, 1: slanted, thick, large.
       shade: (n,) of 0, 1, 2.
       companion: (n,) the small digit, 0..9, or -1 in a scene without one; None if no scene can have one.
+      named: (n,) the digit that captions name; None: the one that the image shows.
     """
 
     image: Array
@@ -48,6 +55,12 @@ class Scenes:
     style: Array
     shade: Array
     companion: Array | None
+    named: Array | None = None
+
+    @property
+    def told(self) -> Array:
+        """(n,) the digit that captions name."""
+        return self.item if self.named is None else self.named
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +76,8 @@ class Layout:
       ink: (n,), its brightness.
       second, present, top: (n,) index of the small digit, whether the scene has it, and whether it is at the top; None
         without a strip.
+      label: (n,) of -1, +1; None: the kinds of the digits.
+      named: (n,) the digit that captions name; None: the one that the image shows.
     """
 
     index: Array
@@ -73,6 +88,8 @@ class Layout:
     second: Array | None
     present: Array | None
     top: Array | None
+    label: Array | None = None
+    named: Array | None = None
 
 
 def draw(
@@ -83,6 +100,7 @@ def draw(
     hue_contrast: Scalar = 1.0,
     p_companion: Scalar | None = None,
     colours: Colours | None = None,
+    core_accuracy: float = 1.0,
 ) -> Scenes:
     """n scenes with fair labels, in which attribute = label w.p. p_spu.
 
@@ -92,10 +110,11 @@ def draw(
       p_companion: probability of a small digit, any of the items, at the top or the bottom of a strip at the right.
         None: no strip.
       colours: (attribute, shade, channel) in 0..255. They replace the two hues, without noise and under white ink.
+      core_accuracy: in (1/2, 1], P(label = the digit's kind).
 
     Every image of a kind is equally likely.
     """
-    return render(items, lay_out(key, items, n, p_spu, hue_contrast, p_companion, colours))
+    return render(items, lay_out(key, items, n, p_spu, hue_contrast, p_companion, colours, core_accuracy=core_accuracy))
 
 
 def lay_out(
@@ -107,6 +126,7 @@ def lay_out(
     p_companion: Scalar | None = None,
     colours: Colours | None = None,
     once: bool = False,
+    core_accuracy: float = 1.0,
 ) -> Layout:
     """The layout of n scenes, with the arguments of `draw`.
 
@@ -124,6 +144,13 @@ def lay_out(
     else:
         label = jnp.where(jax.random.bernoulli(keys["label"], 0.5, (n,)), 1, -1)
         index = _index(keys["item"], items, label)
+    noisy = {}
+    if core_accuracy < 1:
+        key_right, key_named = jax.random.split(jax.random.fold_in(key, 0))
+        right = jax.random.bernoulli(key_right, core_accuracy, (n,))
+        label = jnp.where(right, label, -label)
+        other = _index(key_named, items, label)
+        noisy = {"label": label, "named": jnp.asarray(items.item)[jnp.where(right, index, other)]}
     attribute = jnp.where(jax.random.uniform(keys["attribute"], (n,)) < p_spu, label, -label)
     shade = jax.random.randint(keys["shade"], (n,), 0, len(SHADES))
     if colours is None:
@@ -142,7 +169,7 @@ def lay_out(
             jax.random.uniform(keys["present"], (n,)) < p_companion,
             jax.random.bernoulli(keys["place"], 0.5, (n,)),
         )
-    return Layout(index, attribute, shade, background, ink, *strip)
+    return Layout(index, attribute, shade, background, ink, *strip, **noisy)
 
 
 def render(items: Items, layout: Layout) -> Scenes:
@@ -161,8 +188,9 @@ def contents(items: Items, layout: Layout) -> Scenes:
     index, small_digit = layout.index, None
     if layout.second is not None:
         small_digit = jnp.where(layout.present, items.item[layout.second], -1)
-    label = jnp.where(index >= items.low, 1, -1)
-    return Scenes(None, label, layout.attribute, items.item[index], items.style[index], layout.shade, small_digit)
+    label = jnp.where(index >= items.low, 1, -1) if layout.label is None else layout.label
+    seen = items.item[index], items.style[index], layout.shade, small_digit
+    return Scenes(None, label, layout.attribute, *seen, layout.named)
 
 
 def _index(key: Key[Array, ""], items: Items, label: Int[Array, " n"]) -> Int[Array, " n"]:

@@ -58,8 +58,8 @@ def _config_of(config: Config, study: str, source: images.Source) -> dict[str, A
 def setup_of(config: Config, study: str, source: images.Source) -> training.Setup:
     """What all runs of a study share."""
     same = (
-        "train_size", "masking", "image_encoder", "text_encoder", "embed_dim", "init_scale", "normalize",
-        "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "test", "bf16",
+        "core_accuracy", "train_size", "masking", "image_encoder", "text_encoder", "embed_dim", "init_scale",
+        "normalize", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "test", "bf16",
     )  # fmt: skip
     return training.Setup(
         words=captions.lexicon(source.name),

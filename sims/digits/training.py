@@ -1,7 +1,9 @@
 """One run: train an arm in stages, on scenes drawn during training, and measure what it has learnt after each stage.
 
 Training uses the distribution P (attribute = label w.p. p_spu) of the training items. All accuracies are on scenes with
-test items. Zero-shot classification gives an image to the class whose prompt has the larger score.
+test items. Where labels are noisy (`core_accuracy` below 1), test scenes have noisy labels too, and answers are judged
+by them: on P* no classifier is better than `core_accuracy`. Zero-shot classification gives an image to the class whose
+prompt has the larger score.
 """
 
 import dataclasses
@@ -55,6 +57,7 @@ class Setup:
       side: of a digit, in pixels.
       companion: whether scenes have a strip for a second digit.
       colours: (attribute, shade, channel) in 0..255; None: two hues.
+      core_accuracy: P(label = the digit's kind); below 1 labels are noisy, see `scenes`.
       train_size: scenes of a training set that is drawn once; None: fresh scenes in every step.
       vectors: captions are vectors, not words.
       masking: of captions.
@@ -72,6 +75,7 @@ class Setup:
     side: int
     companion: bool = False
     colours: scenes.Colours | None = None
+    core_accuracy: float = 1.0
     train_size: int | None = None
     vectors: bool = False
     masking: str = "named"
@@ -171,7 +175,8 @@ def lay_out(
 ) -> scenes.Layout:
     """The layout of the scenes that `draw` renders."""
     p_companion = point["p_companion"] if setup.companion else None
-    return scenes.lay_out(key, point[items], n, p_spu, point["hue_contrast"], p_companion, setup.colours, once)
+    law = point["hue_contrast"], p_companion, setup.colours
+    return scenes.lay_out(key, point[items], n, p_spu, *law, once, setup.core_accuracy)
 
 
 def training_set(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> tuple[scenes.Layout, Array]:

@@ -45,6 +45,8 @@ def command(capsys, monkeypatch):
         ("--p_spu=1.2", "--p_spu must be in [0, 1], got 1.2"),
         ("--p_spu_grid=0.5,2", "--p_spu_grid must be in [0, 1], got 2"),
         ("--pi_companion=-1", "--pi_companion must be in [0, 1], got -1"),
+        ("--core_accuracy=0.5", "--core_accuracy must be in (1/2, 1], got 0.5"),
+        ("--core_accuracy=1.1", "--core_accuracy must be in (1/2, 1], got 1.1"),
         ("--temperature=0", "--temperature must be > 0, got 0"),
         ("--pi_grid=0:1:1000", "--pi_grid must make at most 10000 cells in the study captions, got 1000000"),
         ("--seeds=1", "--seeds must be in [2, 10000], got 1"),
@@ -107,6 +109,9 @@ def test_a_studys_config_holds_what_decides_it_and_no_more():
     )
     for change in ({"p_spu_grid": (0.5,)}, {"pi_core": 0.1}, {"seeds": 3}, {"arms": ("clip",)}, {"groups": "5:6"}):
         assert dataclasses.replace(Config(), **change).flat("correlation", "digest") != base
+    # Folders from before this setting go on.
+    assert "core_accuracy" not in base
+    assert dataclasses.replace(Config(), core_accuracy=0.84).flat("correlation", "digest")["core_accuracy"] == 0.84
     assert Config().flat("correlation", "other") != base
 
 

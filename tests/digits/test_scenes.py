@@ -65,6 +65,40 @@ def test_items_are_of_the_labels_kind_and_small_digits_of_either(seen):
     assert set(small[there]) == set(range(10))
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_the_digit_predicts_the_label_with_the_core_s_accuracy(source, once):
+    """Colours, and what captions name, go with the label; a digit of the other class leaves no trace in the image."""
+    items = jax.tree.map(lambda x: np.concatenate([x] * 3) if np.ndim(x) else x, source.train)
+    kinds = np.array(KINDS)
+    items = jax.tree.map(lambda x: x[np.argsort(kinds[items.item], kind="stable")] if np.ndim(x) else x, items)
+    items = dataclasses.replace(items, low=np.int32((kinds[items.item] < 0).sum()))
+
+    @jax.jit
+    def lay_out(key):
+        layout = scenes.lay_out(key, items, N, 0.9, once=once, core_accuracy=0.84)
+        return layout, scenes.contents(items, layout)
+
+    layout, found = jax.device_get(lay_out(jax.random.key(9)))
+    assert not once or len(np.unique(layout.index)) == N
+    right = kinds[found.item] == found.label
+    assert_share(right.mean(), 0.84)
+    with pytest.raises(AssertionError):
+        assert_share(right.mean(), 0.80)
+    assert_share((found.label == found.attribute).mean(), 0.9)
+    np.testing.assert_array_equal(found.item, items.item[layout.index])
+    np.testing.assert_array_equal(kinds[found.told], found.label)
+    np.testing.assert_array_equal(found.told[right], found.item[right])
+    assert len(set(found.told[~right])) == 10
+    z = np.corrcoef(right, found.attribute * found.label)[0, 1] * N**0.5
+    assert abs(z) < scipy.stats.norm.isf(1e-6 / 2)
+
+
+def test_captions_name_the_digit_of_a_noisy_label(seen):
+    named = (seen.item + 1) % 10
+    noisy = dataclasses.replace(seen, named=named, label=np.array(KINDS)[named])
+    assert written(noisy, 1, 1, 1)[0] == told(dataclasses.replace(noisy, item=named), 0) != told(seen, 0)
+
+
 def test_contrast_brings_the_hues_together(source):
     for contrast in (1.0, 0.25, 0.0):
         found = draw(8, source.train, 0.5, hue_contrast=contrast)

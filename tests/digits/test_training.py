@@ -1,6 +1,7 @@
 """Encoders, losses and measures do what they say; trained networks take the shortcut where there is nothing else."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -304,6 +305,26 @@ def test_normal_scores_have_the_accuracy_that_is_computed(predictor, monkeypatch
         assert_mean_close(right[group].astype(float), found, resolution=0.01)
         with pytest.raises(AssertionError, match="z ="):
             assert_mean_close(right[group].astype(float), found + 0.1, resolution=0.01)
+
+
+def test_noisy_labels_have_scores_of_two_kinds():
+    """A score that is normal given the digit's kind: the formula against the share that is counted."""
+    n = 40_000
+    rng, kinds = np.random.default_rng(0), np.array(KINDS)
+    item, attribute = rng.integers(0, 10, n), rng.choice([-1, 1], n)
+    label = kinds[item] * rng.choice([1, -1], n, p=[0.84, 0.16])
+    score = 1.5 * kinds[item] - 0.4 * attribute + rng.normal(size=n)
+    seen = scenes.Scenes(None, label, attribute, item, None, None, None)
+    fake = types.SimpleNamespace(setup=TINY, mean=np.zeros(1), shifted=moments.Seen(seen, score[:, None]))
+    predicted = moments.Predictor._groups(fake, np.ones(1))
+    fake.setup = dataclasses.replace(TINY, kinds=(1,) * 10)  # one normal in each cell
+    wrong = moments.Predictor._groups(fake, np.ones(1))
+    aligned = label == attribute
+    counted = (score * label > 0).astype(float)
+    for group, share in zip((aligned, ~aligned), predicted, strict=True):
+        assert_mean_close(counted[group], share, resolution=0.01)
+    with pytest.raises(AssertionError, match="z ="):
+        assert_mean_close(counted[aligned], wrong[0], resolution=0.01)
 
 
 @pytest.mark.slow
