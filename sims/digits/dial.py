@@ -154,18 +154,6 @@ def right_of_states(
     return (np.sign(score) + 1) / 2
 
 
-def regression_prompt(kinds: tuple[int, ...], policy: Policy, p_spu: float = 0.995, masking: str = "mean") -> float:
-    """The colour b for which the prompt (1, b) makes a whitened encoder regress on the digit.
-
-    The prompt p = S_T (1, 0) ~ (1, Cov(a, b)/Var(a)) turns S_I^-1 C S_T^-1 p into S_I^-1 Cov(x, a). This is least
-    squares of the digit's value in captions on the image. The prompt (1, 0) over-corrects where a and b are correlated.
-    """
-    of = states(kinds)
-    weight = of.probability(p_spu)
-    cov = _cov_text(weight, *of.captions(policy, masking))
-    return float(cov[0, 1] / cov[0, 0])
-
-
 class Pixels:
     """A linear encoder on the pixels of the training items, x = b 1 + (1 - b) s.
 

@@ -221,6 +221,20 @@ def dial_table(dataset: xr.Dataset) -> list[list[str]]:
     return lines
 
 
+def regression_table(dataset: xr.Dataset) -> list[list[str]]:
+    """Each setting after the last epoch, read out by the regression prompt (X12); empty where it was not measured."""
+    found = results.accuracy(dataset)
+    if "regression" not in found.prompt.values:
+        return []
+    shown = {"shifted": "OOD", "train": "ID", "aligned": "aligned", "conflicting": "conflicting"}
+    lines = [["setting", *shown.values()]]
+    for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
+        mean, half = results.interval(found.sel(arm=arm, prompt="regression").isel(step=-1))
+        both = ([x.sel(value=value).item() for value in shown] for x in (mean, half))
+        lines.append([ARMS[arm].label, *(f"{m:.3f} +- {h:.3f}" for m, h in zip(*both, strict=True))])
+    return lines
+
+
 def table(dataset: xr.Dataset) -> list[list[str]]:
     """Each setting: OOD, ID and both groups, ours beside the paper's, and how many runs are `dead`."""
     given = points()

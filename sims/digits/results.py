@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ import xarray as xr
 
 from sims.digits import moments, training
 from sims.digits.arms import ARMS
-from sims.digits.config import AXES
+from sims.digits.config import AXES, ITEMS
 from sims.engine import store
 
 VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
@@ -19,7 +20,7 @@ _CONFIDENCE = 0.95
 
 
 def accuracy(dataset: xr.Dataset) -> xr.DataArray:
-    """Measured accuracy (arm, seed, *axes, step, prompt, value) on test items.
+    """Measured accuracy (arm, seed, *axes, step, prompt, value) on test items, of the readouts that were measured.
 
     Values:
       aligned, conflicting: the group's mean over both labels.
@@ -29,7 +30,8 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
     """
     found = dataset.measured
     prompts = []
-    for prompt in training.READOUTS:
+    readouts = _readouts(dataset)
+    for prompt in readouts:
         cells = [
             [found.sel(measure=f"{prompt} {group} {label}", drop=True) for label in training.LABELS]
             for group in training.GROUPS
@@ -40,7 +42,15 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
         values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
         named = xr.DataArray(store.labels(VALUES), dims="value", name="value")
         prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(store.labels(training.READOUTS), dims="prompt", name="prompt"))
+    return xr.concat(prompts, xr.DataArray(store.labels(readouts), dims="prompt", name="prompt"))
+
+
+def _readouts(dataset: xr.Dataset) -> list[str]:
+    """The measured ones of READOUTS: runs of earlier versions have no regression prompt."""
+    measured = set(dataset.measure.values)
+    return [
+        readout for readout in training.READOUTS if f"{readout} {training.GROUPS[0]} {training.LABELS[0]}" in measured
+    ]
 
 
 def headline(arm: str) -> str:
@@ -72,8 +82,11 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     mean, half = interval(accuracy(dataset))
     kept, kept_half = interval(dataset.measured)
     table = []
+    vectors = json.loads(dataset.attrs["config"]).get("captions") == "vectors"
     for arm in dataset.arm.values:
-        prompts = [r for r in training.READOUTS if ARMS[arm].reads or r not in ("item", "ensemble")]
+        lacking = () if ARMS[arm].reads else ("item", "ensemble", "regression")
+        lacking = lacking if vectors else (*lacking, "regression")
+        prompts = [readout for readout in _readouts(dataset) if readout not in lacking]
         for index in np.ndindex(*(dataset.sizes[a] for a in (*AXES, "step"))):
             at = dict(zip((*AXES, "step"), index, strict=True))
             for prompt in prompts:
@@ -88,6 +101,25 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
                     row[f"{feature}_half"] = kept_half.isel(at).sel(arm=arm, measure=feature).item()
                 row |= _predicted_columns(dataset, str(arm), at, prompt)
                 table.append(row)
+    return table
+
+
+def digit_rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """A row for each arm, cell, step, digit and group: the accuracy of scenes that show the digit.
+
+    Empty for runs of versions that did not measure it.
+    """
+    cells = [(item, group) for item in range(ITEMS) for group in training.GROUPS]
+    measures = [f"digit {item} {group}" for item, group in cells]
+    if measures[0] not in dataset.measure.values:
+        return []
+    found = dataset.measured.sel(measure=measures)
+    mean, half = (x.transpose("arm", *AXES, "step", "measure") for x in interval(found))
+    table = []
+    for index in np.ndindex(*mean.shape):
+        row = {name: mean[name].values[i] for name, i in zip(mean.dims[:-1], index, strict=False)}
+        row["digit"], row["group"] = cells[index[-1]]
+        table.append({**row, "accuracy": mean.values[index], "half": half.values[index]})
     return table
 
 

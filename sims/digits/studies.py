@@ -1,5 +1,6 @@
 """Run the studies: train arms over axes, add both theories' predictions, and write results, tables and figures."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+import zarr
 
 from sims.digits import captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
-from sims.digits.results import accuracy, by_headline, interval, rows, scores, varying
+from sims.digits.results import accuracy, by_headline, digit_rows, interval, rows, scores, varying
 from sims.digits.scenes import Colours
 from sims.engine import runs, store
 from sims.engine.flags import Options, UsageError
@@ -29,7 +31,10 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
     """
     source = images.load(config.data, parse_groups(config.groups), config.pool)
     _check_source(config, source)
-    setups = {study: setup_of(config, study, source) for study in config.study}
+    setups = {}
+    for study in config.study:
+        measures = training.MEASURES if options.overwrite else measures_of(out / study)
+        setups[study] = dataclasses.replace(setup_of(config, study, source), measures=measures)
     grids = {study: grid_of(config, study, setups[study], source) for study in config.study}
     for study, grid in grids.items():
         _check_memory(config, grid)
@@ -49,6 +54,22 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
             runs.save_figure(figures.samples(setups[study], source), out / study, "samples", dpi=100)
             found[study] = dataset
     return found
+
+
+def measures_of(folder: pathlib.Path) -> tuple[str, ...]:
+    """What a run in this folder measures: as it began, in case its version measured less; all MEASURES in a new one.
+
+    Raises: UsageError if its results hold what this version does not measure.
+    """
+    try:
+        array: Any = zarr.open_array(folder / store.RESULTS / "measure", mode="r")
+        measures = tuple(str(name) for name in array[:])
+    except Exception:  # no results yet; damaged ones are refused where they are opened
+        return training.MEASURES
+    if unknown := [name for name in measures if name not in training.MEASURES]:
+        raise UsageError(f"{folder} measures {unknown[0]!r}, which this version does not: use the one that began it, or"
+                         " --overwrite.")  # fmt: skip
+    return measures
 
 
 def _config_of(config: Config, study: str, source: images.Source) -> dict[str, Any]:
@@ -98,7 +119,7 @@ def _check_source(config: Config, source: images.Source) -> None:
 
 
 def grid_of(config: Config, study: str, setup: training.Setup, source: images.Source) -> Grid:
-    """The study's arms over all axes; a run gives MEASURES after each stage."""
+    """The study's arms over all axes; a run gives the setup's measures after each stage."""
     shared = {"train": source.train, "test": source.test}
 
     def task(arm: str) -> Task:
@@ -108,7 +129,7 @@ def grid_of(config: Config, study: str, setup: training.Setup, source: images.So
         tasks={"arm": config.arms_of(study)},
         task=task,
         axes=config.axes(study),
-        outcomes={"step": setup.stages, "measure": training.MEASURES},
+        outcomes={"step": setup.stages, "measure": setup.measures},
         seeds=config.seeds,
         seed=config.seed,
     )
@@ -180,9 +201,11 @@ def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict
 
 
 def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figures into `out`; returns the table's last step and the theories' scores as text."""
+    """Write tables and figures into `out`; returns the table's last step and the theories' scores as text."""
     study = json.loads(dataset.attrs["config"])["study"]
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
+    if digits := digit_rows(dataset):
+        store.write_csv(out / "digits.csv", store.columns(digits))
     for name, figure in figures.of(study, dataset).items():
         runs.save_figure(figure, out, name, dpi=100)
     return text(dataset)
@@ -193,6 +216,8 @@ def text(dataset: xr.Dataset) -> str:
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
         tables = [_aligned(paper.table(dataset))]
         if any(ARMS[arm].reads for arm in dataset.arm.values):
+            if lines := paper.regression_table(dataset):
+                tables.append(f"by the regression prompt, which has nothing to over-correct (X12):\n{_aligned(lines)}")
             tables.append(f"the dial's nearest points (X11):\n{_aligned(paper.dial_table(dataset))}")
         return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(tables)
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))

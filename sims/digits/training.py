@@ -23,7 +23,7 @@ from sims.digits.arms import ARMS, Arm, Point
 from sims.digits.config import ITEMS
 from sims.engine.grid import Task
 
-PROMPTS = ("class", "item", "ensemble")
+PROMPTS = ("class", "item", "ensemble", "regression")
 READOUTS = (*PROMPTS, "probe", "probe_shifted")
 GROUPS = ("aligned", "conflicting")
 LABELS = ("low", "high")  # -1, +1
@@ -33,6 +33,7 @@ MEASURES = (
     *FEATURES,
     "temperature",
     "loss",
+    *(f"digit {item} {group}" for item in range(ITEMS) for group in GROUPS),
 )
 _ENSEMBLE = 256  # captions of each class, on average
 _RIDGE = 1e-3  # of probes and closed forms, relative to the mean variance of a feature
@@ -68,6 +69,7 @@ class Setup:
       learns_temperature: train the temperature from the axis's value on, as CLIP does; otherwise it keeps that value.
       test: scenes of each group. Probes are fitted on twice as many, at most 2 x 4096.
       closed: samples that closed forms are computed from.
+      measures: of MEASURES, those that are measured.
     """
 
     words: captions.Lexicon
@@ -95,6 +97,7 @@ class Setup:
     test: int = 1024
     closed: int = 16384
     bf16: bool = False
+    measures: tuple[str, ...] = MEASURES
 
     @property
     def length(self) -> int:
@@ -119,10 +122,10 @@ class Setup:
 
 
 def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
-    """The arm's task for the engine: a run's outcomes are (stage, MEASURES).
+    """The arm's task for the engine: a run's outcomes are (stage, setup.measures).
 
-    Entries that do not apply are NaN (prompts without text, temperature without one, the small digit's probe without
-    small digits). Diverged runs are inf.
+    Entries that do not apply are NaN (prompts without text, the regression prompt without vectors, temperature without
+    one, the small digit's probe without small digits, a digit that no test scene shows). Diverged runs are inf.
 
     shared: the `train` and `test` items.
     """
@@ -133,7 +136,8 @@ def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
 
     def stage(key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> tuple[State, Array]:
         state = train(arm, setup, key, point, number, state)
-        return state, measure(arm, setup, key, point, state["params"])
+        found = measure(arm, setup, key, point, state["params"])
+        return state, found[jnp.asarray([MEASURES.index(name) for name in setup.measures])]
 
     return Task(stage, may_lack=True, start=begin, stages=tuple(np.diff([0, *setup.stages]).tolist()), shared=shared)
 
@@ -333,7 +337,8 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     Probes are fitted on training items: those of FEATURES on P*, the label's on P (`probe`) and on P*
     (`probe_shifted`). For an arm without a classifier, the label's probe on P is its classifier. Probes of two-valued
     features are scored by balanced accuracy, so that chance is 1/2. Probes of items, which have ten values, are scored
-    by accuracy. A run with a parameter that is not finite gives inf.
+    by accuracy. `digit` is the accuracy of each group's scenes that show this digit, under the prompt that the arm is
+    judged by, or its classifier. A run with a parameter that is not finite gives inf.
     """
     keys = jax.random.split(jax.random.fold_in(key, 1), 3)
     n, fit = setup.test, min(setup.test, _MOST_FIT)
@@ -344,19 +349,22 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     test, shifted, seen = features[: 2 * n], features[2 * n : 2 * n + 2 * fit], features[2 * n + 2 * fit :]
     labels = fits.label[:, None].astype(features.dtype)
     accuracy = jnp.full((len(READOUTS), len(GROUPS) * len(LABELS)), jnp.nan)
-    for name, on, of in (("probe", seen, labels[2 * fit :]), ("probe_shifted", shifted, labels[: 2 * fit])):
-        right = (probe(on, of, test)[:, 0] > 0) == (tests.label > 0)
-        accuracy = accuracy.at[READOUTS.index(name)].set(_by_cell(right, tests.label))
+    for name, on, of in (("probe_shifted", shifted, labels[: 2 * fit]), ("probe", seen, labels[2 * fit :])):
+        probed = (probe(on, of, test)[:, 0] > 0) == (tests.label > 0)
+        accuracy = accuracy.at[READOUTS.index(name)].set(_by_cell(probed, tests.label))
     if arm.reads:
         prompts = prompt_embeddings(arm, setup, keys[2], point, params)
-        predicted = [2 * (test @ prompts[name].T).argmax(1) - 1 for name in ("class", "ensemble")]
-        item = (test @ prompts["item"].T).argmax(1)
-        predicted.insert(PROMPTS.index("item"), jnp.asarray(setup.kinds)[item])
-        cells = jnp.stack([_by_cell(guess == tests.label, tests.label) for guess in predicted])
-        accuracy = accuracy.at[: len(PROMPTS)].set(cells)
+        best = {name: (test @ of.T).argmax(1) for name, of in prompts.items()}
+        guesses = {name: jnp.asarray(setup.kinds)[at] if name == "item" else 2 * at - 1 for name, at in best.items()}
+        for name, guess in guesses.items():
+            cells = _by_cell(guess == tests.label, tests.label)
+            accuracy = accuracy.at[READOUTS.index(name)].set(cells)
+        judged = guesses[arm.prompt] == tests.label
     elif arm.loss == "cross_entropy":
-        accuracy = accuracy.at[0].set(_by_cell(2 * _head(params, test).argmax(1) - 1 == tests.label, tests.label))
+        judged = 2 * _head(params, test).argmax(1) - 1 == tests.label
+        accuracy = accuracy.at[0].set(_by_cell(judged, tests.label))
     else:
+        judged = probed
         accuracy = accuracy.at[0].set(accuracy[READOUTS.index("probe")])
     score = probe(shifted, _targets(jax.tree.map(lambda x: x[: 2 * fit], fits)), test)
     two = jnp.concatenate([((tests.attribute + 1) // 2)[:, None], tests.style], 1)
@@ -372,7 +380,8 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
         kept[2] = jnp.where(there.any(), right.sum() / jnp.maximum(there.sum(), 1), jnp.nan)[None]
     temperature = jnp.exp(-params["scalars"]["log_scale"]) if "scalars" in params else jnp.nan
     fitted = training_loss(arm, setup, key, point, params)
-    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.stack([temperature, fitted])])
+    each = _by_digit(judged, tests.item)
+    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.stack([temperature, fitted]), each])
     whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
     return jnp.where(whole, found, jnp.inf)
 
@@ -406,6 +415,12 @@ def training_loss(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, par
 def _by_cell(right: Array, label: Array) -> Float[Array, " cells"]:
     """Share of right answers, for each half of the scenes and each label."""
     cell = jnp.stack([(label == y) & half for half in _halves(len(label)) for y in (-1, 1)], 1)
+    return (right[:, None] & cell).sum(0) / cell.sum(0)
+
+
+def _by_digit(right: Array, item: Array) -> Float[Array, " cells"]:
+    """Share of right answers, for each digit and each half of the scenes; NaN where none shows the digit."""
+    cell = jnp.stack([(item == digit) & half for digit in range(ITEMS) for half in _halves(len(item))], 1)
     return (right[:, None] & cell).sum(0) / cell.sum(0)
 
 
@@ -449,8 +464,8 @@ def prompt_embeddings(
 ) -> dict[str, Float[Array, "prompts r"]]:
     """Embeddings of PROMPTS: the two classes, the ten items, and each class's mean over its possible captions.
 
-    The captions of `ensemble` follow the arm's own policy. Their items, styles and colours are drawn evenly, whatever
-    the label.
+    Captions that are vectors also have the regression prompt, see `vectors.regression_prompts`. The captions of
+    `ensemble` follow the arm's own policy. Their items, styles and colours are drawn evenly, whatever the label.
     """
     key_scene, key_text = jax.random.split(key)
     drawn = draw(setup, key_scene, point, "train", 2 * _ENSEMBLE, 0.5)
@@ -463,7 +478,12 @@ def prompt_embeddings(
     if setup.vectors and not setup.normalize and arm.loss:  # affine encoder: mean embedding = mean caption's embedding
         mean = by_class
     mean = mean if arm.loss is None or not setup.normalize else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
-    return {"class": by_class, "item": by_item, "ensemble": mean}
+    found = {"class": by_class, "item": by_item, "ensemble": mean}
+    if setup.vectors:
+        caps = dataclasses.replace(policy(arm, point), masking=setup.masking)
+        told = vectors.regression_prompts(setup.kinds, caps, point["p_spu"]).astype(tokens.dtype)
+        found["regression"] = embed_text(arm, setup, params, told)
+    return found
 
 
 def prompt_texts(setup: Setup, prompts: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions
 from sims.digits.config import ITEMS
 from sims.digits.scenes import SHADES, Scenes
@@ -51,6 +52,31 @@ def class_prompts(kinds: tuple[int, ...]) -> np.ndarray:
 def item_prompts() -> np.ndarray:
     """(10, dim): each digit and no colour."""
     return np.pad(_ITEM_VALUES[:, None], ((0, 0), (0, DIM - 1)))
+
+
+def regression_prompts(kinds: tuple[int, ...], caps: Captions, p_spu: Scalar) -> Float[Array, "2 dim"]:
+    """The class prompts a (1, Cov(a, b) / Var(a), 0, ...), a the class's mean digit.
+
+    Their difference is a multiple of S_T (1, 0, ...), S_T the covariance of captions. It turns the whitened rule
+    S_I^-1 C S_T^-1 p into S_I^-1 Cov(x, a), least squares of the digit's value on the image, which has nothing to
+    over-correct. The class prompts over-correct where a and b are correlated.
+
+    Args:
+      kinds: -1 or +1 for each item; items are equally frequent.
+      caps: captions; masking "mean" or "named".
+      p_spu: P(attribute = label), in [0, 1].
+
+    Source: X12.  Check: tests/digits/test_paper.py.
+    """
+    kind, sign = np.array(kinds), np.array([-1, 1])
+    means = np.array(class_values(kinds))
+    share = (kind[:, None] == sign).mean(0)
+    centred = means - share @ means
+    within = np.mean((_ITEM_VALUES - means[(kind + 1) // 2]) ** 2)
+    variance = share @ centred**2 + caps.pi_core * within + NOISE**2
+    colour = _MEAN_COLOUR * (1.0 if caps.masking == "mean" else caps.pi_spu)  # E[b] of attribute +1
+    covariance = (share * centred) @ sign * (2 * p_spu - 1) * colour
+    return _padded(jnp.asarray(means)[:, None] * jnp.stack([1.0, covariance / variance])[None, :])
 
 
 def _padded(code: Array) -> Array:

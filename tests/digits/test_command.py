@@ -14,11 +14,12 @@ import xarray as xr
 
 from sims import show
 from sims.digits import __main__ as main
-from sims.digits import figures, images, moments, studies, training
+from sims.digits import figures, images, moments, results, studies, training
 from sims.digits.arms import ARMS
 from sims.digits.config import ARMS_OF, AXES, GRIDS, PRESETS, STUDIES, Config, parse_groups
 from sims.engine import devices, runs, store
 from sims.engine.flags import DEFAULTS, Options, UsageError, run_main
+from sims.engine.grid import Grid
 from tests.helpers import ROOT, own_flags
 
 
@@ -150,7 +151,8 @@ def test_a_study_leaves_results_table_and_figures(finished):
     shape = (4, 2, 1, 1, 1, 2, 2, 1, 1, 1, 2, 2)
     assert dataset.accuracy_predicted.shape == shape and bool(dataset.accuracy_predicted.notnull().all())
     lines = (out / "captions" / "summary.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 4 * 2 * len(training.READOUTS)
+    assert len(lines) == 1 + 2 * 4 * 2 * (len(training.READOUTS) - 1)  # words have no regression prompt
+    assert len((out / "captions" / "digits.csv").read_text().splitlines()) == 1 + 2 * 4 * 2 * 10 * 2
 
 
 @pytest.mark.long
@@ -209,6 +211,44 @@ def a_dataset(measured, predicted, study="captions", arms=("clip",), seeds=4):
     at[2 + AXES.index("pi_core")] = cells
     filled[:] = predicted.reshape(*at, 2)
     return xr.Dataset({"measured": full, "accuracy_predicted": filled}, attrs={"config": json.dumps({"study": study})})
+
+
+OLDER = tuple(m for m in training.MEASURES if not m.startswith(("regression", "digit")))
+
+
+def begun(folder, measures):
+    """A folder in which a run with these measures has begun."""
+    one = {"arm": ["clip"]}, lambda arm: None, {axis: [0.5] for axis in AXES}
+    grid = Grid(*one, {"step": [10], "measure": measures}, 2, 0)
+    store.begin(folder, {"command": "digits"})
+    store.Measured.create(folder, "measured", grid)
+    return grid
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_with_its_measures(tmp_path):
+    grid = begun(tmp_path, OLDER)
+    assert studies.measures_of(tmp_path) == OLDER
+    store.Measured.check(tmp_path, "measured", grid)
+    with pytest.raises(UsageError, match="another shape"):
+        outcomes = {**grid.outcomes, "measure": training.MEASURES}
+        store.Measured.check(tmp_path, "measured", dataclasses.replace(grid, outcomes=outcomes))
+    assert studies.measures_of(tmp_path / "new") == training.MEASURES
+
+
+def test_measures_of_another_version_are_refused(tmp_path):
+    begun(tmp_path, (*OLDER, "shape"))
+    with pytest.raises(UsageError, match="measures 'shape', which this version does not"):
+        studies.measures_of(tmp_path)
+
+
+def test_results_of_an_earlier_version_are_read():
+    dataset = a_dataset(np.full((1, 4, 2, 2), 0.7), np.zeros((2, 2)))
+    dataset.attrs["config"] = json.dumps({"study": "captions", "captions": "vectors"})
+    readouts = {row["prompt"] for row in results.rows(dataset)}
+    assert readouts == set(training.READOUTS) and len(results.digit_rows(dataset)) == 2 * 10 * 2
+    older = dataset.sel(measure=list(OLDER))
+    assert {row["prompt"] for row in results.rows(older)} == readouts - {"regression"}
+    assert results.digit_rows(older) == []
 
 
 def test_values_are_those_of_the_groups():

@@ -301,8 +301,19 @@ def test_nearest_point_of_a_curve():
 
 def test_the_regression_prompt_lets_a_whitened_encoder_see_the_digit_alone():
     of = dial.states(KINDS)
+    for policy, masking, p in (((1.0, 1.0), "mean", 0.995), ((0.5, 1.0), "mean", 0.9), ((1.0, 0.5), "named", 0.995)):
+        weight = of.probability(p)
+        text, spread = of.captions(policy, masking)
+        cov = dial.moments(weight, of.features("joint"), text, spread)[2]
+        prompts = vectors.regression_prompts(KINDS, mt.captions(*policy, masking), p)
+        np.testing.assert_allclose(prompts[:, 1] / prompts[:, 0], cov[0, 1] / cov[0, 0], rtol=1e-12)
+        np.testing.assert_array_equal(prompts[:, 0], vectors.class_values(KINDS))
+        assert not np.isclose(
+            cov[0, 1], dial.moments(of.probability(p - 0.03), of.features("joint"), text, spread)[2][0, 1]
+        )
     for policy in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5)):
-        b = dial.regression_prompt(KINDS, policy)
+        prompts = vectors.regression_prompts(KINDS, mt.captions(*policy, "mean"), 0.995)
+        b = float(prompts[1, 1] / prompts[1, 0])
         kappa = np.zeros(1)
         assert (dial.right_of_states(of, "joint", policy, kappa, prompt=(1.0, b)) == 1).all()
         assert not (dial.right_of_states(of, "joint", policy, kappa) == 1).all()

@@ -156,6 +156,7 @@ def test_arms_run_and_lack_only_what_it_has_not(source, float32):
         lacking = {measure for measure, value in found.items() if np.isnan(value).any()}
         prompts = {measure for measure in found if measure.split()[0] in ("item", "ensemble") and " " in measure}
         expected = {"companion"} | (set() if arm.reads else prompts)
+        expected |= {measure for measure in found if measure.startswith("regression")}  # words have none
         expected |= {"temperature"} if arm.loss not in ("clip", "siglip") else set()
         expected |= {"loss"} if arm.loss is None else set()
         assert lacking == expected, name
@@ -260,6 +261,25 @@ def test_a_probe_finds_what_is_there_and_nothing_else():
     score = np.asarray(training.probe(x[:2000], sign[:2000].astype(float), x[2000:]) > 0.5)
     right = (score == np.asarray(sign[2000:])).mean(0)
     assert right[0] > 0.95 and abs(right[1] - 0.5) < 0.06
+
+
+def test_accuracy_by_digit():
+    item = jnp.array([0, 0, 3, 3, 0, 9, 9, 9])
+    right = jnp.array([1, 0, 1, 1, 0, 1, 1, 0], bool)
+    found = np.asarray(training._by_digit(right, item)).reshape(10, 2)
+    expected = np.full((10, 2), np.nan)
+    expected[0], expected[3, 0], expected[9, 1] = (0.5, 0), 1, 2 / 3
+    np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.slow
+def test_the_regression_prompt_is_measured(source, float32):
+    """It keeps the aligned group from over-correction; without a correlation it is the class prompt."""
+    setup = dataclasses.replace(TINY, vectors=True, text_encoder="linear", masking="mean", closed=4096, test=256)
+    for p_spu, same in ((0.95, False), (0.5, True)):
+        found = outcomes("whitened", setup, a_point(source, p_spu=p_spu, pi_core=1.0, pi_spu=1.0))
+        by_class, by_regression = (group(found, prompt, "aligned") for prompt in ("class", "regression"))
+        assert by_regression == by_class if same else by_regression > by_class + 0.1
 
 
 def test_prompts_name_what_they_say(source):
