@@ -17,6 +17,7 @@ studies:
   temperature  fixed temperatures, along training
   sharing      a small second digit: present or not, named or not
   paper        the arms of the paper's Figures 2 and 5
+  balanced     the paper's digits: captions that always name the digit, over temperatures; see --predict
 A study's results go to OUT/STUDY; `python -m sims.show OUT/STUDY` prints and draws them again.
 """
 
@@ -25,7 +26,7 @@ import pathlib
 
 from absl import flags
 
-from sims.digits.config import GRIDS, IMAGE_ENCODERS, PAPER, PRESETS, STUDIES, TEXT_ENCODERS, Config
+from sims.digits.config import BALANCED, GRIDS, IMAGE_ENCODERS, PAPER, PRESETS, STUDIES, TEXT_ENCODERS, Config
 from sims.engine import devices
 from sims.engine.flags import UsageError, define, integer, names, number, numbers, optional, path, run_main
 
@@ -74,7 +75,7 @@ def _define_flags() -> None:
     def preset(name: str) -> str:
         return "Presets: " + text.format(*(_shown(getattr(config, name)) for config in PRESETS.values()))
 
-    define("study", None, f"which, of {', '.join((*STUDIES, PAPER))}. {preset('study')}", names)
+    define("study", None, f"which, of {', '.join((*STUDIES, PAPER, BALANCED))}. {preset('study')}", names)
     define(
         "arms", None, f"of each study's arms those named. Presets: all; smoke: {_shown(PRESETS['smoke'].arms)}", names
     )
@@ -99,6 +100,8 @@ def _define_flags() -> None:
     define("epochs", None, f"{text_of}. {preset('epochs')}", optional(numbers))
     for name, text_of in _SWITCHES.items():
         flags.DEFINE_bool(name, None, f"{text_of}. {preset(name)}")
+    text_of = "print what the theory predicts of captions and ridge at the paper's digits, and train nothing"
+    flags.DEFINE_bool("predict", False, text_of)
     flags.DEFINE_bool("keep_checkpoints", False, "keep the trained networks, in OUT/STUDY/checkpoints")
     devices.define_flags()
     define("out", "runs/digits", "folder for the studies' folders; another run's are refused", path)
@@ -125,6 +128,9 @@ def _main() -> int:
     from sims.digits import studies
     from sims.engine import runs
 
+    if values["predict"]:
+        print(studies.predictions(config))
+        return 0
     out = pathlib.Path(values["out"])
     code = 0
     for study, dataset in studies.run(config, out, options).items():

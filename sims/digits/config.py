@@ -16,6 +16,7 @@ IMAGE_ENCODERS = ("cnn", "vit", "linear", "lenet")
 TEXT_ENCODERS = ("transformer", "bag", "linear")
 STUDIES = ("arms", "captions", "strength", "contrasting", "correlation", "sharing", "temperature")
 PAPER = "paper"  # the study of the paper's Figures 2 and 5
+BALANCED = "balanced"  # the study of the captions and the ridge that the theory predicts to be best (X10, X11)
 # (pi_core, pi_spu) of the captions in those figures.
 PAPER_POLICIES = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 0.5), (1.0, 0.0))
 COLOURS = 6
@@ -40,6 +41,7 @@ _SWEPT = {
     "temperature": ("temperature",),
     "sharing": ("p_companion", "pi_companion"),
     PAPER: (),
+    BALANCED: ("temperature",),
 }
 ARMS_OF = {
     "arms": (
@@ -76,6 +78,8 @@ ARMS_OF[PAPER] = (
     "cross_entropy",
     *(paper_arm(*PAPER_POLICIES[i]) for i in (2, 1, 3, 5)),
 )
+# All digits named, the colour always, half the time, never: with masking "named" the last is the balanced policy.
+ARMS_OF[BALANCED] = tuple(paper_arm(1.0, pi_spu) for pi_spu in (1.0, 0.5, 0.0))
 # The paper gives no values: these are read off its Figure 4, in its order.
 _PAPER_COLOURS = [(31, 56, 100), (0, 112, 192), (180, 199, 231), (248, 186, 186), (255, 0, 0), (192, 0, 0)]
 _ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS_OF.values() for arm in arms))
@@ -186,7 +190,7 @@ class Config:
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
         for name, allowed in (
-            ("study", (*STUDIES, PAPER)),
+            ("study", (*STUDIES, PAPER, BALANCED)),
             ("arms", _ALL_ARMS),
             ("image_encoder", IMAGE_ENCODERS),
             ("text_encoder", TEXT_ENCODERS),
@@ -245,10 +249,12 @@ class Config:
         if self.train_size is not None and not self.batch_size <= self.train_size <= 2**24:
             raise UsageError(f"--train_size must be none or in [batch_size, 2^24] = [{self.batch_size}, {2**24}],"
                              f" got {self.train_size}.")  # fmt: skip
-        if PAPER in self.study:
+        for study in {PAPER, BALANCED} & {*self.study}:
             for name, unfit in (("colours", "hues"), ("captions", "words"), ("train_size", None)):
                 if getattr(self, name) == unfit:
-                    raise UsageError(f"--study={PAPER} needs another --{name} than {str(unfit).lower()}.")
+                    raise UsageError(f"--study={study} needs another --{name} than {str(unfit).lower()}.")
+            if self.core_accuracy < 1:
+                raise UsageError(f"--study={study} needs --core_accuracy=1, the paper's, got {self.core_accuracy:g}.")
         if "strength" in self.study and self.colours != "hues":
             raise UsageError(f"--study=strength needs --colours=hues, whose contrast it sweeps, got {self.colours}.")
         if self.epochs is not None and self.train_size is None:
@@ -257,8 +263,6 @@ class Config:
             raise UsageError(f"--init_scale must be in (0, 100], got {self.init_scale:g}.")
         if not 0.5 < self.core_accuracy <= 1:
             raise UsageError(f"--core_accuracy must be in (1/2, 1], got {self.core_accuracy:g}.")
-        if self.core_accuracy < 1 and PAPER in self.study:
-            raise UsageError(f"--study={PAPER} needs --core_accuracy=1, the paper's, got {self.core_accuracy:g}.")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be in [0, 1), got {getattr(self, name):g}.")

@@ -137,6 +137,21 @@ def of_states(
     return np.stack([right[aligned].mean(0), right[~aligned].mean(0)], 1)
 
 
+def scores_of_states(
+    of: States,
+    features: str,
+    policy: Policy,
+    kappas: np.ndarray,
+    p_spu: float = 0.995,
+    masking: str = "mean",
+    prompt: tuple[float, float] = (1.0, 0.0),
+) -> np.ndarray:
+    """(s, kappas): w . (x - mean) of each state."""
+    image, weight = of.features(features), of.probability(p_spu)
+    cross, cov_image, cov_text, mean = moments(weight, image, *of.captions(policy, masking))
+    return (image - mean) @ rules(cross, cov_image, cov_text, kappas, prompt).T
+
+
 def right_of_states(
     of: States,
     features: str,
@@ -147,9 +162,7 @@ def right_of_states(
     prompt: tuple[float, float] = (1.0, 0.0),
 ) -> np.ndarray:
     """(s, kappas): whether each state is classified right, 1/2 for a tie."""
-    image, weight = of.features(features), of.probability(p_spu)
-    cross, cov_image, cov_text, mean = moments(weight, image, *of.captions(policy, masking))
-    score = (image - mean) @ rules(cross, cov_image, cov_text, kappas, prompt).T * of.label[:, None]
+    score = scores_of_states(of, features, policy, kappas, p_spu, masking, prompt) * of.label[:, None]
     score[np.abs(score) < _TIE * np.abs(score).max(0)] = 0
     return (np.sign(score) + 1) / 2
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sims.digits import images, paper, results, scenes, training
 from sims.digits.arms import ARMS
-from sims.digits.config import PAPER
+from sims.digits.config import BALANCED, PAPER
 from sims.engine import style
 
 _LOOKS = [
@@ -55,6 +55,8 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
         networks = [a for a in _NETWORKS if a in dataset.arm.values]
         lines = {"pi_core": against_pi_core(dataset, networks), "drift": drift(dataset, networks)} if networks else {}
         return {"captions": caption_map(dataset), **lines}
+    if study == BALANCED:
+        return {"balanced": balanced(dataset)}
     if study == "temperature":
         return {"temperature": against_time(dataset)}
     if study == "sharing":
@@ -288,6 +290,37 @@ def against_time(dataset: xr.Dataset) -> Figure:
         _axes(ax, "step", style.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
     _legend(figure, axes[0])
+    return figure
+
+
+def balanced(dataset: xr.Dataset) -> Figure:
+    """Both groups of each caption policy over temperatures, by the class prompt and by the regression prompt.
+
+    Lines are the dial's whitened rule for an encoder that sees all 60 states apart.
+    """
+    arms = [str(arm) for arm in dataset.arm.values]
+    figure, axes = plt.subplots(1, len(arms), figsize=(4 * len(arms), 4.6), sharey=True, squeeze=False,
+                                layout="constrained")  # fmt: skip
+    found = results.accuracy(dataset).isel(step=-1)
+    x = dataset.temperature.values
+    for ax, arm in zip(axes[0], arms, strict=True):
+        for group, (colour, marker) in style.GROUP_LOOKS.items():
+            for prompt, face, aside in (("class", colour, 0.97), ("regression", "white", 1.03)):
+                if prompt in found.prompt.values:
+                    both = results.interval(found.sel(arm=arm, prompt=prompt, value=group))
+                    mean, half = (each.values.ravel() for each in both)
+                    ax.errorbar(x * aside, mean, half, fmt=marker, color=colour, mfc=face, capsize=2, ms=6,
+                                label=f"{group}, {prompt} prompt")  # fmt: skip
+            whitened = dataset.dial.sel(arm=arm, features="joint", group=group).isel(kappa=0).item()
+            ax.axhline(
+                whitened, color=colour, ls="--" if group == "aligned" else ":", lw=1.2, label=f"{group}, whitened rule"
+            )
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        ax.minorticks_off()
+        _axes(ax, "temperature", ARMS[arm].label)
+    axes[0, 0].set_ylabel(f"{_ACCURACY}; 95% intervals over seeds")
+    _legend(figure, axes[0, 0])
     return figure
 
 

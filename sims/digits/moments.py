@@ -63,7 +63,7 @@ class Predictor:
 
     def __init__(self, setup: Setup, point: Mapping[str, Any]):
         self.setup, p_spu = setup, point["p_spu"]
-        self.model, self.obs = features(Seen.draw(setup, point, "train", 0.5, _KEY + 2), p_spu)
+        self.model, self.obs = two_features(setup, point)
         self.seen = Seen.draw(setup, point, "train", p_spu, _KEY)
         self.shifted = Seen.draw(setup, point, "test", 0.5, _KEY + 1)
         self.mean = self.seen.pixels.mean(0)
@@ -131,6 +131,11 @@ def _share(score: np.ndarray) -> float:
     """P(score > 0), as if scores were normal."""
     mean, deviation = score.mean(), score.std()
     return float(scipy.special.ndtr(mean / deviation)) if deviation > 0 else 0.5
+
+
+def two_features(setup: Setup, point: Mapping[str, Any]) -> tuple[mt.data.IntraClass, mt.data.Observation]:
+    """`features` of training items; point as of `Predictor`."""
+    return features(Seen.draw(setup, point, "train", 0.5, _KEY + 2), point["p_spu"])
 
 
 def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.Observation]:

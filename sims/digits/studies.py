@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from sims.digits import captions, dial, figures, images, moments, paper, training
+from sims.digits import balance, captions, dial, figures, images, moments, paper, training
 from sims.digits.arms import ARMS, same_class_weight
-from sims.digits.config import AXES, PAPER, Config, parse_colours, parse_groups
+from sims.digits.config import AXES, BALANCED, PAPER, Config, parse_colours, parse_groups
 from sims.digits.results import accuracy, by_headline, digit_rows, interval, rows, scores, varying
 from sims.digits.scenes import Colours
 from sims.engine import runs, store
@@ -91,7 +91,7 @@ def setup_of(config: Config, study: str, source: images.Source) -> training.Setu
         vectors=config.captions == "vectors",
         symmetric=config.pixels == "-1:1",
         stages=_stages(config),
-        learns_temperature=config.learn_temperature and study != "temperature",
+        learns_temperature=config.learn_temperature and study not in ("temperature", BALANCED),
         **{name: getattr(config, name) for name in same},
     )
 
@@ -145,6 +145,24 @@ def _check_memory(config: Config, grid: Grid) -> None:
         )
 
 
+def predictions(config: Config) -> str:
+    """What the dial and the two-feature model predict of captions and ridge for the paper's digits, as text.
+
+    Raises: UsageError for bad data.
+    """
+    kinds = parse_groups(config.groups)
+    dial_lines = balance.table(kinds, config.p_spu)
+    source = images.load(config.data, kinds, config.pool)
+    setup = dataclasses.replace(setup_of(config, BALANCED, source), core_accuracy=1.0)
+    model, obs = moments.two_features(
+        setup, {"train": source.train, **{name: getattr(config, name) for name in moments.LAW}}
+    )
+    two = balance.table_of_two_features(model, obs)
+    dial_head = "the dial, kappa = 0 to infinity; tilt: weight of the colour over that of the digit at kappa = 0"
+    two_head = "the two-feature model with these images' moments, captions that name every digit"
+    return f"{dial_head}:\n{_aligned(dial_lines)}\n\n{two_head}:\n{_aligned(two)}"
+
+
 def complete(config: Config, study: str, setup: training.Setup, source: images.Source) -> xr.Dataset:
     """What the theories predict for every cell of the arms that read captions; NaN for the others."""
     axes = config.axes(study)
@@ -168,7 +186,7 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
             if case not in known:
                 known[case] = predictor.accuracy(*case)
             predicted[(slice(None), i, *place)] = known[case]
-    more = _along_dial(config, setup.colours, source) if study == PAPER and setup.colours else {}
+    more = _along_dial(config, study, setup.colours, source) if study in (PAPER, BALANCED) and setup.colours else {}
     return xr.Dataset(
         {
             **more,
@@ -185,9 +203,9 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
     )
 
 
-def _along_dial(config: Config, colours: Colours, source: images.Source) -> dict[str, Any]:
+def _along_dial(config: Config, study: str, colours: Colours, source: images.Source) -> dict[str, Any]:
     """Accuracies that the dial predicts, (arm, features, kappa, group), NaN for an arm that reads nothing."""
-    arms = config.arms_of(PAPER)
+    arms = config.arms_of(study)
     found = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
     reading = {i: policy for i, arm in enumerate(arms) if (policy := ARMS[arm].captions) is not None}
     for j, features in enumerate(dial.FEATURES if reading else ()):
@@ -212,7 +230,13 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
 
 
 def text(dataset: xr.Dataset) -> str:
-    """As text: each arm and cell after the last step under its headline prompt, then each theory's score."""
+    """As text: each arm and cell after the last step under its headline prompt, then each theory's score.
+
+    The studies paper and balanced have tables of their own.
+    """
+    if json.loads(dataset.attrs["config"])["study"] == BALANCED:
+        head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds, mean and 95% interval"
+        return f"{head}:\n{_aligned(balance.measured_table(dataset))}"
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
         tables = [_aligned(paper.table(dataset))]
         if any(ARMS[arm].reads for arm in dataset.arm.values):

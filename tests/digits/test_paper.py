@@ -233,6 +233,7 @@ def test_colours_of_a_file(tmp_path):
         ({"colours": "hues"}, "--study=paper needs another --colours than hues"),
         ({"study": ("strength",)}, "--study=strength needs --colours=hues"),
         ({"core_accuracy": 0.84}, "--study=paper needs --core_accuracy=1"),
+        ({"colours": "hues", "study": ("balanced",)}, "--study=balanced needs another --colours than hues"),
         ({"weight_decay": 1.0}, "--weight_decay must be in"),
         ({"init_scale": 0.0}, "--init_scale must be in"),
         ({"epochs": (1.5,)}, "--epochs must be whole numbers"),
