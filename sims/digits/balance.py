@@ -117,7 +117,7 @@ def table(kinds: tuple[int, ...], p_spu: float, policies: Sequence[Policy] = PAP
                 curve = dial.of_states(kinds, features, policy, dial.KAPPAS, p_spu, masking)
                 name = f"({policy[0]:g}, {policy[1]:g})" + (", balanced" if policy in own else "")
                 line = [masking, features, name, *(f"{share:.3f}" for share in curve[0])]
-                line.append(f"{tilt(kinds, features, policy, 0.0, p_spu, masking):+.2f}")
+                line.append(f"{round(tilt(kinds, features, policy, 0.0, p_spu, masking), 2) + 0.0:+.2f}")
                 for group in ("shifted", "worst"):
                     best = best_kappa(curve, dial.KAPPAS, group)
                     line += [f"{best.least:.2g} to {best.most:.2g}", f"{best.accuracy:.3f}"]

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sims.digits import images, paper, results, scenes, training
+from sims.digits import images, paper, regimes, results, scenes, training
 from sims.digits.arms import ARMS
 from sims.digits.config import BALANCED, PAPER
 from sims.engine import style
@@ -62,7 +62,8 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
     if study == "sharing":
         return {"sharing": sharing(dataset)}
     axis = {"correlation": "p_spu", "contrasting": "same_class_weight", "strength": "hue_contrast"}[study]
-    return {study: against(dataset, axis)}
+    more = {"regimes": regimes.drawn(dataset)} if study == "correlation" and regimes.cells(dataset) else {}
+    return {study: against(dataset, axis), **more}
 
 
 def samples(setup: training.Setup, source: images.Source) -> Figure:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from sims.digits import balance, captions, dial, figures, images, moments, paper, training
+from sims.digits import balance, captions, dial, figures, images, moments, paper, regimes, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, BALANCED, PAPER, Config, parse_colours, parse_groups
 from sims.digits.results import accuracy, by_headline, digit_rows, interval, rows, scores, varying
@@ -224,6 +224,8 @@ def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
     store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
     if digits := digit_rows(dataset):
         store.write_csv(out / "digits.csv", store.columns(digits))
+    if study == "correlation" and (cells := regimes.cells(dataset)):
+        store.write_csv(out / "regimes.csv", store.columns([dataclasses.asdict(cell) for cell in cells]))
     for name, figure in figures.of(study, dataset).items():
         runs.save_figure(figure, out, name, dpi=100)
     return text(dataset)

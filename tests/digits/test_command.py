@@ -210,7 +210,8 @@ def a_dataset(measured, predicted, study="captions", arms=("clip",), seeds=4):
     at = [1] * (2 + len(AXES) + 1)
     at[2 + AXES.index("pi_core")] = cells
     filled[:] = predicted.reshape(*at, 2)
-    return xr.Dataset({"measured": full, "accuracy_predicted": filled}, attrs={"config": json.dumps({"study": study})})
+    config = {"study": study, "batch_size": 16, "train_size": None}
+    return xr.Dataset({"measured": full, "accuracy_predicted": filled}, attrs={"config": json.dumps(config)})
 
 
 OLDER = tuple(m for m in training.MEASURES if not m.startswith(("regression", "digit")))

@@ -1,0 +1,93 @@
+"""Gains over other arms: which stages are compared, and of which kind a gain is."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from sims.digits import regimes, training
+from sims.digits.config import AXES
+
+ARMS = ("clip", "label_only", "cross_entropy")
+P_SPU, STEPS = (0.9, 0.99), (10, 20, 40)
+BATCH = 128
+
+
+def a_study(groups, losses, arms=ARMS, spread=0.0, seeds=4):
+    """Results over P_SPU and STEPS, by arm: (aligned, conflicting), (p_spu, step, 2), and losses, (p_spu, step)."""
+    coords = {axis: [0.5] for axis in AXES} | {"p_spu": list(P_SPU)}
+    dims = ("arm", "seed", *AXES, "step", "measure")
+    shape = (len(arms), seeds, *(len(v) for v in coords.values()), len(STEPS), len(training.MEASURES))
+    labels = {"arm": list(arms), **coords, "step": list(STEPS), "measure": list(training.MEASURES)}
+    measured = xr.DataArray(np.full(shape, 0.5), dims=dims, coords=labels)
+    aside = spread * (np.arange(seeds) - (seeds - 1) / 2)
+    places = [d for d in dims if d not in ("arm", "measure")]
+    for arm in arms:
+        for i, group in enumerate(training.GROUPS):
+            values = np.broadcast_to(groups[arm], (2, 3, 2))[..., i]
+            both = xr.DataArray(values[None] + aside[:, None, None], dims=("seed", "p_spu", "step"))
+            for readout in training.READOUTS:
+                for label in training.LABELS:
+                    where = {"arm": arm, "measure": f"{readout} {group} {label}"}
+                    measured.loc[where] = both.broadcast_like(measured.loc[where]).transpose(*places).values
+        loss = xr.DataArray(np.broadcast_to(losses[arm], (2, 3)), dims=("p_spu", "step"))
+        where = {"arm": arm, "measure": "loss"}
+        measured.loc[where] = loss.broadcast_like(measured.loc[where]).transpose(*places).values
+    config = {"study": "correlation", "batch_size": BATCH, "train_size": 2000}
+    return xr.Dataset({"measured": measured}, attrs={"config": json.dumps(config)})
+
+
+def of_information(*shares):
+    """Losses of a contrastive arm and of a classifier with these shares of a plateau of half of what can be known."""
+    shares = np.array(shares)
+    return np.log(BATCH) * (1 - shares / 2), np.log(2) * (1 - shares / 2)
+
+
+def test_arms_are_compared_at_equal_information():
+    contrastive, _ = of_information(0.5, 0.9, 1.0)
+    _, classifier = of_information(0.88, 0.97, 1.0)
+    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    late = np.zeros((2, 3, 2)) + np.array([0.9, 0.6, 0.5])[None, :, None]  # supervised: worse and worse on P*
+    groups = {"clip": (0.8, 0.7), "label_only": (0.9, 0.4), "cross_entropy": late}
+    found = [cell for cell in regimes.cells(a_study(groups, losses)) if cell.over == "cross_entropy"]
+    assert [(cell.step, cell.other_step) for cell in found[:3]] == [(10, 10), (20, 10), (40, 40)]
+    np.testing.assert_allclose([cell.gain for cell in found[:3]], [0.75 - 0.9, 0.75 - 0.9, 0.75 - 0.5])
+    np.testing.assert_allclose([cell.information for cell in found[:3]], [0.5, 0.9, 1.0])
+    np.testing.assert_allclose([cell.conflicting_images for cell in found[::3]], [200, 20])
+    assert len(regimes.cells(a_study(groups, losses, ("clip", "label_only")))) == 6
+    assert not regimes.cells(a_study(groups, losses, ("label_only", "cross_entropy")))
+
+
+@pytest.mark.parametrize(
+    "aligned, conflicting, kind",
+    [(0.8, 0.7, "both groups"), (0.62, 0.7, "both groups"), (0.5, 0.9, "over-correction"), (0.95, 0.5, "shortcut"),
+     (0.5, 0.6, "loss"), (0.6, 0.6, "none")],
+)  # fmt: skip
+def test_kinds_of_gain(aligned, conflicting, kind):
+    assert regimes.kind_of((aligned + conflicting) / 2 - 0.6, 0.02, aligned, conflicting, 0.6) == kind
+    assert regimes.kind_of((aligned + conflicting) / 2 - 0.6, 0.5, aligned, conflicting, 0.6) == "none"
+    assert regimes.kind_of(np.nan, np.nan, aligned, conflicting, 0.6) == "none"
+
+
+def test_a_seed_that_diverged_leaves_its_cell_out():
+    contrastive, classifier = of_information(0.5, 0.9, 1.0)
+    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    dataset.measured.loc[{"arm": "clip", "seed": 1, "step": 20, "p_spu": 0.9}] = np.nan
+    found = regimes.cells(dataset)
+    assert len(found) == 2 * 5 and (0.9, 20) not in {(cell.p_spu, cell.step) for cell in found}
+
+
+def test_the_map_names_its_axes():
+    contrastive, classifier = of_information(0.5, 0.9, 1.0)
+    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    groups = {"clip": (0.6, 0.8), "label_only": (0.9, 0.3), "cross_entropy": (0.99, 0.3)}
+    figure = regimes.drawn(a_study(groups, losses, spread=0.01))
+    figure.canvas.draw()
+    panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    assert (
+        len(panels) == 4 and all(ax.get_xlabel() for ax in panels) and panels[0].get_ylabel() and panels[2].get_ylabel()
+    )
+    plt.close(figure)
