@@ -9,8 +9,10 @@ arms.py       what is trained: CLIP and its ablations, SigLIP, SL, SupCon, SimCL
 training.py   one run: train in stages, and measure after each
 moments.py    the linear and the whitened theory's predictions, from measured moments
 dial.py       predictions between the two theories (X11), for the paper's digits
+balance.py    the captions and the ridge that the dial predicts to be best
 studies.py    runs the studies: which arms over which axes, with the theories' predictions
 results.py    accuracies, intervals, rows, and how well the theories order the cells
 figures.py    sample sheet and curves; paper.py: the paper's Figures 2 and 5
+regimes.py    gains over conflicting images and training; sensitivity.py: what open settings move, from folders
 readouts.py   a command: accuracy of saved networks by digit and by prompt
 """

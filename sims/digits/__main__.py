@@ -100,6 +100,8 @@ def _define_flags() -> None:
     define("epochs", None, f"{text_of}. {preset('epochs')}", optional(numbers))
     for name, text_of in _SWITCHES.items():
         flags.DEFINE_bool(name, None, f"{text_of}. {preset(name)}")
+    text_of = "print a table of the runs of study paper in this folder and below: what temperature, pixels, colours and"
+    define("sensitivity", None, f"{text_of} init_scale move; train nothing", optional(path))
     text_of = "print what the theory predicts of captions and ridge at the paper's digits, and train nothing"
     flags.DEFINE_bool("predict", False, text_of)
     flags.DEFINE_bool("keep_checkpoints", False, "keep the trained networks, in OUT/STUDY/checkpoints")
@@ -124,6 +126,11 @@ def _main() -> int:
         given["epochs"] = None
     config = dataclasses.replace(PRESETS[values["preset"]], **given)
     config.check()
+    if values["sensitivity"]:
+        from sims.digits import sensitivity
+
+        print(sensitivity.text(pathlib.Path(values["sensitivity"])))
+        return 0
     options = dataclasses.replace(devices.start(), keep_checkpoints=values["keep_checkpoints"])
     from sims.digits import studies
     from sims.engine import runs

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -203,3 +204,11 @@ def _score(
     signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
     nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
     return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table as text: its lines, with columns of one width."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import zarr
 from sims.digits import balance, captions, dial, figures, images, moments, paper, regimes, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, BALANCED, PAPER, Config, parse_colours, parse_groups
-from sims.digits.results import accuracy, by_headline, digit_rows, interval, rows, scores, varying
+from sims.digits.results import accuracy, aligned, by_headline, digit_rows, interval, rows, scores, varying
 from sims.digits.scenes import Colours
 from sims.engine import runs, store
 from sims.engine.flags import Options, UsageError
@@ -160,7 +159,7 @@ def predictions(config: Config) -> str:
     two = balance.table_of_two_features(model, obs)
     dial_head = "the dial, kappa = 0 to infinity; tilt: weight of the colour over that of the digit at kappa = 0"
     two_head = "the two-feature model with these images' moments, captions that name every digit"
-    return f"{dial_head}:\n{_aligned(dial_lines)}\n\n{two_head}:\n{_aligned(two)}"
+    return f"{dial_head}:\n{aligned(dial_lines)}\n\n{two_head}:\n{aligned(two)}"
 
 
 def complete(config: Config, study: str, setup: training.Setup, source: images.Source) -> xr.Dataset:
@@ -238,13 +237,13 @@ def text(dataset: xr.Dataset) -> str:
     """
     if json.loads(dataset.attrs["config"])["study"] == BALANCED:
         head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds, mean and 95% interval"
-        return f"{head}:\n{_aligned(balance.measured_table(dataset))}"
+        return f"{head}:\n{aligned(balance.measured_table(dataset))}"
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
-        tables = [_aligned(paper.table(dataset))]
+        tables = [aligned(paper.table(dataset))]
         if any(ARMS[arm].reads for arm in dataset.arm.values):
             if lines := paper.regression_table(dataset):
-                tables.append(f"by the regression prompt, which has nothing to over-correct (X12):\n{_aligned(lines)}")
-            tables.append(f"the dial's nearest points (X11):\n{_aligned(paper.dial_table(dataset))}")
+                tables.append(f"by the regression prompt, which has nothing to over-correct (X12):\n{aligned(lines)}")
+            tables.append(f"the dial's nearest points (X11):\n{aligned(paper.dial_table(dataset))}")
         return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(tables)
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
     axes = varying(dataset)
@@ -272,12 +271,5 @@ def text(dataset: xr.Dataset) -> str:
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
     below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
-    parts = (head, _aligned(lines), "", strong, _aligned(two), "", below, _aligned(told))
+    parts = (head, aligned(lines), "", strong, aligned(two), "", below, aligned(told))
     return "\n".join(parts)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

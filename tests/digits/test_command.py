@@ -61,6 +61,7 @@ def command(capsys, monkeypatch):
         ("--image_encoder=lenet", "--image_encoder=lenet needs images of 16 + 4k pixels a side, got 12"),
         ("--train_size=500 --epochs=none --steps=1.5", "--steps must be whole numbers"),
         ("--colours=/nowhere", "--colours=/nowhere must be hues, paper or a file of six lines"),
+        ("--sensitivity=/nowhere", "--sensitivity=/nowhere holds no run of sims.digits, study paper"),
         ("--pool=5", "--pool must divide half of the images' side, 6, got 5"),
         ("--data=mnist", "--data must be builtin or idx:DIR"),
         ("--data=idx:/nowhere", "has no train-images-idx3-ubyte"),
