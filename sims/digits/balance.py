@@ -154,7 +154,7 @@ def measured_table(dataset: xr.Dataset) -> list[list[str]]:
     mean, half = results.interval(results.accuracy(dataset).isel(step=-1))
     shown = {"class": ("aligned", "conflicting", "shifted"), "regression": ("aligned", "conflicting", "shifted")}
     names = [f"{prompt}: {value}" for prompt, values in shown.items() for value in values]
-    lines = [["captions", "temperature", *names, "predicted: kappa = 0", "best kappa"]]
+    lines = [["captions", "temperature", *names, "predicted aligned/conflicting: kappa = 0", "best kappa"]]
     for arm in dataset.arm.values:
         curve = dataset.dial.sel(arm=arm, features="joint").transpose("kappa", "group").values
         best = best_kappa(curve, dataset.kappa.values, "worst")

@@ -306,7 +306,7 @@ def balanced(dataset: xr.Dataset) -> Figure:
     x = dataset.temperature.values
     for ax, arm in zip(axes[0], arms, strict=True):
         for group, (colour, marker) in style.GROUP_LOOKS.items():
-            for prompt, face, aside in (("class", colour, 0.97), ("regression", "white", 1.03)):
+            for prompt, face, aside in (("class", colour, 0.94), ("regression", "white", 1.06)):
                 if prompt in found.prompt.values:
                     both = results.interval(found.sel(arm=arm, prompt=prompt, value=group))
                     mean, half = (each.values.ravel() for each in both)
