@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sims.digits import regimes, training
+from sims.digits import moments, regimes, studies, training
 from sims.digits.config import AXES
 
 ARMS = ("clip", "label_only", "cross_entropy")
@@ -91,3 +91,21 @@ def test_the_map_names_its_axes():
         len(panels) == 4 and all(ax.get_xlabel() for ax in panels) and panels[0].get_ylabel() and panels[2].get_ylabel()
     )
     plt.close(figure)
+
+
+def test_a_folder_gets_the_map_and_its_table(tmp_path):
+    contrastive, classifier = of_information(0.5, 0.9, 1.0)
+    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    sizes = [dataset.sizes[axis] for axis in AXES]
+    names = {"theory": moments.THEORIES, "predicted_prompt": moments.PROMPTS, "group": training.GROUPS}
+    shape = (len(moments.THEORIES), len(ARMS), *sizes, len(moments.PROMPTS), len(training.GROUPS))
+    law = [dataset.sizes[axis] for axis in moments.LAW]
+    dataset = dataset.assign(
+        accuracy_predicted=(("theory", "arm", *AXES, "predicted_prompt", "group"), np.full(shape, np.nan)),
+        moments=((*moments.LAW, "moment"), np.zeros((*law, len(moments.MOMENTS)))),
+    ).assign_coords({name: list(values) for name, values in names.items()})
+    studies.show(dataset, tmp_path)
+    assert {"regimes.png", "correlation.png", "summary.csv"} <= {file.name for file in tmp_path.iterdir()}
+    head, *lines = (tmp_path / "regimes.csv").read_text().splitlines()
+    assert head.startswith("over,p_spu,step") and len(lines) == 2 * 2 * 3
