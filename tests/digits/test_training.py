@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import mmcl_theory as mt
 from mmcl_theory import losses
@@ -280,6 +281,19 @@ def test_the_regression_prompt_is_measured(source, float32):
         found = outcomes("whitened", setup, a_point(source, p_spu=p_spu, pi_core=1.0, pi_spu=1.0))
         by_class, by_regression = (group(found, prompt, "aligned") for prompt in ("class", "regression"))
         assert by_regression == by_class if same else by_regression > by_class + 0.1
+
+
+@pytest.mark.slow
+def test_no_classifier_beats_the_core_s_accuracy_without_a_correlation(source, float32):
+    """The bound holds up to the noise of 1,024 test scenes; without label noise the same rule is above it."""
+    bound, error = 0.7, (0.7 * 0.3 / 1024) ** 0.5
+    shares = []
+    for core_accuracy in (bound, 1.0):
+        setup = dataclasses.replace(TINY, closed=4096, test=512, core_accuracy=core_accuracy)
+        found = outcomes("whitened", setup, a_point(source, p_spu=0.5))
+        shares.append(np.mean([group(found, "class", name) for name in training.GROUPS]))
+    limit = bound + scipy.stats.norm.isf(1e-6) * error
+    assert 0.55 < shares[0] < limit < shares[1]
 
 
 def test_prompts_name_what_they_say(source):
