@@ -26,6 +26,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from sims.digits import results
 from sims.digits.arms import ARMS
@@ -41,6 +42,7 @@ _MEANINGS = {
     "loss": "loss",
 }
 _BEYOND = 1.02  # the share at infinity of the figure's scale
+_MOST_TICKS = 6
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -51,6 +53,8 @@ class Cell:
     Attributes:
       over: the other arm.
       step, other_step: the stages that are compared.
+      information, other_information: the arms' shares of their plateaus. Where these are far apart, the other arm has
+        no stage at equal fit.
       half: half the gain's 95% interval.
       reference: the other arm's accuracy on P*.
     """
@@ -61,6 +65,7 @@ class Cell:
     other_step: int
     conflicting_images: float
     information: float
+    other_information: float
     gain: float
     half: float
     aligned: float
@@ -99,10 +104,9 @@ def cells(dataset: xr.Dataset) -> list[Cell]:
             kind = kind_of(gain, half, aligned, conflicting, mean)
             p_spu, step = dataset.p_spu.values[i].item(), int(dataset.step.values[j])
             count = _images(dataset, step) * (1 - p_spu)
-            share, other_step = own_share[i, j].item(), int(dataset.step.values[k])
-            found.append(
-                Cell(other, p_spu, step, other_step, count, share, gain, half, aligned, conflicting, mean, kind)
-            )
+            shares = own_share[i, j].item(), other_share[i, k].item()
+            steps = step, int(dataset.step.values[k])
+            found.append(Cell(other, p_spu, *steps, count, *shares, gain, half, aligned, conflicting, mean, kind))
     return found
 
 
@@ -159,13 +163,16 @@ def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
         ax.scatter([cell.conflicting_images for cell in here], [cell.information for cell in here],
                    c=[cell.gain for cell in here], cmap="PuOr", vmin=-largest, vmax=largest, s=90, marker=marker,
                    edgecolors="0.2", linewidths=0.8)  # fmt: skip
-    counts = [cell.conflicting_images for cell in table]
+    counts = sorted({round(cell.conflicting_images, 6) for cell in table})
     if min(counts) > 0.5:
         ax.set_xscale("log")
         ax.set_xlim(min(counts) / 1.6, max(counts) * 1.6)
     else:  # 0 at p_spu = 1
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(-0.3, max(2.0, *counts) * 1.6)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    if len(counts) <= _MOST_TICKS:
+        ax.set_xticks(counts, [f"{count:.3g}" for count in counts])
     _spread(ax, "y", table)
     ax.set_xlabel(r"conflicting training images, $n (1 - p_{\mathrm{spu}})$")
     ax.grid(alpha=0.25, lw=0.6)

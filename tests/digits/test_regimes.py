@@ -55,6 +55,7 @@ def test_arms_are_compared_at_equal_information():
     assert [(cell.step, cell.other_step) for cell in found[:3]] == [(10, 10), (20, 10), (40, 40)]
     np.testing.assert_allclose([cell.gain for cell in found[:3]], [0.75 - 0.9, 0.75 - 0.9, 0.75 - 0.5])
     np.testing.assert_allclose([cell.information for cell in found[:3]], [0.5, 0.9, 1.0])
+    np.testing.assert_allclose([cell.other_information for cell in found[:3]], [0.88, 0.88, 1.0])
     np.testing.assert_allclose([cell.conflicting_images for cell in found[::3]], [200, 20])
     assert len(regimes.cells(a_study(groups, losses, ("clip", "label_only")))) == 6
     assert not regimes.cells(a_study(groups, losses, ("label_only", "cross_entropy")))
