@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_positive, check_range
 from sims.latent.parameters import check_parameter
 
 MODEL = ("p_spu", "sigma_core", "sigma_spu", "mu_core", "mu_spu", "pi_core", "pi_spu", "noise")
@@ -44,16 +44,12 @@ class Config:
         """Raise UsageError naming the flag, the value and what is allowed."""
         for name in (*MODEL, *SIZES):
             check_parameter(name, getattr(self, name))
-        for name, least in (("dim_image", 2), ("dim_text", 2), ("seeds", 2), ("points", 3), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} must be >= {least}, got {getattr(self, name)}.")
-        if self.seed >= 2**32:
-            raise UsageError(f"--seed must be <= 4294967295, got {self.seed}.")
+        check_range("seeds", self.seeds, 2)
+        check_range("points", self.points, 3)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         for name in ("temperature", "initial", "end", "rate", "largest_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name} must be > 0, got {getattr(self, name):g}.")
-        if self.batch_size > self.n:
-            raise UsageError(f"--batch_size must be <= {self.n} (--n), got {self.batch_size}.")
+            check_positive(name, getattr(self, name))
+        check_range("batch_size", self.batch_size, 2, self.n, " (--n)")
         if self.rate > self.largest_rate:
             raise UsageError(f"--rate must be <= {self.largest_rate:g} (--largest_rate), got {self.rate:g}.")
         if (steps := self.end / self.rate) > 1e9:

@@ -11,7 +11,7 @@ import platform
 
 from absl import flags
 
-from sims.engine.flags import Options, UsageError, define, integer, number, optional
+from sims.engine.flags import Options, UsageError, check_positive, check_range, define, integer, number, optional
 
 flags.disclaim_key_flags()  # they belong to the experiments, and show in their --help
 
@@ -42,8 +42,8 @@ def define_process_flags() -> None:
 def start() -> Options:
     """Start JAX as the flags say; the options of this run. Raises: UsageError for what cannot be."""
     values = flags.FLAGS
-    if values.memory_gb is not None and not values.memory_gb > 0:
-        raise UsageError(f"--memory_gb must be > 0, got {values.memory_gb:g}.")
+    if values.memory_gb is not None:
+        check_positive("memory_gb", values.memory_gb)
     start_processes(len(os.sched_getaffinity(0)), values.x64)
     return Options(memory_gb=values.memory_gb, overwrite=values.overwrite, dry_run=values.dry_run)
 
@@ -55,9 +55,8 @@ def start_processes(cpu_devices: int, x64: bool = False) -> None:
     """
     values = flags.FLAGS
     for name, least in (("cpu_devices", 1), ("num_processes", 1), ("process_id", 0)):
-        given = values[name].value
-        if given is not None and given < least:
-            raise UsageError(f"--{name} must be >= {least}, got {given}.")
+        if (given := values[name].value) is not None:
+            check_range(name, given, least)
     given = {name: values[name].value for name in ("coordinator", "num_processes", "process_id")}
     if sum(value not in (None, "auto") for value in given.values()) not in (0, 3):
         shown = ", ".join(f"--{name}={value}" for name, value in given.items())

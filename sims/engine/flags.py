@@ -4,12 +4,13 @@ import dataclasses
 import errno
 import importlib.util
 import itertools
+import math
 import os
 import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from absl import flags
@@ -126,6 +127,26 @@ def _number(text: str) -> float:
     if not (value == 0 or SMALLEST <= abs(value) <= LARGEST):  # refuses NaN too
         raise ValueError(f"needs finite numbers, 0 or {SMALLEST:g} to {LARGEST:g} in size")
     return value
+
+
+def check_range(name: str, value: float, least: float, most: float = math.inf, why: str = "") -> None:
+    """Raise UsageError if the value of --name is not from least to most. why: what sets the upper limit."""
+    if not value >= least:
+        raise UsageError(f"--{name} must be >= {least}, got {value}.")
+    if value > most:
+        raise UsageError(f"--{name} must be <= {most}{why}, got {value}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise UsageError if the value of --name is not > 0."""
+    if not value > 0:
+        raise UsageError(f"--{name} must be > 0, got {value:g}.")
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str], where: str = "") -> None:
+    """Raise UsageError if the value of --name is not one of the allowed. where: what else sets them."""
+    if value not in allowed:
+        raise UsageError(f"--{name} must be of {', '.join(allowed)}{where}, got {value!r}.")
 
 
 def count(text: str, least: int, most: int) -> int:

@@ -4,6 +4,7 @@ Flags, their help texts, checks and the axes of figures read it. Imports neither
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 
@@ -143,5 +144,7 @@ INTEGERS = tuple(name for name, parameter in PARAMETERS.items() if parameter.who
 def check_parameter(name: str, value: float) -> None:
     """Raise UsageError if the parameter cannot have this value."""
     allowed = PARAMETERS[name].allowed
+    if not math.isfinite(value):
+        raise UsageError(f"--{name} must be finite and {allowed}, got {value:g}.")
     if not _ALLOWED[allowed](value):
         raise UsageError(f"--{name} must be {allowed}, got {value:g}.")

@@ -1,10 +1,10 @@
 """What a phase diagram is asked to show, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
 
 import dataclasses
-import os
 from typing import Any
 
-from sims.engine.flags import MAX_POINTS, UsageError, count, number
+from sims.engine import processes
+from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_range, count, number
 from sims.latent.parameters import INTEGERS, PARAMETERS, check_parameter
 
 ROW_SIZES = ("n", "num_pairs")  # whole numbers that the y axis may take: each row is compiled by itself
@@ -186,19 +186,15 @@ class Config:
 
     def checked(self) -> "Resolved":
         """All defaults filled in. Raises: UsageError naming the flag, the value and what is allowed."""
-        if self.diagram not in DIAGRAMS:
-            raise UsageError(f"--diagram must be one of {', '.join(DIAGRAMS)}, got {self.diagram!r}.")
+        check_choice("diagram", self.diagram, DIAGRAMS)
         default = DIAGRAMS[self.diagram]
         x, y = self.x or default.x, self.y or default.y
         value = default.value if self.value is None else self.value
         allowed = (default.value,) if default.value == "regime" else VALUES
-        if value not in allowed:
-            raise UsageError(f"--value must be one of {', '.join(allowed)} in {self.diagram}, got {value!r}.")
+        check_choice("value", value, allowed, f" in {self.diagram}")
         panels = self.learners or default.panels
         for name in panels:
-            if name not in default.panels:
-                known = ", ".join(default.panels)
-                raise UsageError(f"--learners must be of {known} in {self.diagram}, got {name!r}.")
+            check_choice("learners", name, default.panels, f" in {self.diagram}")
         given = dict(self.parameters)
         for name in given:
             if name not in default.parameters:
@@ -220,16 +216,14 @@ class Config:
                 check_parameter(name, v)
         seeds = default.seeds if self.seeds is None else self.seeds
         cells = default.cells if self.cells is None else self.cells
-        for name, number_given, least, most in (
-            ("cells", cells, 0, min(len(x.values), len(y.values))),
-            ("seeds", seeds, 2, 10_000),
-            ("seed", self.seed, 0, 2**32 - 1),
-        ):
-            if not least <= number_given <= most:
-                raise UsageError(f"--{name} must be in [{least}, {most}], got {number_given}.")
+        check_range("cells", cells, 0, min(len(x.values), len(y.values)))
+        check_range("seeds", seeds, 2, 10_000)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         resolved = Resolved(self.diagram, x, y, value, panels, cells, seeds, self.seed, parameters)
-        resolved.check_sizes()
+        resolved.check()
         return resolved
+
+    check = checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +254,7 @@ class Resolved:
         fields |= {"x": axis(fields["x"]), "y": axis(fields["y"]), "panels": tuple(fields["panels"])}
         return cls(**fields, parameters=rest)
 
-    def check_sizes(self) -> None:
+    def check(self) -> None:
         """Refuse what cannot be: dictionaries wider than the data, batches larger than it, more than memory holds."""
         p = {**self.parameters, **{ax.name: ax.values[-1] for ax in (self.x, self.y)}}
         latents = 2 * p["num_pairs"] if "num_pairs" in p else 2
@@ -275,7 +269,7 @@ class Resolved:
         wide = p["n"] * (p.get("dim_image", 2) + p.get("dim_text", 2))
         gram = p["n"] ** 2 if "supervised" in self.panels and self.diagram == "robustness" else 0
         needed = 4 * 4 * (wide + gram)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = processes.memory()
         if self.cells and needed > memory:
             raise UsageError(
                 f"--n={p['n']:g} at these dimensions needs about {needed / 2**30:.0f} GiB to measure, this machine has"

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sims.engine.flags import MAX_POINTS, UsageError
+from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_positive, check_range
 from sims.latent.parameters import PARAMETERS, check_parameter
 
 _SIZES = {"noise": 0.3, "pi_core": 1.0, "pi_spu": 1.0}
@@ -61,8 +61,7 @@ class Config:
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
         for model in self.model:
-            if model not in PARAMETERS_OF:
-                raise UsageError(f"--model must be of {', '.join(PARAMETERS_OF)}, got {model!r}.")
+            check_choice("model", model, PARAMETERS_OF)
         for name in ("pi_core", "pi_spu"):
             for value in getattr(self, name):
                 check_parameter(name, value)
@@ -70,14 +69,11 @@ class Config:
             raise UsageError(f"--pi_core and --pi_spu must make at most {MAX_POINTS} cells, got {cells}.")
         if len(self.pi_core) < 2:
             raise UsageError(f"--pi_core must be two or more values, got {self.pi_core}.")
-        for name, least, most in (("seeds", 2, 10_000), ("seed", 0, 2**32 - 1)):
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"--{name} must be in [{least}, {most}], got {getattr(self, name)}.")
-        for name in ("cost_core", "cost_spu"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name} must be > 0, got {getattr(self, name):g}.")
-        if not self.budget >= 0:
-            raise UsageError(f"--budget must be >= 0, got {self.budget:g}.")
+        check_range("seeds", self.seeds, 2, 10_000)
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        check_positive("cost_core", self.cost_core)
+        check_positive("cost_spu", self.cost_spu)
+        check_range("budget", self.budget, 0)
         for name, value in self.parameters:
             if not any(name in PARAMETERS_OF[model] for model in self.model):
                 raise UsageError(f"--{name} is no parameter of {', '.join(self.model)}.")

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import os
 from typing import Any
 
-import numpy as np
-
-from sims.engine.flags import UsageError
+from sims.engine import processes
+from sims.engine.flags import UsageError, check_choice, check_positive, check_range
+from sims.latent.parameters import PARAMETERS, check_parameter
 from sims.latent.settings import AXES, LEARNERS, SAMPLERS, Setting
 
 _COPIES = 8  # of the results of all runs in memory: measured, cleaned, means, errors
@@ -56,51 +55,40 @@ class Config:
         """Raise UsageError naming the flag, the value and what is allowed."""
         setting = self.setting
         for learner in self.learners:
-            if learner not in LEARNERS:
-                raise UsageError(f"--learners must be of {', '.join(LEARNERS)}, got {learner!r}.")
+            check_choice("learners", learner, LEARNERS)
         for name, values in {**self.axes, "learners": self.learners}.items():
             if not values or len(set(values)) < len(values):
                 raise UsageError(f"--{name} must be one or more values that differ from each other, got {values}.")
-        if setting.sampler not in ("auto", *SAMPLERS):
-            raise UsageError(f"--sampler must be of auto, {', '.join(SAMPLERS)}, got {setting.sampler!r}.")
+        check_choice("sampler", setting.sampler, ("auto", *SAMPLERS))
         for learner in self.learners:
             if setting.sampler_of(learner) not in setting.samplers(learner):
                 known = ", ".join(setting.samplers(learner))
                 raise UsageError(f"--sampler={setting.sampler} does not draw {learner} here, which has {known}.")
-        for name, least in (("seeds", 1), ("seed", 0)):
-            _at_least(name, getattr(self, name), least)
-        for name, least in (("n", 2), ("gradient_steps", 1)):
-            _at_least(name, getattr(setting, name), least)
-        for name in ("dim_image", "dim_text"):
-            _at_least(name, getattr(setting, name), 2)
-        _at_most("seed", self.seed, 2**32 - 1)
-        _at_most("seeds", self.seeds, 10**12)
+        for name, values in self.axes.items():
+            for value in values:
+                check_parameter(name, value)
+        for name, value in dataclasses.asdict(setting).items():
+            if name in PARAMETERS and value is not None:
+                check_parameter(name, value)
+        check_range("seeds", self.seeds, 1, 10**12)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         for name in ("n", "dim_image", "dim_text"):
-            _at_most(name, getattr(setting, name), 10**12)
-        _at_most("gradient_steps", setting.gradient_steps, 2**31 - 1)
-        if not setting.temperature > 0:
-            raise UsageError(f"--temperature must be > 0, got {setting.temperature:g}.")
-        for weight in self.same_class_weight:
-            if not 0 <= weight <= 1:
-                raise UsageError(f"--same_class_weight must be in [0, 1], got {weight:g}.")
-        smaller = min(setting.dim_image, setting.dim_text)
-        for name, least, most, why in (
-            ("batch_size", 2, setting.n, " (--n)"),
-            ("embed_dim", 1, smaller, " (the smaller of --dim_image and --dim_text)"),
-        ):
-            value = getattr(setting, name)
-            if value is not None:
-                _at_least(name, value, least)
-                _at_most(name, value, most, why)
+            check_range(name, getattr(setting, name), 2, 10**12)
+        check_range("gradient_steps", setting.gradient_steps, 1, 2**31 - 1)
+        check_positive("temperature", setting.temperature)
+        if setting.batch_size is not None:
+            check_range("batch_size", setting.batch_size, 2, setting.n, " (--n)")
+        if setting.embed_dim is not None:
+            smaller = min(setting.dim_image, setting.dim_text)
+            check_range("embed_dim", setting.embed_dim, 1, smaller, " (the smaller of --dim_image and --dim_text)")
         self._check_memory()
-        self._check_model()
         for name, values in self.axes.items():
             if list(values) != sorted(values):
                 raise UsageError(f"--{name} must increase, got {values}.")
 
     def _check_memory(self) -> None:
         setting = self.setting
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = processes.memory()
         if self.result_bytes > memory:
             raise UsageError(
                 f"--seeds={self.seeds} and the axes make {self.runs} runs of each learner, whose results need about"
@@ -113,28 +101,3 @@ class Config:
                     f"--n={setting.n} --dim_image={setting.dim_image} --dim_text={setting.dim_text} need more than"
                     f" {needed / 2**30:.0f} GiB for a run of {learner}, this machine has {memory / 2**30:.0f}."
                 )
-
-    def _check_model(self) -> None:
-        """The library's constructors judge the parameters; their argument names are the flags' names."""
-        import mmcl_theory as mt
-
-        s = self.setting
-        axes = {name: np.asarray(values) for name, values in self.axes.items()}
-        try:
-            mt.intra_class(0.5, axes["sigma_core"], 1.0, s.mu_core, s.mu_spu)
-            mt.intra_class(axes["p_spu"], 1.0, 1.0)
-            mt.intra_class(0.5, 1.0, axes["sigma_spu"])
-            mt.captions(axes["pi_core"], s.pi_spu)
-            mt.observation(s.dim_image, s.dim_text, s.sigma_image, s.sigma_text)
-        except ValueError as error:
-            raise UsageError(f"--{error}") from None
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"--{name} must be >= {least}, got {value}.")
-
-
-def _at_most(name: str, value: int, most: int, why: str = "") -> None:
-    if value > most:
-        raise UsageError(f"--{name} must be <= {most}{why}, got {value}.")

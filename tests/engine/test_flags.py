@@ -100,9 +100,9 @@ def bad(name, value, allowed, **others):
 
 BAD = [
     *(bad(name, (0.5, x), "in [0, 1]") for name in ("p_spu", "pi_core", "same_class_weight") for x in (-0.1, 1.2)),
-    *(bad(name, (0.5, -0.1), "finite and >= 0") for name in ("sigma_core", "sigma_spu")),
+    *(bad(name, (0.5, -0.1), ">= 0") for name in ("sigma_core", "sigma_spu")),
     *(bad(name, (float("nan"),), "in [0, 1]") for name in ("p_spu", "pi_core", "same_class_weight")),
-    *(bad(name, (float("nan"),), "finite and >= 0") for name in ("sigma_core", "sigma_spu")),
+    *(bad(name, (float(x),), "finite and >= 0") for name in ("sigma_core", "sigma_spu") for x in ("nan", "inf")),
     *(bad(name, (), "one or more values") for name in (*AXES, "learners")),
     *(bad(name, (0.5, 0.5), "differ from each other") for name in AXES),
     bad("learners", ("svm",), ", ".join(LEARNERS)),

@@ -190,7 +190,7 @@ def test_an_axis_is_read():
 
 
 BAD = [
-    (["--diagram=other"], "--diagram must be one of"),
+    (["--diagram=other"], "--diagram must be of"),
     (["--x=p_spu:0.5:1"], "NAME:start:stop:count"),
     (["--x=nothing:0:1:5"], "NAME:start:stop:count"),
     (["--x=p_spu:1:0.5:5"], "start < stop"),
@@ -200,13 +200,13 @@ BAD = [
     (["--x=n:10:20:5"], "--x must be over one of"),
     (["--x=theta:0:1:5"], "--x must be over one of"),
     (["--x=mu_spu:0:1:5", "--y=mu_spu:0:2:5"], "different parameters"),
-    (["--value=best"], "--value must be one of"),
+    (["--value=best"], "--value must be of"),
     (["--learners=svm"], "--learners must be of mmcl, supervised"),
     (["--alpha=0.1"], "--alpha is no parameter of robustness"),
     (["--p_spu=0.9"], "--p_spu is an axis of the diagram"),
     (["--mu_core=0"], "--mu_core must be > 0, got 0"),
-    (["--cells=-1"], "--cells must be in"),
-    (["--seeds=1"], "--seeds must be in"),
+    (["--cells=-1"], "--cells must be >= 0"),
+    (["--seeds=1"], "--seeds must be >= 2"),
     (["--n=2.5"], "whole number"),
     (["--n=1000000000"], "this machine has"),
     (["--diagram=sharing", "--num_pairs=40"], "the number of latents"),

@@ -91,7 +91,7 @@ def test_another_run_is_refused_and_nothing_changes(finished):
         ({"pi_core": (0.5,)}, "--pi_core must be two or more"),
         ({"budget": -1.0}, "--budget must be >= 0"),
         ({"cost_spu": 0.0}, "--cost_spu must be > 0"),
-        ({"seeds": 1}, "--seeds must be in"),
+        ({"seeds": 1}, "--seeds must be >= 2"),
         ({"parameters": (("alpha", 0.0),)}, "--alpha must be > 0"),
         ({"model": ("intra_class",), "parameters": (("alpha", 0.1),)}, "--alpha is no parameter of intra_class"),
         ({"parameters": (("num_pairs", 40.0),)}, "the number of latents"),
