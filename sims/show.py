@@ -4,13 +4,17 @@ python -m sims.show runs/sweep_spurious
 python -m sims.show runs/sweep_spurious --out figures/
 """
 
+import importlib
 import pathlib
 
 from absl import flags
 
 from sims.engine.flags import UsageError, define, optional, path, run_main
 
-_COMMANDS = ("sweep_spurious", "sweep_captions", "phase_diagram", "dynamics", "digits")
+_MODULES = {
+    **{name: f"sims.{name}.experiment" for name in ("sweep_spurious", "sweep_captions", "phase_diagram", "dynamics")},
+    "digits": "sims.digits.studies",
+}
 _OTHERS = {
     "clip.train": "`python -m sims.clip.evaluate --run=DIR` shows what came of it",
     "clip.compare": "its own command, repeated, draws it again",
@@ -26,7 +30,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
 
     config = store.read_config(folder)
     command = str(config.get("command"))
-    if command not in _COMMANDS:
+    if command not in _MODULES:
         raise UsageError(f"{folder} is a run of sims.{command}: {_OTHERS.get(command, 'repeat that command')}.")
     done, blocks = store.progress(folder)
     if done < blocks:
@@ -40,27 +44,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
         ) from None
     files.check_folder(out, f"--out={out}")
     out.mkdir(parents=True, exist_ok=True)
-    if command == "phase_diagram":
-        from sims.phase_diagram import experiment
-        from sims.phase_diagram.config import Resolved
-
-        text = experiment.show(Resolved.of_flat(config), dataset, out)
-    elif command == "sweep_captions":
-        from sims.sweep_captions import experiment
-
-        text = experiment.show(dataset, out)
-    elif command == "dynamics":
-        from sims.dynamics import experiment
-
-        text = experiment.show(dataset, out)
-    elif command == "digits":
-        from sims.digits import studies
-
-        text = studies.show(dataset, out)
-    else:
-        from sims.sweep_spurious import experiment
-
-        text = experiment.show(dataset, out)
+    text = importlib.import_module(_MODULES[command]).show(dataset, out)
     if dataset.attrs["failed"]:
         text += f"\n{dataset.attrs['failed']} runs failed: {folder / 'failed.csv'}"
     return text

@@ -13,12 +13,11 @@ learning rates: both losses then start alike (X5), and part where scores are no 
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
 from sims.dynamics.config import MODEL, SIZES, Config
-from sims.engine import devices
+from sims.engine import command, devices
 from sims.engine.flags import define, integer, number, path, run_main
 from sims.latent.parameters import PARAMETERS
 
@@ -48,19 +47,7 @@ def _define_flags() -> None:
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
-    out = pathlib.Path(values["out"])
-    config.check()
-    options = devices.start()
-    from sims.dynamics import experiment  # JAX, xarray and matplotlib load only once the arguments are good
-
-    dataset = experiment.run(config, out, options)
-    if dataset is None:
-        return 0
-    from sims.engine import runs
-
-    print(experiment.text(dataset))
-    print(f"\nFigure: {out / 'dynamics.png'}\nTable: {out / 'summary.csv'}")
-    return runs.closing(out, dataset)
+    return command.run(config, values["out"], "sims.dynamics.experiment")
 
 
 if __name__ == "__main__":

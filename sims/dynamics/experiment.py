@@ -1,6 +1,5 @@
 """Train both losses from one small start, record the exact accuracy along the way, and put theory beside it."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -15,7 +15,6 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
 from sims.dynamics.config import Config
 from sims.engine import runs, statistics, store, style
-from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
 from sims.latent import measure, panels, plots, summary
 
@@ -24,28 +23,6 @@ END_POINTS = ("mmcl", "info_nce", "whitened")
 # Left out by X6 are steps of finite length: to first order in the rate, tests/theory/test_dynamics.py.
 LEFT_OUT = 0.003
 _BLOCK = 4  # steps between two changes of the rate
-
-
-def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-    """Train, predict, and write results, table and figure into `out`; returns the dataset.
-
-    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
-    """
-    config.check()
-    dataset = runs.measure(
-        out, config.flat(), "accuracy_measured", grid_of(config), lambda found: complete(config, found), options
-    )
-    if dataset is not None:
-        show(dataset, out)
-    return dataset
-
-
-def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figure into `out`; end points and agreement as text."""
-    store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
-    figure = draw(dataset)
-    runs.save_figure(figure, out, "dynamics", dpi=100)
-    return text(dataset)
 
 
 def grid_of(config: Config) -> Grid:
@@ -143,19 +120,11 @@ def aligned_start(
     return learners.Encoders(initial**0.5 * u.T @ dictionaries.image.T, initial**0.5 * vt @ dictionaries.text.T)
 
 
-def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+def table(dataset: xr.Dataset) -> pd.DataFrame:
     """One row a loss and recorded time."""
-    mean, error = (x.values for x in summary.seed_statistics(dataset.accuracy_measured))
-    table = []
-    for i, loss in enumerate(dataset.loss.values):
-        for j, time in enumerate(dataset.time.values):
-            row: dict[str, Any] = {"loss": loss, "time": time}
-            for k, group in enumerate(dataset.group.values):
-                predicted = dataset.accuracy_predicted.values[j, k] if loss == "mmcl_gradient" else np.nan
-                row |= {f"{group}_predicted": predicted, f"{group}_measured": mean[i, j, k]}
-                row |= {f"{group}_se": error[i, j, k], f"{group}_z": dataset.z.values[i, j, k]}
-            table.append(row)
-    return table
+    mean, error = summary.seed_statistics(dataset.accuracy_measured)
+    predicted = dataset.accuracy_predicted.where(dataset.loss == "mmcl_gradient")
+    return summary.tabulate(("loss", "time"), "group", predicted=predicted, measured=mean, se=error, z=dataset.z)
 
 
 def text(dataset: xr.Dataset) -> str:
@@ -188,4 +157,9 @@ def draw(dataset: xr.Dataset) -> Figure:
     axes[0].set_ylabel("zero-shot accuracy (share correct)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.set_dpi(100)
     return figure
+
+
+EXPERIMENT = runs.Experiment("dynamics", "accuracy_measured", grid_of, complete, table, draw, text)
+run, show = EXPERIMENT.run, EXPERIMENT.show

@@ -1,9 +1,9 @@
-"""What every experiment does: plan, measure what is missing in its folder, complete the results, say what failed."""
+"""What every experiment does: plan, measure what is missing in its folder, complete the results, show them."""
 
 import contextlib
+import dataclasses
 import functools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -16,9 +16,53 @@ from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from sims.engine import files, store
-from sims.engine.flags import FULL_DISK, NothingStored, Options, UsageError, WorkFailed
+from sims.engine import files, processes, store
+from sims.engine.flags import DEFAULTS, FULL_DISK, NothingStored, Options, UsageError, WorkFailed
 from sims.engine.grid import Grid, Programs, run_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What one experiment adds to `measure`: the figure's name, the measured variable's, and its own functions.
+
+    figure: name of its files, with the config's values in place of {flags}.
+    """
+
+    figure: str
+    variable: str
+    grid: Callable[[Any], Grid]  # of the config
+    complete: Callable[[Any, np.ndarray], xr.Dataset]  # config, measured values -> all other variables
+    table: Callable[[xr.Dataset], Mapping[Any, Any]]  # columns of summary.csv
+    draw: Callable[[xr.Dataset], Figure]
+    text: Callable[[xr.Dataset], str]
+
+    def run(self, config: Any, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+        """Measure what is missing, predict, and write results, table and figure into `out`; returns the dataset.
+
+        Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
+        """
+        config.check()
+        complete = functools.partial(self.complete, config)
+        dataset = measure(out, config.flat(), self.variable, self.grid(config), complete, options)
+        if dataset is not None:
+            self.show(dataset, out)
+        return dataset
+
+    def show(self, dataset: xr.Dataset, out: pathlib.Path) -> str:
+        """Write table and figure into `out`; returns the text."""
+        store.write_csv(out / "summary.csv", self.table(dataset))
+        figure = self.draw(dataset)
+        save_figure(figure, out, self._figure(dataset), figure.dpi)
+        return self.text(dataset)
+
+    def report(self, dataset: xr.Dataset, out: pathlib.Path) -> int:
+        """Print the text and the names of the files; the exit code, as `closing`."""
+        print(f"{self.text(dataset)}\n\nFigure: {out / self._figure(dataset)}.png")
+        print(f"Table: {out / 'summary.csv'}\nData: {out / store.RESULTS}")
+        return closing(out, dataset)
+
+    def _figure(self, dataset: xr.Dataset) -> str:
+        return self.figure.format(**json.loads(dataset.attrs["config"]))
 
 
 def measure(
@@ -168,7 +212,7 @@ def memory_budget(memory_gb: float | None) -> float:
         return memory_gb * 2**30
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return 0.5 * processes.memory()
     return 0.8 * (device.memory_stats() or {"bytes_limit": 2**33})["bytes_limit"]
 
 
@@ -216,7 +260,7 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: int) -> None:
+def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: float) -> None:
     """Write `figure` as NAME.png and NAME.pdf, each whole, and close it.
 
     Raises: WorkFailed if that fails, for want of disk space, say.

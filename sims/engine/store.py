@@ -425,9 +425,9 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def write_csv(path: pathlib.Path, columns: Mapping[str, Any]) -> None:
-    """A table from its columns, all of one length."""
+def write_csv(path: pathlib.Path, columns: Mapping[Any, Any]) -> None:
+    """A table from its columns, all of one length: a mapping, or a frame of pandas."""
     with files.whole(path) as new, new.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True))
+        writer.writerows(zip(*(np.asarray(column).tolist() for _, column in columns.items()), strict=True))

@@ -1,9 +1,11 @@
 """Measured beside predicted: means and standard errors over seeds, a verdict for every cell, as rows and as text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from sims.engine import statistics
@@ -65,46 +67,50 @@ def verdicts(
     return judged
 
 
-def columns(dataset: xr.Dataset) -> dict[str, np.ndarray]:
+def tabulate(rows: Sequence[str], outcome: str, **parts: xr.DataArray) -> pd.DataFrame:
+    """A row for each combination of the coordinates `rows`; columns LABEL_NAME of `outcome`'s labels and the parts."""
+    columns = {
+        f"{label}_{name}": part.sel({outcome: label}, drop=True).transpose(*rows).to_series()
+        for label in parts["measured"][outcome].values
+        for name, part in parts.items()
+    }
+    return pd.DataFrame(columns).reset_index()
+
+
+def columns(dataset: xr.Dataset) -> pd.DataFrame:
     """A row a cell and learner: coordinates, prediction, mean and se of aligned, conflicting, shifted, then the
     verdict."""
+    order = (*AXES, "learner")
     predicted, measured = with_shifted(dataset.accuracy_predicted), with_shifted(dataset.accuracy_measured)
     mean, error = seed_statistics(measured)
-    failed = dataset.accuracy_measured.isnull().any("group").sum("seed")
-    order = (*AXES, "learner")
-    shape = tuple(dataset.sizes[name] for name in order)
-    at = np.indices(shape).reshape(len(order), -1)
-    table = {name: dataset[name].values[i] for name, i in zip(order, at, strict=True)}
-    p, m, e = (x.transpose(*order, "group").values.reshape(-1, 3) for x in (predicted, mean, error))
-    for g, group in enumerate(measured.group.values):
-        table |= {f"{group}_predicted": p[:, g], f"{group}_measured": m[:, g], f"{group}_se": e[:, g]}
-    lost = failed.transpose(*order).values.ravel()
+    table = tabulate(order, "group", predicted=predicted, measured=mean, se=error)
+    failed = dataset.accuracy_measured.isnull().any("group").sum("seed").transpose(*order).values.ravel()
     table["p_value"] = dataset.p_value.transpose(*order).values.ravel()
-    level = statistics.LEVEL / max(int(np.isfinite(table["p_value"]).sum()), 1)  # Bonferroni
-    table["verdict"] = np.empty(len(lost), object)
-    for learner in dataset.learner.values:
-        here = table["learner"] == learner
-        table["verdict"][here] = verdicts(
-            str(learner), table["p_value"][here], p[here], lost[here], measured.sizes["seed"], level
-        )
+    level = statistics.LEVEL / max(int(table.p_value.notnull().sum()), 1)  # Bonferroni
+    table["verdict"] = np.empty(len(table), object)
+    for learner, cells in table.groupby("learner"):
+        known = cells.filter(like="_predicted").values
+        judged = verdicts(str(learner), cells.p_value.values, known, failed[cells.index], measured.sizes["seed"], level)
+        table.loc[cells.index, "verdict"] = judged
     return table
 
 
-def text(table: Mapping[str, np.ndarray]) -> str:
+def text(table: pd.DataFrame) -> str:
     """The first rows as an aligned table; axes that do not vary stand once, above it."""
-    shown = min(len(table["learner"]), MAX_ROWS)
+    shown = min(len(table), MAX_ROWS)
     varying = [a for a in AXES if a == "p_spu" or (table[a] != table[a][0]).any()]
     fixed = ", ".join(f"{a} = {table[a][0]:g}" for a in AXES if a not in varying)
     groups = ("shifted", "aligned", "conflicting")
     lines = [[*varying, "learner", *(f"{g}: predicted, measured" for g in groups), "verdict"]]
     for i in range(shown):
-        cells = [f"{table[a][i]:g}" for a in varying] + [str(table["learner"][i])]
-        lines.append([*cells, *(_triple(table, i, group) for group in groups), table["verdict"][i]])
+        row = table.loc[i]
+        cells = [f"{row[a]:g}" for a in varying] + [row.learner]
+        lines.append([*cells, *(_triple(row, group) for group in groups), row.verdict])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    if shown < len(table["learner"]):
-        body.append(f"... {len(table['learner']) - shown} more rows in summary.csv")
-    agree, differ = ((table["verdict"] == word).sum() for word in ("agrees", "differs"))
+    if shown < len(table):
+        body.append(f"... {len(table) - shown} more rows in summary.csv")
+    agree, differ = ((table.verdict == word).sum() for word in ("agrees", "differs"))
     closing = f"{agree} of {agree + differ} judged cells agree with their prediction"
     closing += (
         f" (chance of any false alarm in all of them: {statistics.LEVEL:.0%} at most)." if agree + differ else "."
@@ -112,8 +118,8 @@ def text(table: Mapping[str, np.ndarray]) -> str:
     return "\n".join([*([f"{fixed}"] if fixed else []), *body, closing])
 
 
-def _triple(table: Mapping[str, np.ndarray], i: int, group: str) -> str:
-    predicted, measured, error = (table[f"{group}_{x}"][i] for x in ("predicted", "measured", "se"))
+def _triple(row: Any, group: str) -> str:
+    predicted, measured, error = (row[f"{group}_{x}"] for x in ("predicted", "measured", "se"))
     shown = "  -   " if math.isnan(predicted) else f"{predicted:.4f}"
     spread = "" if math.isnan(error) else f" +- {error:.4f}"
     return f"{shown}  {measured:.4f}{spread}"

@@ -13,12 +13,10 @@ over all cells is printed. Diagrams, each with its own axes, parameters and defa
     python -m sims.phase_diagram --diagram=robustness --x=p_spu:0.5:1:101 --y=mu_spu:0.2:2:101 --value=conflicting
 """
 
-import pathlib
-
 from absl import flags
 
-from sims.engine import devices
-from sims.engine.flags import UsageError, define, integer, names, number, optional, path, run_main
+from sims.engine import command, devices
+from sims.engine.flags import define, integer, names, number, optional, path, run_main
 from sims.latent.parameters import INTEGERS, PARAMETERS
 from sims.phase_diagram.config import DIAGRAMS, ROW_SIZES, VALUES, Config, axis
 
@@ -48,21 +46,7 @@ def _main() -> int:
     given = tuple((name, float(values[name])) for name in PARAMETERS if values[name] is not None)
     fields = ("diagram", "x", "y", "value", "learners", "cells", "seeds", "seed")
     config = Config(**{name: values[name] for name in fields}, parameters=given)
-    if config.learners is not None and "" in config.learners:
-        raise UsageError("--learners must name one panel or more.")
-    resolved = config.checked()
-    out = pathlib.Path(values["out"] or f"runs/phase_{resolved.diagram}")
-    options = devices.start()  # before anything computes
-    from sims.phase_diagram import experiment  # JAX, xarray and matplotlib load only once the arguments are good
-
-    dataset = experiment.run(config, out, options)
-    if dataset is None:
-        return 0
-    from sims.engine import runs
-
-    print(experiment.text(resolved, dataset))
-    print(f"\nFigure: {out / f'phase_diagram_{resolved.diagram}.png'}\nTable: {out / 'summary.csv'}")
-    return runs.closing(out, dataset)
+    return command.run(config, values["out"] or f"runs/phase_{config.diagram}", "sims.phase_diagram.experiment")
 
 
 if __name__ == "__main__":

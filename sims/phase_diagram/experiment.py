@@ -1,6 +1,6 @@
 """Predict, measure, judge, store and draw a phase diagram."""
 
-import itertools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import scipy.interpolate
 import xarray as xr
 from matplotlib.figure import Figure
@@ -16,33 +17,9 @@ from matplotlib.figure import Figure
 from sims.engine import runs, statistics, store
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
-from sims.latent import panels, plots
+from sims.latent import panels, plots, summary
 from sims.phase_diagram import diagrams
 from sims.phase_diagram.config import ROW_SIZES, Config, Resolved
-
-
-def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-    """Measure the cells, predict the plane, and write results, table and figure into `out`; returns the dataset.
-
-    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
-    """
-    resolved = config.checked()
-    grid = grid_of(resolved)
-    dataset = runs.measure(
-        out, resolved.flat(), "measured", grid, lambda measured: complete(resolved, measured), options
-    )
-    if dataset is not None:
-        show(resolved, dataset, out)
-    return dataset
-
-
-def show(config: Resolved, dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figure into `out`; a line a panel as text."""
-    if dataset.sizes["y_cell"]:
-        store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
-    figure = draw(config, dataset)
-    runs.save_figure(figure, out, f"phase_diagram_{config.diagram}", dpi=100 if len(figure.axes) <= 2 else 80)
-    return text(config, dataset)
 
 
 def grid_of(config: Resolved) -> Grid:
@@ -191,29 +168,24 @@ def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray)
     }[config.value]
 
 
-def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+def table(dataset: xr.Dataset) -> pd.DataFrame:
     """One row a measured cell and panel: coordinates, then prediction, mean, standard error and z of each outcome."""
-    measured, table = dataset.measured.values, []
-    error = measured.std(1, ddof=1) / measured.shape[1] ** 0.5
-    for i, j, k in itertools.product(*(range(s) for s in dataset.cell_value.shape)):
-        if np.isnan(measured[i, :, j, k]).all():
-            continue
-        row: dict[str, Any] = {"panel": dataset.panel.values[i]}
-        row |= {"x": dataset.x_cell.values[k], "y": dataset.y_cell.values[j]}
-        for o, outcome in enumerate(dataset.outcome.values):
-            row[f"{outcome}_predicted"] = dataset.cell_predicted.values[i, j, k, o]
-            row[f"{outcome}_measured"] = measured[i, :, j, k, o].mean()
-            row[f"{outcome}_se"] = error[i, j, k, o]
-            row[f"{outcome}_z"] = dataset.z.values[i, j, k, o]
-        row["failed"] = int(np.isnan(measured[i, :, j, k]).any(-1).sum())
-        table.append(row)
-    return table or [{"panel": "no cell measured"}]
+    cell, measured = ("panel", "y_cell", "x_cell"), dataset.measured
+    mean, error = (
+        measured.mean("seed", skipna=False),
+        measured.std("seed", ddof=1, skipna=False) / measured.seed.size**0.5,
+    )
+    parts = {"predicted": dataset.cell_predicted, "measured": mean, "se": error, "z": dataset.z}
+    frame = summary.tabulate(cell, "outcome", **parts).rename(columns={"x_cell": "x", "y_cell": "y"})
+    frame["failed"] = measured.isnull().any("outcome").sum("seed").transpose(*cell).values.ravel()
+    frame.insert(1, "x", frame.pop("x"))
+    return frame[measured.notnull().any(("seed", "outcome")).transpose(*cell).values.ravel()]
 
 
-def text(config: Resolved, dataset: xr.Dataset) -> str:
+def text(dataset: xr.Dataset) -> str:
     """One line a panel: cells judged, largest |z| over them and their outcomes, largest difference."""
     lines = []
-    for panel in select(config).panels:
+    for panel in select(_config(dataset)).panels:
         here = dataset.sel(panel=panel.name)
         judged = here.z.notnull().all("outcome")
         if not judged.any():
@@ -230,8 +202,9 @@ def text(config: Resolved, dataset: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def draw(config: Resolved, dataset: xr.Dataset) -> Figure:
+def draw(dataset: xr.Dataset) -> Figure:
     """The panels, two a row, with one colour scale."""
+    config = _config(dataset)
     panels = select(config).panels
     step = plots.CONTOUR_STEPS[config.value]
     shown = dataset.value.sel(panel=[panel.name for panel in panels if not panel.regimes])
@@ -257,7 +230,12 @@ def draw(config: Resolved, dataset: xr.Dataset) -> Figure:
     if len(shown.panel):
         bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.05, pad=0.02)
         bar.set_label(plots.VALUE_SYMBOLS[config.value])
+    figure.set_dpi(100 if len(figure.axes) <= 2 else 80)
     return figure
+
+
+def _config(dataset: xr.Dataset) -> Resolved:
+    return Resolved.of_flat(json.loads(dataset.attrs["config"]))
 
 
 def _round_range(values: np.ndarray, step: float) -> tuple[float, float]:
@@ -266,3 +244,12 @@ def _round_range(values: np.ndarray, step: float) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.floor(np.nanmin(values) / step + 1e-9), np.ceil(np.nanmax(values) / step - 1e-9)
     return step * low, step * max(high, low + 1)
+
+
+EXPERIMENT = runs.Experiment("phase_diagram_{diagram}", "measured", grid_of, complete, table, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`, once the diagram's defaults are filled in."""
+    return EXPERIMENT.run(config.checked(), out, options)

@@ -8,11 +8,10 @@ cost_core pi_core + cost_spu pi_spu <= budget (X8), with the residual of its opt
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
-from sims.engine import devices
+from sims.engine import command, devices
 from sims.engine.flags import define, integer, names, number, numbers, path, run_main
 from sims.latent.parameters import INTEGERS, PARAMETERS
 from sims.sweep_captions.config import PARAMETER_FLAGS, PARAMETERS_OF, Config
@@ -41,19 +40,7 @@ def _main() -> int:
     given = tuple((name, float(values[name])) for name in PARAMETER_FLAGS if values[name] is not None)
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=given)
-    out = pathlib.Path(values["out"])
-    config.check()
-    options = devices.start()
-    from sims.sweep_captions import experiment  # JAX, xarray and matplotlib load only once the arguments are good
-
-    dataset = experiment.run(config, out, options)
-    if dataset is None:
-        return 0
-    from sims.engine import runs
-
-    print(experiment.text(dataset))
-    print(f"\nFigure: {out / 'sweep_captions.png'}\nTable: {out / 'summary.csv'}")
-    return runs.closing(out, dataset)
+    return command.run(config, values["out"], "sims.sweep_captions.experiment")
 
 
 if __name__ == "__main__":

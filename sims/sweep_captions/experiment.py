@@ -1,17 +1,16 @@
 """Accuracy over what captions name: predicted, measured, and the best captions within a budget."""
 
-import pathlib
 from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
 from mmcl_theory import theory
 from sims.engine import runs, statistics, store
-from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
 from sims.latent import measure, panels, plots, summary
 from sims.latent.measure import groups
@@ -23,28 +22,6 @@ FINE_POINTS = 101
 _VARIABLES = ("accuracy_predicted", "accuracy_curve", "z", "best", "best_value", "kkt_residual", "sharing_threshold")
 # The inter-class prediction is the limit of many samples; measured differences fall as 1/n.
 _LEFT_OUT = {"intra_class": 1e-3, "inter_class": 0.02}
-
-
-def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-    """Predict, measure, find the best captions, and write results, table and figure into `out`; returns the dataset.
-
-    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
-    """
-    config.check()
-    dataset = runs.measure(
-        out, config.flat(), "accuracy_measured", grid_of(config), lambda found: complete(config, found), options
-    )
-    if dataset is not None:
-        show(dataset, out)
-    return dataset
-
-
-def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figure into `out`; a line a model and loss as text."""
-    store.write_csv(out / "summary.csv", store.columns(rows(dataset)))
-    figure = draw(dataset)
-    runs.save_figure(figure, out, "sweep_captions", dpi=80)
-    return text(dataset)
 
 
 def grid_of(config: Config) -> Grid:
@@ -142,19 +119,11 @@ def _threshold(model: str, parameters: dict[str, float]) -> float:
     return found if found <= 1 and parameters["p_spu"] == 1 else np.nan
 
 
-def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+def table(dataset: xr.Dataset) -> pd.DataFrame:
     """One row a model, loss and cell."""
     mean, error = summary.seed_statistics(dataset.accuracy_measured)
-    table = []
-    axes = ("model", "loss", "pi_spu", "pi_core")
-    for index in np.ndindex(*(dataset.sizes[a] for a in axes)):
-        at = dict(zip(axes, index, strict=True))
-        row: dict[str, Any] = {a: dataset[a].values[i] for a, i in at.items()}
-        for group in dataset.group.values:
-            parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
-            row |= {f"{group}_{k}": v.isel(at).sel(group=group).item() for k, v in parts.items()}
-        table.append(row)
-    return table
+    parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
+    return summary.tabulate(("model", "loss", "pi_spu", "pi_core"), "group", **parts)
 
 
 def text(dataset: xr.Dataset) -> str:
@@ -190,6 +159,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     for ax in axes.flat:
         entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.set_dpi(80)
     return figure
 
 
@@ -211,3 +181,7 @@ def _of_value(data: xr.Dataset, value: str) -> xr.Dataset:
             "sharing_threshold": data.sharing_threshold if data.loss == "linear" else np.nan,
         }
     )
+
+
+EXPERIMENT = runs.Experiment("sweep_captions", "accuracy_measured", grid_of, complete, table, draw, text)
+run, show = EXPERIMENT.run, EXPERIMENT.show

@@ -8,11 +8,10 @@ number list is 0.5,0.9 or start:stop:count. An interrupted run goes on where it 
 """
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
-from sims.engine import devices
+from sims.engine import command, devices
 from sims.engine.flags import define, integer, names, number, numbers, optional, path, run_main
 from sims.latent.parameters import PARAMETERS
 from sims.latent.settings import AXES, LEARNERS, Setting
@@ -64,21 +63,7 @@ def _main() -> int:
     setting = Setting(**{f.name: values[f.name] for f in dataclasses.fields(Setting)})
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "setting"]
     config = Config(setting=setting, **{name: values[name] for name in fields})
-    out = pathlib.Path(values["out"])
-    options = devices.start()  # before the library computes anything, as `check` does
-    config.check()
-    from sims.sweep_spurious import experiment  # JAX, xarray and matplotlib load only once the arguments are good
-
-    dataset = experiment.run(config, out, options)
-    if dataset is None:
-        return 0
-    from sims.engine import runs
-    from sims.latent import summary
-
-    print(f"Samplers: {dataset.attrs['samplers']}")
-    print(summary.text(summary.columns(dataset)))
-    print(f"\nFigure: {out / 'sweep_spurious.png'}\nTable: {out / 'summary.csv'}\nData: {out / 'results.zarr'}")
-    return runs.closing(out, dataset)
+    return command.run(config, values["out"], "sims.sweep_spurious.experiment")
 
 
 if __name__ == "__main__":

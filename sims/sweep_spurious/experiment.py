@@ -1,7 +1,6 @@
 """Predict, measure, judge, store and draw every cell of a sweep."""
 
 import itertools
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sims.engine import grid, runs, store, style
-from sims.engine.flags import DEFAULTS, Options
+from sims.engine import grid, runs, style
 from sims.engine.grid import Grid
 from sims.latent import measure, plots, summary
 from sims.latent.parameters import PARAMETERS
@@ -22,25 +20,6 @@ from sims.sweep_spurious.config import Config
 
 MAX_PANELS = 6
 FINE_POINTS = 201
-
-
-def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-    """Measure what is not yet measured, predict, and write results, table and figures into `out`; returns the dataset.
-
-    Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
-    """
-    config.check()
-    dataset = runs.measure(
-        out,
-        config.flat(),
-        "accuracy_measured",
-        grid_of(config),
-        lambda measured: _complete(config, measured),
-        options,
-    )
-    if dataset is not None:
-        show(dataset, out)
-    return dataset
 
 
 def grid_of(config: Config) -> Grid:
@@ -53,18 +32,6 @@ def grid_of(config: Config) -> Grid:
         seeds=config.seeds,
         seed=config.seed,
     )
-
-
-def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
-    """Write table and figure into `out`; the table as text."""
-    table = summary.columns(dataset)
-    store.write_csv(out / "summary.csv", table)
-    panels = int(np.prod([dataset.sizes[a] for a in AXES if a != "p_spu"]))
-    if panels > MAX_PANELS:
-        print(f"the figure shows the first {MAX_PANELS} of {panels} combinations of the other axes.", file=sys.stderr)
-    figure = draw(dataset)
-    runs.save_figure(figure, out, "sweep_spurious", dpi=160)
-    return summary.text(table)
 
 
 def _complete(config: Config, measured: np.ndarray) -> xr.Dataset:
@@ -116,10 +83,18 @@ def _num_panels(axes: dict[str, Any]) -> int:
     return int(np.prod([len(v) for k, v in axes.items() if k != "p_spu"]))
 
 
+def text(dataset: xr.Dataset) -> str:
+    """How each learner's runs were drawn, and the table."""
+    return f"Samplers: {dataset.attrs['samplers']}\n{summary.text(summary.columns(dataset))}"
+
+
 def draw(dataset: xr.Dataset) -> Figure:
     """Accuracy against p_spu; a row of panels for each combination of the other axes (the first MAX_PANELS)."""
     others = [a for a in AXES if a != "p_spu"]
-    combinations = list(itertools.product(*(range(dataset.sizes[a]) for a in others)))[:MAX_PANELS]
+    combinations = list(itertools.product(*(range(dataset.sizes[a]) for a in others)))
+    if (panels := len(combinations)) > MAX_PANELS:
+        print(f"the figure shows the first {MAX_PANELS} of {panels} combinations of the other axes.", file=sys.stderr)
+        combinations = combinations[:MAX_PANELS]
     mean, error = summary.seed_statistics(summary.with_shifted(dataset.accuracy_measured))
     curve = summary.with_shifted(dataset.accuracy_curve.rename(p_spu_fine="p_spu"))
     mean, error, curve = (x.sortby("p_spu") for x in (mean, error, curve))
@@ -138,4 +113,9 @@ def draw(dataset: xr.Dataset) -> Figure:
     with_theory = [name for name in learners if dataset.accuracy_predicted.sel(learner=name).notnull().any()]
     handles = plots.legend_handles(learners, with_theory)
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.set_dpi(160)
     return figure
+
+
+EXPERIMENT = runs.Experiment("sweep_spurious", "accuracy_measured", grid_of, _complete, summary.columns, draw, text)
+run, show = EXPERIMENT.run, EXPERIMENT.show

@@ -70,7 +70,7 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
     samples = np.moveaxis(data.measured.values, 1, -1)
     for wrong in (data.cell_predicted.values[..., ::-1, :, :], data.cell_predicted.values[..., ::-1]):
         assert statistics.z_scores(wrong, samples, 0.01).max() > 6
-    assert "4 of 4 cells judged" in experiment.text(TINY.checked(), data)
+    assert "4 of 4 cells judged" in experiment.text(data)
 
 
 def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
@@ -110,7 +110,7 @@ def test_a_run_is_shown_again_without_measuring_or_predicting(finished, tmp_path
 
 
 def test_the_figure_names_its_axes(finished):
-    figure = experiment.draw(TINY.checked(), finished[1])
+    figure = experiment.draw(finished[1])
     ax, bar = figure.axes
     assert "whitening" in ax.get_xlabel() and "noise" in ax.get_ylabel() and "P*" in bar.get_ylabel()
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -128,7 +128,7 @@ def test_every_diagram_predicts_its_plane(name, tmp_path):
     assert data.value.shape[1:] == (4, 4)
     assert data.value.notnull().any(("x", "y")).all()
     assert (data.boundary.notnull().any(("x", "y", "panel"))).all()
-    figure = experiment.draw(Config(name, **coarse, cells=0).checked(), data)
+    figure = experiment.draw(data)
     assert all(ax.get_xlabel() for ax in figure.axes[:-1])
     plt.close(figure)
 

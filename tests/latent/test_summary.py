@@ -133,8 +133,8 @@ def test_the_shifted_accuracy_is_the_groups_mean_run_by_run():
 def test_the_error_of_the_shifted_accuracy_knows_that_the_groups_move_together():
     opposite = np.array([[[0.9, 0.5], [0.8, 0.6]]])  # their mean does not vary
     table = summary.columns(dataset([0.85, 0.55], opposite))
-    assert table["shifted_se"] == pytest.approx([0], abs=1e-15)
-    assert table["aligned_se"] == pytest.approx([0.05]) and table["conflicting_se"] == pytest.approx([0.05])
+    assert list(table["shifted_se"]) == pytest.approx([0], abs=1e-15)
+    assert list(table["aligned_se"]) == pytest.approx([0.05]) and list(table["conflicting_se"]) == pytest.approx([0.05])
 
 
 def test_rows_put_every_value_at_its_cell_and_learner():
@@ -143,8 +143,7 @@ def test_rows_put_every_value_at_its_cell_and_learner():
     measured = predicted[:, None] + np.array([-0.01, 0.01]).reshape(1, 2, 1, 1, 1)
     data = dataset(predicted, measured, learners, p_spu=p_spu, pi_core=pi_core)
     data = data.transpose("group", "pi_core", ...)  # a store may hold the axes in another order
-    columns = summary.columns(data)
-    table = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    table = summary.columns(data).to_dict("records")
     order = [(r["p_spu"], r["pi_core"], r["learner"]) for r in table]
     assert order == [(p, c, l) for p in (0.5, 0.9) for c in (0.0, 1.0) for l in learners]
     for row in table:
