@@ -16,7 +16,7 @@ from mmcl_theory import learners, losses, theory
 from sims.dynamics.config import Config
 from sims.engine import runs, statistics, store, style
 from sims.engine.grid import Grid, Task
-from sims.latent import measure, panels, plots, summary
+from sims.latent import cells, measure, panels, plots, summary
 
 LOSSES = ("mmcl_gradient", "info_nce")
 END_POINTS = ("mmcl", "info_nce", "whitened")
@@ -65,15 +65,10 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     )
 
 
-def _parts(config: Config) -> tuple[mt.data.IntraClass, mt.data.Captions, mt.data.Observation]:
-    p = config.flat()
-    return panels.model_of(p), panels.captions_of(p), panels.observation_of(p)
-
-
 def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(time, group) of the linear loss, (end point, group), in float64."""
     with jax.enable_x64(True):
-        model, caps, obs = _parts(config)
+        model, caps, obs = cells.intra_class(config.flat())
         along = theory.training_accuracy(model, caps, obs, time=jnp.asarray(at), initial=config.initial)
         info_nce = jax.jit(theory.info_nce_optimum)(model, caps, obs).accuracy(model, obs)
         ends = [theory.mmcl_accuracy(model, caps, obs), info_nce, theory.whitened_accuracy(model, caps, obs)]
@@ -82,7 +77,7 @@ def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) -> jax.Array:
     """(block, group): the exact accuracy after each block of steps. Both losses see the same samples."""
-    model, caps, obs = _parts(config)
+    model, caps, obs = cells.intra_class(config.flat())
     negatives = (config.batch_size - 1) / config.batch_size / config.temperature
     key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)

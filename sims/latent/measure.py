@@ -1,6 +1,7 @@
 """One run of each learner: draw what it learns from, learn, and give the exact accuracy of the rule it found.
 
-A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller.
+A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller. A cell
+is the swept parameters by name, `settings.AXES`; the setting holds the others.
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from mmcl_theory.theory.mmcl import limit_accuracy
 from sims.engine.grid import Task
+from sims.latent import cells
+from sims.latent.cells import Params
 from sims.latent.settings import Setting
 
 _LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
@@ -25,28 +28,8 @@ GROUPS = ("aligned", "conflicting")
 SPREAD = ("sd", "skewness", "left_out")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Cell:
-    """The swept parameters of one cell, in the order of `settings.AXES`."""
-
-    p_spu: jax.Array
-    sigma_core: jax.Array
-    sigma_spu: jax.Array
-    pi_core: jax.Array
-    same_class_weight: jax.Array
-
-
-def _model(setting: Setting, cell: Cell) -> mt.data.IntraClass:
-    return mt.intra_class(cell.p_spu, cell.sigma_core, cell.sigma_spu, setting.mu_core, setting.mu_spu)
-
-
-def _captions(setting: Setting, cell: Cell) -> mt.data.Captions:
-    return mt.captions(cell.pi_core, setting.pi_spu)
-
-
-def _observation(setting: Setting) -> mt.data.Observation:
-    return mt.observation(setting.dim_image, setting.dim_text, setting.sigma_image, setting.sigma_text)
+def _parts(setting: Setting, cell: Params) -> tuple[mt.data.IntraClass, mt.data.Captions, mt.data.Observation]:
+    return cells.intra_class({**vars(setting), **cell})
 
 
 @jax.tree_util.register_dataclass
@@ -57,12 +40,12 @@ class _Sample:
     prompt: jax.Array  # (d_t,) of class +1
 
 
-def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.Array:
+def measure(setting: Setting, learner: str, key: jax.Array, cell: Params) -> jax.Array:
     """Accuracy of one trained learner, (2,) by group, by the sampler that draws it.
 
     NaN where max-margin has no answer, on inseparable data; infinite where its certificate fails.
     """
-    model, caps, obs = _model(setting, cell), _captions(setting, cell), _observation(setting)
+    model, caps, obs = _parts(setting, cell)
     sampler = setting.sampler_of(learner)
     status: Any = 0.0
     if sampler == "ambient":
@@ -70,7 +53,7 @@ def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.A
         rule = weights, norm_squared
     elif learner == "mmcl":
         draw = learners.sample_rule_statistics if sampler == "statistics" else learners.sample_rule_latent
-        rule = draw(key, model, caps, obs, setting.n, cell.same_class_weight)
+        rule = draw(key, model, caps, obs, setting.n, cell["same_class_weight"])
     else:
         gram, observed, label = learners.sample_gram(key, model, obs, setting.n)
         coefficients, status = _DUALS[learner](setting, gram, label)
@@ -79,12 +62,12 @@ def measure(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> jax.A
     return jnp.stack([accuracy.aligned, accuracy.conflicting]) + status
 
 
-def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> tuple[jax.Array, jax.Array, Any]:
+def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Params) -> tuple[jax.Array, jax.Array, Any]:
     """(D_I^T w, |w|^2, status) of a rule learnt from pairs in ambient space; learners share the pairs of a key."""
-    model, obs = _model(setting, cell), _observation(setting)
+    model, caps, obs = _parts(setting, cell)
     key_dictionaries, key_pairs, key_learner = jax.random.split(key, 3)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
-    pairs = mt.sample_pairs(key_pairs, model, _captions(setting, cell), obs, setting.n, dictionaries)
+    pairs = mt.sample_pairs(key_pairs, model, caps, obs, setting.n, dictionaries)
     prompt = dictionaries.text @ mt.zero_shot.latent_prompts(model)[1]
     sample, status = _Sample(pairs, dictionaries, prompt), 0.0
     if learner in _DUALS:
@@ -95,12 +78,12 @@ def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Cell) -> tupl
     return rule @ dictionaries.image, rule @ rule, status
 
 
-def _cross_covariance(sample: _Sample, text: jax.Array, cell: Cell) -> jax.Array:
+def _cross_covariance(sample: _Sample, text: jax.Array, cell: Params) -> jax.Array:
     number = mt.class_index(sample.pairs.label)
-    return learners.cross_covariance(sample.pairs.image, text, number, cell.same_class_weight)
+    return learners.cross_covariance(sample.pairs.image, text, number, cell["same_class_weight"])
 
 
-def _mmcl(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+def _mmcl(setting: Setting, key: jax.Array, sample: _Sample, cell: Params) -> jax.Array:
     if setting.rank == min(setting.dim_image, setting.dim_text):  # C p is the cross-covariance with the text score t.p
         return _cross_covariance(sample, sample.pairs.text @ sample.prompt[:, None], cell)[:, 0]
     cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
@@ -112,7 +95,7 @@ def _start(setting: Setting, key: jax.Array, sample: _Sample) -> learners.Encode
     return learners.init_encoders(key, setting.dim_image, setting.dim_text, setting.rank, scale=0.3, dtype=dtype)
 
 
-def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Params) -> jax.Array:
     cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
     start = _start(setting, key, sample)
     # |C|_F bounds the curvature up to a constant; 0.3 / |C|_F with momentum is stable from this start.
@@ -123,13 +106,13 @@ def _mmcl_gradient(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell
     return trained.product @ sample.prompt
 
 
-def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Cell) -> jax.Array:
+def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Params) -> jax.Array:
     key_start, key_batches = jax.random.split(key)
     start = _start(setting, key_start, sample)
 
     def loss(image: jax.Array, text: jax.Array, labels: jax.Array) -> jax.Array:
         return losses.info_nce(
-            image, text, temperature=setting.temperature, labels=labels, same_class_weight=cell.same_class_weight
+            image, text, temperature=setting.temperature, labels=labels, same_class_weight=cell["same_class_weight"]
         )
 
     trained, _ = learners.train_encoders(
@@ -165,7 +148,7 @@ def _logistic(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.
 _DUALS = {"supervised": _max_margin, "supervised_gradient": _logistic}  # coefficients of samples, status to add
 
 
-_RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Cell], jax.Array]] = {
+_RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Params], jax.Array]] = {
     "mmcl": _mmcl,
     "mmcl_gradient": _mmcl_gradient,
     "info_nce": _info_nce,
@@ -175,28 +158,28 @@ _RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Cell], jax.Array]] = {
 def task(setting: Setting, learner: str) -> Task:
     """A learner over the axes of a sweep, for `sims.engine.grid`."""
     return Task(
-        lambda key, point: measure(setting, learner, key, Cell(**point)),
+        lambda key, point: measure(setting, learner, key, point),
         may_lack=learner == "supervised",
     )
 
 
-def predict(setting: Setting, learner: str, cell: Cell) -> jax.Array:
+def predict(setting: Setting, learner: str, cell: Params) -> jax.Array:
     """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where the theory at hand does not reach.
 
     mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN where it is
     more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
     info_nce: none.
     """
-    model, obs = _model(setting, cell), _observation(setting)
     if not _has_prediction(setting, learner):
-        return jnp.full((*jnp.shape(cell.p_spu), 2), jnp.nan)
+        return jnp.full((*jnp.shape(cell["p_spu"]), 2), jnp.nan)
     if learner.startswith("mmcl"):
         mean, correction = _mean_accuracy(setting, cell)
         return jnp.where((correction <= _LARGEST_CORRECTION)[..., None], mean, jnp.nan)
+    model, _, obs = _parts(setting, cell)
     return groups(mt.theory.supervised_accuracy(model, obs, setting.n))
 
 
-def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
+def predict_spread(setting: Setting, learner: str, cell: Params) -> jax.Array:
     """What a run's accuracy may differ by from `predict`, (..., 3, 3): by outcome, the groups and shifted, as SPREAD.
 
     mmcl and mmcl_gradient: the law of second order in 1/n (`mmcl_accuracy_cumulants`), NaN where fluctuations are too
@@ -205,16 +188,14 @@ def predict_spread(setting: Setting, learner: str, cell: Cell) -> jax.Array:
     supervised and supervised_gradient: no law; left out is the distance of a finite n from X1's limit, and of a finite
     training time from max-margin.  info_nce: NaN.
     """
-    nothing = jnp.full((*jnp.shape(cell.p_spu), 3), jnp.nan)
+    nothing = jnp.full((*jnp.shape(cell["p_spu"]), 3), jnp.nan)
     if not _has_prediction(setting, learner):
         return jnp.stack([nothing, nothing, nothing], -1)
     if not learner.startswith("mmcl"):
         return jnp.stack([nothing, nothing, jnp.full_like(nothing, _OF_LIMIT)], -1)
     later = 4 / setting.n
     _, correction = _mean_accuracy(setting, cell)
-    cumulants = mt.theory.mmcl_accuracy_cumulants(
-        _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n, cell.same_class_weight
-    )
+    cumulants = mt.theory.mmcl_accuracy_cumulants(*_parts(setting, cell), setting.n, cell["same_class_weight"])
     sd = jnp.sqrt(cumulants[..., 0])
     varies = ~(sd < 1e-4 * ROUNDING)  # below, its cube may underflow
     skewness = jnp.where(varies, cumulants[..., 1] / jnp.where(varies, sd, 1.0) ** 3, 0.0)
@@ -227,11 +208,11 @@ def _has_prediction(setting: Setting, learner: str) -> bool:
     return learner != "info_nce" and not (learner.startswith("mmcl") and truncated)
 
 
-def _mean_accuracy(setting: Setting, cell: Cell) -> tuple[jax.Array, jax.Array]:
+def _mean_accuracy(setting: Setting, cell: Params) -> tuple[jax.Array, jax.Array]:
     """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
-    given = _model(setting, cell), _captions(setting, cell), _observation(setting), setting.n
-    mean = groups(mt.theory.mmcl_mean_accuracy(*given, cell.same_class_weight))
-    limit = groups(limit_accuracy(*given, cell.same_class_weight))
+    given = *_parts(setting, cell), setting.n, cell["same_class_weight"]
+    mean = groups(mt.theory.mmcl_mean_accuracy(*given))
+    limit = groups(limit_accuracy(*given))
     return mean, jnp.abs(mean - limit).max(-1)
 
 

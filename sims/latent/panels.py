@@ -13,12 +13,11 @@ import numpy as np
 import mmcl_theory as mt
 from mmcl_theory import learners
 from sims.engine.grid import evaluate
-from sims.latent import measure
+from sims.latent import cells, measure
+from sims.latent.cells import Params, captions_of, model_of, observation_of, point
 from sims.latent.measure import ROUNDING, groups
-from sims.latent.parameters import INTEGERS
 from sims.latent.settings import AXES, Setting
 
-Params = Mapping[str, Any]  # of one point: scalars, whole numbers where shapes depend on them
 Boundary = Callable[[Params, jax.Array], jax.Array]  # (point, its predicted outcomes) -> field
 TEST_SIZE = 4000
 
@@ -51,38 +50,10 @@ class Panel:
     regimes: tuple[str, ...] = ()
 
 
-def point(parameters: Mapping[str, float], **at: Any) -> dict[str, Any]:
-    """The parameters, whole numbers where shapes depend on them, with those of `at` in place of their own."""
-    return {**{k: int(v) if k in INTEGERS else v for k, v in parameters.items()}, **at}
-
-
 def over(parameters: Mapping[str, float], f: Callable[[Params], Any], axes: Mapping[str, np.ndarray]) -> np.ndarray:
     """f at every combination of the axes' values, (*axes, ...), in float64; each num_pairs is compiled by itself."""
     sizes = tuple(name for name in axes if name == "num_pairs")
     return evaluate(lambda at: f(point(parameters, **at)), {name: v.tolist() for name, v in axes.items()}, sizes)
-
-
-def model_of(p: Params) -> mt.data.IntraClass:
-    return mt.intra_class(p["p_spu"], p["sigma_core"], p["sigma_spu"], p["mu_core"], p["mu_spu"])
-
-
-def classes_of(p: Params) -> mt.data.InterClass:
-    return mt.inter_class(int(p["num_pairs"]), p["p_spu"], p["alpha"], p["beta"])
-
-
-def captions_of(p: Params) -> mt.data.Captions:
-    return mt.captions(p["pi_core"], p["pi_spu"])
-
-
-def _norms(p: Params) -> tuple[Any, Any]:
-    """Noise norms sigma_image, sigma_text, from `noise` per coordinate where the diagram has that."""
-    if "noise" in p:
-        return p["noise"] * p["dim_image"] ** 0.5, p["noise"] * p["dim_text"] ** 0.5
-    return p["sigma_image"], p["sigma_text"]
-
-
-def observation_of(p: Params) -> mt.data.Observation:
-    return mt.observation(int(p["dim_image"]), int(p["dim_text"]), *_norms(p))
 
 
 def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
@@ -102,19 +73,13 @@ def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
     return Panel("mmcl", title, predict, run, predict_cell, boundaries)
 
 
-def _setting(p: Params) -> tuple[Setting, measure.Cell]:
-    sigma_image, sigma_text = _norms(p)
-    setting = Setting(
-        n=p["n"],
-        dim_image=int(p["dim_image"]),
-        dim_text=int(p["dim_text"]),
-        sigma_image=sigma_image,
-        sigma_text=sigma_text,
-        mu_core=p["mu_core"],
-        mu_spu=p["mu_spu"],
-        pi_spu=p["pi_spu"],
-    )
-    return setting, measure.Cell(*(jnp.asarray(p[name], float) for name in AXES))
+def _setting(p: Params) -> tuple[Setting, Params]:
+    """The setting and the cell of a sweep over p_spu that have these parameters."""
+    sigma_image, sigma_text = cells.noise_norms(p)
+    own = {f.name: p[f.name] for f in dataclasses.fields(Setting) if f.name in p}
+    sizes = {"dim_image": int(p["dim_image"]), "dim_text": int(p["dim_text"])}
+    setting = Setting(**{**own, **sizes, "sigma_image": sigma_image, "sigma_text": sigma_text})
+    return setting, {name: jnp.asarray(p[name], float) for name in AXES}
 
 
 def measure_of_sweep(key: jax.Array, p: Params, learner: str) -> jax.Array:
@@ -124,7 +89,7 @@ def measure_of_sweep(key: jax.Array, p: Params, learner: str) -> jax.Array:
 
 
 def whitened_accuracy(p: Params, theta: Any) -> mt.zero_shot.GroupAccuracy:
-    return mt.theory.whitened_accuracy(model_of(p), captions_of(p), observation_of(p), theta)
+    return mt.theory.whitened_accuracy(*cells.intra_class(p), theta)
 
 
 def measure_whitened(key: jax.Array, p: Params) -> jax.Array:

@@ -1,7 +1,7 @@
 """Figures: data and an `ax` in, `ax` out. Nothing is computed here; theory is a line, measurement points with
 intervals."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -14,13 +14,23 @@ from matplotlib.patheffects import withStroke
 from sims.engine.style import INTERVAL
 from sims.latent.parameters import PARAMETERS
 
+
+class Look(NamedTuple):
+    """How a learner's line and markers look."""
+
+    colour: str
+    marker: str
+    dashes: str
+    label: str
+
+
 # Okabe and Ito's colours; each learner has its own marker and dashes, so the figure reads without colour.
 STYLE = {
-    "mmcl": ("#0072B2", "o", "-", "MMCL, linear loss, closed form"),
-    "mmcl_gradient": ("#56B4E9", "D", "-", "MMCL, linear loss, gradient-trained"),
-    "info_nce": ("#009E73", "^", ":", "MMCL, InfoNCE"),
-    "supervised": ("#D55E00", "s", "--", "SL, max-margin"),
-    "supervised_gradient": ("#E69F00", "v", "--", "SL, gradient-trained"),
+    "mmcl": Look("#0072B2", "o", "-", "MMCL, linear loss, closed form"),
+    "mmcl_gradient": Look("#56B4E9", "D", "-", "MMCL, linear loss, gradient-trained"),
+    "info_nce": Look("#009E73", "^", ":", "MMCL, InfoNCE"),
+    "supervised": Look("#D55E00", "s", "--", "SL, max-margin"),
+    "supervised_gradient": Look("#E69F00", "v", "--", "SL, gradient-trained"),
 }
 
 
@@ -157,13 +167,13 @@ def _boundary(ax: Axes, data: xr.Dataset, label: str, i: int) -> None:
     ax.plot([], [], color=colour, ls=dashes, lw=2.2, label=label)
 
 
-def name_plane(ax: Axes, x: str, y: str, log: tuple[bool, bool]) -> Axes:
+def name_plane(ax: Axes, x: str, y: str, log_x: bool, log_y: bool) -> Axes:
     """Axis names with symbol and unit, and log scales."""
     ax.set_xlabel(PARAMETERS[x].label)
     ax.set_ylabel(PARAMETERS[y].label)
-    if log[0]:
+    if log_x:
         ax.set_xscale("log")
-    if log[1]:
+    if log_y:
         ax.set_yscale("log")
     return ax
 
@@ -175,16 +185,16 @@ def accuracy_against_time(ax: Axes, data: xr.Dataset) -> Axes:
     """
     looks = {"mmcl_gradient": ("linear loss", 2), "info_nce": ("InfoNCE", 3)}
     time = data.time.values
-    ax.plot(time, data.accuracy_predicted, color=STYLE["mmcl"][0], lw=2, label="linear loss, theory (X6)", zorder=2)
+    ax.plot(time, data.accuracy_predicted, color=STYLE["mmcl"].colour, lw=2, label="linear loss, theory (X6)", zorder=2)
     for loss, (name, order) in looks.items():
-        colour, marker, _, _ = STYLE[loss]
+        colour, marker = STYLE[loss].colour, STYLE[loss].marker
         runs = data.accuracy_measured.sel(loss=loss).values
         ax.fill_between(time, runs.min(0), runs.max(0), color=colour, alpha=0.25, lw=0, zorder=1)
         face: dict[str, Any] = {"mfc": "white" if loss == "mmcl_gradient" else colour, "ms": 4.5, "zorder": order}
         ax.plot(time, runs.mean(0), marker, color=colour, ls="", label=f"{name}, trained (band: all runs)", **face)
     ends = {
-        "mmcl": (STYLE["mmcl"][0], "--", "linear loss, end point"),
-        "info_nce": (STYLE["info_nce"][0], "--", "InfoNCE, population optimum (X10)"),
+        "mmcl": (STYLE["mmcl"].colour, "--", "linear loss, end point"),
+        "info_nce": (STYLE["info_nce"].colour, "--", "InfoNCE, population optimum (X10)"),
         "whitened": ("0.4", ":", "whitened rule (X5)"),
     }
     for name, (colour, dashes, label) in ends.items():

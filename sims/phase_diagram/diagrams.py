@@ -15,21 +15,17 @@ from jax.scipy.special import ndtr
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
 from mmcl_theory.theory.design import unit_interval_argmax
-from sims.latent import measure
+from sims.latent import cells, measure
+from sims.latent.cells import Params, captions_of, classes_of, model_of, observation_of
 from sims.latent.measure import groups
 from sims.latent.panels import (
     TEST_SIZE,
     Boundary,
     Panel,
-    Params,
-    captions_of,
-    classes_of,
     linear_loss,
     measure_inter_class,
     measure_of_sweep,
     measure_whitened,
-    model_of,
-    observation_of,
     rule_accuracy,
     whitened_accuracy,
 )
@@ -76,7 +72,7 @@ def same_class_weight() -> Diagram:
     """X3: how much intra-class contrasting is best at n samples."""
 
     def beyond_best(p: Params, outcomes: jax.Array) -> jax.Array:
-        best = mt.theory.optimal_same_class_weight(model_of(p), captions_of(p), observation_of(p), p["n"])
+        best = mt.theory.optimal_same_class_weight(*cells.intra_class(p), p["n"])
         return p["same_class_weight"] - best.same_class_weight
 
     boundaries = {"best weight for acc. on P* (X3)": beyond_best}
@@ -133,7 +129,7 @@ def caption_policy() -> Diagram:
     """X10: which details captions name, under the whitened rule and under InfoNCE on the mixture itself."""
 
     def balanced(p: Params, outcomes: jax.Array) -> jax.Array:
-        return p["pi_spu"] - mt.theory.balanced_pi_spu(model_of(p), captions_of(p), observation_of(p))
+        return p["pi_spu"] - mt.theory.balanced_pi_spu(*cells.intra_class(p))
 
     def info_nce(p: Params) -> jax.Array:
         obs = observation_of(p)
@@ -252,7 +248,7 @@ def sharing() -> Diagram:
     """T4, T6: classes that share details teach each other, under the linear loss, not under supervised learning."""
 
     def linear(p: Params) -> jax.Array:
-        return groups(mt.theory.mmcl_accuracy(classes_of(p), captions_of(p), observation_of(p)))
+        return groups(mt.theory.mmcl_accuracy(*cells.inter_class(p)))
 
     def threshold(p: Params, outcomes: jax.Array) -> jax.Array:
         return jnp.maximum(p["pi_core"] - mt.theory.sharing_threshold(classes_of(p)), -2.0)
@@ -264,7 +260,7 @@ def sharing() -> Diagram:
         "mmcl",
         "MMCL, linear loss",
         linear,
-        lambda key, p: measure_inter_class(key, classes_of(p), captions_of(p), observation_of(p), int(p["n"]), 0.0),
+        lambda key, p: measure_inter_class(key, *cells.inter_class(p), int(p["n"]), 0.0),
         boundaries={r"$\pi^*$ (T6, $p_{\mathrm{spu}} = 1$, no noise)": threshold},
         left_out=0.02,
         trials=TEST_SIZE // 2,

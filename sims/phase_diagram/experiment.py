@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from sims.engine import runs, statistics, store
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
-from sims.latent import panels, plots, summary
+from sims.latent import cells, panels, plots, summary
+from sims.latent.cells import Params
+from sims.latent.panels import Panel
 from sims.phase_diagram import diagrams
 from sims.phase_diagram.config import ROW_SIZES, Config, Resolved
 
@@ -32,7 +34,12 @@ def grid_of(config: Resolved) -> Grid:
         measure = kernels[name].measure
         if measure is None:
             return None
-        return Task(lambda key, at: measure(key, _point(config, at["x_cell"], at["y_cell"])), kernels[name].may_lack)
+
+        def kernel(key: jax.Array, at: Params) -> jax.Array:
+            swept = {config.x.name: at["x_cell"], config.y.name: at["y_cell"]}
+            return measure(key, cells.point(config.parameters, **swept))
+
+        return Task(kernel, kernels[name].may_lack)
 
     return Grid(
         tasks={"panel": [panel.name for panel in diagram.panels]},
@@ -45,19 +52,23 @@ def grid_of(config: Resolved) -> Grid:
     )
 
 
+def axes_of(config: Resolved) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the plane's points."""
+    return np.asarray(config.x.values), np.asarray(config.y.values)
+
+
 def cells_of(config: Resolved) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates of the measured cells."""
-    x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
+    x, y = axes_of(config)
     return x[_centres(len(x), config.cells)], y[_centres(len(y), config.cells)]
 
 
 def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
     """All that is stored beside the measurements: the plane's predictions and boundaries, the cells' predictions."""
     diagram = select(config)
-    x, y = (np.asarray(axis.values) for axis in (config.x, config.y))
-    x_cell, y_cell = cells_of(config)
+    (x, y), (x_cell, y_cell) = axes_of(config), cells_of(config)
     boundaries = list(dict.fromkeys(label for panel in diagram.panels for label in panel.boundaries))
-    planes = [_plane(config, panel, boundaries, x, y, x_cell, y_cell) for panel in diagram.panels]
+    planes = [_plane(config, panel, boundaries) for panel in diagram.panels]
     predicted, boundary, cell_predicted = (np.stack(parts) for parts in zip(*planes, strict=True))
     left_out = np.array([panel.left_out for panel in diagram.panels])[:, None, None, None]
     trials = np.array([panel.trials or np.inf for panel in diagram.panels])[:, None, None, None]
@@ -88,33 +99,22 @@ def _centres(count: int, cells: int) -> np.ndarray:
     return ((np.arange(cells) + 0.5) / max(cells, 1) * count).astype(int)
 
 
-def _point(config: Resolved, x: Any, y: Any) -> dict[str, Any]:
-    return panels.point(config.parameters, **{config.x.name: x, config.y.name: y})
-
-
-def _mapped(config: Resolved, f: Callable[[dict[str, Any]], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _mapped(config: Resolved, f: Callable[[Params], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f at all points, (y, x, ...), in float64."""
     return panels.over(config.parameters, f, {config.y.name: y, config.x.name: x})
 
 
-def _plane(
-    config: Resolved,
-    panel: panels.Panel,
-    boundaries: list[str],
-    x: np.ndarray,
-    y: np.ndarray,
-    x_cell: np.ndarray,
-    y_cell: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _plane(config: Resolved, panel: Panel, boundaries: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predictions (y, x, outcome), boundary fields (boundary, y, x; NaN: not this panel's), cells' predictions."""
+    (x, y), (x_cell, y_cell) = axes_of(config), cells_of(config)
 
-    def over_plane(f: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+    def over_plane(f: Callable[[Params], Any]) -> np.ndarray:
         if panel.coarse is None:
             return _mapped(config, f, x, y)
         coarse_x, coarse_y = (values[_knots(len(values), panel.coarse)] for values in (x, y))
         return _interpolate(_mapped(config, f, coarse_x, coarse_y), coarse_x, coarse_y, x, y)
 
-    def predict_all(p: dict[str, Any]) -> jax.Array:
+    def predict_all(p: Params) -> jax.Array:
         outcomes = panel.predict(p)
         fields = [jnp.asarray(field(p, outcomes), float) for field in panel.boundaries.values()]
         return jnp.concatenate([jnp.asarray(outcomes, float), jnp.array(fields)])
@@ -221,7 +221,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         else:
             image = plots.phase_plane(ax, here, scale, list(panel.boundaries), panel.contours)
             plots.name_sides(ax, here, list(panel.boundaries), panel.sides)
-        plots.name_plane(ax, config.x.name, config.y.name, (config.x.log, config.y.log))
+        plots.name_plane(ax, config.x.name, config.y.name, config.x.log, config.y.log)
         ax.set_title(panel.title, fontsize=10)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, frameon=False, ncols=1)

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from mmcl_theory import theory
 from sims.engine import runs, statistics, store
 from sims.engine.grid import Grid, Task
-from sims.latent import measure, panels, plots, summary
+from sims.latent import cells, measure, panels, plots, summary
+from sims.latent.cells import Params
 from sims.latent.measure import groups
-from sims.latent.panels import Panel, Params
+from sims.latent.panels import Panel
 from sims.sweep_captions.config import Config
 
 LOSSES = ("linear", "whitened")
@@ -30,7 +31,7 @@ def grid_of(config: Config) -> Grid:
     def task(model: str, loss: str) -> Task:
         kernel = _panels(model)[LOSSES.index(loss)].measure
         assert kernel is not None
-        return Task(lambda key, at: kernel(key, panels.point(config.of(model), **at)))
+        return Task(lambda key, at: kernel(key, cells.point(config.of(model), **at)))
 
     return Grid(
         tasks={"model": config.model, "loss": LOSSES},
@@ -50,18 +51,14 @@ def _panels(model: str) -> tuple[Panel, Panel]:
 
     def of(loss: str, theta: float) -> Panel:
         def predict(p: Params) -> jax.Array:
-            return groups(theory.whitened_accuracy(*_parts(p), theta))
+            return groups(theory.whitened_accuracy(*cells.inter_class(p), theta))
 
         def measured(key: jax.Array, p: Params) -> jax.Array:
-            return panels.measure_inter_class(key, *_parts(p), int(p["n"]), theta)
+            return panels.measure_inter_class(key, *cells.inter_class(p), int(p["n"]), theta)
 
         return Panel(loss, "", predict, measured, trials=panels.TEST_SIZE // 2)
 
     return of("linear", 0.0), of("whitened", 1.0)
-
-
-def _parts(p: Params) -> tuple[Any, Any, Any]:
-    return panels.classes_of(p), panels.captions_of(p), panels.observation_of(p)
 
 
 def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
@@ -70,8 +67,8 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
     parts: dict[str, list[Any]] = {name: [] for name in _VARIABLES}
     for model, found in zip(config.model, measured, strict=True):
         both, parameters = _panels(model), config.of(model)
-        cells, along = ({"pi_spu": spu, "pi_core": x} for x in (core, fine))
-        predicted = np.stack([panels.over(parameters, p.predict_cell or p.predict, cells) for p in both])
+        at_cells, along = ({"pi_spu": spu, "pi_core": x} for x in (core, fine))
+        predicted = np.stack([panels.over(parameters, p.predict_cell or p.predict, at_cells) for p in both])
         parts["accuracy_predicted"].append(predicted)
         parts["accuracy_curve"].append(np.stack([panels.over(parameters, p.predict, along) for p in both]))
         best = [_best(config, parameters, panel) for panel in both]
@@ -104,7 +101,7 @@ def _best(config: Config, parameters: dict[str, float], panel: Panel) -> theory.
     """X8: the captions of best predicted accuracy on P* within the budget."""
     with jax.enable_x64(True):
         return theory.optimal_captions(
-            lambda pi: panel.predict(panels.point(parameters, pi_core=pi[0], pi_spu=pi[1])).mean(),
+            lambda pi: panel.predict(cells.point(parameters, pi_core=pi[0], pi_spu=pi[1])).mean(),
             np.array([config.cost_core, config.cost_spu]),
             config.budget,
         )
@@ -115,7 +112,7 @@ def _threshold(model: str, parameters: dict[str, float]) -> float:
     if model == "intra_class":
         return np.nan
     with jax.enable_x64(True):
-        found = float(theory.sharing_threshold(panels.classes_of(parameters)))
+        found = float(theory.sharing_threshold(cells.classes_of(parameters)))
     return found if found <= 1 and parameters["p_spu"] == 1 else np.nan
 
 

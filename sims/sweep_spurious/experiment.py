@@ -68,9 +68,7 @@ def _predict(
 ) -> np.ndarray:
     """`what` of every learner (learner, axes..., ...) in float64, whatever the precision of the measurement."""
     families = [name.removesuffix("_gradient") for name in config.learners]  # each has one prediction
-    by_family = {
-        f: grid.evaluate(lambda point, f=f: what(config.setting, f, measure.Cell(**point)), axes) for f in set(families)
-    }
+    by_family = {f: grid.evaluate(lambda point, f=f: what(config.setting, f, point), axes) for f in set(families)}
     return np.stack([by_family[f] for f in families])
 
 

@@ -27,7 +27,7 @@ OTHERS = [
 def cell(config, p_spu):
     """The cell at p_spu, first on the other axes."""
     at = {axis: values[0] for axis, values in config.axes.items()} | {"p_spu": p_spu}
-    return measure.Cell(**{axis: jnp.asarray(value, float) for axis, value in at.items()})
+    return {axis: jnp.asarray(value, float) for axis, value in at.items()}
 
 
 def draw(config, count, learner="mmcl"):
@@ -48,7 +48,7 @@ def predictions(config, shift):
     axes = {**config.axes, "p_spu": sorted(wrong)}
     order = [axes["p_spu"].index(p) for p in wrong]
     parts = (measure.predict, measure.predict_spread)
-    found = [grid.evaluate(lambda at, f=f: f(config.setting, "mmcl", measure.Cell(**at)), axes) for f in parts]
+    found = [grid.evaluate(lambda at, f=f: f(config.setting, "mmcl", at), axes) for f in parts]
     return [np.asarray(x).reshape(len(order), *x.shape[5:])[order] for x in found]
 
 

@@ -47,7 +47,7 @@ def test_theory_is_drawn_as_it_is_stored(ax):
             (line,) = lines(ax, style, width)
             np.testing.assert_array_equal(line.get_xdata(), FINE)
             np.testing.assert_array_equal(line.get_ydata(), predicted.sel(learner=learner, group=group))
-            assert line.get_color() == plots.STYLE[learner][0]
+            assert line.get_color() == plots.STYLE[learner].colour
 
 
 def test_measurement_is_drawn_as_points_with_intervals(ax):
@@ -91,12 +91,12 @@ def test_the_legend_names_every_learner_and_which_have_no_prediction():
     assert len(set(labels)) == len(LEARNERS)
     for learner, handle in zip(LEARNERS, handles, strict=True):
         with_theory = learner in ("mmcl", "supervised")
-        assert handle.get_label().startswith(plots.STYLE[learner][3])
+        assert handle.get_label().startswith(plots.STYLE[learner].label)
         assert handle.get_label().endswith("(no prediction)") != with_theory
-        assert handle.get_marker() == plots.STYLE[learner][1]
-        assert handle.get_linestyle() == (plots.STYLE[learner][2] if with_theory else ":")
+        assert handle.get_marker() == plots.STYLE[learner].marker
+        assert handle.get_linestyle() == (plots.STYLE[learner].dashes if with_theory else ":")
 
 
 def test_learners_read_without_colour():
     assert set(plots.STYLE) == set(LEARNERS)
-    assert len({style[1] for style in plots.STYLE.values()}) == len(LEARNERS)
+    assert len({look.marker for look in plots.STYLE.values()}) == len(LEARNERS)

@@ -90,7 +90,7 @@ def test_predictions_stand_at_their_cells(finished):
     _, data = finished
     points = [(0.9, 1.0, 0.1, 1.0, 0.0), (0.5, 1.0, 0.1, 1.0, 0.5), (0.9, 1.0, 0.1, 1.0, 0.5)]
     with jax.enable_x64(True):
-        cells = measure.Cell(*np.array(points).T)
+        cells = dict(zip(AXES, np.array(points).T, strict=True))
         expected = jax.jit(functools.partial(measure.predict, TINY, "mmcl"))(cells)
     assert len(np.unique(expected, axis=0)) == 3
     for point, value in zip(points, expected, strict=True):
@@ -128,7 +128,9 @@ def test_the_figure_shows_every_panel_with_names_and_a_legend(finished):
     assert all("(share correct)" in panel.get_ylabel() for panel in figure.axes[::columns])
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert [label for label in labels if "no prediction" in label] == [plots.STYLE["info_nce"][3] + " (no prediction)"]
+    assert [label for label in labels if "no prediction" in label] == [
+        plots.STYLE["info_nce"].label + " (no prediction)"
+    ]
     assert len(labels) == 5
     plt.close(figure)
 
