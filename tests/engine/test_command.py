@@ -332,12 +332,3 @@ def test_importing_experiments_defines_no_flags():
         spec = importlib.util.spec_from_file_location(name, ROOT / "sims/sweep_spurious/__main__.py")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert set(flags.FLAGS) == before
-
-
-def test_importing_the_command_loads_nothing_heavy():
-    heavy = "{'jax', 'flax', 'scipy', 'matplotlib', 'xarray', 'zarr', 'mmcl_theory'}"
-    code = f"import sys, sims.sweep_spurious; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "[]\n"
