@@ -1,21 +1,21 @@
 """Judge every statement of the theory: prediction against measurement, and wrong theories that must be rejected.
 
-Prints a row a check: label, claim, predicted, measured +- standard error, the error that the prediction is allowed (as
-that of a limit), z and its limit, verdict, how many of its wrong theories it rejected, seconds. "refuted as stated"
-marks a claim of the theory text that a check contradicts, with what holds instead in the claim's line. Exit code 1 if
-any row fails or misses a wrong theory.
+Prints a row per check: label, claim, predicted, measured +- standard error, the allowed error of the prediction (of a
+limit, say), z and its limit, verdict, number of wrong theories that it rejected, seconds. "refuted as stated" marks a
+claim of the theory text that a check contradicts; the row also says what holds instead. Exit code 1 if any row fails
+or does not reject a wrong theory.
 
     python -m proofs_checks --only=T2,X1 --profile=full --json=ledger.json
 
-FILE of --json gets each row as it comes. A run that was stopped goes on from it when called again: rows that are good
-are not judged again as long as the code and the profile are the same. --overwrite judges all again. Rows of statements
-that --only leaves out stay as they are, each with the profile and the version of the code that judged it.
+The file of --json gets each row as soon as it is judged. If a run is stopped, the same command continues from the file:
+good rows are not judged again, unless the code or the profile has changed. --overwrite judges all rows again. Rows of
+statements that --only leaves out are kept, with the profile and the version of the code that judged them.
 
-With --paper only what the paper's numbered statements need is judged, and then shown as one table in the paper's order:
-number, claim, the paper's figure, ours exact, measured +- standard error, verdict.
+--paper judges only what the paper's numbered statements need, and shows one table in the paper's order: number, claim,
+the paper's figure, our exact one, measured +- standard error, verdict.
 
-With --mutants=K the checks themselves are tested: K wrong versions of every theory function are injected, one at a
-time, and the ledger or a test must notice. Exit code 1 unless 95% of those that are not equivalent are killed and every
+--mutants=K tests the checks themselves: K wrong versions of every theory function are injected, one at a time, and the
+ledger or a test must notice each. Exit code 1 unless 95% of the mutants that are not equivalent are killed and every
 survivor is explained.
 """
 
@@ -30,13 +30,13 @@ from absl import flags
 from sims.engine.flags import UsageError, define, integer, names, path, run_main
 
 LABELS = (*(f"T{i}" for i in range(1, 8)), *(f"X{i}" for i in range(1, 13)))
-EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits are judged at larger n too
+EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits are also judged at larger n
 
 
 def _define_flags() -> None:
     define("only", LABELS, f"statements to judge, of {', '.join(LABELS)}", names)
     flags.DEFINE_string("profile", "quick", "quick: about 5 minutes on 2 cores; full: ten times that, smaller errors")
-    define("json", None, "file to write the rows (or mutants) to, and to go on from", path)
+    define("json", None, "file to write the rows (or mutants) to, and to continue from", path)
     flags.DEFINE_bool("overwrite", False, "judge the statements of --only again, whatever the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
     flags.DEFINE_bool("paper", False, "judge the paper's numbered statements and show them in its order")
@@ -65,15 +65,15 @@ def _main() -> None:
         from proofs_checks import mutants
 
         sys.exit(0 if mutants.report(values["mutants"], values["workers"], target) else 1)
-    from proofs_checks import paper, run, store  # JAX and SymPy load only once the arguments are good
+    from proofs_checks import paper, run, store  # late: JAX and SymPy load only after the arguments are checked
 
     labels, profile = values["only"], values["profile"]
     known, keep = {}, None
     if target:
         known, others = store.read(target, profile, labels, values["overwrite"])
         others = [record for record in others if record["label"] in LABELS]
-        held = {*labels, *(record["label"] for record in others)}
-        statements = {label: run.module(label).STATEMENT for label in LABELS if label in held}
+        shown = {*labels, *(record["label"] for record in others)}
+        statements = {label: run.module(label).STATEMENT for label in LABELS if label in shown}
         keep = functools.partial(store.write, target, statements, profile=profile, code=store.version(), others=others)
     only = paper.keys() if values["paper"] else None
     rows = run.ledger(labels, EFFORT[profile], values["workers"], known, keep, only)

@@ -1,4 +1,4 @@
-"""Rules learnt from sampled pairs in the ambient space, and their exact accuracies; the same drawn in law (X9).
+"""Rules learnt from sampled pairs in ambient space, and their exact accuracies; both also drawn directly (X9).
 
 Nothing here uses `mmcl_theory.theory`: this is the measuring side of the ledger.
 """
@@ -17,7 +17,7 @@ from mmcl_theory import learners, losses, zero_shot
 
 
 def known_options(**options) -> dict[str, Any]:
-    """Those of the compiler options that the installed compiler knows: they come and go with its releases."""
+    """The compiler options that the installed compiler knows: they change between releases."""
 
     def known(name: str) -> bool:
         try:
@@ -31,8 +31,8 @@ def known_options(**options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if known(name)}
 
 
-# Most checks run for less time than XLA's default takes to compile them: `jit` compiles in a third of it, to code that
-# takes two to three times as long; `jit_long` is for what runs long.
+# Most checks run for less time than XLA needs to compile them. `jit` compiles in a third of that time, to code that is
+# two to three times as slow; `jit_long` is for long runs.
 jit = functools.partial(
     jax.jit, compiler_options=known_options(xla_backend_optimization_level=0, xla_cpu_use_fusion_emitters=False)
 )
@@ -51,7 +51,7 @@ def groups(accuracy) -> np.ndarray:
 
 
 def by_group(right, aligned) -> np.ndarray:
-    """(k, 2): right or wrong of k test samples of each group, aligned and conflicting, k the smaller group's size."""
+    """(k, 2): whether each of k test samples of each group is right; k is the size of the smaller group."""
     right, aligned = np.asarray(right, float), np.asarray(aligned)
     size = min(aligned.sum(), (~aligned).sum())
     return np.stack([right[aligned][:size], right[~aligned][:size]], -1)
@@ -90,13 +90,13 @@ def whitened(pairs, prompt, theta):
 
 
 def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str = "core"):
-    """Latent parts (runs, 2) and squared norms (runs,) of rules learnt from n pairs each, prompt of class +1."""
+    """(D_I^T w (runs, 2), |w|^2 (runs,)) of rules w, each learnt from n pairs, with the prompt of class +1."""
     compiled = _rules_long if runs * n * (obs.dim_image + obs.dim_text) > LONG else _rules
     return compiled(key, model, caps, obs, knob, rule=rule, n=n, runs=runs, prompts=prompts)
 
 
 def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str):
-    """`rules`, not compiled."""
+    """`rules`, without jit."""
 
     def run(key):
         key_dictionaries, key_pairs = jax.random.split(key)
@@ -122,20 +122,20 @@ def accuracies(seed: int, model, caps, obs, knob=0.5, *, rule: Callable = linear
 
 @functools.partial(jit, static_argnames=("runs",))
 def drawn_rules(key, model, caps, obs, n, weight, *, runs: int):
-    """`rules` of the linear loss in law, by `sample_rule_statistics`, which X9 judges against `rules`."""
+    """`rules` of the linear loss from their distribution, by `sample_rule_statistics`; X9 judges it against `rules`."""
     keys = jax.random.split(key, runs)
     return jax.vmap(lambda key: learners.sample_rule_statistics(key, model, caps, obs, n, weight))(keys)
 
 
 def drawn_accuracies(seed: int, model, caps, obs, weight=0.5, *, n: int, runs: int) -> np.ndarray:
-    """`accuracies` of the linear loss, in law."""
+    """`accuracies` of the linear loss, from their distribution."""
     w, norm = drawn_rules(jax.random.key(seed), model, caps, obs, float(n), jnp.asarray(weight, float), runs=runs)
     return groups(_accuracy(model, w, norm, obs.sd_image))
 
 
 @functools.partial(jit, static_argnames=("n", "runs"))
 def drawn_scores(key, model, caps, obs, *, n: int, runs: int):
-    """(runs, 2): share right, by group, of 400 images from P*; rules of n pairs and scores are drawn in law (X9)."""
+    """(runs, 2): accuracy by group on 400 images from P*; rules of n pairs and scores are drawn as in X9."""
 
     def run(key):
         key_rules, key_latents, key_scores = jax.random.split(key, 3)
@@ -143,8 +143,8 @@ def drawn_scores(key, model, caps, obs, *, n: int, runs: int):
         latents = mt.shifted(model).sample(key_latents, 400)
         scores = learners.sample_scores(key_scores, rules, latents.z, obs.sd_image)
         aligned = mt.is_aligned(latents.label, latents.attribute)
-        found = zero_shot.sampled_accuracy(scores, mt.class_index(latents.label), aligned)
-        return jnp.stack([found.aligned, found.conflicting])
+        accuracy = zero_shot.sampled_accuracy(scores, mt.class_index(latents.label), aligned)
+        return jnp.stack([accuracy.aligned, accuracy.conflicting])
 
     return jax.lax.map(run, jax.random.split(key, runs))
 

@@ -14,15 +14,15 @@ import numpy as np
 import scipy.stats
 import sympy
 
-FALSE_ALARM = 1e-6  # of a comparison of means, over all its entries together
+FALSE_ALARM = 1e-6  # family-wise, over all entries of a comparison of means
 HOLDS, FAILS, REFUTED = "holds", "fails", "refuted as stated"
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """The entry that disagrees most: prediction, measurement, its standard error (None if exact), and z <= limit.
+    """The entry that disagrees most: prediction, measurement, its standard error (None if exact), z and its limit.
 
-    allowed: error of the prediction, such as that of a limit, that was taken off the difference before z.
+    allowed: error of the prediction (of a limit, say), subtracted from the difference before z.
     """
 
     predicted: float
@@ -78,13 +78,13 @@ class Row:
 
 
 def judge(claim: str, compare: Comparison, right: Any, wrong: Mapping[str, Any]) -> Row:
-    """The claim holds iff its prediction passes; `wrong` names predictions that must not."""
+    """The claim holds iff its prediction passes; the predictions of `wrong` must not pass."""
     gap = compare(right)
     return Row(claim, gap, HOLDS if gap.holds else FAILS, tuple((name, compare(w).excess) for name, w in wrong.items()))
 
 
 def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
-    """The claim as stated fails and `right` passes in its place; the gap shown is that of the statement."""
+    """The claim as stated fails, and `right` passes instead; the row shows the gap of the claim as stated."""
     gap = compare(stated)
     refuted = gap.excess > 1 and compare(right).holds
     return Row(claim, gap, REFUTED if refuted else FAILS, (("as stated", gap.excess),))
@@ -93,9 +93,9 @@ def refute(claim: str, compare: Comparison, stated: Any, right: Any) -> Row:
 def mean(samples: Any, bias: float = 0.0) -> Comparison:
     """E[samples] = prediction, by entry: |mean - prediction| / se, at FALSE_ALARM over all entries (t, Bonferroni).
 
-    samples: (runs, ...).  bias: error of the prediction that is allowed, such as that of a limit; it is taken off the
-    difference. It must be known, derived or measured, and so small that the row rejects `off` or p_spu off by .03 to
-    .05.
+    samples: (runs, ...).
+    bias: allowed error of the prediction (of a limit, say), subtracted from the difference. It must be known, derived
+    or measured, and so small that the row rejects `off`, or an error of .03 to .05 in p_spu.
     """
     x = np.asarray(samples, np.float64)
     x = x.reshape(len(x), -1)
@@ -108,7 +108,7 @@ def mean(samples: Any, bias: float = 0.0) -> Comparison:
 
 
 def estimate(value: Any, se: Any, bias: float = 0.0) -> Comparison:
-    """E[value] = prediction, by entry, of Gaussian estimates with known standard errors; otherwise as `mean`."""
+    """As `mean`, for Gaussian estimates with known standard errors: E[value] = prediction, by entry."""
     average, error = (np.asarray(x, np.float64).reshape(-1) for x in (value, se))
     limit = float(scipy.stats.norm.isf(FALSE_ALARM / (2 * average.size)))
 
@@ -116,7 +116,7 @@ def estimate(value: Any, se: Any, bias: float = 0.0) -> Comparison:
 
 
 def _by_entry(average: np.ndarray, se: np.ndarray, unit: np.ndarray, limit: float, bias: float) -> Comparison:
-    """The entry of largest |average - prediction|, less `bias`, in `unit`; one that is NaN is the largest."""
+    """The entry with the largest (|average - prediction| - `bias`) / `unit`; NaN counts as the largest."""
 
     def compare(prediction: Any) -> Gap:
         expected = np.broadcast_to(np.asarray(prediction, np.float64).reshape(-1), average.shape)
@@ -141,13 +141,13 @@ def close(measured: Any, tolerance: float) -> Comparison:
 
 
 def off(right: Any, reference: Any = 0.0) -> np.ndarray:
-    """A wrong prediction whose effect, its distance from `reference`, is 8% too large."""
+    """A wrong prediction whose distance from `reference` is 8% too large."""
     right = np.asarray(right, np.float64)
     return right + 0.08 * (right - np.asarray(reference, np.float64))
 
 
 def below(samples: Any) -> Comparison:
-    """E[samples] <= prediction, one-sided: fails only if the mean lies significantly above, at FALSE_ALARM."""
+    """E[samples] <= prediction, one-sided: fails only if the mean is significantly larger, at FALSE_ALARM."""
     x = np.asarray(samples, np.float64).reshape(-1)
     average, se = float(x.mean()), float(x.std(ddof=1) / len(x) ** 0.5)
 
@@ -197,8 +197,8 @@ def contained(interval: Any) -> Comparison:
 def rate(sizes: Any, gaps: Any, errors: Any = None) -> Comparison:
     """gap ~ size^prediction: exponent by weighted least squares on log |gap|, within 4 standard errors + .1.
 
-    errors: standard errors of the gaps, which are independent; None if they are exact: then within .3. What is allowed
-    is for the next order, which is not in the fit.
+    errors: standard errors of the independent gaps; None if the gaps are exact, which must be within .3. The allowed
+    error is for the next order, which the fit leaves out.
     """
     x, y = np.log(np.asarray(sizes, float)), np.log(np.abs(np.asarray(gaps, float)))
     relative = np.ones(len(x)) if errors is None else np.abs(np.asarray(errors) / np.asarray(gaps))

@@ -1,11 +1,11 @@
 """Mutation check: wrong versions of every theory function, each of which the ledger or a test must notice.
 
 A mutant changes one expression of `mmcl_theory/theory/*.py`, of the models' moments, of the zero-shot rule's accuracy
-or of the samplers in law: a sign flipped, a factor, divisor or exponent dropped, a
-constant raised by one, a comparison turned round, arguments or the two entries of a vector swapped, p for q = 2 p - 1,
-n - 1 for n. Expressions about rounding (`finfo`, `eps`), errors and defaults are left alone: they state no theory. Each
-mutant runs in a process of its own: its module's tests, then the rows of the ledger that use it, up to the first that
-fails. One that nothing notices survives, and `EXPLAINED` says why, or it is a hole in the checks.
+or of the samplers: a sign flipped; a factor, divisor or exponent dropped; a constant raised by one; a comparison
+reversed; arguments or the two entries of a vector swapped; p for q = 2 p - 1; n - 1 for n. Expressions about rounding
+(`finfo`, `eps`), errors and defaults state no theory and are not changed. Each mutant runs in its own process: first
+its module's tests, then the rows of the ledger that use it, until one fails. A mutant that nothing notices survives.
+Either `EXPLAINED` says why, or the checks have a gap.
 """
 
 import ast
@@ -93,7 +93,7 @@ class Mutant:
 
 
 def _variants(node: ast.AST) -> Iterator[ast.expr]:
-    """What may stand in place of the expression `node`."""
+    """The wrong versions of the expression `node`."""
     if isinstance(node, ast.BinOp):
         left, op, right = node.left, node.op, node.right
         if isinstance(op, ast.Sub) and ast.unparse(left).startswith("2 * ") and ast.unparse(right) == "1":
@@ -161,10 +161,10 @@ def path_of(module: str) -> pathlib.Path:
 
 
 def mutants(module: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its text."""
+    """All mutants of a module, in source order."""
     text = path_of(module).read_text()
     tree = ast.parse(text)
-    found = []
+    all_mutants = []
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     for function in (node for container in (tree, *classes) for node in container.body):
         if not isinstance(function, ast.FunctionDef):
@@ -174,12 +174,12 @@ def mutants(module: str) -> list[Mutant]:
                 before = ast.unparse(node)
                 changed = _replaced(text, node, f"({ast.unparse(ast.fix_missing_locations(variant))})")
                 after = ast.unparse(variant)
-                found.append(Mutant(module, function.name, node.lineno, before, after, changed))
-    return found
+                all_mutants.append(Mutant(module, function.name, node.lineno, before, after, changed))
+    return all_mutants
 
 
 def _replaced(text: str, node: ast.AST, new: str) -> str:
-    """The text with the expression replaced; columns of ast count bytes."""
+    """The text with the expression replaced; columns in `ast` count bytes."""
     lines = text.encode().splitlines(keepends=True)
     start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
     stop = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset
@@ -203,7 +203,7 @@ def sample(per_function: int, seed: int = 0) -> list[Mutant]:
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads a module from other source than its file's, and never from a cached compilation."""
+    """Loads a module from the given source, never from a cached compilation."""
 
     def __init__(self, name: str, path: str, source: str):
         super().__init__(name, path)
@@ -228,7 +228,7 @@ def _inject(module: str, source: str) -> None:
 
 
 def watch(module: str, source: str) -> str | None:
-    """What first notices the source in place of the module: a test or a row of the ledger; None if nothing does."""
+    """The first test or row of the ledger that fails with this source in place of the module's; None if none does."""
     _inject(module, source)
     import pytest
 
@@ -237,7 +237,7 @@ def watch(module: str, source: str) -> str | None:
     tests = str(ROOT / "tests" / f"{name}.py")
     options = ["-x", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "-m", "not long", "--rootdir", str(ROOT), tests]
     with contextlib.redirect_stdout(report):
-        # Without the project's options: its shape checker would reject changes that state another theory.
+        # Without the project's options: its shape checker would reject mutants before the tests judge them.
         code = pytest.main(options)
     if code != 0:
         failed = [line for line in report.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -251,7 +251,7 @@ def watch(module: str, source: str) -> str | None:
 
 
 def _watched(mutant: Mutant, cache: str) -> str | None:
-    """`watch` in a process of its own; a mutant that does not come back is noticed too."""
+    """`watch` in its own process; a mutant that does not terminate counts as noticed."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -292,7 +292,7 @@ def report(per_function: int, workers: int, target: pathlib.Path | None) -> bool
                 mutant, noticed = jobs[job], job.result()
                 fields = {k: v for k, v in dataclasses.asdict(mutant).items() if k != "source"}
                 records.append(fields | {"noticed": noticed})
-                if target:  # as they come: a run that is killed leaves what it found
+                if target:  # after each: a killed run leaves its results so far
                     target.write_text(json.dumps(records, indent=1) + "\n")
                 if noticed is None:
                     where = f"{mutant.module}.{mutant.function}:{mutant.line}"

@@ -1,4 +1,4 @@
-"""A page a statement, from the docstrings of its module and of the functions it checks, and the ledger's JSON.
+"""Write a page per statement: docstrings of its module and of the functions that it checks, and its rows.
 
     python -m proofs_checks --json=ledger.json && python -m proofs_checks.pages --json=ledger.json --out=docs/statements
 
@@ -22,21 +22,21 @@ from proofs_checks.__main__ import LABELS
 from sims.engine.flags import UsageError, define, path, run_main
 
 Row = Mapping[str, Any]
-_LOW, _HIGH = 1e-3, 1e4  # of ledger.png's axis; what lies beyond is drawn on its edge
+_LOW, _HIGH = 1e-3, 1e4  # limits of ledger.png's axis; points beyond are drawn on its edge
 
 
 def functions(label: str) -> list[tuple[str, str]]:
     """(name, docstring) of the public functions whose docstring names the statement's module under `Check:`."""
     needle = f"proofs_checks/{label.lower()}.py"
-    found = []
+    documented = []
     for package in ("theory", "learners", "zero_shot", "data"):
         module = importlib.import_module(f"mmcl_theory.{package}")
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         for name in names:
             doc = inspect.getdoc(getattr(module, name)) or ""
             if needle in doc.partition("Check:")[2]:
-                found.append((f"{package}.{name}", doc))
-    return found
+                documented.append((f"{package}.{name}", doc))
+    return documented
 
 
 def page(label: str, rows: Sequence[Row], profile: str) -> str:
@@ -46,9 +46,9 @@ def page(label: str, rows: Sequence[Row], profile: str) -> str:
     lines = [f"# {title.rstrip('.')}", "", f"**{module.STATEMENT}.**", "", body, ""]
     if picture := getattr(module, "PICTURE", None):
         lines += [f"![{picture}](../{picture})", ""]
-    if found := functions(label):
+    if documented := functions(label):
         lines += ["## Functions", ""]
-        for name, doc in found:
+        for name, doc in documented:
             lines += [f"`mmcl_theory.{name}`", "", textwrap.indent(doc, "    "), ""]
     lines += ["## How it was checked", ""]
     lines += [
@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     def place(excess: float | str) -> float:
-        return min(max(float(excess), _LOW), _HIGH)  # NaN stays, and is not drawn
+        return min(max(float(excess), _LOW), _HIGH)  # NaN is not drawn
 
     figure, ax = plt.subplots(figsize=(9, 0.16 * len(rows) + 1.2), layout="constrained")
     ax.axvspan(_LOW / 2, 1, color="0.92", zorder=0)
@@ -134,7 +134,7 @@ def draw(rows: Sequence[Row], target: pathlib.Path) -> None:
 
 
 def write(content: Mapping[str, Any], out: pathlib.Path) -> None:
-    """All pages, the index and the figure into `out`; nothing is written before all pages are made."""
+    """Write all pages, the index and the figure into `out`, once all pages are made."""
     profile = store.origin(content["rows"])
     pages = {"README.md": index(content, profile)}
     for label in content["statements"]:

@@ -214,10 +214,10 @@ def keys() -> list[tuple[str, str]]:
 
 
 def cells(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The table's lines, from the ledger's rows of `keys`; a row that is absent is "not judged"."""
-    found = {(record["label"], record["check"]): record for record in records}
+    """The table's lines, from the ledger's rows of `keys`; an absent row is "not judged"."""
+    by_check = {(record["label"], record["check"]): record for record in records}
     with jax.enable_x64(True):
-        return [_cells(line, found.get(line.check)) for line in LINES]
+        return [_cells(line, by_check.get(line.check)) for line in LINES]
 
 
 def _cells(line: Line, record: Record | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""All images of Data Model 2 without noise, and the share of them that a classifier gets right, by counting."""
+"""All images of Data Model 2 without noise, and the accuracy of a classifier on them, by counting."""
 
 import itertools
 

@@ -24,7 +24,7 @@ COLUMNS = (
     "  verdict, rejected"
 )
 
-# Statements in the order of their seconds; the others are shorter.
+# The statements that take longest, longest first.
 LONGEST = ("X10", "X11", "X9", "X2", "X5", "X3", "X1", "T6", "T4", "T2", "T3", "X8")
 
 
@@ -34,9 +34,10 @@ def module(label: str):
 
 
 def judged(labels: Sequence[str], effort: int, known: Collection[Key] = ()) -> Iterator[Row]:
-    """A row for every check of the statements, in float64, as it comes; a check that raises is a row that fails.
+    """Yield a row for every check of the statements, in float64; a check that raises gives a row that fails.
 
-    effort: factor on the number of runs, >= 1.  known: (label, check) that are left out.
+    effort: factor on the number of runs, >= 1.
+    known: (label, check) of checks to leave out.
     """
     for label in labels:
         for check in module(label).CHECKS:
@@ -63,14 +64,15 @@ def ledger(
     keep: Callable[[Sequence[Row]], None] | None = None,
     only: Collection[Key] | None = None,
 ) -> list[Row]:
-    """`judged`, a statement a job of `workers` processes, the longest first; rows are printed as they come.
+    """Judge the statements with `workers` processes, the longest first, and print each row once it is judged.
 
-    A process keeps what it has compiled for its next statement. Progress is shown on stderr.
+    A process takes one statement after another and reuses its compiled programs. Progress is shown on stderr.
 
-    known: rows of an earlier run, which are shown and not judged again.  keep: called with all rows so far, in the
-    order of the checks, after each that is judged.  only: the checks to judge, None for all of the statements.
+    known: rows of an earlier run, which are shown but not judged again.
+    keep: called after each row with all rows so far, in the order of the checks.
+    only: the checks to judge; None: all of the statements.
     Returns the rows in the order of the checks.
-    Raises: WorkFailed if a process ends before its work.
+    Raises: WorkFailed if a process exits before its work is done.
     """
     every = [(label, check.__name__) for label in labels for check in module(label).CHECKS]
     order = every if only is None else [key for key in every if key in only]
@@ -83,11 +85,11 @@ def ledger(
     open_labels = [label for label in labels if any(key not in rows for key in order if key[0] == label)]
     with tqdm(total=len(order), initial=len(rows), unit="check", disable=None) as bar:
         if workers == 1 or len(open_labels) <= 1:
-            found = judged(open_labels, effort, left_out | set(rows))
+            coming = judged(open_labels, effort, left_out | set(rows))
         else:
-            found = _judged_by_processes(sorted(open_labels, key=_rank), effort, left_out | set(rows), workers)
-        with contextlib.closing(found):
-            for row in found:
+            coming = _judged_by_processes(sorted(open_labels, key=_rank), effort, left_out | set(rows), workers)
+        with contextlib.closing(coming):
+            for row in coming:
                 rows[row.label, row.check] = row
                 tqdm.write(text(row))
                 sys.stdout.flush()
@@ -98,13 +100,13 @@ def ledger(
 
 
 def _judged_by_processes(labels: Sequence[str], effort: int, known: Collection[Key], workers: int) -> Iterator[Row]:
-    """`judged` by processes that take the statements in turn; they end with this iterator, or with this process."""
+    """`judged` by processes that share the statements; they end with this iterator, or with this process."""
     spawn = multiprocessing.get_context("spawn")
-    jobs, found = spawn.SimpleQueue(), spawn.Queue()
+    jobs, results = spawn.SimpleQueue(), spawn.Queue()
     for label in [*labels, *[None] * workers]:
         jobs.put(label)
-    processes = [spawn.Process(target=_work, args=(jobs, found, effort, known), daemon=True) for _ in range(workers)]
-    # An interrupt is this process's business: those it starts inherit the mask.
+    processes = [spawn.Process(target=_work, args=(jobs, results, effort, known), daemon=True) for _ in range(workers)]
+    # Only this process handles an interrupt: the others inherit the mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for process in processes:
@@ -115,7 +117,7 @@ def _judged_by_processes(labels: Sequence[str], effort: int, known: Collection[K
     try:
         while working:
             try:
-                row = found.get(timeout=1)
+                row = results.get(timeout=1)
             except queue.Empty:
                 if code := next((p.exitcode for p in processes if p.exitcode), None):
                     raise WorkFailed(f"a process ended with exit code {code}; rows judged before it stay.") from None
@@ -131,15 +133,15 @@ def _judged_by_processes(labels: Sequence[str], effort: int, known: Collection[K
             process.join()
 
 
-def _work(jobs: Any, found: Any, effort: int, known: Collection[Key]) -> None:
+def _work(jobs: Any, results: Any, effort: int, known: Collection[Key]) -> None:
     """Judge the statements of `jobs` up to None, which is passed on."""
     parent = multiprocessing.parent_process()
     while (label := jobs.get()) is not None:
         for row in judged([label], effort, known):
             if not parent.is_alive():
                 return
-            found.put(row)
-    found.put(None)
+            results.put(row)
+    results.put(None)
 
 
 def _rank(label: str) -> int:
@@ -158,7 +160,7 @@ def text(row: Row) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Counts of verdicts."""
+    """The number of rows of each verdict, as text."""
     bad = [row for row in rows if not row.good]
     refuted = sum(row.verdict == REFUTED for row in rows)
     wrong = sum(len(row.rejected) for row in rows)

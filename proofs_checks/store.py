@@ -1,7 +1,7 @@
-"""The ledger's rows in a JSON file: written as they come, and read again by the next run of the same code.
+"""The ledger's rows in a JSON file, which the next run of the same code continues.
 
-Each row carries the profile and the version of the code that judged it. A run replaces the rows of the statements it
-was asked for, and no others, whatever their profile and version.
+Each row carries the profile and the version of the code that judged it. A run replaces only the rows of the statements
+that it was asked for; the others are kept, whatever their profile and version.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Record = dict[str, Any]  # a row in JSON
 
 
 def version() -> str:
-    """Digest of all that a row depends on: the packages' sources and the versions of the libraries under them."""
+    """Digest of all that a row depends on: the packages' sources and the versions of their libraries."""
     digest = hashlib.sha256()
     for name in NUMERICS:
         digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
@@ -43,7 +43,7 @@ def write(
     code: str,
     others: Sequence[Record] = (),
 ) -> None:
-    """Write the rows, whole or not at all.
+    """Write the rows, atomically.
 
     statements: label to text, of all rows, in their order.  code: `version` when the run began, which a source that is
     edited meanwhile does not change.  others: records of statements that were not asked for.
@@ -62,10 +62,10 @@ def write(
 def read(
     target: pathlib.Path, profile: str, labels: Collection[str], overwrite: bool = False
 ) -> tuple[dict[Key, Row], list[Record]]:
-    """Good rows of the statements that this code has written at this profile, and all records of other statements.
+    """(good rows of the statements by this code at this profile, all records of other statements).
 
-    A row that is not good is not among the first, so that it is judged again; with `overwrite` none is. Both are empty
-    where there is no file, or one to overwrite that is no ledger.
+    Rows that are not good are left out, so that they are judged again; with `overwrite` all are. Both are empty if
+    there is no file, or if the file to overwrite is not a ledger.
     Raises: UsageError if the file is no ledger.
     """
     now = (profile, version())
@@ -106,7 +106,7 @@ def _row(record: Record) -> Row:
 
 
 def _in_json(value: Any) -> Any:
-    """The same with "inf", "-inf" and "nan", which float() reads, for numbers that JSON does not have."""
+    """The value with "inf", "-inf" and "nan", which float() reads, in place of numbers that JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):

@@ -58,9 +58,9 @@ def moments_of_the_code(effort):
     measured, right, wrong = [], [], []
     for masking in ("named", "mean", "zero"):
         v = points.T
-        found = mt.moments(mt.intra_class(v[0], v[5], v[6], v[3], v[4]), mt.captions(v[1], v[2], masking))
+        moments = mt.moments(mt.intra_class(v[0], v[5], v[6], v[3], v[4]), mt.captions(v[1], v[2], masking))
         derived, off = symbolic.intra_class(masking), symbolic.intra_class("named" if masking != "named" else "mean")
-        measured += [found.zz, found.zu, found.uu, found.zu_between]
+        measured += [moments.zz, moments.zu, moments.uu, moments.zu_between]
         right += [symbolic.numbers(derived[name], symbolic.INTRA, points) for name in ("zz", "zu", "uu", "between")]
         wrong += [symbolic.numbers(off[name], symbolic.INTRA, points) for name in ("zz", "zu", "uu", "between")]
     return ledger.judge(
@@ -278,14 +278,14 @@ def no_rule_is_better(effort):
     sc = mu_c
     angle = np.linspace(0, 2 * np.pi, 721)[:, None]
     w = jnp.stack([jnp.asarray(np.cos(angle) + 0 * p), jnp.asarray(np.sin(angle) + 0 * p)], -1)
-    found = zero_shot.linear_rule_accuracy(mt.intra_class(p, sc, ss, mu_c, mu_s), w, (w**2).sum(-1))
+    accuracies = zero_shot.linear_rule_accuracy(mt.intra_class(p, sc, ss, mu_c, mu_s), w, (w**2).sum(-1))
 
     def prediction(factor=1.0):
         return norm.cdf(mu_c / sc * factor)
 
     return ledger.judge(
         "best acc_P* of all linear rules = Phi(mu_c / s_c), 30 random models with s_c = mu_c (the paper: 84.13%)",
-        ledger.close(np.asarray(found.shifted).max(0), 1e-12),
+        ledger.close(np.asarray(accuracies.shifted).max(0), 1e-12),
         prediction(),
         {"mu_c / s_c off by 1%": prediction(1.01), "MMCL": accuracy(mt.intra_class(p, sc, ss, mu_c, mu_s)).shifted},
     )

@@ -65,8 +65,8 @@ def in_distribution(effort):
     settings = [regime(majority, 100, 10**4 * majority) for majority in (200_000, 10**6, 10**7)]
 
     def least(share):
-        found = [accuracy(model, obs, float(n)).at(share(model)) for model, obs, n in settings]
-        return float(np.min(found))
+        accuracies = [accuracy(model, obs, float(n)).at(share(model)) for model, obs, n in settings]
+        return float(np.min(accuracies))
 
     def compare(share):
         return ledger.Gap(0.994, least(share), None, 0.994 - least(share), 0.0)

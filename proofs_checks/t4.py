@@ -75,14 +75,14 @@ def rule_of_the_code(effort):
     points = rng.uniform(size=(20, 5))  # p, beta, beta_spu, pi, pi_s
     alpha = rng.uniform(0.2, 10.0, 20)
     caps = mt.captions(points[:, 3], points[:, 4])
-    found = theory.mmcl_rule(mt.inter_class(7, points[:, 0], alpha, points[:, 1], points[:, 2]), caps)
+    rule = theory.mmcl_rule(mt.inter_class(7, points[:, 0], alpha, points[:, 1], points[:, 2]), caps)
 
     def printed(m=7, q=2 * points[:, 0] - 1, alpha=alpha):
         return np.stack([1 + (m - 1) * points[:, 3] * points[:, 1] ** 2, q * alpha], -1)
 
     return ledger.judge(
         "mmcl_rule(inter_class(m=7)) = (1 + 6 pi beta^2, q alpha), 20 random points",
-        ledger.close(found, 1e-12),
+        ledger.close(rule, 1e-12),
         printed(),
         {"m for m - 1": printed(8), "p for q": printed(q=points[:, 0]), "alpha dropped": printed(alpha=1.0)},
     )
@@ -176,8 +176,8 @@ def one_pair(effort):
 
             def share(part):
                 scores = test.image @ (learners.cross_covariance(pairs.image[part], pairs.text[part]) @ prompts)
-                found = zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
-                return jnp.stack([found.aligned, found.conflicting])
+                shares = zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
+                return jnp.stack([shares.aligned, shares.conflicting])
 
             first, second = (share(part) for part in (slice(n // 2), slice(n // 2, n)))
             return 2 * share(slice(n)) - (first + second) / 2
@@ -228,10 +228,10 @@ def when_the_conflicting_group_is_right(effort):
 
     beta = scipy.optimize.brentq(lead, 0.01, 0.5)
     sides = mt.inter_class(m, 1.0, alpha, np.array([beta - 1e-6, beta + 1e-6]))
-    found = accuracy(sides).conflicting
+    ours = accuracy(sides).conflicting
     return ledger.judge(
         "conflicting group turns from 2^-(m-1) right to all right where A (1-beta) = alpha^2 (1+beta), m = 12",
-        ledger.close(np.asarray(found), 1e-9),
+        ledger.close(np.asarray(ours), 1e-9),
         [2.0 ** -(m - 1), 1.0],
         {"turns elsewhere": [1.0, 1.0], "none right below": [0.0, 1.0]},
     )
@@ -253,11 +253,11 @@ def enough_classes(effort):
     they tie, which counts as wrong here."""
     enough = bisect.bisect_left(range(3001), True, lo=1001, key=lambda m: conflicting_images(m, 10.0, 1 / 3, 50) == 1)
     turn = float(theory.sharing_threshold_pairs(mt.inter_class(2, 1.0, 10.0, 1 / 3)))
-    found = [float(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3)).conflicting) for m in (1791, 1793)]
+    around = [float(accuracy(mt.inter_class(m, 1.0, 10.0, 1 / 3)).conflicting) for m in (1791, 1793)]
     drawn = [conflicting_images(m, 10.0, 1 / 3, 200) for m in (1791, 1793)]
 
-    def prediction(enough, found=found):
-        return [enough, *found]
+    def prediction(enough, around=around):
+        return [enough, *around]
 
     return ledger.judge(
         "fewest pairs with all drawn conflicting images right, alpha = 10, beta = 1/3: the next integer above 1792",
@@ -319,10 +319,10 @@ def max_margin_by_hand(effort):
     u, v, mult = sympy.symbols("u v mu")
     margin = u * (1 - be) + v * al * (1 - bs)
     lagrangian = u**2 + v**2 - mult * (margin - 1)
-    found = sympy.solve([sympy.diff(lagrangian, x) for x in (u, v, mult)], (u, v, mult), dict=True)[0]
-    conflict = found[u] - al * found[v] - found[u] * be - al * bs * found[v]
+    solution = sympy.solve([sympy.diff(lagrangian, x) for x in (u, v, mult)], (u, v, mult), dict=True)[0]
+    conflict = solution[u] - al * solution[v] - solution[u] * be - al * bs * solution[v]
     lead = sympy.simplify(conflict * ((1 - be) ** 2 + al**2 * (1 - bs) ** 2))
-    derived = sympy.Matrix([found[u] * al * (1 - bs) - found[v] * (1 - be), lead])
+    derived = sympy.Matrix([solution[u] * al * (1 - bs) - solution[v] * (1 - be), lead])
     right = sympy.Matrix([0, (1 - be) ** 2 - al**2 * (1 - bs**2)])
     return ledger.judge(
         "SL: u : v = (1-beta) : alpha (1-beta_spu); conflicting lead like (1-beta)^2 - alpha^2 (1-beta_spu^2)",
@@ -375,8 +375,8 @@ def max_margin_of_the_population(effort):
         rows = []
         for m, alpha, beta, beta_spu in settings:
             first, second = (beta_spu, beta) if swap else (beta, beta_spu)
-            found = theory.supervised_accuracy(mt.inter_class(m, 1.0, alpha_of(alpha), first, second))
-            rows.append([alpha_of(alpha) * (1 - second) / (1 - first), *ambient.groups(found)])
+            exact = theory.supervised_accuracy(mt.inter_class(m, 1.0, alpha_of(alpha), first, second))
+            rows.append([alpha_of(alpha) * (1 - second) / (1 - first), *ambient.groups(exact)])
         return rows
 
     return ledger.judge(
@@ -392,8 +392,8 @@ def max_margin_of_one_pair(effort):
     settings = (0.5, 1.0, 2.0)
 
     def prediction(weigh=lambda alpha: alpha):
-        found = [theory.supervised_accuracy(mt.inter_class(1, 1.0, weigh(alpha), 0.35, 0.55)) for alpha in settings]
-        return [[weigh(alpha), *ambient.groups(f)] for alpha, f in zip(settings, found, strict=True)]
+        exact = [theory.supervised_accuracy(mt.inter_class(1, 1.0, weigh(alpha), 0.35, 0.55)) for alpha in settings]
+        return [[weigh(alpha), *ambient.groups(f)] for alpha, f in zip(settings, exact, strict=True)]
 
     return ledger.judge(
         "hard margin over the whole population of one pair (SLSQP), alpha = .5, 1, 2: v/u = alpha; right, tied, wrong",

@@ -128,14 +128,14 @@ def gap_of_the_formula(effort):
 
 def label_only_captions_are_chance(effort):
     p = np.array([0.9, 0.99, 1.0])
-    found = accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
+    ours = accuracy(mt.intra_class(p, 0.7, 0.2), mt.captions(pi_core=0)).conflicting
 
     def prediction(q):
         return norm.cdf((1 - q) / np.sqrt(0.7**2 + q**2 * 0.2**2))
 
     return ledger.judge(
         "label-only captions: conflicting accuracy Phi((1-q)/sqrt(s_c^2 + q^2 s_s^2)), 1/2 at p = 1",
-        ledger.close(found, 1e-12),
+        ledger.close(ours, 1e-12),
         prediction(2 * p - 1),
         {"p for q": prediction(p), "always 1/2": [0.5] * 3},
     )
@@ -146,11 +146,11 @@ def _rules_of_many_pairs(levels, runs):
 
     p = 1, s_c = 1, s_s = 0, the paper's masking."""
     model, obs = mt.intra_class(1.0, 1.0, 0.0), ambient.noise(4, 4, 0.0, 0.0)
-    found = [
+    accuracies = [
         ambient.drawn_accuracies(20 + i, model, mt.captions(pi, 0.5, "mean"), obs, n=10**6, runs=runs)[:, 1]
         for i, pi in enumerate(levels)
     ]
-    return np.stack(found, -1)
+    return np.stack(accuracies, -1)
 
 
 def _conflicting(levels):

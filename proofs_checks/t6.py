@@ -89,10 +89,10 @@ def accuracy_on_both_sides(effort):
 
 def label_only_captions_share_nothing(effort):
     model = mt.inter_class(30, 1.0, 1.5, 0.3)
-    found = accuracy(model, mt.captions(pi_core=0.0)).shifted
+    ours = accuracy(model, mt.captions(pi_core=0.0)).shifted
     return ledger.judge(
         "pi_core = 0, p = 1, alpha = 1.5: acc_P* = 1/2 (up to draws without a competitor, 2^-29)",
-        ledger.close(found, 1e-8),
+        ledger.close(ours, 1e-8),
         0.5,
         {"sharing": 1.0, "one class in 60": 1 / 60},
     )
@@ -120,8 +120,8 @@ def sampled_images(effort):
 
             def share(part):
                 scores = test.image @ (learners.cross_covariance(pairs.image[part], pairs.text[part]) @ prompts)
-                found = mt.zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
-                return jnp.stack([found.aligned, found.conflicting])
+                shares = mt.zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
+                return jnp.stack([shares.aligned, shares.conflicting])
 
             first, second = (share(part) for part in (slice(n // 2), slice(n // 2, n)))
             return 2 * share(slice(n)) - (first + second) / 2

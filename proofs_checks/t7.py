@@ -77,10 +77,10 @@ def loss_is_linear_in_the_gram_matrix(effort):
         return -np.sum((w.T @ w) * matrix) + 0.35 * np.sum((w.T @ w) ** 2)
 
     nearby = min(value(best + scale * rng.normal(size=best.shape)) for scale in (0.3, 0.1, 0.01) for _ in range(100))
-    found = [total, float(losses.linear_sup_con(jnp.asarray(z), jnp.asarray(number))), float(nearby >= value(best))]
+    values = [total, float(losses.linear_sup_con(jnp.asarray(z), jnp.asarray(number))), float(nearby >= value(best))]
     return ledger.judge(
         "linear SupCon loss of 9 samples = -<W^T W, M_hat>, and no W of rank 2 near the minimiser is better",
-        ledger.close(found, 1e-12),
+        ledger.close(values, 1e-12),
         [-np.sum((w.T @ w) * matrix)] * 2 + [1.0],
         {
             "sign": [np.sum((w.T @ w) * matrix)] * 2 + [1.0],
@@ -119,12 +119,12 @@ def trained_heads(seed: int, model, *, n: int, runs: int) -> np.ndarray:
         test = mt.sample_pairs(key_test, mt.shifted(model), mt.captions(), obs, 20_000, d)
         encoder = learners.sup_con_optimum(learners.sup_con_matrix(train.image, mt.class_index(train.label)), 1.0, 1)[0]
         aligned = mt.is_aligned(test.label, test.attribute)
-        found = []
+        shares = []
         for head in (logistic, least_squares):
             w = head(train.image @ encoder, train.label.astype(float))
             right = jnp.sign((test.image @ encoder) * w[0] + w[1]) == test.label
-            found += [(right * group).sum() / group.sum() for group in (aligned, ~aligned)]
-        return jnp.stack(found)
+            shares += [(right * group).sum() / group.sum() for group in (aligned, ~aligned)]
+        return jnp.stack(shares)
 
     return np.asarray(ambient.jit(lambda key: jax.lax.map(one, jax.random.split(key, runs)))(jax.random.key(seed)))
 
@@ -198,8 +198,8 @@ def softmax_head(design: np.ndarray, number: np.ndarray, classes: int) -> np.nda
         return -((scores - log_sum) * member).sum() / len(number) + 5e-5 * (w**2).sum(), gradient.ravel()
 
     start = np.zeros(design.shape[1] * classes)
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return found.x.reshape(-1, classes)
+    solution = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return solution.x.reshape(-1, classes)
 
 
 def least_squares_head(design: np.ndarray, number: np.ndarray, classes: int) -> np.ndarray:
@@ -216,13 +216,13 @@ def heads_counted(m: int, alpha: float, beta: float, heads=(softmax_head,), copi
     if copies:
         images, classes = np.vstack([aligned] * copies + [conflicting]), np.tile(number, copies + 1)
     encoder = encoder_of(images, classes, m)
-    found = []
+    accuracies = []
     for head in heads:
         w = head(with_intercept(images @ encoder.T), classes, 2 * m)
-        found += [
+        accuracies += [
             population.share_right(with_intercept(group @ encoder.T) @ w, number, 6) for group in (aligned, conflicting)
         ]
-    return found
+    return accuracies
 
 
 def heads_on_data_model_2(effort):
@@ -231,8 +231,8 @@ def heads_on_data_model_2(effort):
     measured = [heads_counted(*setting, (softmax_head, least_squares_head)) for setting in settings]
 
     def prediction(accuracy):
-        found = [ambient.groups(accuracy(mt.inter_class(m, 1.0, alpha, beta))) for m, alpha, beta in settings]
-        return np.tile(found, 2)
+        ours = [ambient.groups(accuracy(mt.inter_class(m, 1.0, alpha, beta))) for m, alpha, beta in settings]
+        return np.tile(ours, 2)
 
     return ledger.judge(
         "Data Model 2, p = 1, heads trained on all images (cross-entropy, least squares), 4 settings: both groups",
@@ -271,10 +271,10 @@ def best_of_all_heads(effort):
     """The 75% of F.2: one pair, alpha = 2, representation z_core + 2 z_spu, a number; all thresholds are tried."""
     aligned, conflicting, number = population.images(1, 2.0, 0.0, 0.0)
     images, sign = np.vstack([aligned, conflicting]), np.tile(2 * number - 1, 2)
-    seen = images @ [1.0, 2.0]
-    edges = np.sort(seen)
+    projection = images @ [1.0, 2.0]
+    edges = np.sort(projection)
     cuts = [edges[0] - 1, *(edges[:-1] + edges[1:]) / 2, edges[-1] + 1]
-    best = max(np.mean(np.sign(side * (seen - cut)) == sign) for cut in cuts for side in (-1, 1))
+    best = max(np.mean(np.sign(side * (projection - cut)) == sign) for cut in cuts for side in (-1, 1))
     return ledger.judge(
         "one pair, alpha = 2: the best head of all, intercept chosen on P*, has .75 of P* right",
         ledger.close(best, 1e-12),

@@ -97,14 +97,14 @@ def program_optimum(start, *parameters) -> np.ndarray:
         if x[2] >= 1e6:
             raise RuntimeError("not separable")
     size = np.array([1.0, 1.0, x[2]])
-    found = scipy.optimize.minimize(
+    solution = scipy.optimize.minimize(
         lambda y: (y * size) @ (y * size) / size[2] ** 2,
         x / size,
         constraints={"type": "ineq", "fun": lambda y: slack(y * size, *parameters) / size[2]},
         method="SLSQP",
         options={"maxiter": 1000, "ftol": 1e-15},
     )
-    return found.x * size
+    return solution.x * size
 
 
 def printed_program(signal_noise: bool) -> np.ndarray:
@@ -134,11 +134,11 @@ def optimum_by_another_solver(effort):
 
 def values_of_the_text(effort):
     """The shorter form of X1 has T = 40.2; with noise on all coordinates it is 40.4. Both tend to the limit."""
-    found = curve(mt.intra_class(0.9, 1.0, 0.2), mt.observation(4000, 2, 1.0, 0.0), 1000.0).conflicting
+    ours = curve(mt.intra_class(0.9, 1.0, 0.2), mt.observation(4000, 2, 1.0, 0.0), 1000.0).conflicting
     v_c, v_s, t = printed_program(signal_noise=False)
     return ledger.judge(
         "v = (.552, .934), T = 40.2 of the shorter form; conflicting .447 at the second example of docs/theory.md X1",
-        ledger.close([v_c, v_s, t / 100, found], 5e-4),
+        ledger.close([v_c, v_s, t / 100, ours], 5e-4),
         [0.552, 0.934, 0.402, 0.447],
         {"measured for predicted": [0.526, 0.938, 0.417, 0.439]},
     )
@@ -155,13 +155,13 @@ def noise_at(n: float):
 @functools.cache
 def sampled(effort):
     """Accuracies (runs, 2) of max-margin rules of sampled images at each of SIZES."""
-    found = []
+    samples = []
     for n in SIZES:
         single = ambient.single(mt.intra_class(*POINT), noise_at(n))
         seeds = 80_000 // n * min(effort, 4)
         x = np.asarray(ambient.max_margin(jax.random.key(n), *single, n=n, seeds=seeds))
-        found.append(x[np.isfinite(x).all(-1)])
-    return found
+        samples.append(x[np.isfinite(x).all(-1)])
+    return samples
 
 
 def sampled_images(effort):
@@ -215,8 +215,8 @@ def separability(effort):
     obs = mt.observation(n // 4, 2, 0.5 * (n // 4) ** 0.5, 0.0)
 
     def share(s_c):
-        found = ambient.max_margin(jax.random.key(7), mt.intra_class(0.8, s_c, 1.0), obs, n=n, seeds=16)
-        return float(np.isfinite(np.asarray(found)[:, 0]).mean())
+        accuracies = ambient.max_margin(jax.random.key(7), mt.intra_class(0.8, s_c, 1.0), obs, n=n, seeds=16)
+        return float(np.isfinite(np.asarray(accuracies)[:, 0]).mean())
 
     def exists(s_c):
         return float(jnp.isfinite(curve(mt.intra_class(0.8, s_c, 1.0), obs, float(n)).aligned))

@@ -136,14 +136,14 @@ def balanced_is_best(effort):
     model, obs = mt.intra_class(0.95, 1.0, 0.2), ambient.noise(2, 2, 0.3, 0.3)
     grid = np.linspace(0, 1, 201)
     core, spu = (x.ravel() for x in np.meshgrid(grid, grid))
-    found = accuracy(model, mt.captions(core, spu), obs).shifted.max()
+    ours = accuracy(model, mt.captions(core, spu), obs).shifted.max()
 
     def prediction(s_i=0.3):
         return norm.cdf(1 / np.hypot(1, s_i))
 
     return ledger.judge(
         "best acc_P* over 201 x 201 caption policies = Phi(mu_c/sqrt(s_c^2 + s_I^2)), the balanced rule's",
-        ledger.close(found, 2e-5),
+        ledger.close(ours, 2e-5),
         prediction(),
         {"s_I left out": prediction(0.0), "rich captions": accuracy(model, mt.captions(), obs).shifted},
     )
@@ -151,13 +151,11 @@ def balanced_is_best(effort):
 
 def whitened_table(effort):
     core, spu = np.array(POLICIES).T
-    found = ambient.groups(
-        accuracy(mt.intra_class(0.99, 1.0, 0.1), mt.captions(core, spu), ambient.noise(2, 2, 0, 0.1))
-    )
+    ours = ambient.groups(accuracy(mt.intra_class(0.99, 1.0, 0.1), mt.captions(core, spu), ambient.noise(2, 2, 0, 0.1)))
     printed = np.array([[0.516, 0.975], [0.700, 0.930], [0.841, 0.841], [0.835, 0.847], [1.0, 0.0], [0.592, 0.961]])
     return ledger.judge(
         "whitened (aligned, conflicting) of six caption policies as docs/theory.md X10 states them",
-        ledger.close(found, 4e-4),
+        ledger.close(ours, 4e-4),
         printed,
         {"groups swapped": printed[:, ::-1], "policies reversed": printed[::-1]},
     )
@@ -213,7 +211,7 @@ def setting():
 def batch_optimum_is_stationary(effort):
     """All 30 entries of the ambient gradient at the optimum for batches of 16."""
     model, caps, obs = setting()
-    found = batch_optimum(jax.random.key(0), model, caps, obs, batch_size=16, batches=6000 * effort)
+    trained = batch_optimum(jax.random.key(0), model, caps, obs, batch_size=16, batches=6000 * effort)
 
     def compare(score):
         samples = gradients(jax.random.key(3), model, caps, obs, score, n=16, batches=1500 * effort)
@@ -222,9 +220,9 @@ def batch_optimum_is_stationary(effort):
     return ledger.judge(
         "gradient of InfoNCE, batches of 16 in 6 and 5 dimensions, at its batch optimum: all 30 entries 0",
         compare,
-        found.score,
+        trained.score,
         {
-            "transposed": found.score.T,
+            "transposed": trained.score.T,
             "batch size inf": optimum(model, caps, obs).score,
             "p off by .05": optimum(mt.intra_class(0.9, 0.8, 0.3), caps, obs).score,
         },

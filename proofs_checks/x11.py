@@ -258,7 +258,7 @@ def best_of_a_grid(effort):
             mt.captions(pi_core, pi_spu, ("named", "mean")[k % 2]),
         )
         obs = ambient.noise(2, 2, *noise)
-        found, every = best(model, caps, obs), accuracy(model, caps, obs, grid)
+        optimum, every = best(model, caps, obs), accuracy(model, caps, obs, grid)
         largest = []
         for measure in ("shifted", "worst"):
             coarse = np.asarray(getattr(every, measure))
@@ -266,7 +266,7 @@ def best_of_a_grid(effort):
             fine = accuracy(model, caps, obs, np.geomspace(low, high, len(grid)))
             largest.append(max(coarse.max(), np.asarray(getattr(fine, measure)).max()))
         measured.append(largest)
-        predicted.append([found.accuracy.shifted, found.accuracy.worst])
+        predicted.append([optimum.accuracy.shifted, optimum.accuracy.worst])
         ends.append([max(x[0], x[-1]) for x in (every.shifted, every.worst)])
     return ledger.judge(
         "optimal_ridge: acc_P* and worst group are the largest of 2,000 kappas, at 20 random models and policies",
@@ -289,8 +289,8 @@ def best_ridge_attains_the_bound(effort):
             c, image, text = parts
             return np.linalg.solve(np.kron(image, text) + kappa * np.eye(4), c.ravel())[2]
 
-        found = best(model, caps, obs)
-        predicted.append([found.kappa, found.accuracy.shifted, found.accuracy.worst])
+        optimum = best(model, caps, obs)
+        predicted.append([optimum.kappa, optimum.accuracy.shifted, optimum.accuracy.worst])
         bound = norm.cdf(1 / np.hypot(1, 0.3))
         measured.append([scipy.optimize.brentq(spurious, 1e-6, 100, xtol=1e-14), bound, bound])
     predicted = np.array(predicted)
@@ -373,10 +373,10 @@ def decay_on_both_encoders(effort):
         return jax.lax.map(one, nus)
 
     def prediction(nus):
-        found = [nuclear(c, image, text, nu) for nu in nus]
-        if max(float(f.gap) for f in found) > 1e-12:
+        optima = [nuclear(c, image, text, nu) for nu in nus]
+        if max(float(f.gap) for f in optima) > 1e-12:
             raise ValueError("the certificate fails.")
-        return np.array([f.score for f in found])
+        return np.array([f.score for f in optima])
 
     ridge = np.array([learners.ridge_optimum(c, image, text, nu) / (1 + nu) for nu in nus])
     return ledger.judge(
@@ -496,8 +496,8 @@ def flow_in_both_encoders(effort):
         return np.stack([b @ gradient.T, a @ gradient]).ravel()
 
     start = np.stack([1e-2 * np.eye(2)] * 2).ravel()
-    found = scipy.integrate.solve_ivp(flow, (0, 12), start, t_eval=times, rtol=1e-11, atol=1e-13).y.T
-    measured = np.array([np.diagonal(y.reshape(2, 2, 2)[0].T @ y.reshape(2, 2, 2)[1]) for y in found])
+    path = scipy.integrate.solve_ivp(flow, (0, 12), start, t_eval=times, rtol=1e-11, atol=1e-13).y.T
+    measured = np.array([np.diagonal(y.reshape(2, 2, 2)[0].T @ y.reshape(2, 2, 2)[1]) for y in path])
 
     def prediction(speed, rate=rate):
         return np.stack([theory.mode_strength(times, s, r, 1e-4) for s, r in zip(speed, rate, strict=True)], -1)

@@ -62,16 +62,16 @@ def a_ridge_for_each_direction(effort):
     kappas = np.random.default_rng(2).uniform(0.05, 5, 20)
 
     def direct(masking):
-        found = []
+        ratios = []
         for (p, core, spu, mu_c, mu_s, s_c, s_s), kappa in zip(points, kappas, strict=True):
             model = mt.intra_class(p, s_c, s_s, mu_c, mu_s)
             mom = mt.moments(model, mt.captions(core, spu, masking))
             w = learners.ridge_optimum(mom.zu, mom.zz + 0.3**2 * jnp.eye(2), mom.uu, kappa)
-            found.append(np.asarray(w)[:, 0] / (1 + kappa) * mu_c)
-        return np.array(found)
+            ratios.append(np.asarray(w)[:, 0] / (1 + kappa) * mu_c)
+        return np.array(ratios)
 
     def by_direction(kappas=kappas, one_ridge=False):
-        found = []
+        ratios = []
         for (p, core, spu, mu_c, mu_s, s_c, s_s), kappa in zip(points, kappas, strict=True):
             mom = mt.moments(mt.intra_class(p, s_c, s_s, mu_c, mu_s), mt.captions(core, spu, "mean"))
             m, v = np.linalg.eigh(mom.uu)
@@ -80,8 +80,8 @@ def a_ridge_for_each_direction(effort):
             parts = [
                 np.linalg.solve(image + kappa / mj * np.eye(2), vj) * vj[0] for mj, vj in zip(each, v.T, strict=True)
             ]
-            found.append(np.sum(parts, 0) * mu_c)
-        return np.array(found)
+            ratios.append(np.sum(parts, 0) * mu_c)
+        return np.array(ratios)
 
     return ledger.judge(
         "M = sum_j (S_I + kappa / m_j)^-1 v_j v_j^T, (m_j, v_j) the eigenpairs of Cov(u): 20 random models",
@@ -98,8 +98,8 @@ def a_ridge_for_each_direction(effort):
 def spread(kappa, sd_text):
     """Largest minus smallest w_s / w_c over five caption policies."""
     model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(2, 2, 0.3, sd_text)
-    found = ratio(rule(model, mean_captions(POLICIES[1:6]), obs, kappa))
-    return found.max() - found.min()
+    ratios = ratio(rule(model, mean_captions(POLICIES[1:6]), obs, kappa))
+    return ratios.max() - ratios.min()
 
 
 def detail_acts_through_the_ridge(effort):
@@ -165,8 +165,8 @@ def balanced_whatever_is_mentioned(effort):
             return np.linalg.solve(np.kron(image, text) + kappa * np.eye(4), text.ravel())[2]
 
         roots.append(scipy.optimize.brentq(spurious, 1e-5, 10, xtol=1e-14))
-    found = [best(model, mt.captions(*pi, "mean"), obs) for pi in POLICIES]
-    predicted = np.array([[f.kappa, f.accuracy.shifted] for f in found])
+    optima = [best(model, mt.captions(*pi, "mean"), obs) for pi in POLICIES]
+    predicted = np.array([[f.kappa, f.accuracy.shifted] for f in optima])
     bound = np.full(len(roots), norm.cdf(1 / np.hypot(1, 0.3)))
     return ledger.judge(
         "masking mean, 7 policies: a kappa in (0, inf) balances each, where acc_P* = Phi(mu_c/sqrt(s_c^2+s_I^2))",
@@ -193,10 +193,10 @@ EXACT = np.array(
 def table_of_the_paper_s_captions(effort):
     model, obs = mt.intra_class(0.99, 1.0, 0.1), ambient.noise(2, 2, 0.3, 0.0)
     kappas = np.array([0.0, 0.1, 1.0, 10.0, np.inf])
-    found = np.array([accuracy(model, mean_captions(), obs, k).shifted for k in kappas])
+    ours = np.array([accuracy(model, mean_captions(), obs, k).shifted for k in kappas])
     return ledger.judge(
         "masking mean: acc_P* of seven policies at kappa = 0, .1, 1, 10, inf as docs/theory.md X12 states them",
-        ledger.close(found, 4e-4),
+        ledger.close(ours, 4e-4),
         TABLE,
         {"kappas reversed": TABLE[::-1], "policies reversed": TABLE[:, ::-1]},
     )
@@ -209,10 +209,10 @@ def exact_on_the_mixture(effort):
     def shifted(kappa, pi):
         return optimum(model, mt.captions(*pi, "mean"), obs, nodes=16, kappa=kappa).accuracy(model, obs).shifted
 
-    found = [[shifted(kappa, pi) for pi in POLICIES[:5]] for kappa in (0.0, 0.1, 1.0)]
+    ours = [[shifted(kappa, pi) for pi in POLICIES[:5]] for kappa in (0.0, 0.1, 1.0)]
     return ledger.judge(
         "masking mean: acc_P* of the exact optimum on the mixture, five policies at kappa = 0, .1, 1, as stated",
-        ledger.close(found, 4e-4),
+        ledger.close(ours, 4e-4),
         EXACT,
         {"the formula's": TABLE[:3, :5], "kappas reversed": EXACT[::-1]},
     )

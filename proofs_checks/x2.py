@@ -147,13 +147,13 @@ def truncated_runs(key, model, caps, obs, *, ranks, n, runs):
         d = mt.draw_dictionaries(key_d, model, obs)
         pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
         u, s, vt = jnp.linalg.svd(learners.cross_covariance(pairs.image, pairs.text), full_matrices=False)
-        found = []
+        accuracies = []
         for rank in ranks:
             w = (u[:, :rank] * s[None, :rank]) @ (vt[:rank] @ d.text[:, 0])
             group = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
-            found.append(jnp.stack([group.aligned, group.conflicting]))
+            accuracies.append(jnp.stack([group.aligned, group.conflicting]))
         overlap = (u[:, :2].T @ d.image[:, 0]) * (vt[:2] @ d.text[:, 0])
-        return jnp.stack(found), s[:2] / (obs.sd_image * obs.sd_text), overlap
+        return jnp.stack(accuracies), s[:2] / (obs.sd_image * obs.sd_text), overlap
 
     return jax.lax.map(run, jax.random.split(key, runs))
 
@@ -181,9 +181,9 @@ def outlier_values(effort):
     _, value, overlap = two_outliers(effort)
 
     def prediction(p=0.9, n=float(N)):
-        found = ambient.jit(theory.outliers)(*two_outlier_setting(p), n)
-        products = found.left[:2, 0] * found.right[:2, 0]
-        return np.concatenate([np.asarray(found.value[:2]) / 10, np.asarray(products)])
+        outliers = ambient.jit(theory.outliers)(*two_outlier_setting(p), n)
+        products = outliers.left[:2, 0] * outliers.right[:2, 0]
+        return np.concatenate([np.asarray(outliers.value[:2]) / 10, np.asarray(products)])
 
     return ledger.judge(
         "two largest singular values (/10) and their core overlaps l_c r_c, n = 200 and 400 extrapolated",
@@ -254,11 +254,11 @@ def steep_spurious_feature(effort):
 
 def values_of_the_text(effort):
     model, obs = mt.intra_class(0.95, 1.0, 0.3), ambient.noise(300, 240, 1.0, 1.0)
-    found = [accuracy(model, None, obs, 600.0, embed_dim=r).shifted for r in (None, 1, 2)]
-    found.append(accuracy(model).shifted)
+    ours = [accuracy(model, None, obs, 600.0, embed_dim=r).shifted for r in (None, 1, 2)]
+    ours.append(accuracy(model).shifted)
     return ledger.judge(
         "acc_P* full, rank 1, rank 2, and the paper's limit: .7248, .7123, .7149, .8159",
-        ledger.close(found, 5e-5),
+        ledger.close(ours, 5e-5),
         [0.7248, 0.7123, 0.7149, 0.8159],
         {"simulated for predicted": [0.7241, 0.7120, 0.7158, 0.8159]},
     )

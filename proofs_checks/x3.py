@@ -58,16 +58,16 @@ def loss_by_classes(effort):
 
 def neutral_weight(effort):
     """lambda = 1/K is the ordinary loss, both models, both prompts."""
-    found, right, wrong = [], [], []
+    rules, right, wrong = [], [], []
     for model in (mt.intra_class(0.9, 0.8, 0.3, 1.1, 0.7), mt.inter_class(4, 0.9, 1.0, 0.4, 0.3)):
         for prompts in ("core", "train_mean"):
             caps, k = mt.captions(0.3, 0.6), model.num_classes
-            found.append(theory.mmcl_rule(model, caps, same_class_weight=1 / k, prompts=prompts))
+            rules.append(theory.mmcl_rule(model, caps, same_class_weight=1 / k, prompts=prompts))
             right.append(theory.mmcl_rule(model, caps, prompts=prompts))
             wrong.append(theory.mmcl_rule(model, caps, same_class_weight=1 / (k + 1), prompts=prompts))
     return ledger.judge(
         "lambda = 1/K changes nothing, both data models and prompts",
-        ledger.close(found, 1e-12),
+        ledger.close(rules, 1e-12),
         right,
         {"1/(K+1)": wrong},
     )
@@ -108,10 +108,10 @@ def several_classes(effort):
 
 def values_and_limit(effort):
     model = mt.intra_class(0.99, 1.0, 0.1)
-    found = accuracy(model, same_class_weight=np.array([0.0, 0.5, 1.0])).shifted
+    ours = accuracy(model, same_class_weight=np.array([0.0, 0.5, 1.0])).shifted
     return ledger.judge(
         "acc_P* at lambda = 0, 1/2, 1 for (p,s_c,s_s) = (.99,1,.1): .793, .813, Phi(mu_c/s_c)",
-        ledger.close([*found, found[2]], 5e-4),
+        ledger.close([*ours, ours[2]], 5e-4),
         [0.793, 0.813, 0.841, norm.cdf(1)],
         {"lambda for 1 - lambda": [0.841, 0.813, 0.793, norm.cdf(1)]},
     )
@@ -165,15 +165,15 @@ def interior_optimum(effort):
     model, obs = mt.intra_class(0.99, 0.5, 0.1), ambient.noise(2000, 2, 0.3, 0.3)
     grid = np.linspace(0, 1, 4001)
     value = np.asarray(accuracy(model, None, obs, 200.0, same_class_weight=grid).shifted)
-    found = optimum(model, None, obs, 200.0)
+    optimal = optimum(model, None, obs, 200.0)
     best = grid[value.argmax()]
     return ledger.judge(
         f"best lambda at n = 200 is inside, {best:.3f}; the best of 4001 grid points",
         ledger.close([best, value.max()], 1e-3),
-        [found.same_class_weight, found.shifted],
+        [optimal.same_class_weight, optimal.shifted],
         {
             "the population's, 1": [1.0, optimum(model, None).shifted],
-            "n doubled": [optimum(model, None, obs, 400.0).same_class_weight, found.shifted],
+            "n doubled": [optimum(model, None, obs, 400.0).same_class_weight, optimal.shifted],
         },
     )
 

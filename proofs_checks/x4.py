@@ -47,14 +47,14 @@ def threshold_of_the_code(effort):
     p = np.maximum(p, 0.55)
     weight = np.random.default_rng(1).uniform(0, 0.9, 50)
     model = mt.intra_class(p, s, 0.2, mu)
-    found = theory.strong_spurious_threshold(model, mt.captions(pi_core), weight)
+    threshold = theory.strong_spurious_threshold(model, mt.captions(pi_core), weight)
 
     def printed(factor=2.0, q=2 * p - 1):
         return np.sqrt((mu**2 + pi_core * s**2 / (factor * (1 - weight))) / q)
 
     return ledger.judge(
         "strong_spurious_threshold = its formula, 50 random points",
-        ledger.close(found, 1e-12),
+        ledger.close(threshold, 1e-12),
         printed(),
         {"factor 2 dropped": printed(1.0), "p for q": printed(q=p)},
     )

@@ -113,9 +113,9 @@ def start_of_training_of_the_code(effort):
     def gradient(loss):
         return jax.tree.leaves(ambient.jit(jax.grad(lambda e: loss(image @ e.image.T, text @ e.text.T)))(start))
 
-    found = gradient(functools.partial(losses.info_nce, temperature=tau))
+    gradients = gradient(functools.partial(losses.info_nce, temperature=tau))
     linear = [g * 19 / 20 for g in gradient(losses.linear_mmcl)]
-    measured = np.concatenate([np.ravel(g) for g in found]) * 1e4
+    measured = np.concatenate([np.ravel(g) for g in gradients]) * 1e4
     right = np.concatenate([np.ravel(g) for g in linear]) * 1e4
     return ledger.judge(
         "gradient in both encoders at small initialisation: InfoNCE = (n-1)/(n tau) times the linear loss",
@@ -172,12 +172,12 @@ def trained_on_gaussian_pairs(effort):
 def values_of_the_text(effort):
     obs = ambient.noise(2, 2, 1.0, 1.0)
     model = mt.intra_class(0.95, 1.0, 0.3)
-    found = accuracy(model, None, obs, np.array([1.0, 0.0])).shifted
+    ours = accuracy(model, None, obs, np.array([1.0, 0.0])).shifted
     mixture = theory.whitened_rule(mt.intra_class(0.99, 1.0, 0.1))
     linear = theory.mmcl_rule(mt.intra_class(0.99, 1.0, 0.1))
     return ledger.judge(
         "acc_P* .7599 (whitened), .7393 (linear); linear rule (2, .98); whitened w_s/w_c = -q/(1+s_s^2)",
-        ledger.close([*found, *linear, mixture[1] / mixture[0]], 5e-5),
+        ledger.close([*ours, *linear, mixture[1] / mixture[0]], 5e-5),
         [0.7599, 0.7393, 2.0, 0.98, -0.98 / 1.01],
         {"thetas swapped": [0.7393, 0.7599, 2.0, 0.98, -0.98 / 1.01], "sign": [0.7599, 0.7393, 2.0, 0.98, 0.98 / 1.01]},
     )
@@ -266,7 +266,7 @@ def crossover(effort):
         both = accuracy(model, None, obs, np.array([0.0, 1.0])).shifted
         return float(both[1] - both[0])
 
-    found = scipy.optimize.brentq(difference, 0.3, 3.0, xtol=1e-13)
+    tie = scipy.optimize.brentq(difference, 0.3, 3.0, xtol=1e-13)
     a, d, b = 2.0, 1.09, 0.9
     det = a * d - b**2
     root = ((-det + (det**2 + 2 * a * (a - d) * det) ** 0.5) / (2 * a)) ** 0.5
@@ -275,8 +275,8 @@ def crossover(effort):
         return float(crossovers(mt.intra_class(p, s_c, 0.3))[0])
 
     return ledger.judge(
-        f"noise at which whitening and the linear loss tie: {found:.3f} at s_c = 1; 2 a v^2 + 2 D v = (a-d) D, v = s^2",
-        ledger.close([found, found], 1e-9),
+        f"noise at which whitening and the linear loss tie: {tie:.3f} at s_c = 1; 2 a v^2 + 2 D v = (a-d) D, v = s^2",
+        ledger.close([tie, tie], 1e-9),
         [root, code()],
         {
             "near 1, as first stated": [1.0, 1.0],
@@ -289,11 +289,11 @@ def crossover(effort):
 def crossover_near_one(effort):
     """Stated: near s_I = s_T = 1 at s_c = 1. Over p in [.55, 1] and s_s in [.05, .5] it lies within .06 of .56."""
     p, s_s = (x.ravel() for x in np.meshgrid(np.linspace(0.55, 1, 10), np.linspace(0.05, 0.5, 10)))
-    found = np.asarray(crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
-    middle = (found.max() + found.min()) / 2
+    noises = np.asarray(crossovers(mt.intra_class(p, 1.0, s_s)))[:, 0]
+    middle = (noises.max() + noises.min()) / 2
     return ledger.refute(
         "'crossover near s_I = s_T = 1 at s_c = 1': it is at .56 +- .06 for all p in [.55, 1], s_s in [.05, .5]",
-        ledger.close(found, 0.06 / (1 + middle)),
+        ledger.close(noises, 0.06 / (1 + middle)),
         1.0,
         0.56,
     )

@@ -122,15 +122,15 @@ def ambient_runs(effort):
             inner = aligned_encoders(mt.moments(model, caps).zu)
             encoders = learners.Encoders(inner.image @ d.image.T, inner.text @ d.text.T)
             c = learners.cross_covariance(pairs.image, pairs.text)
-            found, done = [], 0
+            accuracies, done = [], 0
             for time in times:
                 steps = round(time / rate) - done
                 encoders = learners.train_linear_mmcl(encoders, c, rho=RHO, optimizer=optax.sgd(rate), steps=steps)[0]
                 done += steps
                 w = encoders.product @ d.text[:, 0]
                 group = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
-                found.append(jnp.stack([group.aligned, group.conflicting]))
-            return jnp.stack(found)
+                accuracies.append(jnp.stack([group.aligned, group.conflicting]))
+            return jnp.stack(accuracies)
 
         return jax.lax.map(run, jax.random.split(key, 60 * effort))
 

@@ -55,7 +55,7 @@ def found_by_decompositions(effort):
     """Two signals and three nuisances, rotated; does the leading image subspace of each method hold the signals?"""
     arguments = cases(200 * effort)
     rotate_x, rotate_y = (np.linalg.qr(np.random.default_rng(i).normal(size=(5, 5)))[0] for i in (0, 1))
-    found = []
+    rows = []
     for k, gx, gy, eta, hx, hy in zip(*arguments, strict=True):
         s_xx = rotate_x @ np.diag(np.r_[k**2 + gx, hx]) @ rotate_x.T
         s_yy = rotate_y @ np.diag(np.r_[k**2 + gy, hy]) @ rotate_y.T
@@ -65,7 +65,7 @@ def found_by_decompositions(effort):
         for matrix, back in ((root_x @ s_xy @ root_y, root_x), (root_x @ s_xy, root_x), (s_xy, np.eye(5))):
             basis = np.linalg.qr(back @ np.linalg.svd(matrix)[0][:, :2])[0]
             row.append(np.linalg.svd(rotate_x[:, :2].T @ basis, compute_uv=False).min() > 0.5)
-        found.append(row)
+        rows.append(row)
 
     def prediction(*arguments):
         ratios = theory.recovery(*arguments)
@@ -74,7 +74,7 @@ def found_by_decompositions(effort):
     k, gx, gy, eta, hx, hy = arguments
     return ledger.judge(
         "which of CCA, reduced-rank regression and PLS recovers both signals, 200 random covariances",
-        ledger.close(np.array(found, float), 0.1),
+        ledger.close(np.array(rows, float), 0.1),
         prediction(*arguments),
         {
             "x and y swapped": prediction(k, gy, gx, eta, hy, hx),
@@ -119,7 +119,7 @@ def sampled_pairs(effort):
     base = {"k": 1.0, "gx": 0.8, "gy": 0.4, "hx": 0.9, "hy": 2.0}
     critical = [(1.8 / (1.8 * 1.4)) ** 0.5, (0.9 / 1.8) ** 0.5, 1.0]  # CCA, prediction, linear MMCL
     etas = [c * f for c in critical for f in (0.85, 1.15)]
-    found = [
+    correlations = [
         recovered(jax.random.key(i), base["k"], base["gx"], base["gy"], eta, base["hx"], base["hy"])
         for i, eta in enumerate(etas)
     ]
@@ -134,7 +134,7 @@ def sampled_pairs(effort):
 
     return ledger.judge(
         "share of samples of 200,000 in which each method's leading direction is the signal, 6 settings",
-        ledger.close(np.array(found), 0.05),
+        ledger.close(np.array(correlations), 0.05),
         prediction(),
         {"g dropped": prediction(gx=0.0, gy=0.0), "hx doubled": prediction(hx=1.8)},
     )

@@ -43,19 +43,19 @@ PROBLEMS = (((1.0, 1.0), 0.5), ((1.0, 3.0), 0.8), ((2.0, 0.5), 0.6))
 def best_of_a_grid(effort):
     points = np.linspace(0, 1, 401)
     pi = np.stack(np.meshgrid(points, points, indexing="ij"), -1).reshape(-1, 2)
-    best, found, equal_split, unlimited = [], [], [], []
+    best, optimal, equal_split, unlimited = [], [], [], []
     for value in values():
         at = np.asarray(jax.jit(jax.vmap(value))(jnp.asarray(pi)))
         for cost, budget in PROBLEMS:
             allowed = pi @ np.array(cost) <= budget + 1e-12
             best.append(at[allowed].max())
             unlimited.append(at.max())
-            found.append(theory.optimal_captions(value, np.array(cost), budget).value)
+            optimal.append(theory.optimal_captions(value, np.array(cost), budget).value)
             equal_split.append(float(value(jnp.asarray(np.full(2, budget / sum(cost))))))
     return ledger.judge(
         "acc_P* of the best captions, linear and whitened, three budgets: best of 401 x 401 policies",
         ledger.close(best, 3e-4),
-        found,
+        optimal,
         {"an even split": equal_split, "budget ignored": unlimited},
     )
 
@@ -64,7 +64,7 @@ def certificate(effort):
     """The KKT residual at the optimum, recomputed by finite differences; at other feasible points it is large."""
     _, whitened = values()
     cost, budget = np.array([2.0, 0.5]), 0.6
-    found = theory.optimal_captions(whitened, cost, budget)
+    optimum = theory.optimal_captions(whitened, cost, budget)
 
     def residual(pi):
         h = 1e-5
@@ -84,8 +84,11 @@ def certificate(effort):
     return ledger.judge(
         "|grad acc_P* - mu cost| at the optimum by finite differences (only the budget binds)",
         compare,
-        found.pi,
-        {"an even split": split, "moved by .02 along the budget": np.asarray(found.pi) + 0.02 * np.array([1.0, -4.0])},
+        optimum.pi,
+        {
+            "an even split": split,
+            "moved by .02 along the budget": np.asarray(optimum.pi) + 0.02 * np.array([1.0, -4.0]),
+        },
     )
 
 

@@ -185,10 +185,10 @@ def several_classes(effort):
             test = mt.sample_pairs(key_test, mt.shifted(model), caps, obs, 400, d)
             c = learners.cross_covariance(pairs.image, pairs.text)
             scores = test.image @ (c @ (zero_shot.latent_prompts(model) @ d.text.T).T)
-            found = zero_shot.sampled_accuracy(
+            shares = zero_shot.sampled_accuracy(
                 scores, mt.class_index(test.label), mt.is_aligned(test.label, test.attribute)
             )
-            return jnp.stack([found.aligned, found.conflicting])
+            return jnp.stack([shares.aligned, shares.conflicting])
 
         return jax.lax.map(run, jax.random.split(key, runs))
 
@@ -201,10 +201,10 @@ def several_classes(effort):
             rules = learners.sample_rules(key_rules, model, caps, obs, n)
             latents = mt.shifted(model).sample(key_latents, 400)
             scores = learners.sample_scores(key_scores, rules, latents.z, obs.sd_image)
-            found = zero_shot.sampled_accuracy(
+            shares = zero_shot.sampled_accuracy(
                 scores, mt.class_index(latents.label), mt.is_aligned(latents.label, latents.attribute)
             )
-            return jnp.stack([found.aligned, found.conflicting])
+            return jnp.stack([shares.aligned, shares.conflicting])
 
         return jax.lax.map(run, jax.random.split(key, runs))
 
