@@ -11,7 +11,7 @@ import pathlib
 import runpy
 import sys
 
-# Name: module. What each does is the first line of its docstring.
+# Name: module. The first line of its docstring describes it.
 COMMANDS = {
     "sweep-spurious": "sims.sweep_spurious",
     "sweep-captions": "sims.sweep_captions",
@@ -27,12 +27,12 @@ COMMANDS = {
     "bench": "sims.bench",
     "check": "proofs_checks",
 }
-# The extra of setup.cfg that a package's commands need, where that is not `sims`.
+# The extra of setup.cfg that a package needs, if it is not `sims`.
 EXTRAS = {"digits": "digits", "clip": "clip", "bench": "bench", "proofs_checks": "checks"}
 
 
 def summary(module: str) -> str:
-    """The first line of a command's docstring; the command is not imported."""
+    """The first line of a command's docstring, read without importing it."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return "not installed"
@@ -42,20 +42,20 @@ def summary(module: str) -> str:
 
 
 def listing() -> str:
-    """The commands, a line each."""
+    """The list of commands, one per line."""
     width = max(map(len, COMMANDS))
     lines = [f"{name.ljust(width)}  {summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(["usage: mmcl COMMAND [--flag=value ...]; mmcl COMMAND --help lists its flags.", "", *lines])
 
 
 def main() -> None:
-    """Run the command that the arguments name. Exit code 2, with one line on stderr, for a name that is none."""
+    """Run the command named by the first argument. An unknown name is one line on stderr and exit code 2."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(listing())
         return
     if name not in COMMANDS:
-        print(f"error: {name!r} is no command; they are {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: {name!r} is no command; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
         sys.exit(2)
     sys.argv[1:] = rest
     try:

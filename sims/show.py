@@ -1,4 +1,4 @@
-"""Print and draw the results in a folder again, without measuring or predicting anything.
+"""Print and draw the results in a folder again, without measuring or predicting.
 
 python -m sims.show runs/sweep_spurious
 python -m sims.show runs/sweep_spurious --out figures/
@@ -16,8 +16,8 @@ _MODULES = {
     "digits": "sims.digits.studies",
 }
 _OTHERS = {
-    "clip.train": "`python -m sims.clip.evaluate --run=DIR` shows what came of it",
-    "clip.compare": "its own command, repeated, draws it again",
+    "clip.train": "evaluate it by `python -m sims.clip.evaluate --run=DIR`",
+    "clip.compare": "repeat its own command to draw it again",
 }
 
 
@@ -40,7 +40,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
     except Exception as error:  # zarr, its codecs and xarray raise many kinds for a damaged store
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it; --overwrite measures anew."
+            f"{folder} is unfinished or damaged ({reason}); repeat its command to mend it; --overwrite starts again."
         ) from None
     files.check_folder(out, f"--out={out}")
     out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def _define_flags() -> None:
-    define("out", None, "folder for table and figure; none: the run's own", optional(path))
+    define("out", None, "folder for the table and the figure; none: the run's folder", optional(path))
 
 
 def _main(folder: str) -> None:

@@ -43,7 +43,7 @@ def test_the_project_lists_its_commands_and_refuses_another():
     assert process() == (0, mmcl.listing() + "\n", "")
     code, out, err = process("dynamic")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert err.startswith("error: 'dynamic' is no command; they are sweep-spurious")
+    assert err.startswith("error: 'dynamic' is no command; the commands are sweep-spurious")
 
 
 def test_help_loads_nothing_heavy():
@@ -186,7 +186,7 @@ def test_an_interrupted_command_goes_on_and_says_so(command, monkeypatch, name):
             code, out, err = command(name, "--out=out", *GRIDS[name].split())
         assert (code, out) == (130, "")
         assert (f"resuming: {done} of " in err) is bool(done)
-        said = "error: interrupted; what is stored stays, and the same command goes on from it."
+        said = "error: interrupted; results so far are kept, and the same command continues from them."
         assert err.splitlines()[-1] == said
 
 

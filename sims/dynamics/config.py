@@ -1,4 +1,4 @@
-"""What is asked of the training dynamics, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+"""The config of the training dynamics, with its checks. Imports neither JAX nor plotting, so that --help is quick."""
 
 import dataclasses
 from typing import Any
@@ -12,11 +12,13 @@ SIZES = ("n", "dim_image", "dim_text", "batch_size")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One model, one start, two losses.
+    """One model, one initialisation, two losses.
 
-    initial: strength of every mode at the start.  temperature: of InfoNCE.  end: last time shown.  points: recorded
-    times, even in the logarithm from `end`/1000.  rate: learning rate up to time 1, then in proportion to time, at most
-    `largest_rate`.
+    temperature: of InfoNCE.
+    initial: strength of every mode at initialisation.
+    end: last time.
+    points: number of recorded times, evenly spaced in log time from `end`/1000.
+    rate: learning rate until time 1, then proportional to time, at most `largest_rate`.
     """
 
     p_spu: float = 0.95
@@ -56,5 +58,5 @@ class Config:
             raise UsageError(f"--end and --rate must make at most 1e9 steps, got {steps:.0g}.")
 
     def flat(self) -> dict[str, Any]:
-        """By flag name."""
+        """All that decides the result, by flag name."""
         return {"command": "dynamics", **dataclasses.asdict(self)}

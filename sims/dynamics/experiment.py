@@ -1,4 +1,4 @@
-"""Train both losses from one small start, record the exact accuracy along the way, and put theory beside it."""
+"""Train both losses from the same small initialisation, record the exact accuracy, and compare it with theory."""
 
 from typing import Any
 
@@ -20,13 +20,13 @@ from sims.latent import cells, measure, panels, plots, summary
 
 LOSSES = ("mmcl_gradient", "info_nce")
 END_POINTS = ("mmcl", "info_nce", "whitened")
-# Left out by X6 are steps of finite length: to first order in the rate, tests/theory/test_dynamics.py.
+# X6 neglects the finite length of steps; the error is of first order in the rate (tests/theory/test_dynamics.py).
 LEFT_OUT = 0.003
-_BLOCK = 4  # steps between two changes of the rate
+_BLOCK = 4  # steps between two changes of the learning rate
 
 
 def grid_of(config: Config) -> Grid:
-    """Both losses, of which each run gives the accuracies at all recorded times."""
+    """Both losses; a run gives the accuracies at all recorded times."""
     rates, times, recorded = schedule(config)
     return Grid(
         tasks={"loss": LOSSES},
@@ -39,7 +39,7 @@ def grid_of(config: Config) -> Grid:
 
 
 def schedule(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Learning rates of blocks of steps, the time after each, and the blocks after which to record."""
+    """(learning rates of blocks of steps, time after each block, indices of the blocks after which to record)."""
     rates, time = [], 0.0
     while time < config.end:
         rates.append(min(max(config.rate, config.rate * time), config.largest_rate))
@@ -50,7 +50,7 @@ def schedule(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
-    """Theory at the recorded times, the end points, and how far the runs (loss, seed, time, group) are from it."""
+    """Predictions at the recorded times, end points, and z-scores. measured: (loss, seed, time, group)."""
     _, times, recorded = schedule(config)
     predicted, ends = _predict(config, times[recorded])
     nothing = np.full_like(predicted, np.nan)
@@ -66,7 +66,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
 
 
 def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(time, group) of the linear loss, (end point, group), in float64."""
+    """Predictions of the linear loss (time, group) and end points (end point, group), in float64."""
     with jax.enable_x64(True):
         model, caps, obs = cells.intra_class(config.flat())
         along = theory.training_accuracy(model, caps, obs, time=jnp.asarray(at), initial=config.initial)
@@ -76,7 +76,7 @@ def _predict(config: Config, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) -> jax.Array:
-    """(block, group): the exact accuracy after each block of steps. Both losses see the same samples."""
+    """Exact accuracy after each block of steps, (block, group). The same key gives both losses the same samples."""
     model, caps, obs = cells.intra_class(config.flat())
     negatives = (config.batch_size - 1) / config.batch_size / config.temperature
     key_dictionaries, key_pairs, key_batches = jax.random.split(key, 3)
@@ -110,20 +110,20 @@ def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) ->
 def aligned_start(
     model: mt.data.IntraClass, caps: mt.data.Captions, dictionaries: mt.data.Dictionaries, initial: float
 ) -> learners.Encoders:
-    """Balanced encoders along the singular vectors of the population's C, every mode of strength `initial`."""
+    """Balanced encoders along the singular vectors of the population's C; every mode has strength `initial`."""
     u, _, vt = jnp.linalg.svd(mt.moments(model, caps).zu)
     return learners.Encoders(initial**0.5 * u.T @ dictionaries.image.T, initial**0.5 * vt @ dictionaries.text.T)
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:
-    """One row a loss and recorded time."""
+    """A row per loss and recorded time."""
     mean, error = summary.seed_statistics(dataset.accuracy_measured)
     predicted = dataset.accuracy_predicted.where(dataset.loss == "mmcl_gradient")
     return summary.tabulate(("loss", "time"), "group", predicted=predicted, measured=mean, se=error, z=dataset.z)
 
 
 def text(dataset: xr.Dataset) -> str:
-    """End points, and how well theory meets the linear loss."""
+    """End points, and how far the linear loss is from theory."""
     last = dataset.accuracy_measured.mean("seed").isel(time=-1)
     lines = ["end point             aligned  conflicting"]
     for name, label in (

@@ -1,12 +1,13 @@
-"""What runs every experiment; it knows no theory. From the command line to the folder of results:
+"""The engine that runs every experiment, from the command line to the folder of results. It knows no theory.
 
-flags.py       flags, checked values, and one line and an exit code for what goes wrong
-devices.py     flags of the engine, and the start of JAX that they ask for
+flags.py       flags, checks of their values, and exit codes with one line for each error
+devices.py     the engine's own flags, and the start of JAX with them
+command.py     a checked config -> the experiment's results and exit code
 grid.py        named axes -> blocks of one compiled shape -> devices
 store.py       an experiment's folder: configuration, chunks with checksums, lock, checkpoints
-runs.py        plan, measure what is missing, complete, load
-files.py       files written whole or not at all
-processes.py   work spread over processes of this machine
-statistics.py  measured against predicted: probabilities, and when a difference is a finding
-style.py       how figures look
+runs.py        plan, measure what is missing, add the predictions, load, show
+files.py       atomic writes, probes of folders, locks
+processes.py   a map over processes of this machine; its cores and memory
+statistics.py  measured against predicted: p-values and z-scores
+style.py       colours, markers and titles of figures
 """

@@ -10,8 +10,8 @@ from sims.engine import devices
 def run(config: Any, out: str, module: str) -> int:
     """Check the config, start JAX, run the experiment and print its report; returns the exit code.
 
-    module: name of the experiment's. It is imported only once the arguments are good: JAX, xarray and matplotlib take
-    seconds to load.
+    module: name of the experiment's module. It is imported only after the config is checked, since JAX, xarray and
+    matplotlib take seconds to load.
     """
     folder = pathlib.Path(out)
     config.check()

@@ -1,7 +1,7 @@
-"""Flags of the engine that runs every experiment, and the start of JAX that they ask for.
+"""The flags that every experiment shares, and the start of JAX with them.
 
-On a CPU every core is a device of its own. Over several hosts each process takes its share of the blocks and writes
-them to the one store; only the first prints, predicts and draws.
+On a CPU each core is a device. With several hosts, each process computes its share of the blocks and writes them to
+the shared store. Only the first process prints, predicts and draws.
 """
 
 import hashlib
@@ -13,34 +13,36 @@ from absl import flags
 
 from sims.engine.flags import Options, UsageError, check_positive, check_range, define, integer, number, optional
 
-flags.disclaim_key_flags()  # they belong to the experiments, and show in their --help
+flags.disclaim_key_flags()  # absl then lists them in the --help of each experiment
 
-_COORDINATOR = "none: one process; auto: found by JAX under SLURM, on TPU pods and GKE; HOST:PORT of process 0"
+_COORDINATOR = "none: one process; auto: JAX detects it (SLURM, TPU pods, GKE); else HOST:PORT of process 0"
 
 
 def define_flags() -> None:
     """The flags that every experiment shares."""
-    define("memory_gb", None, "memory for a compiled block, GiB, > 0; none: half the machine's, or 0.8 of a device's",
-           optional(number))  # fmt: skip
+    text = "memory limit of a compiled block in GiB, > 0; none: half of the machine's memory, or 0.8 of a device's"
+    define("memory_gb", None, text, optional(number))
     flags.DEFINE_bool(
-        "overwrite", False, "measure anew what --out holds, whatever run it is of; a repeat with it starts anew again"
+        "overwrite",
+        False,
+        "delete the run in --out, whichever it is, and start again; so does each repeat with this flag",
     )
-    flags.DEFINE_bool("dry_run", False, "print cells, memory, compile and run time, and write nothing")
-    flags.DEFINE_bool("x64", False, "measure in float64 (predictions always are)")
+    flags.DEFINE_bool("dry_run", False, "print the number of cells, memory, and time to compile and run; write nothing")
+    flags.DEFINE_bool("x64", False, "measure in float64 (predictions always use it)")
     define_process_flags()
 
 
 def define_process_flags() -> None:
-    """The flags of devices and processes."""
-    text = "devices that a CPU is split into, >= 1; none: one a core, for CLIP one"
+    """The flags that set up devices and processes."""
+    text = "number of devices that a CPU is split into, >= 1; none: one per core (CLIP: one)"
     define("cpu_devices", None, text, optional(integer))
-    define("coordinator", None, f"several processes: {_COORDINATOR}", optional(str))
+    define("coordinator", None, f"address of the first of several processes; {_COORDINATOR}", optional(str))
     define("num_processes", None, "number of processes, with --coordinator=HOST:PORT", optional(integer))
-    define("process_id", None, "this one's number, from 0, with --coordinator=HOST:PORT", optional(integer))
+    define("process_id", None, "number of this process, from 0, with --coordinator=HOST:PORT", optional(integer))
 
 
 def start() -> Options:
-    """Start JAX as the flags say; the options of this run. Raises: UsageError for what cannot be."""
+    """Start JAX as the flags say; returns the options of this run. Raises: UsageError for a bad value."""
     values = flags.FLAGS
     if values.memory_gb is not None:
         check_positive("memory_gb", values.memory_gb)
@@ -49,9 +51,10 @@ def start() -> Options:
 
 
 def start_processes(cpu_devices: int, x64: bool = False) -> None:
-    """Start JAX as the flags of processes say, its compiled programs kept on disk.
+    """Start JAX with the flags of `define_process_flags`, and cache its compiled programs on disk.
 
-    cpu_devices: of a CPU, where the flag does not say.  Raises: UsageError for what cannot be.
+    cpu_devices: number of devices of a CPU, unless the flag sets it.
+    Raises: UsageError for a bad value.
     """
     values = flags.FLAGS
     for name, least in (("cpu_devices", 1), ("num_processes", 1), ("process_id", 0)):
@@ -90,7 +93,7 @@ def _join(values: flags.FlagValues) -> None:
 
 
 def cache() -> pathlib.Path:
-    """Compiled programs, kept apart by kind of processor: homes are shared by machines that differ."""
+    """Folder of compiled programs, one for each kind of processor: machines that share a home may differ."""
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n")

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, a probe of folders before long work, a lock that waits. No NumPy, no JAX."""
+"""Atomic writes of files, a check that a folder can be written, a lock that waits. Imports neither NumPy nor JAX."""
 
 import contextlib
 import fcntl
@@ -12,28 +12,28 @@ from sims.engine.flags import UsageError
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written before it is moved to `path`."""
+    """The temporary path where a file is written before it is moved to `path`."""
     return path.with_name(f".{path.name}.new")
 
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to, which becomes `path` if the block ends well: a reader finds the old file or the new one.
+    """Yields a temporary path, moved to `path` if the block succeeds: a reader sees the old file or the new one.
 
-    For one writer at a time. What a block that fails has written stays at `beside(path)` until the next one.
+    One writer at a time. If the block fails, its file stays at `beside(path)` until the next call.
     """
     yield beside(path)
     os.replace(beside(path), path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a whole file, or none of it."""
+    """Write a file atomically."""
     with whole(path) as new:
         new.write_text(text, encoding="utf-8")
 
 
 def check_folder(folder: pathlib.Path, flag: str) -> None:
-    """Raises: UsageError, which names the flag, if nothing can be written in the folder. Leaves nothing."""
+    """Check that the folder can be written, and leave nothing in it. Raises: UsageError, which names the flag."""
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
@@ -43,9 +43,9 @@ def check_folder(folder: pathlib.Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, waiting: str | None = None) -> Iterator[None]:
-    """Alone in here, among processes of this file system; a killed one's lock ends with it.
+    """Hold the lock of `path`, for which other processes wait; the lock of a killed process is released.
 
-    waiting: said on stderr where another process is in here.
+    waiting: message on stderr if another process holds the lock.
     Raises: OSError if the file cannot be made or locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,4 +1,4 @@
-"""Flags shared by the experiments: number lists, and one clear line with exit code 2 for what is not allowed."""
+"""Converters and checks of flags, and the frame of every command: an error is one line and an exit code."""
 
 import dataclasses
 import errno
@@ -15,40 +15,41 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-flags.disclaim_key_flags()  # what is defined through this module belongs to its caller, and shows in its --help
+flags.disclaim_key_flags()  # absl then lists a flag in the --help of the module that called `define`
 
 MAX_POINTS = 100_000
-MOST_CELLS = 10_000  # of what trains a network in each
+MOST_CELLS = 10_000  # of experiments that train a network in each cell
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _LARGEST_INTEGER = 10**15
-_NO_DEVICE = "JAX_PLATFORMS={} is not to be had here: no such device; leave it out, or give cpu."
-_LONGEST_LINE = 1000  # characters of an error, whose middle is left out
-SMALLEST, LARGEST = 1e-6, 1e6  # their squares and fourth powers are well within float32
+_NO_DEVICE = "JAX_PLATFORMS={} names no device of this machine; leave it unset, or set it to cpu."
+_LONGEST_LINE = 1000  # characters of an error message; the middle of a longer one is left out
+SMALLEST, LARGEST = 1e-6, 1e6  # their squares and fourth powers are within float32's range
 
 
 class UsageError(Exception):
-    """Bad arguments or unusable input: one line saying what, where and what is allowed."""
+    """Bad arguments or unusable input; the message is one line: what, where, and what is allowed."""
 
 
 class WorkFailed(Exception):
-    """The work cannot go on: one line saying why, and what stays."""
+    """The work cannot continue; the message is one line: why, and what is kept."""
 
 
 class NothingStored(KeyboardInterrupt):
-    """Interrupted before there is anything to go on from."""
+    """Interrupted before anything was stored."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM."""
+    """Interrupted by SIGTERM."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run is done, which does not change its results.
+    """How a run is done; none of this changes its results.
 
-    memory_gb: for a compiled block, GiB; None: half the machine's memory, or four fifths of a device's.  overwrite:
-    measure anew, whatever the folder holds.  dry_run: print the plan, write nothing.  keep_checkpoints: of runs in
-    stages, when they are done.
+    memory_gb: memory limit of a compiled block in GiB; None: half of the machine's memory, or 0.8 of a device's.
+    overwrite: delete the run in the folder, whichever it is, and start again.
+    dry_run: print the plan, write nothing.
+    keep_checkpoints: keep those of finished runs.
     """
 
     memory_gb: float | None = None
@@ -61,7 +62,7 @@ DEFAULTS = Options()
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """`0.5,0.9` as (0.5, 0.9); `start:stop:count` as count evenly spaced numbers from start to stop, both included."""
+    """`0.5,0.9` as (0.5, 0.9); `start:stop:count` as count evenly spaced numbers, start and stop included."""
     if ":" in text:
         parts = text.split(":")
         if len(parts) != 3:
@@ -87,7 +88,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def number(text: str) -> float:
-    """A number: 0, or SMALLEST to LARGEST in size."""
+    """A number, 0 or with an absolute value from SMALLEST to LARGEST."""
     return _number(text)
 
 
@@ -103,7 +104,7 @@ def integer(text: str) -> int:
 
 
 def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The converter that takes "none" too."""
+    """The same converter, but `none` gives None."""
 
     def converted(text: str) -> Any:
         return None if text.lower() == "none" else convert(text)
@@ -113,7 +114,7 @@ def optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def path(text: str) -> str:
-    """The name of a file or folder; a leading ~ is the home, as in a shell."""
+    """The path of a file or folder; a leading ~ is the home folder."""
     if not text.strip():
         raise ValueError("needs the name of a folder")
     return os.path.expanduser(text)
@@ -130,7 +131,7 @@ def _number(text: str) -> float:
 
 
 def check_range(name: str, value: float, least: float, most: float = math.inf, why: str = "") -> None:
-    """Raise UsageError if the value of --name is not from least to most. why: what sets the upper limit."""
+    """Raise UsageError unless least <= value of --name <= most. why: what sets the upper limit."""
     if not value >= least:
         raise UsageError(f"--{name} must be >= {least}, got {value}.")
     if value > most:
@@ -144,13 +145,13 @@ def check_positive(name: str, value: float) -> None:
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str], where: str = "") -> None:
-    """Raise UsageError if the value of --name is not one of the allowed. where: what else sets them."""
+    """Raise UsageError unless the value of --name is allowed. where: the context, for the message."""
     if value not in allowed:
         raise UsageError(f"--{name} must be of {', '.join(allowed)}{where}, got {value!r}.")
 
 
 def count(text: str, least: int, most: int) -> int:
-    """A whole number from least to most."""
+    """A whole number in [least, most]."""
     digits = text.strip()
     if not digits.isdecimal() or len(digits) > 15 or not least <= int(digits) <= most:
         raise ValueError(f"needs a count from {least} to {most}")
@@ -158,7 +159,7 @@ def count(text: str, least: int, most: int) -> int:
 
 
 class _Parser(flags.ArgumentParser):
-    """An absl parser from any text -> value function."""
+    """An absl parser made from a function: text -> value."""
 
     syntactic_help = ""
 
@@ -178,7 +179,7 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def define(name: str, default: Any, text: str, convert: Callable[[str], Any]) -> None:
-    """Define --name with a converter of this module."""
+    """Define --name, converted by a function of this module."""
     flags.DEFINE(_Parser(convert), name, default, text, serializer=_Serializer())
 
 
@@ -189,15 +190,15 @@ def run_main(
     argv: list[str] | None = None,
     operands: tuple[str, ...] = (),
 ) -> None:
-    """Define and parse flags, run main(), and turn what goes wrong into an exit code and one line.
+    """Define and parse flags, then run main(); an error becomes an exit code and one line on stderr.
 
-    2: usage; 1: the work failed, or main() says so by returning 1; 130, 143: interrupted by Ctrl-C, by SIGTERM.
-    operands: names of the arguments that are no flags, which main gets.
+    Exit codes: 2 for bad usage; 1 if the work failed, or main() returned 1; 130 after Ctrl-C; 143 after SIGTERM.
+    operands: names of the positional arguments, which are passed to main.
 
-    Flags exist only once this is called, so that two imported experiments do not clash.
+    Flags are defined only here, so that two experiments can be imported together.
     """
     args = sys.argv if argv is None else argv
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend is not to be had in a command
+    os.environ["MPLBACKEND"] = "Agg"  # the backend that a notebook sets does not exist in a command
     define()
     flags.DEFINE_bool("help", False, "print this text")
     for name in flags.FLAGS:
@@ -236,11 +237,15 @@ def run_main(
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        _exit(1, f"{error.filename or 'a file'}: {error.strerror}; what is stored stays, the same command goes on.")
+        _exit(
+            1, f"{error.filename or 'a file'}: {error.strerror}; results so far are kept; the same command continues."
+        )
     except KeyboardInterrupt as error:
         code = 143 if isinstance(error.__cause__ or error, Terminated) else 130
         nothing = isinstance(error, NothingStored) or not _out_exists()
-        stored = "nothing is stored yet" if nothing else "what is stored stays, and the same command goes on from it"
+        stored = (
+            "nothing is stored yet" if nothing else "results so far are kept, and the same command continues from them"
+        )
         _exit(code, f"interrupted; {stored}.")
     except Exception:
         if _has_no_device():
@@ -251,24 +256,24 @@ def run_main(
 
 
 def _leave_stdout() -> None:
-    """The reader, such as `head`, has left; Python would try again at its end."""
+    """The reader of stdout (`head`, say) has exited; without this Python would write to it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _has_no_plugin() -> bool:
-    """Whether JAX_PLATFORMS names GPUs alone and nothing that JAX reaches one by is installed; JAX is not imported."""
+    """Whether JAX_PLATFORMS names only GPUs but no GPU plugin of JAX is installed; does not import JAX."""
     wanted = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").split(",")}
     return wanted <= {"cuda", "rocm", "gpu"} and importlib.util.find_spec("jax_plugins") is None
 
 
 def _has_no_device() -> bool:
-    """Whether it is for want of a device that JAX, once imported, fails."""
+    """Whether JAX is imported but has no device."""
     jax = sys.modules.get("jax")
     if jax is None:
         return False
     try:
         return not jax.devices()
-    except Exception:  # an AssertionError or RuntimeError, by version and platform
+    except Exception:  # AssertionError or RuntimeError, depending on version and platform
         return True
 
 
@@ -282,7 +287,7 @@ def _terminate(*_: Any) -> NoReturn:
 
 
 def shortened(line: str) -> str:
-    """The line, of one that is very long its ends: a bad value may be a whole file."""
+    """The line; if it is very long, only its start and end: a bad value may be a whole file."""
     if len(line) <= _LONGEST_LINE:
         return line
     return f"{line[: _LONGEST_LINE - 300]} ... {line[-300:]}"

@@ -1,11 +1,11 @@
 """Named axes -> blocks -> devices: every task at every cell and seed, in blocks of one compiled shape.
 
-The random draws of a run depend on the root seed, on the cell's index in the grid and on the run's number only: not on
-blocks, their order, devices or processes. Threefry keys, since under `vmap` the draws of JAX's faster generators depend
-on the whole batch.
+The random draws of a run depend only on the root seed, the cell's index in the grid and the run's number: not on
+blocks, their order, devices or processes. Keys are Threefry's, because under `vmap` the draws of JAX's faster
+generators depend on the whole batch.
 
 Symbols: a run is one seed of one cell; a block is a box of runs (seed, *axes) that is computed and stored as a whole;
-the batch is the number of runs that are mapped together on a device, the others following in a loop.
+the batch is the number of runs that a device maps together; batches follow one another in a loop.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 Point = Mapping[str, Any]  # one cell: parameters by name
-Inputs = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]  # of a block: cell and run numbers, axis values
+Inputs = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]  # of a block: cell numbers, run numbers, axis values
 
-_LEAST_BLOCKS = 64  # of a task, so that progress shows and little is lost
+_LEAST_BLOCKS = 64  # per task, so that progress is visible and an interrupt loses little
 _SMALLEST_BLOCK = 8  # runs: one for each of a host's devices
 _LARGEST_BLOCK = 1 << 16  # runs
-# A CPU is fastest where a batch stays in its cache; other devices take as much as memory holds.
+# A CPU is fastest if a batch fits in its cache; other devices, if a batch fills their memory.
 _CACHE_BYTES = 2 << 20
 _FIRST_BATCH = 256
 
@@ -35,12 +35,11 @@ _FIRST_BATCH = 256
 class Task:
     """What is measured: kernel(key, point) -> outcomes of one run.
 
-    may_lack: NaN is an answer, such as max-margin's on inseparable data. Other values that are not finite are failures,
-    and stored as infinite.
-    start, stages: a run that takes long, in stages between which its state is kept: start(key, point) -> state, then
-    kernel(key, point, number, state) -> (state, outcomes[number]) for each stage; the entries of stages are each one's
-    work, to some scale.
-    shared: arrays that all runs see, by name, in the point.
+    may_lack: NaN is a valid outcome (max-margin on inseparable data, say). All other non-finite values are failures and
+    are stored as infinite.
+    start, stages: for long runs, whose state is saved between stages. start(key, point) -> state, then for each stage
+    kernel(key, point, number, state) -> (state, outcomes[number]). stages: the relative work of each stage.
+    shared: arrays that all runs share, added to the point by name.
     """
 
     kernel: Callable[..., Any]
@@ -54,9 +53,11 @@ class Task:
 class Grid:
     """Every task at all combinations of the axes' values, `seeds` times.
 
-    tasks: labels of each leading dimension of the results.  task: the labels of one task -> it, None to measure none.
-    axes: increasing values by name.  outcomes: labels of each trailing dimension, the shape of what a kernel gives.
-    sizes: axes of whole numbers on which shapes depend; the kernel gets them as int, and is compiled for each.
+    tasks: labels along each leading dimension of the results.
+    task: labels of one task -> the task, or None to measure nothing.
+    axes: increasing values by name.
+    outcomes: labels along each trailing dimension: the shape of a kernel's outcomes.
+    sizes: axes of whole numbers that determine shapes. The kernel gets them as int, and is compiled for each value.
     """
 
     tasks: Mapping[str, Sequence[str]]
@@ -93,7 +94,7 @@ class Grid:
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Runs (seed, *axes) of a block: last axes first, about 1/64 of all, in blocks as equal as can be."""
+        """Shape (seed, *axes) of a block: about 1/64 of all runs, last axes first, in blocks of nearly equal size."""
         wanted = int(np.clip(-(-self.runs // _LEAST_BLOCKS), _SMALLEST_BLOCK, _LARGEST_BLOCK))
         extents: list[int] = []
         for name, length in reversed(list(zip(("seed", *self.axes), self.run_shape, strict=True))):
@@ -114,7 +115,7 @@ class Grid:
         return lead + tuple(-(-n // b) for n, b in zip(self.run_shape, self.block_shape, strict=True))
 
     def region(self, block: tuple[int, ...]) -> tuple[slice, ...]:
-        """The part of the results that a block fills, for its index in `blocks_shape`."""
+        """The slices of the results that a block fills. block: its index in `blocks_shape`."""
         lead = len(self.tasks)
         where = [slice(i, i + 1) for i in block[:lead]]
         for i, size, length in zip(block[lead:], self.block_shape, self.run_shape, strict=True):
@@ -122,12 +123,12 @@ class Grid:
         return tuple(where)
 
     def static(self, block: tuple[int, ...]) -> dict[str, int]:
-        """The sizes of a block's cells."""
+        """The values of `sizes` in a block."""
         numbers = dict(zip(self.axes, block[len(self.tasks) + 1 :], strict=True))
         return {name: int(self.axes[name][numbers[name]]) for name in self.sizes}
 
     def inputs(self, block: tuple[int, ...]) -> Inputs:
-        """(cell number, run number, axis values) of a block's runs, flat; beyond the grid its edge repeats."""
+        """(cell numbers, run numbers, axis values) of a block's runs, flat; beyond the grid's edge the edge repeats."""
         index = np.indices(self.block_shape).reshape(len(self.run_shape), -1)
         index += np.array(block[len(self.tasks) :])[:, None] * np.array(self.block_shape)[:, None]
         run, *cell = np.minimum(index, np.array(self.run_shape)[:, None] - 1)
@@ -142,10 +143,13 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled block. bytes: memory that it takes, of all devices on a CPU, of each elsewhere; from XLA's analysis.
+    """A compiled block.
 
-    start, state: of a task in stages; the latter's shapes.  batch: runs mapped together.  seconds: time that
-    compilation took.
+    start, state: compiled start of a task in stages, and the shapes of its state.
+    size, padded: runs of the block, and runs that are computed.
+    batch: runs mapped together.
+    bytes: memory by XLA's analysis; on a CPU of all devices together, else of each device.
+    seconds: time that compilation took.
     """
 
     task: Task
@@ -161,26 +165,26 @@ class Program:
     def __call__(self, root: jax.Array, inputs: Inputs, kept: "Kept | None" = None) -> jax.Array:
         """Outcomes (padded, ...) of the runs; the first `size` rows count.
 
-        Without stages they are computed while the caller goes on. kept: where states are kept between stages.
+        Without stages, returns before they are computed. kept: saves the state between stages.
         """
         given = self._given(root, inputs)
         if self.start is None:
             return self.call(*given)
-        done, state, found = kept.load(self) if kept else (0, None, [])
+        done, state, measured = kept.load(self) if kept else (0, None, [])
         state = self.start(*given) if state is None else state
         for number in range(done, len(self.task.stages)):
             state, outcomes = self.call(*given, np.uint32(number), state)
-            found = [*found, np.asarray(outcomes)]
+            measured = [*measured, np.asarray(outcomes)]
             if kept:
-                kept.save(state, found)
-        return jnp.stack(found, axis=1)
+                kept.save(state, measured)
+        return jnp.stack(measured, axis=1)
 
     def _given(self, root: jax.Array, inputs: Inputs) -> tuple[Any, ...]:
         extra = self.padded - self.size
         return root, self.task.shared, *jax.tree.map(lambda x: _as_input(np.pad(x, (0, extra), "edge")), inputs)
 
     def seconds_of_block(self, root: jax.Array, inputs: Inputs) -> float:
-        """Time that a block takes, from a run of its first stage."""
+        """Seconds that a block takes, extrapolated from its first stage."""
         begin = time.perf_counter()
         if self.start is None:
             jax.block_until_ready(self(root, inputs))
@@ -194,13 +198,13 @@ class Program:
 
 
 class Kept(Protocol):
-    """Where the state of a block in stages is kept until the block is done."""
+    """Saves the state of a block in stages until the block is done."""
 
     def load(self, program: Program) -> tuple[int, Any, list[np.ndarray]]:
-        """(stages done, state after them, their outcomes); (0, None, []) where nothing is kept."""
+        """(number of stages done, state after them, their outcomes); (0, None, []) if nothing is saved."""
 
-    def save(self, state: Any, found: list[np.ndarray]) -> None:
-        """Keep the state after `found` stages, and their outcomes."""
+    def save(self, state: Any, outcomes: list[np.ndarray]) -> None:
+        """Save the state after the last of these stages, and the outcomes of each."""
 
 
 def _as_input(x: np.ndarray) -> np.ndarray:
@@ -208,12 +212,13 @@ def _as_input(x: np.ndarray) -> np.ndarray:
 
 
 def compile_task(task: Task, size: int, axes: Sequence[str], static: Point, budget: float) -> Program:
-    """The program for `size` runs of a task, in batches that fit.
+    """The compiled program for `size` runs of a task, in batches that fit the budget.
 
-    On a CPU a kernel that factorises matrices runs alone: jaxlib's batched LAPACK waits on XLA's thread pool from
-    within it, so that two batched factorisations which may run at once can wait for ever on two cores.
-    axes: names of the swept parameters.  static: sizes.  budget: bytes; the smallest batch is compiled even where it
-    takes more.
+    On a CPU a kernel that factorises matrices is not batched: jaxlib's batched LAPACK waits for XLA's thread pool from
+    inside that pool. On two cores, two batched factorisations at once can deadlock.
+    axes: names of the swept parameters.
+    static: values of the sizes.
+    budget: bytes; a batch of one run may exceed it.
     """
     start = time.perf_counter()
     devices = jax.local_devices()
@@ -243,18 +248,20 @@ def _bytes(compiled: Any) -> int:
 
 
 def _even(runs: int, batch: int) -> int:
-    """The batch at most this large that fills its last round best."""
+    """The smallest batch with the same number of rounds as `batch`."""
     return -(-runs // -(-runs // min(runs, batch)))
 
 
 def traced(
     task: Task, padded: int, batch: int, axes: Sequence[str], static: Point, devices: list[jax.Device]
 ) -> tuple[list[tuple[Any, tuple[Any, ...]]], Any]:
-    """(program, shapes of its arguments) for `padded` runs, a multiple of batch times devices: the task's start, if
-    any, and its kernel. And the shapes of the state, None without a start.
+    """Traced programs for `padded` runs, a multiple of batch times devices.
 
-    Products are those of the full float32: by default a GPU rounds their factors to 10 bits, a TPU to 7, which is more
-    than what theory and measurement are compared at.
+    Returns: (program, shapes of its arguments) of the task's start, if it has one, and of its kernel; then the shapes
+    of the state, None without a start.
+
+    Matrix products use full float32 precision. The default precision of GPUs (10 bits) and TPUs (7 bits) is too low to
+    compare theory with measurement.
     """
 
     def mapped(f: Callable[..., Any]) -> Any:
@@ -267,12 +274,12 @@ def traced(
 
         def on_device(root: Any, shared: Any, cell: Any, run: Any, values: Any, *more: Any) -> Any:
             stage, rows = more[:1], (cell, run, values, more[1:])
-            if batch == 1:  # not even a map of one: a batched factorisation is another routine
+            if batch == 1:  # no vmap, not even over one run: a batched factorisation is another routine
                 return jax.lax.map(lambda row: one(root, shared, stage, *row), rows)
             rows = jax.tree.map(lambda x: x.reshape(-1, batch, *x.shape[1:]), rows)
             each = jax.vmap(one, (None, None, None, 0, 0, 0, 0))
-            found = jax.lax.map(lambda row: each(root, shared, stage, *row), rows)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+            outcomes = jax.lax.map(lambda row: each(root, shared, stage, *row), rows)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outcomes)
 
         return on_device
 
@@ -295,21 +302,21 @@ def traced(
 
 
 def evaluate(f: Callable[[Point], jax.Array], axes: Mapping[str, Sequence[float]], sizes: tuple[str, ...] = ()) -> Any:
-    """f at all cells, (*axes, ...), in float64: for predictions, which have no seeds and are stored whole."""
+    """f at all cells, (*axes, ...), in float64; for predictions, which have no seeds."""
     with jax.enable_x64(True):
         outcomes = jax.eval_shape(
             lambda: f({k: int(v[0]) if k in sizes else jnp.asarray(v[0], float) for k, v in axes.items()})
         )
         trailing = {f"outcome_{i}": range(n) for i, n in enumerate(outcomes.shape)}
         grid = Grid({}, lambda: Task(lambda _, point: f(point), may_lack=True), axes, trailing, 1, 0, sizes)
-        found = np.empty(grid.shape)
+        results = np.empty(grid.shape)
         for block, values in run_blocks(grid, np.zeros(grid.blocks_shape, bool), Programs(grid, np.inf)):
-            found[grid.region(block)] = values
-    return found[0]
+            results[grid.region(block)] = values
+    return results[0]
 
 
 class Programs:
-    """The compiled programs of a grid, each made when it is first asked for. budget: bytes of memory."""
+    """The compiled programs of a grid, each compiled on first use. budget: bytes of memory."""
 
     def __init__(self, grid: Grid, budget: float):
         self.grid, self.budget = grid, budget
@@ -331,9 +338,9 @@ class Programs:
 def run_blocks(
     grid: Grid, skip: np.ndarray, programs: Programs, keep: Callable[[tuple[int, ...]], Kept] | None = None
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Measure every block that is not in `skip`; yields (index, values of its region), NaN where a task measures none.
+    """Measure every block that is not in `skip`; yields (index, values of its region), NaN if its task is None.
 
-    The next block is already being computed while one is taken. keep: where the states of blocks in stages are kept.
+    While the caller handles one block, the next is computed. keep: block -> saver of its state between stages.
     """
     root = jax.random.key(grid.seed)
     pending: tuple[tuple[int, ...], Program | None, Any] | None = None
@@ -342,7 +349,7 @@ def run_blocks(
             continue
         program = programs.get(block)
         in_stages = program is not None and program.start is not None
-        if pending is not None and in_stages:  # it is not to wait for one that takes long
+        if pending is not None and in_stages:  # yield it now: a block in stages takes long
             yield pending[0], _collect(grid, *pending)
             pending = None
         started = None if program is None else program(root, grid.inputs(block), keep and keep(block))

@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine."""
+"""A map over processes of this machine."""
 
 import contextlib
 import dataclasses
@@ -13,15 +13,16 @@ from typing import Any
 
 @contextlib.contextmanager
 def mapper(workers: int, *, pinned: bool = False, stopped: bool = False) -> Iterator[Callable]:
-    """An ordered map over processes; in this one where `workers` is 1.
+    """An ordered map over `workers` processes; if there is one worker, over this process.
 
-    pinned: each keeps to its share of the cores.  stopped: where the caller is interrupted, what runs is sent SIGTERM
-    and nothing more is begun; else what runs is waited for.
+    pinned: each process uses only its share of the cores.
+    stopped: if the caller is interrupted, terminate the running tasks and start no others. Otherwise the running
+    tasks finish first.
     """
     if workers == 1:
         yield map
         return
-    # Spawned, since a caller may have started threads (JAX does), which a fork would break.
+    # Spawned: the caller may have threads (JAX has), and a fork would break them.
     context = multiprocessing.get_context("spawn")
     turn, ended = context.Value("i", 0), context.Event()
     pool = ProcessPoolExecutor(workers, context, _start, (turn, workers if pinned else 1, ended))
@@ -29,7 +30,7 @@ def mapper(workers: int, *, pinned: bool = False, stopped: bool = False) -> Iter
         yield lambda f, tasks: pool.map(_Begun(f), tasks)
     except BaseException:
         if stopped:
-            ended.set()  # the pool has handed some tasks on that it can no longer take back
+            ended.set()  # cancel_futures does not reach tasks that are already queued in a worker
             for child in multiprocessing.active_children():
                 child.terminate()
         pool.shutdown(cancel_futures=True)
@@ -39,7 +40,7 @@ def mapper(workers: int, *, pinned: bool = False, stopped: bool = False) -> Iter
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-    """f, unless the caller has been interrupted."""
+    """f, unless the caller was interrupted in the meantime."""
 
     f: Callable
 
@@ -50,20 +51,20 @@ class _Begun:
 
 
 def memory() -> int:
-    """Bytes of memory of this machine."""
+    """Memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_ended: Any = None  # of a worker: the event that tells of the caller's interruption
+_ended: Any = None  # in a worker: set when the caller is interrupted
 
 
 def _start(turn: Any, shares: int, ended: Any) -> None:
-    """Leave Ctrl-C to the parent, end with it even if it is killed, and keep to this process's share of the cores."""
+    """Leave Ctrl-C to the parent, exit when the parent does, even if killed, and use this share of the cores."""
     global _ended
     _ended = ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -78,5 +79,5 @@ def _start(turn: Any, shares: int, ended: Any) -> None:
     if shares > 1 and hasattr(os, "sched_setaffinity"):
         with turn.get_lock():
             own, turn.value = turn.value, turn.value + 1
-        found = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, found[own % shares :: shares] or found)
+        available = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, available[own % shares :: shares] or available)

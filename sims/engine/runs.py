@@ -1,4 +1,4 @@
-"""What every experiment does: plan, measure what is missing in its folder, complete the results, show them."""
+"""What every experiment does: plan, measure what is missing in its folder, add the predictions, show the results."""
 
 import contextlib
 import dataclasses
@@ -23,15 +23,15 @@ from sims.engine.grid import Grid, Programs, run_blocks
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What one experiment adds to `measure`: the figure's name, the measured variable's, and its own functions.
+    """What distinguishes one experiment: names, and functions of its config or its dataset.
 
-    figure: name of its files, with the config's values in place of {flags}.
+    figure: name of the figure's files; {flag} stands for the config's value.  variable: name of the measured variable.
     """
 
     figure: str
     variable: str
     grid: Callable[[Any], Grid]  # of the config
-    complete: Callable[[Any, np.ndarray], xr.Dataset]  # config, measured values -> all other variables
+    complete: Callable[[Any, np.ndarray], xr.Dataset]  # (config, measured values) -> all other variables
     table: Callable[[xr.Dataset], Mapping[Any, Any]]  # columns of summary.csv
     draw: Callable[[xr.Dataset], Figure]
     text: Callable[[xr.Dataset], str]
@@ -56,7 +56,7 @@ class Experiment:
         return self.text(dataset)
 
     def report(self, dataset: xr.Dataset, out: pathlib.Path) -> int:
-        """Print the text and the names of the files; the exit code, as `closing`."""
+        """Print the text and the names of the files; returns the exit code of `closing`."""
         print(f"{self.text(dataset)}\n\nFigure: {out / self._figure(dataset)}.png")
         print(f"Table: {out / 'summary.csv'}\nData: {out / store.RESULTS}")
         return closing(out, dataset)
@@ -73,12 +73,13 @@ def measure(
     finish: Callable[[np.ndarray], xr.Dataset],
     options: Options,
 ) -> xr.Dataset | None:
-    """The results of `config` in `out`: what is missing is measured block by block, then completed and loaded.
+    """Measure the missing blocks of the run `config` in the folder `out`, complete its results and load them.
 
-    finish: measured values, NaN where a run has no answer or failed -> the other variables.  Returns None for a dry
-    run, and in all processes but the first.  In the dataset, runs that failed are NaN, attrs["failed"] their number.
-    Raises: UsageError for a folder of another run, too little memory or disk; then nothing is written. WorkFailed if
-    the disk fills up; then what is stored stays.
+    finish: measured values -> the other variables. Runs without an answer and failed runs are NaN.
+    Returns: the dataset, in which failed runs are NaN and attrs["failed"] is their number. None for a dry run, and in
+    all processes but the first.
+    Raises: UsageError if the folder holds another run, or memory or disk is too small; then nothing is written.
+    WorkFailed if the disk fills up; then what is stored is kept.
     """
     first = jax.process_index() == 0
     config = {**config, "x64": bool(jax.config.jax_enable_x64)}  # type: ignore[attr-defined]  # JAX sets it at run time
@@ -87,7 +88,7 @@ def measure(
     fresh = options.overwrite or not (out / store.RESULTS).exists()
     if first and not fresh and not options.dry_run and (dataset := _complete(out)) is not None:
         print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
-        for name in ("begun", "read", "measured", "finished"):  # the other processes find nothing to do
+        for name in ("begun", "read", "measured", "finished"):  # the other processes have nothing to measure
             _barrier(name)
         return dataset
     programs = Programs(grid, memory_budget(options.memory_gb))
@@ -105,7 +106,9 @@ def measure(
     with store.locked(out) if first else contextlib.nullcontext():
         try:
             if first:
-                store.check(out, config, options.overwrite)  # again: another run may have begun in the meantime
+                store.check(
+                    out, config, options.overwrite
+                )  # again, now under the lock: another run may have started since
                 store.begin(out, config, options.overwrite)
                 store.Measured.create(out, variable, grid)
             _barrier("begun")
@@ -114,7 +117,7 @@ def measure(
             if first and not options.keep_checkpoints:
                 store.remove_checkpoints(out)
             dataset = _finish(out, config, variable, grid, finish) if first else None
-            _barrier("finished")  # JAX ends a process whose others have left for long
+            _barrier("finished")  # JAX aborts processes whose peers have exited, so all leave together
             return dataset
         except KeyboardInterrupt as error:
             if store.untouched(out):
@@ -124,19 +127,19 @@ def measure(
             if error.errno not in FULL_DISK:
                 raise
             raise WorkFailed(
-                f"--out={out}: {error.strerror}; what is stored stays, the same command goes on."
+                f"--out={out}: {error.strerror}; results so far are kept; the same command continues."
             ) from None
 
 
 def _complete(out: pathlib.Path) -> xr.Dataset | None:
     try:
         return load(out)
-    except Exception:  # unfinished or damaged: what is missing is measured, and the rest made again
+    except Exception:  # unfinished or damaged: the caller measures what is missing and completes it again
         return None
 
 
 def load(out: pathlib.Path) -> xr.Dataset:
-    """Complete results, runs that failed as NaN, attrs["failed"] their number; raises what `store.read` raises."""
+    """The complete results; failed runs are NaN, attrs["failed"] is their number. Raises what `store.read` raises."""
     dataset = store.read(out)
     measured = dataset[dataset.attrs["measured"]].astype(float)
     failed = np.isinf(measured)
@@ -147,7 +150,7 @@ def load(out: pathlib.Path) -> xr.Dataset:
 
 
 def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
-    """Measure this process's share of the blocks that are not done."""
+    """Measure this process's share of the missing blocks."""
     grid = measured.grid
     _, done, damaged = measured.read()
     _barrier("read")  # before any process writes
@@ -180,7 +183,7 @@ def _finish(
 ) -> xr.Dataset:
     values, done, _ = store.Measured(out, variable, grid).read()
     if not done.all():
-        raise WorkFailed(f"{(~done).sum()} of {done.size} blocks are missing from {out}; the same command goes on.")
+        raise WorkFailed(f"{(~done).sum()} of {done.size} blocks are missing from {out}; the same command continues.")
     failed = np.isinf(values)
     if failed.any():
         store.write_csv(out / "failed.csv", _failed_runs(grid, failed))
@@ -192,14 +195,14 @@ def _finish(
 
 
 def _failed_runs(grid: Grid, failed: np.ndarray) -> dict[str, Any]:
-    """Coordinates of the runs that failed, as columns."""
+    """Coordinates of the failed runs, as columns."""
     runs = failed.any(tuple(range(failed.ndim - len(grid.outcomes), failed.ndim)))
     coordinates = {**grid.tasks, "seed": np.arange(grid.seeds), **grid.axes}
     return {name: store.labels(v)[at] for (name, v), at in zip(coordinates.items(), np.nonzero(runs), strict=True)}
 
 
 def closing(out: pathlib.Path, dataset: xr.Dataset) -> int:
-    """0, or 1 where runs failed, which it says."""
+    """Exit code: 0, or 1 after reporting failed runs on stderr."""
     failed = dataset.attrs.get("failed", 0)
     if failed:
         print(f"error: {failed} runs gave no finite number; {out / 'failed.csv'} lists them.", file=sys.stderr)
@@ -207,7 +210,7 @@ def closing(out: pathlib.Path, dataset: xr.Dataset) -> int:
 
 
 def memory_budget(memory_gb: float | None) -> float:
-    """Bytes for a compiled block: as given, else half of the machine's memory, or four fifths of a device's."""
+    """Memory limit of a compiled block in bytes; by default half of the machine's memory, or 0.8 of a device's."""
     if memory_gb is not None:
         return memory_gb * 2**30
     device = jax.local_devices()[0]
@@ -217,7 +220,7 @@ def memory_budget(memory_gb: float | None) -> float:
 
 
 def _check_memory(grid: Grid, done: np.ndarray, programs: Programs) -> None:
-    """Raises: UsageError if the last missing block of a task, the largest, takes more memory than there is."""
+    """Check that the last missing block of each task, its largest, fits in memory. Raises: UsageError."""
     for number, labels in zip(np.ndindex(*(len(v) for v in grid.tasks.values())), grid.labels, strict=True):
         missing = np.argwhere(~done[number])
         program = programs.get((*number, *missing[-1].tolist())) if len(missing) else None
@@ -229,7 +232,7 @@ def _check_memory(grid: Grid, done: np.ndarray, programs: Programs) -> None:
 
 
 def _plan(grid: Grid, done: np.ndarray, programs: Programs) -> str:
-    """Cells, memory, compile and run time of what is missing, from each task's compiled program and one block."""
+    """What is missing: cells, memory, and times estimated by compiling each task and running one of its blocks."""
     devices = jax.local_devices()
     cells = grid.runs // grid.seeds
     lines = [
@@ -263,9 +266,9 @@ def _barrier(name: str) -> None:
 def save_figure(figure: Figure, out: pathlib.Path, name: str, dpi: float) -> None:
     """Write `figure` as NAME.png and NAME.pdf, each whole, and close it.
 
-    Raises: WorkFailed if that fails, for want of disk space, say.
+    Raises: WorkFailed if the file system refuses (a full disk, say).
     """
-    import matplotlib.pyplot as plt  # whoever made the figure has loaded it, with the backend of `style`
+    import matplotlib.pyplot as plt  # already loaded, with the backend of `style`, by the figure's author
 
     for suffix in ("png", "pdf"):
         path = out / f"{name}.{suffix}"

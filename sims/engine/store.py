@@ -1,7 +1,7 @@
 """An experiment's folder: config.json, results.zarr, tables and figures, and a lock while a run writes to it.
 
-Every file is written beside its name and moved there, chunks of results.zarr too, so that a run killed at any moment
-leaves a folder that can be resumed. A block counts as done if its chunk is there and passes its checksum.
+Every write is atomic, of chunks of results.zarr too, so a run can be killed at any moment and resumed. A block is done
+if its chunk exists and its checksum is right.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from sims.engine import files
 from sims.engine.flags import UsageError
 from sims.engine.grid import Grid, Program
 
-FORMAT = 2  # of the folder; another one's is refused
-_SAME_SINCE_1 = "clip."  # what these commands store did not change
+FORMAT = 2  # version of the folder's format; other versions are refused
+_SAME_SINCE_1 = "clip."  # commands whose format did not change since version 1
 RESULTS = "results.zarr"
 _CODECS = [ZstdCodec(), Crc32cCodec()]
 _CHECKPOINTS = "checkpoints"
@@ -43,11 +43,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def read_config(out: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in this folder. Raises: UsageError if there is none of this version."""
+    """The config of the run in this folder. Raises: UsageError if there is no run of this version."""
     path = out / _CONFIG
     try:
-        found = json.loads(path.read_text())
-        config, version, digest = found["config"], found["format"], found["config_hash"]
+        stored = json.loads(path.read_text())
+        config, version, digest = stored["config"], stored["format"], stored["config_hash"]
         if not isinstance(config, dict):
             raise TypeError("no config in it")
     except FileNotFoundError:
@@ -55,22 +55,22 @@ def read_config(out: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"--out={out} cannot be used (its config.json is damaged or of another version: {error!r}); "
-            "--overwrite measures anew."
+            "--overwrite starts again."
         ) from None
     if version != FORMAT and not (version == 1 and str(config.get("command")).startswith(_SAME_SINCE_1)):
         raise UsageError(
             f"{out} was written in format {version}, this version has format {FORMAT}: use the one that wrote it, or"
-            " repeat its command with --overwrite, which measures anew."
+            " repeat its command with --overwrite, which starts again."
         )
     if digest != config_hash(config):
         raise UsageError(
-            f"--out={out} cannot be used (its config.json is damaged: the hash differs); --overwrite measures anew."
+            f"--out={out} cannot be used (its config.json is damaged: the hash differs); --overwrite starts again."
         )
     return config
 
 
 def check(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Refuse a folder that is not this run's, or none's. Writes nothing.
+    """Check that the folder is new, empty, or of this run. Writes nothing.
 
     Raises: UsageError if the folder holds a different run (unless overwrite) or other files, or cannot be written.
     """
@@ -86,9 +86,9 @@ def _check_holds(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool) 
         if out.exists() and not _empty(out):
             raise UsageError(f"--out={out} exists and is not the folder of a run; give a new or empty folder.")
     elif not overwrite:
-        found, wanted = read_config(out), json.loads(json.dumps(config))
-        if found != wanted:
-            differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        stored, wanted = read_config(out), json.loads(json.dumps(config))
+        if stored != wanted:
+            differing = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
             raise UsageError(
                 f"--out={out} holds a different run (differs in {', '.join(differing)}); nothing was changed. "
                 "Choose another folder, or --overwrite."
@@ -101,7 +101,7 @@ def _empty(out: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def locked(out: pathlib.Path) -> Iterator[None]:
-    """Hold the folder, made if need be, against a second run. A killed run's lock ends with it.
+    """Lock the folder, which is made if needed, against a second run. The lock of a killed run is released.
 
     Raises: UsageError if another run holds it.
     """
@@ -126,9 +126,9 @@ def locked(out: pathlib.Path) -> Iterator[None]:
 
 
 def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Write config.json, if it is not there yet; call `check` before, and hold the lock.
+    """Write config.json if it is not there. The caller has called `check` and holds the lock.
 
-    overwrite: remove the run that is there, whatever it is.
+    overwrite: first delete the run in the folder, whichever it is.
     """
     path = out / _CONFIG
     if overwrite:
@@ -137,14 +137,14 @@ def begin(out: pathlib.Path, config: Mapping[str, Any], overwrite: bool = False)
                 shutil.rmtree(old)
             elif old.suffix in (".csv", ".png", ".pdf"):
                 old.unlink()
-        path.unlink(missing_ok=True)  # the last, so that a folder cut short here is still a run's
+        path.unlink(missing_ok=True)  # last, so that if this is interrupted the folder is still a run's
     if not path.exists():
-        found = {"format": FORMAT, "config": config, "config_hash": config_hash(config), "provenance": provenance()}
-        files.write_text(path, json.dumps(found, indent=1) + "\n")
+        content = {"format": FORMAT, "config": config, "config_hash": config_hash(config), "provenance": provenance()}
+        files.write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def check_disk(out: pathlib.Path, grid: Grid) -> None:
-    """Raises: UsageError if the results, uncompressed, would not fit on the disk."""
+    """Check that the uncompressed results fit on the disk. Raises: UsageError."""
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     needed, free = 8 * int(np.prod(grid.shape, dtype=object)), shutil.disk_usage(existing).free
     if needed > free:
@@ -155,7 +155,7 @@ def check_disk(out: pathlib.Path, grid: Grid) -> None:
 
 
 def provenance() -> dict[str, str | None]:
-    """Versions and git commit that made a result."""
+    """Versions of the packages and the git commit."""
     names = ("mmcl-theory", "jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
     versions: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in names:
@@ -174,21 +174,21 @@ def provenance() -> dict[str, str | None]:
 
 
 class Measured:
-    """The measured variable of a grid in results.zarr, NaN where missing: one chunk a block, with a checksum.
+    """The measured variable of a grid in results.zarr, NaN where missing: one chunk per block, with a checksum.
 
-    Beside the chunks a digest of each, with the run's config and the block's place in it: a chunk of another run, or of
-    another block, passes its own checksum.
+    A digest is stored beside each chunk, of the run's config, the block's index and the chunk. It reveals a chunk that
+    was copied from another run or block, whose own checksum is right.
     """
 
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
         self.path, self.name, self.grid = out / RESULTS, name, grid
         self.run = run_of(out)
-        # Told at every opening: without it a block of NaN alone, which may be an answer, leaves no chunk.
+        # Set on every open: Zarr skips chunks that equal the fill value, and an all-NaN block can be a valid result.
         self.array = zarr.open_array(self.path / name, mode="r+").with_config({"write_empty_chunks": True})
 
     @classmethod
     def create(cls, out: pathlib.Path, name: str, grid: Grid) -> None:
-        """Coordinates and the empty variable, whole or not at all; keeps what is there already.
+        """Write the coordinates and the empty variable, atomically; keep what is there already.
 
         Raises: UsageError if what is there is damaged, or of another shape.
         """
@@ -214,7 +214,7 @@ class Measured:
 
     @staticmethod
     def check(out: pathlib.Path, name: str, grid: Grid) -> None:
-        """Raises: UsageError if the variable that is there is damaged, or of another shape."""
+        """Check the variable that is there. Raises: UsageError if it is damaged or of another shape."""
         path = out / RESULTS
         try:
             group = _group(path, "r")
@@ -224,10 +224,10 @@ class Measured:
                 raise ValueError(f"{name} has another shape")
         except Exception as error:  # zarr raises many kinds for a damaged store
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"{path} is damaged ({reason}); --overwrite measures anew.") from None
+            raise UsageError(f"{path} is damaged ({reason}); --overwrite starts again.") from None
 
     def write(self, block: tuple[int, ...], values: np.ndarray) -> None:
-        """Store a block: a whole chunk, moved into place."""
+        """Store a block as one chunk, atomically."""
         self.array[self.grid.region(block)] = values
         self._digest_path(block).parent.mkdir(exist_ok=True)
         files.write_text(self._digest_path(block), self._digest(block))
@@ -243,7 +243,7 @@ class Measured:
         return (self.path / self.name / "c").joinpath(*map(str, (*block, *trailing)))
 
     def read(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """(values, done over `grid.blocks_shape`, number of damaged chunks, which are not done)."""
+        """(values, whether each block is done, number of damaged chunks); a block of a damaged chunk is not done."""
         values = np.full(self.grid.shape, np.nan, self.array.dtype)
         done, damaged = np.zeros(self.grid.blocks_shape, bool), 0
         for block in np.ndindex(*done.shape):
@@ -255,7 +255,7 @@ class Measured:
                     raise ValueError("another run's chunk, or another block's")
                 values[region] = self.array[region]
                 done[block] = True
-            except Exception:  # the checksum, or whatever the codecs say to damaged bytes
+            except Exception:  # a wrong checksum, or any error of the codecs
                 damaged += 1
         return values, done, damaged
 
@@ -266,7 +266,7 @@ def run_of(out: pathlib.Path) -> str:
 
 
 def _check_run(group: zarr.Group, out: pathlib.Path) -> str:
-    """The identity of the run. Raises: ValueError if the results are of another one."""
+    """The identity of the run. Raises: ValueError if the results are of another run."""
     run = run_of(out)
     if group.attrs.get("run") != run:
         raise ValueError("it is of another run than config.json")
@@ -284,9 +284,9 @@ def _group(path: pathlib.Path, mode: Literal["r", "r+"] = "r+") -> zarr.Group:
 
 
 class Checkpoint:
-    """The state of a block of runs in stages, and its outcomes so far: one .npz file, written whole.
+    """The state of a block of runs in stages, and its outcomes so far: one .npz file, written atomically.
 
-    It names its run and block, as the digests of chunks do: the states of others may have the same shapes.
+    The file names its run and block, because the state of another one may have the same shapes.
     """
 
     def __init__(self, out: pathlib.Path, run: str, block: tuple[int, ...]):
@@ -294,25 +294,25 @@ class Checkpoint:
         self.path, self.owner = out / _CHECKPOINTS / f"{place}.npz", f"{run} {place}"
 
     def load(self, program: Program) -> tuple[int, Any, list[np.ndarray]]:
-        """(stages done, state, outcomes of each); (0, None, []) where there is none, or it does not fit the program.
+        """(number of stages done, state, outcomes of each); (0, None, []) if there is no file, or it does not fit.
 
-        Raises: UsageError if it is of another run, or another block's.
+        Raises: UsageError if the file is of another run or block.
         """
         import jax
 
         try:
-            owner, state, found = self.read(program.state)
-        except Exception:  # none, or whatever NumPy and its archives say to damaged bytes
+            owner, state, outcomes = self.read(program.state)
+        except Exception:  # no file, or any error of NumPy for a damaged one
             return 0, None, []
         if owner != self.owner:
             raise UsageError(f"{self.path} is another run's or block's; remove it to measure its block from the start.")
         shapes, wanted = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (state, program.state))
         if shapes != wanted:
-            return 0, None, []  # padded for other devices or another batch
-        return len(found), state, found
+            return 0, None, []  # written with another number of devices or another batch
+        return len(outcomes), state, outcomes
 
     def read(self, like: Any) -> tuple[str, Any, list[np.ndarray]]:
-        """(owner, state in the structure of `like`, outcomes of the stages done), as they stand in the file."""
+        """What the file holds: (owner, state in the structure of `like`, outcomes of the stages done)."""
         import jax
 
         wanted, structure = jax.tree.flatten(like)
@@ -320,22 +320,22 @@ class Checkpoint:
             leaves = [file[f"state_{i}"] for i in range(len(wanted))]
             return str(file["owner"]), jax.tree.unflatten(structure, leaves), list(file["outcomes"])
 
-    def save(self, state: Any, found: list[np.ndarray]) -> None:
-        """Write the state after `found` stages, and their outcomes."""
+    def save(self, state: Any, outcomes: list[np.ndarray]) -> None:
+        """Write the state after the last of these stages, and the outcomes of each."""
         import jax
 
         self.path.parent.mkdir(exist_ok=True)
         leaves: dict[str, Any] = {f"state_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         with files.whole(self.path) as new, new.open("wb") as file:
-            np.savez(file, owner=np.array(self.owner), outcomes=np.stack(found), **leaves)
+            np.savez(file, owner=np.array(self.owner), outcomes=np.stack(outcomes), **leaves)
 
     def remove(self) -> None:
-        """Remove the file; the folder stays, other processes may be about to write into it."""
+        """Remove the file; keep the folder, which other processes may write into."""
         self.path.unlink(missing_ok=True)
 
 
 def remove_checkpoints(out: pathlib.Path) -> None:
-    """Remove what is left of them, once everything is measured."""
+    """Remove all checkpoints of the folder."""
     shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
 
 
@@ -346,7 +346,7 @@ def _x64() -> bool:
 
 
 def labels(values: Any) -> np.ndarray:
-    """A coordinate; strings of dtype object, the one for which Zarr has a stable type of any length."""
+    """A coordinate; strings have dtype object, for which Zarr has a stable type of any length."""
     values = list(values)
     return np.array(values, object) if values and isinstance(values[0], str) else np.asarray(values)
 
@@ -358,7 +358,7 @@ def coordinates(grid: Grid) -> dict[str, np.ndarray]:
 
 
 def complete(out: pathlib.Path, grid: Grid, dataset: xr.Dataset) -> None:
-    """Write all that is not measured into results.zarr, coordinates too, lest they are damaged; mark it complete."""
+    """Write all but the measured variable into results.zarr, the coordinates again too; mark it complete."""
     group = _group(out / RESULTS)
     group.attrs["complete"] = False
     for name in {p.name for p in (out / RESULTS).iterdir() if p.is_dir()} - {dataset.attrs["measured"]}:
@@ -366,37 +366,37 @@ def complete(out: pathlib.Path, grid: Grid, dataset: xr.Dataset) -> None:
     _write(out / RESULTS, dataset.assign_coords(coordinates(grid)), "a")
     group = _group(out / RESULTS)
     group.attrs.update({"run": run_of(out), "arrays": sorted(name for name, _ in group.arrays()), "complete": True})
-    with warnings.catch_warnings(action="ignore"):  # that other programs than zarr-python may not know of it
+    with warnings.catch_warnings(action="ignore"):  # it warns that only zarr-python reads consolidated metadata
         zarr.consolidate_metadata(out / RESULTS)
 
 
 def _write(path: pathlib.Path, dataset: xr.Dataset, mode: Literal["w", "a"]) -> None:
-    """Every chunk written, with a checksum, so that one that is missing or damaged is seen."""
+    """Write every chunk with a checksum, so that `read` notices a missing or damaged one."""
     encoding = {name: {"compressors": _CODECS} for name in dataset.variables}
     dataset.to_zarr(path, mode=mode, consolidated=False, encoding=encoding, write_empty_chunks=True)
 
 
 def progress(out: pathlib.Path) -> tuple[int, int]:
-    """(blocks that are there, all blocks) of the measured variable; (0, 1) before there is one."""
+    """(number of stored blocks, of all blocks) of the measured variable; (0, 1) before it exists."""
     try:
         group = _group(out / RESULTS, "r")
         if group.attrs.get("complete"):
             return 1, 1
-        found: Iterator[tuple[str, Any]] = group.arrays()
-        arrays = [array for _, array in found if "seed" in (array.metadata.dimension_names or ())]
+        named: Iterator[tuple[str, Any]] = group.arrays()
+        arrays = [array for _, array in named if "seed" in (array.metadata.dimension_names or ())]
         array = max(arrays, key=lambda a: a.ndim)
         return array.nchunks_initialized, array.nchunks
-    except Exception:  # zarr raises many kinds for what is not there or damaged
+    except Exception:  # zarr raises many kinds for a missing or damaged store
         return 0, 1
 
 
 def untouched(out: pathlib.Path) -> bool:
-    """Whether the folder holds no block, and no state of one, to go on from."""
+    """Whether the folder holds neither a block nor a checkpoint."""
     return progress(out)[0] == 0 and not any((out / _CHECKPOINTS).glob("*.npz"))
 
 
 def read(out: pathlib.Path) -> xr.Dataset:
-    """The complete results, in memory; raises what xarray and zarr raise if they are not whole, or another run's."""
+    """The complete results, in memory. Raises what xarray and zarr raise if they are incomplete or of another run."""
     group = _group(out / RESULTS, "r")
     if not group.attrs.get("complete"):
         raise KeyError("complete")
@@ -421,12 +421,12 @@ def read(out: pathlib.Path) -> xr.Dataset:
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows with the same entries, as columns."""
+    """Rows with the same keys, as columns."""
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def write_csv(path: pathlib.Path, columns: Mapping[Any, Any]) -> None:
-    """A table from its columns, all of one length: a mapping, or a frame of pandas."""
+    """Write a table. columns: a mapping of names to columns of equal length, or a pandas DataFrame."""
     with files.whole(path) as new, new.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""How figures look: no window, and one colour, marker and title for each group of the data."""
+"""Figures without a window; one colour, marker and title for each group of the data."""
 
 import matplotlib
 

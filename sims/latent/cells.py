@@ -1,4 +1,4 @@
-"""What the parameters of one point, by name, describe: the model, what captions name, and how both are observed."""
+"""From the parameters of one point, by name, to the model, the captions and the observation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import mmcl_theory as mt
 from sims.latent.parameters import INTEGERS
 
-Params = Mapping[str, Any]  # of one point: scalars, whole numbers where shapes depend on them
+Params = Mapping[str, Any]  # of one point: scalars; int if shapes depend on them
 
 
 def point(parameters: Mapping[str, float], **at: Any) -> dict[str, Any]:
-    """The parameters, whole numbers where shapes depend on them, with those of `at` in place of their own."""
+    """The parameters, updated by those of `at`; int if shapes depend on them."""
     return {**{k: int(v) if k in INTEGERS else v for k, v in parameters.items()}, **at}
 
 
@@ -27,7 +27,7 @@ def captions_of(p: Params) -> mt.data.Captions:
 
 
 def noise_norms(p: Params) -> tuple[Any, Any]:
-    """Noise norms sigma_image, sigma_text, from `noise` per coordinate where the diagram has that."""
+    """Noise norms sigma_image, sigma_text; computed from `noise`, per coordinate, if that is given."""
     if "noise" in p:
         return p["noise"] * p["dim_image"] ** 0.5, p["noise"] * p["dim_text"] ** 0.5
     return p["sigma_image"], p["sigma_text"]

@@ -1,4 +1,4 @@
-"""One run of each learner: draw what it learns from, learn, and give the exact accuracy of the rule it found.
+"""One run of each learner: draw a training sample, learn a rule, and compute the rule's exact accuracy.
 
 A kernel maps (key, cell) to the accuracies of the two groups and is traced, mapped and compiled by its caller. A cell
 is the swept parameters by name, `settings.AXES`; the setting holds the others.
@@ -20,10 +20,10 @@ from sims.latent import cells
 from sims.latent.cells import Params
 from sims.latent.settings import Setting
 
-_LARGEST_CORRECTION = 0.05  # where finite n moves an accuracy by more, nothing is predicted
-_OF_LIMIT = 0.02  # what X1, a limit, leaves out
-ROUNDING = 1e-5  # of float32
-_LARGEST_GAP = 1e-3  # relative duality gap of a max-margin solution that counts
+_LARGEST_CORRECTION = 0.05  # if finite n moves an accuracy by more, there is no prediction
+_OF_LIMIT = 0.02  # allowed error of X1, which is a limit
+ROUNDING = 1e-5  # error of an accuracy in float32
+_LARGEST_GAP = 1e-3  # relative duality gap; a max-margin solution with a larger one does not count
 GROUPS = ("aligned", "conflicting")
 SPREAD = ("sd", "skewness", "left_out")
 
@@ -41,9 +41,9 @@ class _Sample:
 
 
 def measure(setting: Setting, learner: str, key: jax.Array, cell: Params) -> jax.Array:
-    """Accuracy of one trained learner, (2,) by group, by the sampler that draws it.
+    """Accuracy of one trained learner, (2,) by group; its setting chooses the sampler.
 
-    NaN where max-margin has no answer, on inseparable data; infinite where its certificate fails.
+    Max-margin gives NaN on inseparable data, and infinity if its certificate fails.
     """
     model, caps, obs = _parts(setting, cell)
     sampler = setting.sampler_of(learner)
@@ -63,7 +63,7 @@ def measure(setting: Setting, learner: str, key: jax.Array, cell: Params) -> jax
 
 
 def _ambient(setting: Setting, learner: str, key: jax.Array, cell: Params) -> tuple[jax.Array, jax.Array, Any]:
-    """(D_I^T w, |w|^2, status) of a rule learnt from pairs in ambient space; learners share the pairs of a key."""
+    """(D_I^T w, |w|^2, status) of a rule learnt from ambient pairs; the same key gives all learners the same pairs."""
     model, caps, obs = _parts(setting, cell)
     key_dictionaries, key_pairs, key_learner = jax.random.split(key, 3)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
@@ -130,12 +130,15 @@ def _info_nce(setting: Setting, key: jax.Array, sample: _Sample, cell: Params) -
 
 
 def _max_margin(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
-    """Rounding the Gram matrix moves |w|^2 by a share eps (norm/margin)^2: where that alone opens the duality gap, the
-    data is not separable as far as this precision can tell."""
+    """The max-margin rule and its status: 0 if certified, infinite if not, NaN if the data is not separable.
+
+    Rounding of the Gram matrix changes |w|^2 by a relative eps (norm/margin)^2. If that alone can explain the duality
+    gap, this precision cannot decide, and the data counts as not separable.
+    """
     fit = learners.max_margin_dual(gram, label)
     rounding = jnp.finfo(gram.dtype).eps * jnp.diagonal(gram).mean() / jnp.where(fit.separable, fit.margin, 1.0) ** 2
-    told = fit.separable & ((fit.gap < _LARGEST_GAP) | (rounding < _LARGEST_GAP))
-    return fit.dual * label, jnp.where(told, jnp.where(fit.gap < _LARGEST_GAP, 0.0, jnp.inf), jnp.nan)
+    decided = fit.separable & ((fit.gap < _LARGEST_GAP) | (rounding < _LARGEST_GAP))
+    return fit.dual * label, jnp.where(decided, jnp.where(fit.gap < _LARGEST_GAP, 0.0, jnp.inf), jnp.nan)
 
 
 def _logistic(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
@@ -145,7 +148,10 @@ def _logistic(setting: Setting, gram: jax.Array, label: jax.Array) -> tuple[jax.
     return dual, 0.0
 
 
-_DUALS = {"supervised": _max_margin, "supervised_gradient": _logistic}  # coefficients of samples, status to add
+_DUALS = {
+    "supervised": _max_margin,
+    "supervised_gradient": _logistic,
+}  # -> (coefficients of the samples, status to add to the accuracy)
 
 
 _RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Params], jax.Array]] = {
@@ -156,7 +162,7 @@ _RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Params], jax.Array]] = 
 
 
 def task(setting: Setting, learner: str) -> Task:
-    """A learner over the axes of a sweep, for `sims.engine.grid`."""
+    """The task of a learner, for `sims.engine.grid`."""
     return Task(
         lambda key, point: measure(setting, learner, key, point),
         may_lack=learner == "supervised",
@@ -164,11 +170,12 @@ def task(setting: Setting, learner: str) -> Task:
 
 
 def predict(setting: Setting, learner: str, cell: Params) -> jax.Array:
-    """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where the theory at hand does not reach.
+    """Predicted accuracy, (..., 2) by group, for cells of any shape; NaN where there is no prediction.
 
-    mmcl and mmcl_gradient: the mean over training samples (X2 untruncated, X3's same-class weight), NaN where it is
-    more than 0.05 from the limit. supervised and supervised_gradient: X1, for the latter the limit of long training.
-    info_nce: none.
+    mmcl and mmcl_gradient: the mean over training samples (X2 at full rank, with X3's same-class weight); NaN if it is
+    more than 0.05 from the limit.
+    supervised and supervised_gradient: X1, for supervised_gradient in the limit of long training.
+    info_nce: no prediction.
     """
     if not _has_prediction(setting, learner):
         return jnp.full((*jnp.shape(cell["p_spu"]), 2), jnp.nan)
@@ -180,13 +187,14 @@ def predict(setting: Setting, learner: str, cell: Params) -> jax.Array:
 
 
 def predict_spread(setting: Setting, learner: str, cell: Params) -> jax.Array:
-    """What a run's accuracy may differ by from `predict`, (..., 3, 3): by outcome, the groups and shifted, as SPREAD.
+    """Distribution of a run's accuracy around `predict`: (..., 3, 3), for each outcome (both groups, shifted) SPREAD.
 
-    mmcl and mmcl_gradient: the law of second order in 1/n (`mmcl_accuracy_cumulants`), NaN where fluctuations are too
-    large for it. For the orders that follow, sd and skewness are increased by the share 4/n, and that share of the 1/n
-    term is left out, beside float32 rounding.
-    supervised and supervised_gradient: no law; left out is the distance of a finite n from X1's limit, and of a finite
-    training time from max-margin.  info_nce: NaN.
+    mmcl and mmcl_gradient: sd and skewness to second order in 1/n (`mmcl_accuracy_cumulants`), NaN if fluctuations are
+    too large for that. Higher orders are bounded by a relative 4/n: sd and skewness are increased by it, and left_out
+    is 4/n of the 1/n term, plus float32 rounding.
+    supervised and supervised_gradient: sd and skewness are NaN; left_out bounds the distance of finite n and finite
+    training from the limit.
+    info_nce: all NaN.
     """
     nothing = jnp.full((*jnp.shape(cell["p_spu"]), 3), jnp.nan)
     if not _has_prediction(setting, learner):
@@ -197,7 +205,7 @@ def predict_spread(setting: Setting, learner: str, cell: Params) -> jax.Array:
     _, correction = _mean_accuracy(setting, cell)
     cumulants = mt.theory.mmcl_accuracy_cumulants(*_parts(setting, cell), setting.n, cell["same_class_weight"])
     sd = jnp.sqrt(cumulants[..., 0])
-    varies = ~(sd < 1e-4 * ROUNDING)  # below, its cube may underflow
+    varies = ~(sd < 1e-4 * ROUNDING)  # for a smaller sd, its cube may underflow
     skewness = jnp.where(varies, cumulants[..., 1] / jnp.where(varies, sd, 1.0) ** 3, 0.0)
     left_out = jnp.where(jnp.isnan(sd), jnp.nan, ROUNDING + later * correction[..., None])
     return jnp.stack([(1 + later) * sd, (1 + later) * skewness, left_out], -1)
@@ -209,7 +217,7 @@ def _has_prediction(setting: Setting, learner: str) -> bool:
 
 
 def _mean_accuracy(setting: Setting, cell: Params) -> tuple[jax.Array, jax.Array]:
-    """(..., 2) by group, and its distance from the limit at n, the larger of both groups'."""
+    """(mean accuracy (..., 2) by group, its distance from the limit at n (...): the larger of both groups')."""
     given = *_parts(setting, cell), setting.n, cell["same_class_weight"]
     mean = groups(mt.theory.mmcl_mean_accuracy(*given))
     limit = groups(limit_accuracy(*given))

@@ -1,5 +1,6 @@
-"""A prediction over a plane of parameters beside the learner that measures it, and the predictions and learners that
-several experiments share. Everything here maps the parameters of one point, by name, to numbers.
+"""Panels: a prediction over a plane of parameters, with the learner that measures it; and those that experiments share.
+
+Everything here maps the parameters of one point, by name, to numbers.
 """
 
 import dataclasses
@@ -24,15 +25,19 @@ TEST_SIZE = 4000
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel: a prediction over the plane and the learner that measures it in cells.
+    """A prediction over the plane, and the learner that measures it in cells.
 
-    predict: point -> outcomes, drawn.  predict_cell: what the measured mean must meet where it is not `predict`, such
-    as a term in 1/n more.  measure: (key, point) -> outcomes of one run, NaN where it has none.  boundaries: label ->
-    field of the point and of what `predict` gives there, drawn where it is 0.  left_out: size of what the prediction
-    leaves out.  trials: independent draws behind one measured outcome, if it is a share.  may_lack: NaN is
-    an answer of `measure`.  coarse: predict on this many points an axis and interpolate.  sides: names of the regions
-    where the first boundary's field is below and above 0.  contours: whether the colours get numbered lines.  regimes:
-    names of whole-number outcomes 0, 1, ...
+    predict: point -> outcomes, which are drawn.
+    measure: (key, point) -> outcomes of one run, NaN if it has none.
+    predict_cell: point -> expected outcomes of `measure`, if not `predict` (it may have one more term in 1/n, say).
+    boundaries: label -> (point, outcomes of `predict`) -> field; the line where the field is 0 is drawn.
+    left_out: bound on the error of the prediction.
+    trials: number of independent draws behind a measured outcome, if it is a proportion.
+    coarse: predict on this many points per axis and interpolate.
+    may_lack: NaN is a valid outcome of `measure`.
+    sides: names of the regions where the first boundary's field is negative and positive.
+    contours: whether to draw numbered contour lines.
+    regimes: names of the outcomes 0, 1, ..., if these are whole numbers.
     """
 
     name: str
@@ -51,13 +56,13 @@ class Panel:
 
 
 def over(parameters: Mapping[str, float], f: Callable[[Params], Any], axes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """f at every combination of the axes' values, (*axes, ...), in float64; each num_pairs is compiled by itself."""
+    """f at every combination of the axes' values, (*axes, ...), in float64; compiled for each value of num_pairs."""
     sizes = tuple(name for name in axes if name == "num_pairs")
     return evaluate(lambda at: f(point(parameters, **at)), {name: v.tolist() for name, v in axes.items()}, sizes)
 
 
 def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
-    """The linear contrastive loss at n samples, intra-class: X2's limit is drawn, cells must meet its 1/n term too."""
+    """The linear contrastive loss at n samples, intra-class: X2's limit is drawn, cells must meet with its 1/n term."""
 
     def predict(p: Params) -> jax.Array:
         obs, weight = observation_of(p), p["same_class_weight"]
@@ -74,7 +79,7 @@ def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
 
 
 def _setting(p: Params) -> tuple[Setting, Params]:
-    """The setting and the cell of a sweep over p_spu that have these parameters."""
+    """The setting and the cell with these parameters, as in a sweep over p_spu."""
     sigma_image, sigma_text = cells.noise_norms(p)
     own = {f.name: p[f.name] for f in dataclasses.fields(Setting) if f.name in p}
     sizes = {"dim_image": int(p["dim_image"]), "dim_text": int(p["dim_text"])}
@@ -93,7 +98,7 @@ def whitened_accuracy(p: Params, theta: Any) -> mt.zero_shot.GroupAccuracy:
 
 
 def measure_whitened(key: jax.Array, p: Params) -> jax.Array:
-    """The family's closed form on sample covariances."""
+    """A run of the whitened family's closed form, on sample covariances."""
     model, obs = model_of(p), observation_of(p)
     key_dictionaries, key_pairs = jax.random.split(key)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
@@ -119,7 +124,7 @@ def measure_inter_class(
     n: int,
     theta: Any,
 ) -> jax.Array:
-    """Share of each group of a test sample from P* that the family's closed form on n pairs gets right."""
+    """Accuracy by group, on a test sample from P*, of the whitened family's closed form on n pairs."""
     key_dictionaries, key_pairs, key_test = jax.random.split(key, 3)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
     pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, dictionaries)

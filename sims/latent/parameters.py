@@ -1,6 +1,6 @@
-"""The parameters of the theory's models and of how they are sampled: the one table of what each means.
+"""The one table of all parameters of the theory's models and of their samples.
 
-Flags, their help texts, checks and the axes of figures read it. Imports neither JAX nor plotting.
+Flags, help texts, checks and the axes of figures read it. Imports neither JAX nor plotting.
 """
 
 import dataclasses
@@ -23,9 +23,14 @@ _ALLOWED: dict[str, Callable[[float], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """allowed: of `_ALLOWED`.  meaning: in help texts.  label: of an axis.  whole: whether it is a whole number.
+    """One row of the table.
 
-    note: what some of its values are called, in help texts."""
+    allowed: a key of `_ALLOWED`.
+    meaning: for help texts.
+    label: of an axis of a figure, with symbol and unit.
+    whole: whether it is a whole number.
+    note: names of some values, for help texts.
+    """
 
     allowed: str
     meaning: str
@@ -35,7 +40,7 @@ class Parameter:
 
     @property
     def symbol(self) -> str:
-        """The formula in the label, as LaTeX."""
+        """The symbol in the label, as LaTeX."""
         return re.findall(r"\$[^$]*\$", self.label)[0]
 
     @property

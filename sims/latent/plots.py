@@ -1,4 +1,4 @@
-"""Figures: data and an `ax` in, `ax` out. Nothing is computed here; theory is a line, measurement points with
+"""Figures: data and an `ax` in, `ax` out. Nothing is computed here. Theory is a line, measurements are points with
 intervals."""
 
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def accuracy_against_p_spu(
             curve = predicted.sel(learner=learner, group=group, drop=True)
             points = mean.sel(learner=learner, group=group)
             width = 1.8 if group in thick else 0.7
-            # Learners that share a prediction share its line, which then is drawn once.
+            # Learners with the same prediction share one line.
             if not any(curve.equals(predicted.sel(learner=other, group=group, drop=True)) for other in learners[:i]):
                 ax.plot(curve.p_spu, curve, dashes, color=colour, lw=width, zorder=2)
             if not curve.notnull().any():
@@ -69,7 +69,7 @@ def accuracy_against_p_spu(
 
 
 def legend_handles(learners: list[str], with_theory: list[str]) -> list[Line2D]:
-    """One handle a learner: its line where it has a prediction, its marker always."""
+    """One handle per learner: always its marker, and its line if it has a prediction."""
     handles = []
     for learner in learners:
         colour, marker, dashes, label = STYLE[learner]
@@ -144,7 +144,7 @@ def regimes(ax: Axes, data: xr.Dataset, names: tuple[str, ...]) -> Axes:
 
 
 def name_sides(ax: Axes, data: xr.Dataset, boundaries: list[str], sides: tuple[str, str]) -> Axes:
-    """The names of the regions below and above the first boundary, each at its middle."""
+    """Name the regions below and above the first boundary, each at its middle."""
     field = data.boundary.sel(boundary_label=boundaries[0]).values
     for name, region in zip(sides, (field < 0, field > 0), strict=True):
         inside = np.argwhere(region)
@@ -157,7 +157,7 @@ def name_sides(ax: Axes, data: xr.Dataset, boundaries: list[str], sides: tuple[s
 
 
 def _boundary(ax: Axes, data: xr.Dataset, label: str, i: int) -> None:
-    """The line where the boundary's field is 0, if it is anywhere, and its entry in the legend."""
+    """Draw the line where the boundary's field is 0, if there is one, with an entry in the legend."""
     field = data.boundary.sel(boundary_label=label).values
     known = field[~np.isnan(field)]
     if not len(known) or known.min() > 0 or known.max() < 0:
@@ -168,7 +168,7 @@ def _boundary(ax: Axes, data: xr.Dataset, label: str, i: int) -> None:
 
 
 def name_plane(ax: Axes, x: str, y: str, log_x: bool, log_y: bool) -> Axes:
-    """Axis names with symbol and unit, and log scales."""
+    """Name both axes with symbol and unit, and set log scales."""
     ax.set_xlabel(PARAMETERS[x].label)
     ax.set_ylabel(PARAMETERS[y].label)
     if log_x:
@@ -179,7 +179,7 @@ def name_plane(ax: Axes, x: str, y: str, log_x: bool, log_y: bool) -> Axes:
 
 
 def accuracy_against_time(ax: Axes, data: xr.Dataset) -> Axes:
-    """Theory's line, the runs' mean as points in a band of all runs, and the end points as horizontal lines.
+    """Theory as a line, the mean of the runs as points in a band of all runs, the end points as horizontal lines.
 
     data: `accuracy_predicted` (time), `accuracy_measured` (loss, seed, time), `end_points` (end_point) of one group.
     """
@@ -210,10 +210,10 @@ _BY_PI_SPU = [("#0072B2", "o", "-"), ("#009E73", "^", "--"), ("#D55E00", "s", "-
 
 
 def accuracy_against_pi_core(ax: Axes, data: xr.Dataset) -> Axes:
-    """Theory as lines, measured points with 1.96 standard errors, by pi_spu; the best captions within the budget.
+    """For each pi_spu theory as a line and measurements +- 1.96 standard errors; the best captions within the budget.
 
     data: `curve` (pi_spu, pi_core_fine), `mean` and `error` (pi_spu, pi_core), `best` (detail), `best_value` and
-    `sharing_threshold`, NaN where there is nothing to draw.
+    `sharing_threshold`. NaN is not drawn.
     """
     for i, pi_spu in enumerate(data.pi_spu.values):
         colour, marker, dashes = _BY_PI_SPU[i % len(_BY_PI_SPU)]

@@ -1,24 +1,30 @@
-"""What a run of a learner is given beside the cell: sizes, noise, training, and how its sample is drawn."""
+"""What a run of a learner needs besides its cell: sizes, noise, training, and how its sample is drawn."""
 
 import dataclasses
 
 AXES = ("p_spu", "sigma_core", "sigma_spu", "pi_core", "same_class_weight")
 LEARNERS = ("mmcl", "mmcl_gradient", "info_nce", "supervised", "supervised_gradient")
-# How a learner's result is drawn, cheapest first: from sufficient statistics, at a cost that grows neither with n nor
-# with the dimensions; without the ambient dimensions; from samples in ambient space. All three have one law (X9).
+# How a learner's result is drawn, cheapest first: from sufficient statistics, at a cost independent of n and of the
+# dimensions; in latent space; from samples in ambient space. All three have the same distribution (X9).
 SAMPLERS = ("statistics", "latent", "ambient")
 _HAS = {"mmcl": SAMPLERS, "supervised": SAMPLERS[1:], "supervised_gradient": SAMPLERS[1:]}
-_CROSSOVER = 128  # samples from which on the statistics are drawn faster than the latents
+_CROSSOVER = 128  # number of samples above which drawing statistics is faster than drawing latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What does not vary between the cells of a sweep: sizes, noise, training.
+    """What does not vary between the cells of a sweep.
 
-    n samples; dim_image, dim_text input dimensions; sigma_image, sigma_text noise norms; mu_core, mu_spu feature means;
-    pi_spu chance that a caption names the spurious feature; embed_dim embedding size, None for no limit;
-    gradient_steps of the gradient-trained learners; batch_size, None for 128 or all n if fewer, and temperature of
-    InfoNCE; sampler, of SAMPLERS or "auto", the cheapest that each learner has.
+    n: samples.
+    dim_image, dim_text: input dimensions.
+    sigma_image, sigma_text: noise norms.
+    mu_core, mu_spu: feature means.
+    pi_spu: probability that a caption names the spurious feature.
+    embed_dim: embedding size; None: no limit.
+    gradient_steps: of the gradient-trained learners.
+    batch_size: of InfoNCE; None: 128, or n if that is smaller.
+    temperature: of InfoNCE.
+    sampler: of SAMPLERS, or "auto": the cheapest that each learner has.
     """
 
     n: int = 500
@@ -36,20 +42,20 @@ class Setting:
     sampler: str = "auto"
 
     def samplers(self, learner: str) -> tuple[str, ...]:
-        """Those that this learner has: the rank-r rule needs the whole spectrum of an ambient sample."""
+        """The samplers of this learner; the rank-r rule has only `ambient`: it needs a sample's whole spectrum."""
         if learner == "mmcl" and self.rank < min(self.dim_image, self.dim_text):
             return ("ambient",)
         return _HAS.get(learner, ("ambient",))
 
     def sampler_of(self, learner: str) -> str:
-        """The one that draws this learner's runs; auto: the cheapest, by `sims.bench --jobs=crossover`."""
+        """The sampler of this learner's runs; auto: the cheapest, as measured by `sims.bench --jobs=crossover`."""
         if self.sampler != "auto":
             return self.sampler
         cheap = self.samplers(learner)[0]
         return "latent" if cheap == "statistics" and self.n < _CROSSOVER else cheap
 
     def least_bytes(self, learner: str) -> int:
-        """Less than a run of this learner takes: its sample alone, or its Gram matrix."""
+        """A lower bound on the memory of a run: its sample and its Gram matrix."""
         sampler = self.sampler_of(learner)
         if sampler == "statistics":
             return 0

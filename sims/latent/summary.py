@@ -1,4 +1,4 @@
-"""Measured beside predicted: means and standard errors over seeds, a verdict for every cell, as rows and as text."""
+"""Measured against predicted: means and standard errors over seeds, and a verdict for every cell, as table and text."""
 
 import math
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ def with_shifted(accuracy: xr.DataArray) -> xr.DataArray:
 
 
 def seed_statistics(measured: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean and standard error over the seeds that have a value; NaN standard error for fewer than two."""
+    """Mean and standard error over the seeds that have a value; the error of fewer than two seeds is NaN."""
     count = measured.notnull().sum("seed")
     deviation = measured.std("seed", ddof=1) if measured.sizes["seed"] > 1 else measured.mean("seed") * np.nan
     return measured.mean("seed"), deviation / np.sqrt(count)
 
 
 def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArray) -> xr.DataArray:
-    """Probability, for each cell and learner, of means this far from their predictions, if these hold.
+    """p-value of each cell and learner: 3 min over the outcomes (both groups, shifted), by Bonferroni.
 
-    The smallest of the three outcomes' (both groups, shifted) times three. By the run's own law where theory gives one,
-    else by Student's t. NaN: not judged, for want of a prediction, of seeds, or of runs that have a value.
+    Uses the distribution of a run if theory gives it, else Student's t. NaN means not judged: no prediction, too few
+    seeds, or runs without a value.
 
-    spread: sd, skewness, left_out of `measure.predict_spread`, along the last axis, over all cells and outcomes.
+    spread: `measure.predict_spread` of all cells and outcomes; sd, skewness and left_out along the last axis.
     """
     measured, predicted = with_shifted(measured), with_shifted(predicted)
     seeds = measured.sizes["seed"]
@@ -55,9 +55,9 @@ def p_values(predicted: xr.DataArray, measured: xr.DataArray, spread: xr.DataArr
 def verdicts(
     learner: str, p_value: np.ndarray, predicted: np.ndarray, failed: np.ndarray, seeds: int, level: float
 ) -> np.ndarray:
-    """A word a cell. p_value, failed (runs): (cells,).  predicted: (cells, groups).  level: of one cell."""
+    """A verdict for each cell. p_value, failed (runs): (cells,).  predicted: (cells, groups).  level: of one cell."""
     judged = np.where(p_value > level, "agrees", "differs").astype(object)
-    # Of the linear loss theory gives the law, unless n is too small; seeds are judged by Student's t for the others.
+    # Theory gives the distribution for the linear loss, unless n is too small; the others are judged by Student's t.
     least = statistics.LEAST_SEEDS_BY_LAW if learner.startswith("mmcl") else statistics.LEAST_SEEDS
     judged[np.isnan(p_value)] = "not judged: few seeds" if seeds < least else "not judged: n too small"
     judged[np.isnan(predicted).any(-1)] = "no prediction"
@@ -78,8 +78,7 @@ def tabulate(rows: Sequence[str], outcome: str, **parts: xr.DataArray) -> pd.Dat
 
 
 def columns(dataset: xr.Dataset) -> pd.DataFrame:
-    """A row a cell and learner: coordinates, prediction, mean and se of aligned, conflicting, shifted, then the
-    verdict."""
+    """A row per cell and learner: coordinates; prediction, mean and se of aligned, conflicting, shifted; verdict."""
     order = (*AXES, "learner")
     predicted, measured = with_shifted(dataset.accuracy_predicted), with_shifted(dataset.accuracy_measured)
     mean, error = seed_statistics(measured)
@@ -96,7 +95,7 @@ def columns(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def text(table: pd.DataFrame) -> str:
-    """The first rows as an aligned table; axes that do not vary stand once, above it."""
+    """The first rows as an aligned table, below a line with the axes that do not vary."""
     shown = min(len(table), MAX_ROWS)
     varying = [a for a in AXES if a == "p_spu" or (table[a] != table[a][0]).any()]
     fixed = ", ".join(f"{a} = {table[a][0]:g}" for a in AXES if a not in varying)

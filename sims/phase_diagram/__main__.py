@@ -1,7 +1,7 @@
-"""Phase diagrams: the predicted value over two parameters, the boundaries theory draws, and measured cells on top.
+"""Phase diagrams: a predicted value over two parameters, theory's boundaries, and measured cells on top.
 
-A measured cell is a square in the colours of the prediction around it, so that a wrong one stands out; the largest |z|
-over all cells is printed. Diagrams, each with its own axes, parameters and defaults:
+Measured cells are squares on the same colour scale as the prediction around them, so that a difference stands out. The
+largest |z| over all cells is printed. Each diagram has its own axes, parameters and defaults:
 
     robustness         linear contrastive loss beside max-margin supervised learning (T2, X1, X2, X4)
     same_class_weight  how much intra-class contrasting is best at n samples (X3)
@@ -23,7 +23,7 @@ from sims.phase_diagram.config import DIAGRAMS, ROW_SIZES, VALUES, Config, axis
 
 def _define_flags() -> None:
     define("diagram", "robustness", f"one of {', '.join(DIAGRAMS)}", str)
-    form = "NAME:start:stop:count, or NAME:start:stop:count:log; NAME is a parameter of the diagram that is no size"
+    form = "NAME:start:stop:count, or NAME:start:stop:count:log; NAME is a parameter of the diagram, not a size"
     shown = {name: "; ".join(f"{k}: {getattr(d, name)}" for k, d in DIAGRAMS.items()) for name in ("x", "y", "value")}
     define("x", None, f"horizontal axis, {form}. Defaults: {shown['x']}", axis)
     define("y", None, f"vertical axis, {form}, or {' or '.join(ROW_SIZES)}. Defaults: {shown['y']}", axis)

@@ -1,4 +1,4 @@
-"""What a phase diagram is asked to show, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+"""The config of a phase diagram, with its checks. Imports neither JAX nor plotting, so that --help is quick."""
 
 import dataclasses
 from typing import Any
@@ -7,13 +7,13 @@ from sims.engine import processes
 from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_range, count, number
 from sims.latent.parameters import INTEGERS, PARAMETERS, check_parameter
 
-ROW_SIZES = ("n", "num_pairs")  # whole numbers that the y axis may take: each row is compiled by itself
+ROW_SIZES = ("n", "num_pairs")  # whole numbers that may be the y axis: each row is compiled separately
 VALUES = ("shifted", "aligned", "conflicting", "worst", "train", "gap")
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """count values of a parameter from start to stop, both included, even in the parameter or (log) its logarithm."""
+    """count values of a parameter from start to stop, both included, evenly spaced (log: in the logarithm)."""
 
     name: str
     start: float
@@ -50,7 +50,7 @@ def axis(text: str) -> Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """A diagram's own axes, value, learners (panels), seeds, parameters, cells along an axis; it takes no others."""
+    """A diagram's defaults; it has no panels or parameters but these."""
 
     x: Axis
     y: Axis
@@ -170,8 +170,11 @@ DIAGRAMS = {
 class Config:
     """A phase diagram: two axes, a value, panels, how the cells are measured. None: the diagram's default.
 
-    cells: measured cells along each axis, 0 measures none.  seeds: runs of each cell.  seed: root of all randomness.
-    parameters: those that differ from the diagram's, as (name, value) pairs.
+    learners: names of the panels.
+    cells: measured cells along each axis; 0 measures none.
+    seeds: runs of each cell.
+    seed: root of all randomness.
+    parameters: (name, value) pairs in place of the diagram's defaults.
     """
 
     diagram: str
@@ -185,7 +188,7 @@ class Config:
     parameters: tuple[tuple[str, float], ...] = ()
 
     def checked(self) -> "Resolved":
-        """All defaults filled in. Raises: UsageError naming the flag, the value and what is allowed."""
+        """The same with all defaults filled in. Raises: UsageError naming the flag, the value and what is allowed."""
         check_choice("diagram", self.diagram, DIAGRAMS)
         default = DIAGRAMS[self.diagram]
         x, y = self.x or default.x, self.y or default.y
@@ -241,7 +244,7 @@ class Resolved:
     parameters: dict[str, float]
 
     def flat(self) -> dict[str, Any]:
-        """By flag name."""
+        """All that decides the result, by flag name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         parameters = fields.pop("parameters")
         return {"command": "phase_diagram", **fields, "x": str(self.x), "y": str(self.y), **parameters}
@@ -255,7 +258,7 @@ class Resolved:
         return cls(**fields, parameters=rest)
 
     def check(self) -> None:
-        """Refuse what cannot be: dictionaries wider than the data, batches larger than it, more than memory holds."""
+        """Refuse fewer dimensions than latents, batches larger than n, and more data than memory holds."""
         p = {**self.parameters, **{ax.name: ax.values[-1] for ax in (self.x, self.y)}}
         latents = 2 * p["num_pairs"] if "num_pairs" in p else 2
         for name in ("dim_image", "dim_text"):

@@ -36,14 +36,14 @@ _SECTIONS = 40
 
 @dataclasses.dataclass(frozen=True)
 class Diagram:
-    """Panels over the same plane. outcomes: names of what a run gives, the two groups' accuracies or one share."""
+    """Panels over the same plane. outcomes: names of a run's outcomes, both groups' accuracies or one proportion."""
 
     panels: tuple[Panel, ...]
     outcomes: tuple[str, ...] = measure.GROUPS
 
 
 def robustness() -> Diagram:
-    """T2, X2, X4 beside X1: accuracy of the linear contrastive loss and of max-margin supervised learning."""
+    """T2, X2, X4 and X1: accuracy of the linear contrastive loss, and of max-margin supervised learning."""
 
     def too_strong(p: Params, outcomes: jax.Array) -> jax.Array:
         threshold = mt.theory.strong_spurious_threshold(model_of(p), captions_of(p), p["same_class_weight"])
@@ -59,8 +59,8 @@ def robustness() -> Diagram:
         max_margin,
         lambda key, p: measure_of_sweep(key, p, "supervised"),
         boundaries={
-            "conflicting group: half right": lambda _, found: found[1] - 0.5,
-            "separable below this line (X1)": lambda _, found: jnp.where(jnp.isnan(found[0]), -1.0, 1.0),
+            "conflicting group: half right": lambda _, accuracy: accuracy[1] - 0.5,
+            "separable below this line (X1)": lambda _, accuracy: jnp.where(jnp.isnan(accuracy[0]), -1.0, 1.0),
         },
         left_out=0.02,
         may_lack=True,
@@ -103,7 +103,7 @@ def whitening() -> Diagram:
 
 
 def _measure_info_nce(key: jax.Array, p: Params) -> jax.Array:
-    """Both encoders trained by Adam, its rate falling to 0, on minibatches."""
+    """Train both encoders by Adam on minibatches, with a cosine schedule of the learning rate."""
     model, obs = model_of(p), observation_of(p)
     key_dictionaries, key_pairs, key_start, key_batches = jax.random.split(key, 4)
     dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
@@ -150,7 +150,7 @@ def caption_policy() -> Diagram:
         info_nce,
         _measure_info_nce,
         boundaries={
-            "balanced captions": lambda _, found: found[1] - found[0],
+            "balanced captions": lambda _, accuracy: accuracy[1] - accuracy[0],
             "balanced captions of the whitened rule": balanced,
         },
         left_out=0.01,
@@ -164,7 +164,7 @@ _METHODS = {"align": "align (CCA)", "predict": "predict (reduced-rank regression
 
 
 def align_predict() -> Diagram:
-    """X7: which of alignment, prediction and the linear contrastive loss find the shared signal."""
+    """X7: which methods find the shared signal: alignment, prediction, the linear contrastive loss."""
 
     def criteria(p: Params) -> mt.theory.Recovery:
         shared = p["nuisance_correlation"] * p["nuisance_variance"]
@@ -224,7 +224,7 @@ def recovery_chance(method: str, p: Params) -> jax.Array:
 
 
 def _measure_recovery(method: str, key: jax.Array, p: Params) -> jax.Array:
-    """1 if the leading left singular vector of the sample's matrix is closer to the signal's coordinate, else 0."""
+    """1 if the leading left singular vector of the sample matrix is closer to the signal's coordinate, else 0."""
     n = int(p["n"])
     shared, own_x, own_y = jax.random.normal(key, (3, n, 2))
     rho, sd = p["nuisance_correlation"], jnp.sqrt(p["nuisance_variance"])
@@ -240,12 +240,12 @@ def _measure_recovery(method: str, key: jax.Array, p: Params) -> jax.Array:
         best = learners.whitened_optimum(cross_cov, jnp.cov(x.T), text, 1.0, rank=1)
     power = p["signal"] ** 2 + p["noise_x"]
     scale = jnp.ones(2) if method == "contrast" else jnp.sqrt(jnp.stack([power, p["nuisance_variance"]]))
-    direction = jnp.abs(best).sum(1) * scale  # the columns of a matrix of rank one are multiples of each other
+    direction = jnp.abs(best).sum(1) * scale  # the matrix has rank one, so its columns are proportional
     return jnp.where(direction[0] > direction[1], 1.0, 0.0)
 
 
 def sharing() -> Diagram:
-    """T4, T6: classes that share details teach each other, under the linear loss, not under supervised learning."""
+    """T4, T6: classes that share details help each other under the linear loss, but not under supervised learning."""
 
     def linear(p: Params) -> jax.Array:
         return groups(mt.theory.mmcl_accuracy(*cells.inter_class(p)))

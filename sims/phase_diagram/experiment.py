@@ -25,7 +25,7 @@ from sims.phase_diagram.config import ROW_SIZES, Config, Resolved
 
 
 def grid_of(config: Resolved) -> Grid:
-    """The panels over the measured cells."""
+    """The panels' learners over the measured cells."""
     diagram = select(config)
     x_cell, y_cell = cells_of(config)
     kernels = {panel.name: panel for panel in diagram.panels}
@@ -64,7 +64,7 @@ def cells_of(config: Resolved) -> tuple[np.ndarray, np.ndarray]:
 
 
 def complete(config: Resolved, measured: np.ndarray) -> xr.Dataset:
-    """All that is stored beside the measurements: the plane's predictions and boundaries, the cells' predictions."""
+    """All variables but the measurements: predictions and boundaries over the plane, predictions of the cells."""
     diagram = select(config)
     (x, y), (x_cell, y_cell) = axes_of(config), cells_of(config)
     boundaries = list(dict.fromkeys(label for panel in diagram.panels for label in panel.boundaries))
@@ -100,12 +100,12 @@ def _centres(count: int, cells: int) -> np.ndarray:
 
 
 def _mapped(config: Resolved, f: Callable[[Params], Any], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """f at all points, (y, x, ...), in float64."""
+    """f at all points of the plane, (y, x, ...), in float64."""
     return panels.over(config.parameters, f, {config.y.name: y, config.x.name: x})
 
 
 def _plane(config: Resolved, panel: Panel, boundaries: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions (y, x, outcome), boundary fields (boundary, y, x; NaN: not this panel's), cells' predictions."""
+    """(predictions (y, x, outcome), fields (boundary, y, x), NaN for other panels' boundaries, cells' predictions)."""
     (x, y), (x_cell, y_cell) = axes_of(config), cells_of(config)
 
     def over_plane(f: Callable[[Params], Any]) -> np.ndarray:
@@ -119,8 +119,8 @@ def _plane(config: Resolved, panel: Panel, boundaries: list[str]) -> tuple[np.nd
         fields = [jnp.asarray(field(p, outcomes), float) for field in panel.boundaries.values()]
         return jnp.concatenate([jnp.asarray(outcomes, float), jnp.array(fields)])
 
-    found = over_plane(predict_all)
-    predicted, values = np.split(found, [found.shape[-1] - len(panel.boundaries)], axis=-1)
+    layers = over_plane(predict_all)
+    predicted, values = np.split(layers, [layers.shape[-1] - len(panel.boundaries)], axis=-1)
     fields = np.full((len(boundaries), len(y), len(x)), np.nan)
     for label, value in zip(panel.boundaries, np.moveaxis(values, -1, 0), strict=True):
         fields[boundaries.index(label)] = value
@@ -134,7 +134,7 @@ def _knots(count: int, coarse: int) -> np.ndarray:
 
 
 def _interpolate(knots: np.ndarray, coarse_x: np.ndarray, coarse_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
-    """Cubic in the index of the axes, so that log axes are even; linear, with gaps, where some knots are NaN."""
+    """Cubic interpolation in the axes' indices, so that log axes are even; if some knots are NaN, linear, with gaps."""
     at = [np.interp(fine, coarse, np.arange(len(coarse))) for fine, coarse in ((y, coarse_y), (x, coarse_x))]
     index = [np.arange(len(coarse), dtype=float) for coarse in (coarse_y, coarse_x)]
     grid = np.stack(np.meshgrid(*at, indexing="ij"), -1)
@@ -149,7 +149,7 @@ def _interpolate(knots: np.ndarray, coarse_x: np.ndarray, coarse_y: np.ndarray, 
 
 
 def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The shown number of outcomes (..., y, x, outcome)."""
+    """The value to show of outcomes (..., y, x, outcome)."""
     if outcomes.shape[-1] == 1:
         return outcomes[..., 0]
     aligned, conflicting = outcomes[..., 0], outcomes[..., 1]
@@ -169,7 +169,7 @@ def _value(config: Resolved, outcomes: np.ndarray, x: np.ndarray, y: np.ndarray)
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:
-    """One row a measured cell and panel: coordinates, then prediction, mean, standard error and z of each outcome."""
+    """A row per measured cell and panel: coordinates; prediction, mean, standard error and z of each outcome."""
     cell, measured = ("panel", "y_cell", "x_cell"), dataset.measured
     mean, error = (
         measured.mean("seed", skipna=False),
@@ -183,7 +183,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 
 
 def text(dataset: xr.Dataset) -> str:
-    """One line a panel: cells judged, largest |z| over them and their outcomes, largest difference."""
+    """A line per panel: number of cells judged, largest |z| over cells and outcomes, largest difference."""
     lines = []
     for panel in select(_config(dataset)).panels:
         here = dataset.sel(panel=panel.name)
@@ -203,7 +203,7 @@ def text(dataset: xr.Dataset) -> str:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """The panels, two a row, with one colour scale."""
+    """The panels, two per row, with one colour scale."""
     config = _config(dataset)
     panels = select(config).panels
     step = plots.CONTOUR_STEPS[config.value]
@@ -239,7 +239,7 @@ def _config(dataset: xr.Dataset) -> Resolved:
 
 
 def _round_range(values: np.ndarray, step: float) -> tuple[float, float]:
-    """The range of the known values, widened to multiples of step."""
+    """The range of the values, widened to multiples of step."""
     if np.isnan(values).all():
         return 0.0, 1.0
     low, high = np.floor(np.nanmin(values) / step + 1e-9), np.ceil(np.nanmax(values) / step - 1e-9)

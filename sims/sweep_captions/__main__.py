@@ -1,8 +1,9 @@
 """What captions name decides: accuracy over pi_core x pi_spu under the linear loss and under the whitened rule.
 
-Both data models (T5 intra-class, T6 inter-class), the linear loss beside the whitened rule, to which InfoNCE tends
-(X10), each predicted by theory and measured on samples in ambient space; and for each the best captions within a budget
-cost_core pi_core + cost_spu pi_spu <= budget (X8), with the residual of its optimality conditions.
+Covers both data models (T5 intra-class, T6 inter-class), under the linear loss and under the whitened rule, which
+approximates InfoNCE (X10). Each accuracy is predicted by theory and measured on samples in ambient space. For each
+model and loss it also finds the best captions within a budget, cost_core pi_core + cost_spu pi_spu <= budget (X8), and
+prints the residual of their optimality conditions.
 
     python -m sims.sweep_captions --out runs/captions --pi_core=0:1:9 --pi_spu=0,0.5,1 --budget=1 --cost_spu=0.5
 """
@@ -22,7 +23,7 @@ def _define_flags() -> None:
     define("model", config.model, f"data models, of {', '.join(PARAMETERS_OF)}", names)
     for name in ("pi_core", "pi_spu"):
         define(name, getattr(config, name), f"axis (number list): {PARAMETERS[name].help}", numbers)
-    define("budget", config.budget, "cost_core pi_core + cost_spu pi_spu is at most this, >= 0", number)
+    define("budget", config.budget, "upper limit of cost_core pi_core + cost_spu pi_spu, >= 0", number)
     define("cost_core", config.cost_core, "cost of always naming the core detail, > 0", number)
     define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
     define("seeds", config.seeds, "independent runs of each cell, loss and model, >= 2", integer)

@@ -1,4 +1,4 @@
-"""What a sweep over captions is asked for, checked. Imports neither JAX nor plotting: --help and refusals are quick."""
+"""The config of a sweep over captions, with its checks. Imports neither JAX nor plotting, so that --help is quick."""
 
 import dataclasses
 from typing import Any
@@ -40,7 +40,7 @@ PARAMETER_FLAGS = [name for name in PARAMETERS if any(name in p for p in PARAMET
 class Config:
     """Two axes, one or both data models, how cells are measured, and the budget.
 
-    parameters: those that differ from each model's own, as (name, value) pairs; one that a model lacks is not its.
+    parameters: (name, value) pairs in place of a model's defaults. A model ignores those that it does not have.
     """
 
     model: tuple[str, ...] = ("intra_class", "inter_class")
@@ -54,7 +54,7 @@ class Config:
     parameters: tuple[tuple[str, float], ...] = ()
 
     def of(self, model: str) -> dict[str, float]:
-        """All parameters of a data model."""
+        """All parameters of a data model, by name."""
         own = PARAMETERS_OF[model]
         return {**own, **{name: value for name, value in self.parameters if name in own}}
 
@@ -88,6 +88,6 @@ class Config:
                 raise UsageError(f"--n times the dimensions must be at most 2e8, got --n={p['n']:g}.")
 
     def flat(self) -> dict[str, Any]:
-        """By flag name."""
+        """All that decides the result, by flag name."""
         fields = {**dataclasses.asdict(self), "parameters": {model: self.of(model) for model in self.model}}
         return {"command": "sweep_captions", **fields}

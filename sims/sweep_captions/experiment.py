@@ -21,7 +21,7 @@ from sims.sweep_captions.config import Config
 LOSSES = ("linear", "whitened")
 FINE_POINTS = 101
 _VARIABLES = ("accuracy_predicted", "accuracy_curve", "z", "best", "best_value", "kkt_residual", "sharing_threshold")
-# The inter-class prediction is the limit of many samples; measured differences fall as 1/n.
+# The inter-class prediction is the limit of many samples; its error decreases as 1/n.
 _LEFT_OUT = {"intra_class": 1e-3, "inter_class": 0.02}
 
 
@@ -62,10 +62,10 @@ def _panels(model: str) -> tuple[Panel, Panel]:
 
 
 def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
-    """All that is stored beside the measurements (model, loss, seed, pi_spu, pi_core, group)."""
+    """All variables but the measurements; these are (model, loss, seed, pi_spu, pi_core, group)."""
     core, spu, fine = np.array(config.pi_core), np.array(config.pi_spu), np.linspace(0, 1, FINE_POINTS)
     parts: dict[str, list[Any]] = {name: [] for name in _VARIABLES}
-    for model, found in zip(config.model, measured, strict=True):
+    for model, samples in zip(config.model, measured, strict=True):
         both, parameters = _panels(model), config.of(model)
         at_cells, along = ({"pi_spu": spu, "pi_core": x} for x in (core, fine))
         predicted = np.stack([panels.over(parameters, p.predict_cell or p.predict, at_cells) for p in both])
@@ -77,7 +77,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
         parts["kkt_residual"].append([b.kkt_residual for b in best])
         parts["sharing_threshold"].append(_threshold(model, parameters))
         trials = np.array([panel.trials or np.inf for panel in both])[:, None, None, None]
-        parts["z"].append(statistics.z_scores(predicted, np.moveaxis(found, 1, -1), _LEFT_OUT[model], trials))
+        parts["z"].append(statistics.z_scores(predicted, np.moveaxis(samples, 1, -1), _LEFT_OUT[model], trials))
     cell = ("pi_spu", "pi_core", "group")
     dims = {
         "accuracy_predicted": ("model", "loss", *cell),
@@ -98,7 +98,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
 
 
 def _best(config: Config, parameters: dict[str, float], panel: Panel) -> theory.CaptionBudget:
-    """X8: the captions of best predicted accuracy on P* within the budget."""
+    """X8: the captions within the budget that have the best predicted accuracy on P*."""
     with jax.enable_x64(True):
         return theory.optimal_captions(
             lambda pi: panel.predict(cells.point(parameters, pi_core=pi[0], pi_spu=pi[1])).mean(),
@@ -108,16 +108,16 @@ def _best(config: Config, parameters: dict[str, float], panel: Panel) -> theory.
 
 
 def _threshold(model: str, parameters: dict[str, float]) -> float:
-    """T6's pi*; NaN where there is none to draw."""
+    """T6's pi*; NaN if it does not apply."""
     if model == "intra_class":
         return np.nan
     with jax.enable_x64(True):
-        found = float(theory.sharing_threshold(cells.classes_of(parameters)))
-    return found if found <= 1 and parameters["p_spu"] == 1 else np.nan
+        threshold = float(theory.sharing_threshold(cells.classes_of(parameters)))
+    return threshold if threshold <= 1 and parameters["p_spu"] == 1 else np.nan
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:
-    """One row a model, loss and cell."""
+    """A row per model, loss and cell."""
     mean, error = summary.seed_statistics(dataset.accuracy_measured)
     parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
     return summary.tabulate(("model", "loss", "pi_spu", "pi_core"), "group", **parts)
@@ -141,7 +141,7 @@ def text(dataset: xr.Dataset) -> str:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """A row for each model: accuracy on P* and in both groups, the linear loss and then the whitened rule."""
+    """A row of panels per model: accuracy on P* and in both groups, for the linear loss, then for the whitened rule."""
     shown = [(loss, value) for loss in dataset.loss.values for value in ("shifted", "aligned", "conflicting")]
     models = dataset.model.values
     size = (17, 3.7 * len(models) + 0.6)
@@ -161,7 +161,7 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def _of_value(data: xr.Dataset, value: str) -> xr.Dataset:
-    """curve, mean, error of one number, and the best captions where that number is what they maximise."""
+    """Curve, mean and error of one accuracy; the best captions too, if they maximise that accuracy."""
 
     def pick(x: xr.DataArray) -> xr.DataArray:
         return x.mean("group") if value == "shifted" else x.sel(group=value)

@@ -1,8 +1,8 @@
 """Accuracy under shift as the spurious correlation of the training data grows: MMCL against supervised learning.
 
-Every cell of a grid over p_spu (and over core and spurious variance, caption detail and same-class weight) is predicted
-by theory and measured by learners trained on samples in ambient space; both are printed, judged, stored and drawn. A
-number list is 0.5,0.9 or start:stop:count. An interrupted run goes on where it stopped when the command is repeated.
+The grid is over p_spu, and also over core and spurious variance, caption detail and same-class weight. In each cell
+theory predicts the accuracy, and learners trained on samples measure it; both are compared, printed, stored and drawn.
+A number list is 0.5,0.9 or start:stop:count. If a run is interrupted, the same command resumes it.
 
     python -m sims.sweep_spurious --out runs/my_sweep --p_spu=0.5:1:11 --pi_core=0,1 --learners=mmcl,supervised
 """
@@ -29,7 +29,7 @@ def _define_flags() -> None:
     define(
         "seeds",
         config.seeds,
-        "independent runs of each cell and learner, >= 1; 2 or more give standard errors",
+        "independent runs of each cell and learner, >= 1; standard errors need 2 or more",
         integer,
     )
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
@@ -37,7 +37,7 @@ def _define_flags() -> None:
         define(name, getattr(setting, name), PARAMETERS[name].help, integer)
     define("gradient_steps", setting.gradient_steps, "steps of the gradient-trained learners, >= 1", integer)
     optional_sizes = {
-        "batch_size": "samples in a step of info_nce, in [2, n]; none: 128, or n if fewer; the other learners take all",
+        "batch_size": "samples in a step of info_nce, in [2, n]; none: 128, or n if smaller; others use all",
         "embed_dim": "embedding size of the mmcl learners, in [1, min(dim_image, dim_text)]; none: no limit",
     }
     for name, text in optional_sizes.items():

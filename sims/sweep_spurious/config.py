@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, checked. Imports neither JAX nor plotting, so that --help and refusals are quick."""
+"""The config of a sweep over p_spu, with its checks. Imports neither JAX nor plotting, so that --help is quick."""
 
 import dataclasses
 import math
@@ -9,15 +9,16 @@ from sims.engine.flags import UsageError, check_choice, check_positive, check_ra
 from sims.latent.parameters import PARAMETERS, check_parameter
 from sims.latent.settings import AXES, LEARNERS, SAMPLERS, Setting
 
-_COPIES = 8  # of the results of all runs in memory: measured, cleaned, means, errors
+_COPIES = 8  # of all results in memory: measured, without failures, means, errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A sweep: its axes, its setting, how many seeds of which learners.
+    """A sweep: five axes, the setting, the learners and the number of seeds.
 
-    The axes are tuples of numbers. seeds: independent runs a cell.  seed: root of all randomness.  learners: of
-    `LEARNERS`.
+    learners: of `LEARNERS`.
+    seeds: independent runs per cell.
+    seed: root of all randomness.
     """
 
     p_spu: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -42,11 +43,11 @@ class Config:
 
     @property
     def result_bytes(self) -> int:
-        """Memory that the accuracies of all runs take with their working copies."""
+        """Memory for the accuracies of all runs, with working copies."""
         return 8 * 2 * _COPIES * self.runs * len(self.learners)
 
     def flat(self) -> dict[str, Any]:
-        """All fields and the setting's, by flag name."""
+        """All that decides the result, by flag name."""
         fields = dataclasses.asdict(self)
         setting = fields.pop("setting")
         return {"command": "sweep_spurious", **fields, **setting}

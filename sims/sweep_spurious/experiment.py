@@ -35,7 +35,7 @@ def grid_of(config: Config) -> Grid:
 
 
 def _complete(config: Config, measured: np.ndarray) -> xr.Dataset:
-    """Predicted accuracies on named axes, every axis present, and on a fine grid of p_spu; the cells' p-values.
+    """Predicted accuracies of the cells and on a fine grid of p_spu, and the p-values of the cells.
 
     measured: (learner, seed, axes..., group).
     """
@@ -66,8 +66,10 @@ def _complete(config: Config, measured: np.ndarray) -> xr.Dataset:
 def _predict(
     config: Config, axes: Mapping[str, Sequence[float]], what: Callable[..., jax.Array] = measure.predict
 ) -> np.ndarray:
-    """`what` of every learner (learner, axes..., ...) in float64, whatever the precision of the measurement."""
-    families = [name.removesuffix("_gradient") for name in config.learners]  # each has one prediction
+    """`what` of every learner, (learner, axes..., ...); always in float64."""
+    families = [
+        name.removesuffix("_gradient") for name in config.learners
+    ]  # all learners of a family have the same prediction
     by_family = {f: grid.evaluate(lambda point, f=f: what(config.setting, f, point), axes) for f in set(families)}
     return np.stack([by_family[f] for f in families])
 
@@ -82,7 +84,7 @@ def _num_panels(axes: dict[str, Any]) -> int:
 
 
 def text(dataset: xr.Dataset) -> str:
-    """How each learner's runs were drawn, and the table."""
+    """The sampler of each learner, and the table."""
     return f"Samplers: {dataset.attrs['samplers']}\n{summary.text(summary.columns(dataset))}"
 
 

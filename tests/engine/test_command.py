@@ -193,7 +193,7 @@ def test_a_device_that_is_not_there_is_a_line(tmp_path, platform, module):
     done = subprocess.run(command, cwd=tmp_path, env=env | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert (
-        done.stderr.startswith(f"error: JAX_PLATFORMS={platform} is not to be had here")
+        done.stderr.startswith(f"error: JAX_PLATFORMS={platform} names no device of this machine")
         and done.stderr.count("\n") == 1
     )
 
@@ -253,7 +253,7 @@ def test_an_interrupt_says_what_stays(command, monkeypatch, tmp_path, done):
     monkeypatch.setattr(store.Measured, "write", interrupted)
     code, _, err = command(f"--out={tmp_path / 'out'}", "--learners=mmcl", "--n=20")
     assert code == 130
-    assert ("what is stored stays" if done else "nothing is stored yet") in err.splitlines()[-1]
+    assert ("results so far are kept" if done else "nothing is stored yet") in err.splitlines()[-1]
 
 
 def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):
@@ -263,9 +263,8 @@ def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):
     monkeypatch.setattr(store.Measured, "write", full)
     code, out, err = command(f"--out={tmp_path / 'out'}", "--learners=mmcl", "--n=20")
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == (
-        f"error: --out={tmp_path / 'out'}: No space left on device; what is stored stays, the same command goes on."
-    )
+    said = f"error: --out={tmp_path / 'out'}: No space left on device; "
+    assert err.splitlines()[-1] == said + "results so far are kept; the same command continues."
 
 
 def test_refusals_of_the_process(tmp_path):

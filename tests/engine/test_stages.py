@@ -264,7 +264,7 @@ def test_a_full_disk_between_stages_stops_the_run_which_goes_on_later(tmp_path, 
         save(self, state, found)
 
     monkeypatch.setattr(store.Checkpoint, "save", full)
-    with pytest.raises(WorkFailed, match="No space left on device; what is stored stays"):
+    with pytest.raises(WorkFailed, match="No space left on device; results so far are kept"):
         measure(tmp_path)
     monkeypatch.setattr(store.Checkpoint, "save", save)
     np.testing.assert_array_equal(measure(tmp_path).measured, run())
@@ -311,7 +311,7 @@ def test_a_dry_run_of_a_finished_folder_changes_nothing(tmp_path, capsys):
 def test_damaged_metadata_are_told_in_a_line(tmp_path):
     measure(tmp_path)
     (tmp_path / "results.zarr" / "measured" / "zarr.json").write_text("")
-    with pytest.raises(UsageError, match=r"is damaged .*--overwrite measures anew"):
+    with pytest.raises(UsageError, match=r"is damaged .*--overwrite starts again"):
         measure(tmp_path)
 
 

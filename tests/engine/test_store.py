@@ -151,7 +151,7 @@ def test_a_complete_folder_of_an_earlier_version_is_told_to_be_measured_anew(tmp
     for read in (lambda: show.show(tmp_path, tmp_path), lambda: begin(tmp_path)):
         with pytest.raises(UsageError) as error:
             read()
-        assert_one_line(error, "was written in format 1", "with --overwrite, which measures anew")
+        assert_one_line(error, "was written in format 1", "with --overwrite, which starts again")
     age({"command": "clip.train"})
     assert store.read_config(tmp_path) == {"command": "clip.train"}
 
