@@ -20,15 +20,13 @@ from absl import flags
 from sims.dynamics.config import MODEL, SIZES, Config
 from sims.engine import command, devices
 from sims.engine.flags import define, integer, number, path, run_main
-from sims.latent.parameters import PARAMETERS
+from sims.latent.parameters import define_flag
 
 
 def _define_flags() -> None:
     config = Config()
-    for name in MODEL:
-        define(name, getattr(config, name), PARAMETERS[name].help, number)
-    for name in SIZES:
-        define(name, getattr(config, name), PARAMETERS[name].help, integer)
+    for name in (*MODEL, *SIZES):
+        define_flag(name, getattr(config, name))
     reals = {
         "temperature": "temperature tau of InfoNCE, > 0",
         "initial": "strength of every mode at initialisation, > 0",

@@ -112,11 +112,12 @@ def measure(
                 store.begin(out, config, options.overwrite)
                 store.Measured.create(out, variable, grid)
             _barrier("begun")
-            _measure_missing(out, store.Measured(out, variable, grid), programs, options.keep_checkpoints)
+            measured = store.Measured(out, variable, grid)
+            _measure_missing(measured, programs, options.keep_checkpoints)
             _barrier("measured")
             if first and not options.keep_checkpoints:
                 store.remove_checkpoints(out)
-            dataset = _finish(out, config, variable, grid, finish) if first else None
+            dataset = _finish(measured, config, finish) if first else None
             _barrier("finished")  # JAX aborts processes whose peers have exited, so all leave together
             return dataset
         except KeyboardInterrupt as error:
@@ -149,7 +150,7 @@ def load(out: pathlib.Path) -> xr.Dataset:
     return dataset
 
 
-def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
+def _measure_missing(measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
     """Measure this process's share of the missing blocks."""
     grid = measured.grid
     _, done, damaged = measured.read()
@@ -163,7 +164,7 @@ def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Prog
     left = int((~(done | others)).sum()) * size
     quiet = None if jax.process_index() == 0 else True
     with tqdm(total=min(left, whole), unit="run", unit_scale=True, disable=quiet, smoothing=0.1) as bar:
-        keep = functools.partial(store.Checkpoint, out, measured.run)
+        keep = functools.partial(store.Checkpoint, measured.out, measured.run)
         for block, values in run_blocks(grid, done | others, programs, keep):
             measured.write(block, values)
             if not keep_checkpoints:
@@ -175,20 +176,17 @@ def _measure_missing(out: pathlib.Path, measured: store.Measured, programs: Prog
 
 
 def _finish(
-    out: pathlib.Path,
-    config: Mapping[str, Any],
-    variable: str,
-    grid: Grid,
-    finish: Callable[[np.ndarray], xr.Dataset],
+    measured: store.Measured, config: Mapping[str, Any], finish: Callable[[np.ndarray], xr.Dataset]
 ) -> xr.Dataset:
-    values, done, _ = store.Measured(out, variable, grid).read()
+    out, grid = measured.out, measured.grid
+    values, done, _ = measured.read()
     if not done.all():
         raise WorkFailed(f"{(~done).sum()} of {done.size} blocks are missing from {out}; the same command continues.")
     failed = np.isinf(values)
     if failed.any():
         store.write_csv(out / "failed.csv", _failed_runs(grid, failed))
     dataset = finish(np.where(failed, np.nan, values.astype(float)))
-    dataset.attrs |= {"measured": variable, "outcomes": json.dumps(list(grid.outcomes))}
+    dataset.attrs |= {"measured": measured.name, "outcomes": json.dumps(list(grid.outcomes))}
     dataset.attrs |= {"config": json.dumps(config), **{k: str(v) for k, v in store.provenance().items()}}
     store.complete(out, grid, dataset)
     return load(out)

@@ -181,7 +181,7 @@ class Measured:
     """
 
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
-        self.path, self.name, self.grid = out / RESULTS, name, grid
+        self.out, self.path, self.name, self.grid = out, out / RESULTS, name, grid
         self.run = run_of(out)
         # Set on every open: Zarr skips chunks that equal the fill value, and an all-NaN block can be a valid result.
         self.array = zarr.open_array(self.path / name, mode="r+").with_config({"write_empty_chunks": True})

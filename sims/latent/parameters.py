@@ -6,9 +6,13 @@ Flags, help texts, checks and the axes of figures read it. Imports neither JAX n
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from sims.engine.flags import UsageError
+from absl import flags
+
+from sims.engine.flags import UsageError, define, integer, number
+
+flags.disclaim_key_flags()  # absl then lists a flag in the --help of the module that called `define_flag`
 
 _PROBABILITY, _POSITIVE, _NONNEGATIVE, _BELOW_ONE = "in [0, 1]", "> 0", ">= 0", "in [0, 1)"
 _ALLOWED: dict[str, Callable[[float], bool]] = {
@@ -153,3 +157,30 @@ def check_parameter(name: str, value: float) -> None:
         raise UsageError(f"--{name} must be finite and {allowed}, got {value:g}.")
     if not _ALLOWED[allowed](value):
         raise UsageError(f"--{name} must be {allowed}, got {value:g}.")
+
+
+def check_dimensions(parameters: Mapping[str, float]) -> None:
+    """Raise UsageError if a dimension is smaller than the number of latents."""
+    latents = 2 * parameters.get("num_pairs", 1)
+    for name in ("dim_image", "dim_text"):
+        if name in parameters and parameters[name] < latents:
+            got = f"{parameters[name]:g}"
+            raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {got}.")
+
+
+def define_flag(name: str, default: float | None, note: str = "") -> None:
+    """Define the flag of a parameter. note: follows its help text."""
+    define(name, default, PARAMETERS[name].help + note, integer if name in INTEGERS else number)
+
+
+def define_flags(defaults: Mapping[str, Mapping[str, float]]) -> None:
+    """Define the flags of parameters whose defaults depend on a choice. defaults: by choice, then by parameter."""
+    for name in PARAMETERS:
+        if own := [f"{choice}: {values[name]:g}" for choice, values in defaults.items() if name in values]:
+            define_flag(name, None, f". Defaults: {'; '.join(own)}")
+
+
+def given() -> tuple[tuple[str, float], ...]:
+    """(name, value) of the parameters that the command line sets; one that is an axis has a tuple, and is left out."""
+    values = flags.FLAGS.flag_values_dict()
+    return tuple((name, float(values[name])) for name in PARAMETERS if isinstance(values.get(name), (int, float)))

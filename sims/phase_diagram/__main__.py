@@ -16,8 +16,8 @@ largest |z| over all cells is printed. Each diagram has its own axes, parameters
 from absl import flags
 
 from sims.engine import command, devices
-from sims.engine.flags import define, integer, names, number, optional, path, run_main
-from sims.latent.parameters import INTEGERS, PARAMETERS
+from sims.engine.flags import define, integer, names, optional, path, run_main
+from sims.latent import parameters
 from sims.phase_diagram.config import DIAGRAMS, ROW_SIZES, VALUES, Config, axis
 
 
@@ -34,18 +34,15 @@ def _define_flags() -> None:
     define("cells", None, f"measured cells along each axis, >= 0. Defaults: {cells}", optional(integer))
     define("seeds", None, f"independent runs of each measured cell, >= 2. Defaults: {seeds}", optional(integer))
     define("seed", Config.seed, "root of all randomness, in [0, 2^32)", integer)
-    for name, parameter in PARAMETERS.items():
-        own = "; ".join(f"{k}: {d.parameters[name]:g}" for k, d in DIAGRAMS.items() if name in d.parameters)
-        define(name, None, f"{parameter.help}. Defaults: {own}", integer if name in INTEGERS else number)
+    parameters.define_flags({name: diagram.parameters for name, diagram in DIAGRAMS.items()})
     devices.define_flags()
     define("out", None, "folder for results and figure; another run's is refused. Default: runs/phase_DIAGRAM", path)
 
 
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
-    given = tuple((name, float(values[name])) for name in PARAMETERS if values[name] is not None)
     fields = ("diagram", "x", "y", "value", "learners", "cells", "seeds", "seed")
-    config = Config(**{name: values[name] for name in fields}, parameters=given)
+    config = Config(**{name: values[name] for name in fields}, parameters=parameters.given())
     return command.run(config, values["out"] or f"runs/phase_{config.diagram}", "sims.phase_diagram.experiment")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sims.engine import processes
 from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_range, count, number
-from sims.latent.parameters import INTEGERS, PARAMETERS, check_parameter
+from sims.latent.parameters import INTEGERS, PARAMETERS, check_dimensions, check_parameter
 
 ROW_SIZES = ("n", "num_pairs")  # whole numbers that may be the y axis: each row is compiled separately
 VALUES = ("shifted", "aligned", "conflicting", "worst", "train", "gap")
@@ -260,10 +260,7 @@ class Resolved:
     def check(self) -> None:
         """Refuse fewer dimensions than latents, batches larger than n, and more data than memory holds."""
         p = {**self.parameters, **{ax.name: ax.values[-1] for ax in (self.x, self.y)}}
-        latents = 2 * p["num_pairs"] if "num_pairs" in p else 2
-        for name in ("dim_image", "dim_text"):
-            if name in p and p[name] < latents:
-                raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {p[name]:g}.")
+        check_dimensions(p)
         fewest = min((ax.values[0] for ax in (self.x, self.y) if ax.name == "n"), default=p["n"])
         if "batch_size" in p and p["batch_size"] > fewest:
             raise UsageError(f"--batch_size must be <= {fewest:g} (--n), got {p['batch_size']:g}.")

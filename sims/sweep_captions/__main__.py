@@ -14,8 +14,9 @@ from absl import flags
 
 from sims.engine import command, devices
 from sims.engine.flags import define, integer, names, number, numbers, path, run_main
-from sims.latent.parameters import INTEGERS, PARAMETERS
-from sims.sweep_captions.config import PARAMETER_FLAGS, PARAMETERS_OF, Config
+from sims.latent import parameters
+from sims.latent.parameters import PARAMETERS
+from sims.sweep_captions.config import PARAMETERS_OF, SCALARS_OF, Config
 
 
 def _define_flags() -> None:
@@ -28,19 +29,15 @@ def _define_flags() -> None:
     define("cost_spu", config.cost_spu, "cost of always naming the spurious feature, > 0", number)
     define("seeds", config.seeds, "independent runs of each cell, loss and model, >= 2", integer)
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
-    for name in PARAMETER_FLAGS:
-        own = "; ".join(f"{model}: {p[name]:g}" for model, p in PARAMETERS_OF.items() if name in p)
-        text = f"{PARAMETERS[name].help}. Defaults: {own}"
-        define(name, None, text, integer if name in INTEGERS else number)
+    parameters.define_flags(SCALARS_OF)
     devices.define_flags()
     define("out", "runs/sweep_captions", "folder for results and figure; another run's is refused", path)
 
 
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
-    given = tuple((name, float(values[name])) for name in PARAMETER_FLAGS if values[name] is not None)
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
-    config = Config(**{name: values[name] for name in fields}, parameters=given)
+    config = Config(**{name: values[name] for name in fields}, parameters=parameters.given())
     return command.run(config, values["out"], "sims.sweep_captions.experiment")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_positive, check_range
-from sims.latent.parameters import PARAMETERS, check_parameter
+from sims.latent.parameters import check_dimensions, check_parameter
 
 _SIZES = {"noise": 0.3, "pi_core": 1.0, "pi_spu": 1.0}
 PARAMETERS_OF: dict[str, dict[str, float]] = {
@@ -32,8 +32,8 @@ PARAMETERS_OF: dict[str, dict[str, float]] = {
         "noise": 0.05,
     },
 }
-_FIXED = ("pi_core", "pi_spu", "same_class_weight")
-PARAMETER_FLAGS = [name for name in PARAMETERS if any(name in p for p in PARAMETERS_OF.values()) and name not in _FIXED]
+_NO_FLAGS = ("pi_core", "pi_spu", "same_class_weight")  # the axes, and what is fixed
+SCALARS_OF = {model: {k: v for k, v in p.items() if k not in _NO_FLAGS} for model, p in PARAMETERS_OF.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,7 @@ class Config:
             check_parameter(name, value)
         for model in self.model:
             p = self.of(model)
-            latents = 2 * p.get("num_pairs", 1)
-            for name in ("dim_image", "dim_text"):
-                if p[name] < latents:
-                    raise UsageError(f"--{name} must be >= {latents:g} (the number of latents), got {p[name]:g}.")
+            check_dimensions(p)
             if p["n"] * (p["dim_image"] + p["dim_text"]) > 2e8:
                 raise UsageError(f"--n times the dimensions must be at most 2e8, got --n={p['n']:g}.")
 

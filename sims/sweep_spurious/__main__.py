@@ -13,7 +13,7 @@ from absl import flags
 
 from sims.engine import command, devices
 from sims.engine.flags import define, integer, names, number, numbers, optional, path, run_main
-from sims.latent.parameters import PARAMETERS
+from sims.latent.parameters import PARAMETERS, define_flag
 from sims.latent.settings import AXES, LEARNERS, Setting
 from sims.sweep_spurious.config import Config
 
@@ -33,8 +33,6 @@ def _define_flags() -> None:
         integer,
     )
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)
-    for name in ("n", "dim_image", "dim_text"):
-        define(name, getattr(setting, name), PARAMETERS[name].help, integer)
     define("gradient_steps", setting.gradient_steps, "steps of the gradient-trained learners, >= 1", integer)
     optional_sizes = {
         "batch_size": "samples in a step of info_nce, in [2, n]; none: 128, or n if smaller; others use all",
@@ -42,8 +40,8 @@ def _define_flags() -> None:
     }
     for name, text in optional_sizes.items():
         define(name, getattr(setting, name), text, optional(integer))
-    for name in ("sigma_image", "sigma_text", "mu_core", "mu_spu", "pi_spu"):
-        define(name, getattr(setting, name), PARAMETERS[name].help, number)
+    for name in ("n", "dim_image", "dim_text", "sigma_image", "sigma_text", "mu_core", "mu_spu", "pi_spu"):
+        define_flag(name, getattr(setting, name))
     define("temperature", setting.temperature, "temperature of info_nce, > 0", number)
     text = (
         "how runs are drawn: auto, the cheapest that each learner has, or one of statistics (cost grows neither with n"
