@@ -60,9 +60,9 @@ def integer(name: str, value: int, least: int, why: str = "") -> int:
     return int(value)
 
 
-def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+def choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     """`value`. Raises ValueError if it is not one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
     return value
 

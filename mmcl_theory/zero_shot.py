@@ -6,6 +6,7 @@ weight, s_I noise standard deviation per image coordinate, t noise of one class 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmcl_theory import _checks
 from mmcl_theory.data import InterClass, IntraClass, Model, class_labels
+from mmcl_theory.data.captions import is_pair_model
+from mmcl_theory.data.protocol import law_class, prompts_of
 
 PROMPTS = ("core", "train_mean")
 _QUADRATURE_NODES = 320  # the error is below 1e-11 up to m = 10^6, where the integrand is steepest
@@ -71,7 +74,7 @@ class GroupAccuracy:
 def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
     """The latent code of every class's prompt; the text prompt is D_T times this.
 
-        "core":       E_{P*}[z | y], which is mu_core y e_core or c e_core,k
+        "core":       E_{P*}[z | y], which is mu_core y e_core or c e_core,k in the paper's models
         "train_mean": E_P[z | y], which adds q mu_spu y e_spu or q alpha c e_spu,k
 
     Args:
@@ -87,6 +90,8 @@ def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
     Source: docs/theory.md 3.
     """
     _checks.choice("kind", kind, PROMPTS)
+    if not is_pair_model(model):
+        return prompts_of(model, kind)
     labels = class_labels(model.num_classes)
     if kind == "core":
         return model.class_means(labels)
@@ -120,7 +125,8 @@ def linear_rule_accuracy(
     by no more than the rounding of their own terms.
 
     Args:
-        model: data model; its leaves broadcast with the other arguments.
+        model: intra-class or inter-class model; its leaves broadcast with the other arguments. A mixture has
+            `rule_accuracy`.
         weights: (core, spurious) weights of the rule.
         norm_squared: |w|^2 in the ambient space, >= |weights|^2.
         sd_image: noise s_I per image coordinate, >= 0.
@@ -142,9 +148,10 @@ def linear_rule_accuracy(
     """
     a, b, norm, sd = jnp.broadcast_arrays(weights[..., 0], weights[..., 1], norm_squared, jnp.asarray(sd_image))
     noise = sd**2 * norm
-    if isinstance(model, IntraClass):
-        return GroupAccuracy(_intra_class_accuracy(model, a, b, noise), _intra_class_accuracy(model, a, -b, noise))
-    return GroupAccuracy(_inter_class_accuracy(model, a, b, noise), _inter_class_accuracy(model, a, -b, noise))
+    group = _PAIR_ACCURACY.get(law_class(model))
+    if group is None:
+        raise TypeError(f"model must be a pair model, got {law_class(model).__name__}; see Mixture.rule_accuracy.")
+    return GroupAccuracy(group(model, a, b, noise), group(model, a, -b, noise))
 
 
 def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise: Array) -> Array:
@@ -164,6 +171,12 @@ def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array
         a, b, variance, model.alpha, model.beta, model.beta_spu
     )
     return jnp.vectorize(functools.partial(_inter_class_group, model.num_pairs))(a, alpha * b, variance, beta, beta_spu)
+
+
+_PAIR_ACCURACY: dict[type, Callable[..., Array]] = {
+    IntraClass: _intra_class_accuracy,
+    InterClass: _inter_class_accuracy,
+}
 
 
 def _inter_class_group(m: int, a: Array, b: Array, variance: Array, beta: Array, beta_spu: Array) -> Array:

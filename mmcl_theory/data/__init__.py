@@ -1,9 +1,18 @@
-"""The data models: images (`intra_class`, `inter_class`), texts (`captions`), and both as observed (`observation`)."""
+"""The data models: images (`intra_class`, `inter_class`, `mixture`), texts (`captions`, `group_captions`), and both as
+observed (`observation`)."""
 
 from mmcl_theory.data.captions import Captions, Model, Moments, captions, moments
 from mmcl_theory.data.inter_class import InterClass, inter_class
 from mmcl_theory.data.intra_class import IntraClass, intra_class
 from mmcl_theory.data.latents import Latents, all_pairs, class_index, class_labels, is_aligned
+from mmcl_theory.data.mixture import (
+    AccuracyByGroup,
+    ClassMoments,
+    GroupCaptions,
+    Mixture,
+    group_captions,
+    mixture,
+)
 from mmcl_theory.data.observation import (
     Dictionaries,
     Observation,
@@ -13,13 +22,19 @@ from mmcl_theory.data.observation import (
     sample_pairs,
     shifted,
 )
+from mmcl_theory.data.protocol import LatentModel
 
 __all__ = [
+    "AccuracyByGroup",
     "Captions",
+    "ClassMoments",
     "Dictionaries",
+    "GroupCaptions",
     "InterClass",
     "IntraClass",
+    "LatentModel",
     "Latents",
+    "Mixture",
     "Model",
     "Moments",
     "Observation",
@@ -29,9 +44,11 @@ __all__ = [
     "class_index",
     "class_labels",
     "draw_dictionaries",
+    "group_captions",
     "inter_class",
     "intra_class",
     "is_aligned",
+    "mixture",
     "moments",
     "observation",
     "sample_pairs",

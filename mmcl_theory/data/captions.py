@@ -4,6 +4,7 @@ Symbols: z latents of the image, u caption code, b base value of an unmentioned 
 """
 
 import dataclasses
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from mmcl_theory._checks import Scalar
 from mmcl_theory.data.inter_class import InterClass
 from mmcl_theory.data.intra_class import IntraClass
 from mmcl_theory.data.latents import LatentMoments, Latents
+from mmcl_theory.data.mixture import GroupCaptions, covariances
+from mmcl_theory.data.protocol import LatentModel, exactly, has_law_of, law
 
-Model = IntraClass | InterClass
+PairModel = IntraClass | InterClass
+Model = PairModel | LatentModel
 MASKINGS = ("named", "mean", "zero")
 
 
@@ -59,11 +63,25 @@ class Captions:
         base = self.base(model, latents.label, latents.attribute)
         return jnp.where(mentioned, latents.z, base)
 
+    def as_group_captions(self, model: IntraClass) -> GroupCaptions:
+        """The policy by the groups of `model.as_mixture()`, which has the same order."""
+        exactly(model, IntraClass)
+        label, attribute = jnp.array([-1, -1, 1, 1]), jnp.array([-1, 1, -1, 1])
+        leaves = (self.pi_core, self.pi_spu, *jax.tree.leaves(model))
+        pi_core, pi_spu, *parameters = (x.ravel() for x in jnp.broadcast_arrays(*leaves))
+        models = jax.tree.unflatten(jax.tree.structure(model), parameters)
+        shape = (*jnp.broadcast_shapes(*(x.shape for x in leaves)), 4, 2)
+        base = jax.vmap(lambda model: self.base(model, label, attribute))(models).reshape(shape)
+        mention = jnp.stack([pi_core, pi_spu], -1).reshape(*shape[:-2], 1, 2)
+        none = jnp.zeros(shape, base.dtype)
+        return GroupCaptions(jnp.broadcast_to(mention, shape), base, none, none)
+
     def base(self, model: Model, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
         """b for samples with these labels and attributes: rows are samples, columns latent coordinates."""
+        offers = law(model, "class_means", "attribute_means")
         if self.masking == "named":
-            return model.class_means(label)
-        means = model.attribute_means(label, attribute)
+            return offers.class_means(label)
+        means = offers.attribute_means(label, attribute)
         return means if self.masking == "mean" else jnp.zeros_like(means)
 
 
@@ -146,7 +164,7 @@ def moments(model: Model, caps: Captions) -> Moments:
 
     Source: docs/theory.md 1.5.  Check: proofs_checks/t2.py.
     """
-    lat = model.latent_moments()
+    lat = law(model, "latent_moments").latent_moments()
     zb, bb, zb_within, bb_within, b_mean = _base_moments(lat, caps.masking)
     pi = jnp.stack(jnp.broadcast_arrays(caps.pi_core, caps.pi_spu), -1)
     zz, zb, bb, zz_within, zb_within, bb_within, col, row = _broadcast(
@@ -170,6 +188,35 @@ def moments(model: Model, caps: Captions) -> Moments:
         zu_within=zb_within * (1 - col) + zz_within * col,
         uu_within=caption_covariance(zz_within, zb_within, bb_within, jnp.broadcast_to(mixed_mean, zz.shape)),
     )
+
+
+def draw_captions(
+    key: Key[Array, ""], model: Model, caps: Captions | GroupCaptions, latents: Latents
+) -> Float[Array, "n l"]:
+    """The caption code of each sample. Raises TypeError for captions of another kind of model."""
+    if is_pair_model(model):
+        return pair_captions(caps).sample(key, model, latents)
+    return caps.sample(key, model, latents)
+
+
+def pair_captions(caps: Captions | GroupCaptions | None) -> Captions:
+    """The captions of a pair model; None is rich captions. Raises TypeError for those of a mixture."""
+    if isinstance(caps, GroupCaptions):
+        raise TypeError("caps must be captions for a pair model, got GroupCaptions; they go with model.as_mixture().")
+    return caps or captions()
+
+
+def is_pair_model(model: Model) -> TypeGuard[PairModel]:
+    """Whether the model's law is one of the paper's two, on pairs of a core and a spurious coordinate."""
+    return has_law_of(model, IntraClass) or has_law_of(model, InterClass)
+
+
+def second_moments(model: Model, caps: Captions | GroupCaptions | None) -> tuple[Array, Array, Array]:
+    """Cov(z), Cov(z, u), Cov(u): of one pair (..., 2, 2) for a pair model, else (..., l, l). None is rich captions."""
+    if is_pair_model(model):
+        mom = moments(model, pair_captions(caps))
+        return mom.zz, mom.zu, mom.uu
+    return covariances(law(model, "class_moments").class_moments(caps))
 
 
 def _base_moments(lat: LatentMoments, masking: str) -> tuple[Array, Array, Array, Array, Array]:

@@ -68,6 +68,10 @@ class InterClass:
         z = jnp.where(own, self.attribute_means(label, attribute), weak.reshape(n, -1))
         return Latents(z, label, attribute)
 
+    def shifted(self) -> "InterClass":
+        """The shifted distribution P*: p_spu = 1/2."""
+        return dataclasses.replace(self, p_spu=jnp.full_like(self.p_spu, 0.5))
+
     def class_means(self, label: Int[Array, " n"]) -> Float[Array, "n l"]:
         """E_{P*}[z | y] = c e_core,k: what a caption says that names only the class, and the "core" prompt."""
         core = jnp.sign(label)[:, None] * self._own_pair(label)

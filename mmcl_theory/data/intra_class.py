@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data.latents import LatentMoments, Latents, pair_matrix
+from mmcl_theory.data.mixture import Mixture
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +64,26 @@ class IntraClass:
     def attribute_means(self, label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Float[Array, "n l"]:
         """E[z | y, a] = (mu_core y, mu_spu a)."""
         return jnp.stack([self.mu_core * label, self.mu_spu * attribute], -1)
+
+    def shifted(self) -> "IntraClass":
+        """The shifted distribution P*: p_spu = 1/2."""
+        return dataclasses.replace(self, p_spu=jnp.full_like(self.p_spu, 0.5))
+
+    def as_mixture(self) -> Mixture:
+        """The model as a mixture of four groups, (y, a) = (-1, -1), (-1, 1), (1, -1), (1, 1), of classes 0, 0, 1, 1."""
+        leaves = (self.p_spu, self.sigma_core, self.sigma_spu, self.mu_core, self.mu_spu)
+        p, sigma_core, sigma_spu, mu_core, mu_spu = jnp.broadcast_arrays(*leaves)
+        zero = 0 * p
+        weight = jnp.stack([p, 1 - p, 1 - p, p], -1) / 2
+        mean = [jnp.stack([y * mu_core, a * mu_spu], -1) for y in (-1, 1) for a in (-1, 1)]
+        covariance = pair_matrix(sigma_core**2, zero, zero, sigma_spu**2)
+        return Mixture(
+            weight=weight,
+            shifted_weight=jnp.full_like(weight, 0.25),
+            mean=jnp.stack(mean, -2),
+            covariance=jnp.stack([covariance] * 4, -3),
+            classes=(0, 0, 1, 1),
+        )
 
     def latent_moments(self) -> LatentMoments:
         """Exact second moments of z and of its conditional means; see `LatentMoments`."""

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Key
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data.captions import Captions, Model
+from mmcl_theory.data.captions import Captions, Model, draw_captions
+from mmcl_theory.data.mixture import GroupCaptions
+from mmcl_theory.data.protocol import law
 
 
 @jax.tree_util.register_dataclass
@@ -120,7 +122,7 @@ def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Di
         ValueError: if dim_image or dim_text is smaller than the number of latents.
     """
     key_image, key_text = jax.random.split(key)
-    dtype = model.p_spu.dtype
+    dtype = jnp.result_type(*jax.tree.leaves(model))
 
     def draw(key: Array, name: str, dim: int) -> Array:
         _checks.integer(name, dim, model.num_latents, " (the number of latents)")
@@ -133,7 +135,7 @@ def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Di
 def sample_pairs(
     key: Key[Array, ""],
     model: Model,
-    caps: Captions,
+    caps: Captions | GroupCaptions,
     obs: Observation,
     n: int,
     dictionaries: Dictionaries | None = None,
@@ -177,7 +179,7 @@ def sample_pairs(
         if d.shape != (dim, model.num_latents):
             raise ValueError(f"the {name} dictionary must have shape {(dim, model.num_latents)}, got {d.shape}.")
     latents = model.sample(key_latents, n)
-    code = caps.sample(key_captions, model, latents)
+    code = draw_captions(key_captions, model, caps, latents)
 
     def observe(key: Array, latent: Array, dictionary: Array, sd: Array) -> Float[Array, "n d"]:
         noise = jax.random.normal(key, (n, dictionary.shape[0]), latent.dtype)
@@ -192,12 +194,13 @@ def sample_pairs(
 
 
 def shifted(model: Model) -> Model:
-    """The shifted distribution P*: the same model with p_spu = 1/2.
+    """The shifted distribution P* of a model.
 
     Args:
         model: data model.
 
     Returns:
-        The model of P*, in which label and attribute are independent.
+        The model with p_spu = 1/2, in which label and attribute are independent; of a mixture, the same groups with
+        the shifted weights.
     """
-    return dataclasses.replace(model, p_spu=jnp.full_like(model.p_spu, 0.5))
+    return law(model, "shifted").shifted()

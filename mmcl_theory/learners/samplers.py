@@ -4,8 +4,8 @@ The untruncated linear loss gives the rule w = C_hat p = sum_i c_i x_i. Its coef
 scores t_i = x_T,i . p and on the labels. Given these, w is Gaussian.
 
 Symbols: x image samples, h = D_I^T x image on the latent coordinates, t text scores, p prompt, c coefficients, n
-samples, l latents, k rules (of the classes with sign +1: one in the intra-class model, m in the other), s_I, s_T noise
-per coordinate, d_I image dimension.
+samples, l latents, k rules (of the classes with sign +1: one in the intra-class model, m in the inter-class model; of
+all classes in a mixture), s_I, s_T noise per coordinate, d_I image dimension.
 """
 
 import dataclasses
@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from mmcl_theory import _checks, _random
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data import Captions, IntraClass, Model, Observation, class_index
+from mmcl_theory.data import Captions, GroupCaptions, IntraClass, Model, Observation, class_index
+from mmcl_theory.data.captions import draw_captions, is_pair_model
+from mmcl_theory.data.protocol import exactly, prompts_of
 from mmcl_theory.learners.closed_form import contrast_weights
 from mmcl_theory.zero_shot import PROMPTS, latent_prompts
 
@@ -47,16 +49,17 @@ class Rules:
 def sample_rules(
     key: Key[Array, ""],
     model: Model,
-    caps: Captions,
+    caps: Captions | GroupCaptions,
     obs: Observation,
     n: int,
     same_class_weight: Scalar | None = None,
-    prompts: str = "core",
+    prompts: str | np.ndarray | Float[Array, "c l"] = "core",
 ) -> Rules:
     """The rules C_hat p_j that the untruncated linear loss learns from n new pairs, exact in distribution.
 
     C_hat is `cross_covariance` of the pairs. p_j is the prompt of the class with sign +1 on pair j; the class with sign
-    -1 has the opposite rule. With C_hat p_j = sum_i c_ij x_i:
+    -1 has the opposite rule. A mixture has a rule for each class, whose accuracy is `Mixture.rule_accuracy` of
+    `Rules.latent` and `Rules.gram`. With C_hat p_j = sum_i c_ij x_i:
 
         D_I^T w_j = sum_i c_ij h_i
         perpendicular part: W_perp W_perp^T ~ s_I^2 Wishart_k(c^T c, d_I - l)
@@ -70,7 +73,7 @@ def sample_rules(
         obs: observation with scalar leaves; its dimensions are at least the number of latents.
         n: number of pairs, >= 2, static.
         same_class_weight: lambda in [0, 1]; None for the ordinary loss.
-        prompts: "core" or "train_mean", see `latent_prompts`.
+        prompts: "core" or "train_mean", see `latent_prompts`; of a mixture also the latent codes, (K, l).
 
     Returns:
         The rules.
@@ -96,10 +99,17 @@ def sample_rules(
     _check_dimensions(model, obs)
     key_latents, key_captions, key_image, key_text, key_perpendicular = jax.random.split(key, 5)
     latents = model.sample(key_latents, n)
-    code = caps.sample(key_captions, model, latents)
-    prompt = latent_prompts(model, prompts)[1::2]  # (k, l); orthogonal, so the k scores have independent noise
-    dtype, k = code.dtype, len(prompt)
-    noise = jax.random.normal(key_text, (n, k), dtype) * jnp.linalg.norm(prompt, axis=1)[None, :]
+    code = draw_captions(key_captions, model, caps, latents)
+    dtype = code.dtype
+    if is_pair_model(model):
+        prompt = latent_prompts(model, _checks.choice("prompts", prompts, PROMPTS))[
+            1::2
+        ]  # (k, l); orthogonal, so the k scores have independent noise
+        noise = jax.random.normal(key_text, (n, len(prompt)), dtype) * jnp.linalg.norm(prompt, axis=1)[None, :]
+    else:
+        prompt = prompts_of(model, prompts)
+        noise = jax.random.normal(key_text, code.shape, dtype) @ prompt.T
+    k = len(prompt)
     score = code @ prompt.T + obs.sd_text * noise
     c = _coefficients(score, class_index(latents.label), same_class_weight, model.num_classes)
     observed = latents.z + obs.sd_image * jax.random.normal(key_image, latents.z.shape, dtype)
@@ -140,6 +150,7 @@ def sample_rule_latent(
 
     Source: as for `sample_rules`.
     """
+    exactly(model, IntraClass)
     rules = sample_rules(key, model, caps, obs, n, same_class_weight, prompts)
     return rules.latent[0], rules.gram[0, 0]
 
@@ -216,6 +227,7 @@ def sample_rule_statistics(
 
     Source: X9 (conditioning on t, where X9 draws the scatter of all three).  Check: proofs_checks/x9.py.
     """
+    exactly(model, IntraClass)
     size = _checks.sample_size(n)
     if not isinstance(n, jax.core.Tracer) and not float(n).is_integer():
         raise ValueError(f"n must be a whole number, got {float(n):g}.")

@@ -11,6 +11,7 @@ from mmcl_theory.theory.info_nce import (
     info_nce_batch_optimum,
     info_nce_optimum,
 )
+from mmcl_theory.theory.mixtures import probe_accuracy
 from mmcl_theory.theory.mmcl import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
 from mmcl_theory.theory.recovery import Recovery, recovery
 from mmcl_theory.theory.ridge import RidgeOptimum, optimal_ridge, ridge_accuracy, ridge_rule
@@ -42,6 +43,7 @@ __all__ = [
     "optimal_ridge",
     "optimal_same_class_weight",
     "outliers",
+    "probe_accuracy",
     "recovery",
     "ridge_accuracy",
     "ridge_rule",

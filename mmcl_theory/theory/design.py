@@ -15,6 +15,7 @@ from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where
 from mmcl_theory.data import Captions, IntraClass, Observation, captions
+from mmcl_theory.data.protocol import exactly
 from mmcl_theory.theory.mmcl import limit_accuracy, mmcl_accuracy
 
 _GRID = 129
@@ -53,6 +54,7 @@ def strong_spurious_threshold(
 
     Source: X4, X3.  Check: proofs_checks/x4.py.
     """
+    exactly(model, IntraClass)
     caps = caps or captions()
     if caps.masking != "named":
         raise ValueError(f'masking must be "named", got {caps.masking!r}.')

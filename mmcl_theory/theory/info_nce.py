@@ -18,6 +18,7 @@ from mmcl_theory import _checks, losses
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
 from mmcl_theory.data import Captions, IntraClass, Observation
+from mmcl_theory.data.protocol import exactly
 from mmcl_theory.theory.finite_sample import mention_cases
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
@@ -322,6 +323,7 @@ class _Mixture:
 
 
 def _mixture(model: IntraClass, caps: Captions, obs: Observation) -> _Mixture:
+    exactly(model, IntraClass)
     probability, base, mean, mention = mention_cases(
         caps.masking, model.p_spu, model.mu_core, model.mu_spu, caps.pi_core, caps.pi_spu
     )

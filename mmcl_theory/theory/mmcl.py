@@ -11,23 +11,33 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, undefined_slope
-from mmcl_theory.data import Captions, InterClass, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.data import (
+    AccuracyByGroup,
+    Captions,
+    GroupCaptions,
+    InterClass,
+    IntraClass,
+    Model,
+    Observation,
+    moments,
+)
+from mmcl_theory.data.captions import is_pair_model, pair_captions
+from mmcl_theory.data.protocol import has_law_of, law
+from mmcl_theory.theory import mixtures
 from mmcl_theory.theory.finite_sample import rule_variance
 from mmcl_theory.theory.spiked import MAX_OUTLIERS, outliers
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
-_LARGEST_MOVE = 0.02
-
 
 def mmcl_accuracy(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     n: Scalar | None = None,
     embed_dim: int | None = None,
     same_class_weight: Scalar | None = None,
-    prompts: str = "core",
-) -> GroupAccuracy:
+    prompts: mixtures.Prompts = "core",
+) -> GroupAccuracy | AccuracyByGroup:
     """Zero-shot accuracy, by group, of the minimiser of the linear MMCL loss.
 
     Population (n = None), with S_B and S_W the parts of Cov(z, u) between and within classes:
@@ -46,6 +56,9 @@ def mmcl_accuracy(
 
     This is the limit n, d_I -> inf at fixed d_I/n. Corrections are O(1/n); `mmcl_mean_accuracy` has them.
 
+    A mixture (`mt.mixture`) has a rule for each class, and everything above holds for it, for any number of classes of
+    any weights: C_lambda as in docs/theory.md 1.6, rules C_lambda p_k, and the accuracy of their argmax.
+
     n samples, truncated to embed_dim < min(d_I, d_T): w and its norm are sums over the singular values s_k of
     `outliers` among the embed_dim largest, with overlaps l_k, r_k:
 
@@ -55,25 +68,26 @@ def mmcl_accuracy(
 
     Args:
         model: data model; the leaves of all arguments broadcast.
-        caps: caption policy; None for rich captions.
+        caps: caption policy, `group_captions` of a mixture; None for rich captions.
         obs: observation; None for no noise.
         n: number of samples, >= 2, real values allowed; None for the population.
         embed_dim: embedding size r >= 1, static. None does not truncate; neither does, in the population, an r of at
             least the number of latents.
         same_class_weight: lambda in [0, 1]; None for the ordinary loss.
-        prompts: "core" or "train_mean", see `latent_prompts`.
+        prompts: "core" or "train_mean", see `latent_prompts`; of a mixture also the latent codes, (..., K, l).
 
     Returns:
-        The accuracies, of the broadcast shape. Without truncation they are NaN where n is too small for the limit
-        (mu_spu >> mu_core). The learnt rule varies, which gives the score extra variance. NaN where this variance,
-        added to the score's, would move the accuracy by more than .02. NaN also where it is above a quarter of the
-        score's and the accuracy is within [.02, .98]. Elsewhere the error is below .03. With truncation they are NaN
-        where the noise buries every outlier, or one modality has none.
+        The accuracies, of the broadcast shape: `GroupAccuracy`, or `AccuracyByGroup` of a mixture. Without truncation
+        they are NaN where n is too small for the limit (mu_spu >> mu_core). The learnt rule varies, which gives the
+        score extra variance. NaN where this variance, added to the score's, would move the accuracy by more than .02.
+        NaN also where it is above a quarter of the score's and the accuracy is within [.02, .98]. Elsewhere the error
+        is below .03. With truncation they are NaN where the noise buries every outlier, or one modality has none.
 
     Raises:
         ValueError: for values out of range.
+        TypeError: for a model that does not say what is needed of its law, see `LatentModel`.
         NotImplementedError: where there is no theory. For the inter-class model this is finite n, or a rank below the
-            number of latents. For a truncated embedding at n it is a same-class weight, or embed_dim > 4.
+            number of latents. For a truncated embedding at n it is a same-class weight, or, intra-class, embed_dim > 4.
 
     Example:
         >>> import mmcl_theory as mt
@@ -85,9 +99,11 @@ def mmcl_accuracy(
     Source: T1, T2, T4, T5, T6; X2, X3.
     Check: proofs_checks/t2.py, proofs_checks/t4.py, proofs_checks/t5.py, proofs_checks/x2.py, proofs_checks/x3.py.
     """
-    caps = caps or captions()
+    if not is_pair_model(model):
+        return mixtures.mmcl_accuracy(model, caps, obs, n, embed_dim, same_class_weight, prompts)
+    caps, prompts = pair_captions(caps), _checks.choice("prompts", prompts, PROMPTS)
     if n is not None:
-        if isinstance(model, InterClass):
+        if not has_law_of(model, IntraClass):
             raise NotImplementedError("mmcl_accuracy has no theory for n samples of the inter-class model; use n=None.")
         if embed_dim is not None and obs is not None and embed_dim < min(obs.dim_image, obs.dim_text):
             if same_class_weight is not None:
@@ -102,7 +118,7 @@ def mmcl_accuracy(
     weights, norm = _limit_rule(model, caps, obs, n, embed_dim, same_class_weight, prompts)
     sd_image = jnp.zeros(()) if obs is None else obs.sd_image
     accuracy = linear_rule_accuracy(model, weights, norm, sd_image)
-    if n is None or isinstance(model, InterClass):
+    if n is None or not has_law_of(model, IntraClass):
         return accuracy
     more = rule_variance(model, caps, obs, n, same_class_weight, prompts)
     return _where_the_rule_is_steady(model, accuracy, weights, sd_image**2 * norm, more)
@@ -149,8 +165,8 @@ def _where_the_rule_is_steady(
         mean = c * mu_c + sign * s * mu_s
         own = (c * sigma_c) ** 2 + (s * sigma_s) ** 2 + noise_part
         total = jnp.where(own + extra > 0, own + extra, 1.0)
-        moves = jnp.abs(acc - ndtr(mean / jnp.sqrt(total))) > _LARGEST_MOVE
-        large = (extra > own / 4) & (jnp.minimum(acc, 1 - acc) > _LARGEST_MOVE)
+        moves = jnp.abs(acc - ndtr(mean / jnp.sqrt(total))) > mixtures.LARGEST_MOVE
+        large = (extra > own / 4) & (jnp.minimum(acc, 1 - acc) > mixtures.LARGEST_MOVE)
         return nan_where((extra > 0) & (moves | large), acc)
 
     return GroupAccuracy(steady(accuracy.aligned, 1, more[0]), steady(accuracy.conflicting, -1, more[1]))
@@ -174,11 +190,11 @@ def _truncated_accuracy(
 
 def mmcl_rule(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     embed_dim: int | None = None,
     same_class_weight: Scalar | None = None,
-    prompts: str = "core",
-) -> Float[Array, "... 2"]:
+    prompts: mixtures.Prompts = "core",
+) -> Float[Array, "..."]:
     """The population rule on the latents: w = C_lambda p of `mmcl_accuracy` with the prompt p of class +1.
 
     Args:
@@ -190,7 +206,7 @@ def mmcl_rule(
 
     Returns:
         (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
-        every pair.
+        every pair. Mixture: the rule of every class, (..., K, l).
 
     Raises:
         ValueError: for values out of range.
@@ -198,7 +214,10 @@ def mmcl_rule(
 
     Source: as for `mmcl_accuracy`.
     """
-    return _population_rule(model, caps or captions(), None, embed_dim, same_class_weight, prompts)[0]
+    if not is_pair_model(model):
+        return mixtures.mmcl_rule(model, caps, embed_dim, same_class_weight, prompts)
+    kind = _checks.choice("prompts", prompts, PROMPTS)
+    return _population_rule(model, pair_captions(caps), None, embed_dim, same_class_weight, kind)[0]
 
 
 def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
@@ -296,7 +315,7 @@ def _population_rule(
     if embed_dim is not None:
         zu = _truncate(zu, model, embed_dim)
     column = prompt[..., :, None]
-    weights = (zu @ column)[..., 0] * (model.num_pairs if isinstance(model, InterClass) else 1)
+    weights = (zu @ column)[..., 0] * (model.num_pairs if has_law_of(model, InterClass) else 1)
     text_variance = (column.mT @ uu @ column)[..., 0, 0]
     if obs is not None:
         noise = obs.sd_text**2 * (prompt**2).sum(-1)
@@ -314,7 +333,7 @@ def _plus(within: Array, factor: Array, between: Array) -> Array:
 
 def pair_prompt(model: Model, kind: str) -> Float[Array, "... 2"]:
     """Coordinates (core, spu) of the prompt of a class with sign +1 on its own pair."""
-    latent_moments = model.latent_moments()
+    latent_moments = law(model, "latent_moments").latent_moments()
     _checks.choice("prompts", kind, PROMPTS)
     return latent_moments.class_core if kind == "core" else latent_moments.class_mean
 
@@ -324,7 +343,7 @@ def _truncate(zu: Array, model: Model, embed_dim: int) -> Array:
     _checks.integer("embed_dim", embed_dim, 1)
     if embed_dim >= model.num_latents:
         return zu
-    if isinstance(model, IntraClass) and embed_dim == 1:
+    if has_law_of(model, IntraClass) and embed_dim == 1:
         u, s, vt = jnp.linalg.svd(zu)
         return s[..., :1, None] * u[..., :, :1] * vt[..., :1, :]
     raise NotImplementedError(

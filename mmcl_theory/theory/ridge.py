@@ -15,10 +15,23 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments, observation
+from mmcl_theory.data import (
+    AccuracyByGroup,
+    Captions,
+    GroupCaptions,
+    IntraClass,
+    Model,
+    Observation,
+    captions,
+    moments,
+    observation,
+)
+from mmcl_theory.data.captions import is_pair_model, pair_captions
+from mmcl_theory.data.protocol import exactly
+from mmcl_theory.theory import mixtures
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.theory.whitened import noise_variances, whitened_rule
-from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 _BISECTIONS = 64
 _ROUNDING = 16  # two accuracies that differ by fewer units in the last place count as equal
@@ -26,11 +39,11 @@ _ROUNDING = 16  # two accuracies that differ by fewer units in the last place co
 
 def ridge_accuracy(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     kappa: Scalar = 0.0,
-    prompts: str = "core",
-) -> GroupAccuracy:
+    prompts: mixtures.Prompts = "core",
+) -> GroupAccuracy | AccuracyByGroup:
     """Zero-shot accuracy, by group, of the population rule of InfoNCE with a ridge: to second order, at full rank.
 
     The rule is `ridge_rule`. kappa = rho tau^2 at temperature tau with penalty (rho/2) |W|_F^2 on W = W_I^T W_T.
@@ -66,16 +79,18 @@ def ridge_accuracy(
     Source: X11, X12.  Check: proofs_checks/x11.py, proofs_checks/x12.py.
     """
     weights = ridge_rule(model, caps, obs, kappa, prompts)
+    if not is_pair_model(model):
+        return mixtures.accuracy_in_the_span(model, weights, obs)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
 
 
 def ridge_rule(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     kappa: Scalar = 0.0,
-    prompts: str = "core",
-) -> Float[Array, "... 2"]:
+    prompts: mixtures.Prompts = "core",
+) -> Float[Array, "..."]:
     """The rule w = M p on the latents, where S_I M S_T + kappa M = (1 + kappa) C and p is the prompt of class +1.
 
         M = (1 + kappa) U [(U^T C V)_ij / (l_i m_j + kappa)] V^T
@@ -95,17 +110,19 @@ def ridge_rule(
 
     Returns:
         (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
-        every pair of coordinates.
+        every pair of coordinates. Mixture: the rule of every class, (..., K, l).
 
     Raises:
         ValueError: for kappa or prompts out of range.
 
     Source: as for `ridge_accuracy`.
     """
-    kappa = _checks.real("kappa", kappa, "in [0, inf]")
-    caps = caps or captions()
+    if not is_pair_model(model):
+        return mixtures.ridge_rule(model, caps, obs, kappa, prompts)
+    kappa, caps = _checks.real("kappa", kappa, "in [0, inf]"), pair_captions(caps)
+    kind = _checks.choice("prompts", prompts, PROMPTS)
     image, cross, text = _covariances(model, caps, obs)
-    prompt = pair_prompt(model, prompts)
+    prompt = pair_prompt(model, kind)
     batch = jnp.broadcast_shapes(kappa.shape, image.shape[:-2], text.shape[:-2], prompt.shape[:-1])
     kappa = jnp.broadcast_to(kappa, batch)
     image, cross, text = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (image, cross, text))
@@ -114,7 +131,7 @@ def ridge_rule(
     inside = jnp.where(finite & ~whitened, kappa, 1.0)
     score = _score(image, cross, text, jnp.where(finite, inside / (1 + inside), 1.0))
     inner = (jnp.where(finite[..., None, None], score, cross) @ prompt)[..., 0]
-    end = jnp.broadcast_to(whitened_rule(model, caps, _at_zero(obs, whitened), 1.0, prompts), inner.shape)
+    end = jnp.broadcast_to(whitened_rule(model, caps, _at_zero(obs, whitened), 1.0, kind), inner.shape)
     # Around kappa = 0, M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
     bend = end - jax.lax.stop_gradient((_squared_inverse(image) @ (cross @ (_squared_inverse(text) @ prompt)))[..., 0])
     slope = jnp.where(whitened, kappa, 0.0)[..., None]
@@ -203,6 +220,7 @@ def optimal_ridge(
 
     Source: X11 (the optimum is this project's).  Check: proofs_checks/x11.py.
     """
+    exactly(model, IntraClass)
     caps = caps or captions()
     sd_image = jnp.zeros(()) if obs is None else obs.sd_image
     image, cross, text = parts = _covariances(model, caps, obs)

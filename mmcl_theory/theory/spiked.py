@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import undefined_slope
-from mmcl_theory.data import Captions, IntraClass, Observation, moments
+from mmcl_theory.data import Captions, GroupCaptions, Model, Observation
+from mmcl_theory.data.captions import second_moments
 
 _BISECTIONS = 70
 _ROUNDING = 64  # an eigenvalue of 0 may be off by this many units in the last place
-MAX_OUTLIERS = 4
+MAX_OUTLIERS = 4  # of two latents
 
 
 @jax.tree_util.register_dataclass
@@ -27,23 +28,25 @@ MAX_OUTLIERS = 4
 class Outliers:
     """Singular values of S above its bulk, largest first, in the limit n, d_I, d_T -> inf at fixed ratios.
 
+    There are k = 2l entries for l latents: MAX_OUTLIERS = 4 in the intra-class model, of latents (core, spurious).
+
     Where `exists` is False the other fields are NaN. The derivative of this NaN is 0, so that the derivatives of the
     other entries can be taken.
 
     Attributes:
-        value: singular values in units of s_I s_T; inf without noise. Four entries, MAX_OUTLIERS.
+        value: singular values in units of s_I s_T; inf without noise.
         strength: singular values in the units of the data.
-        left: inner products of the unit left singular vectors with the columns of D_I, (core, spurious). The common
+        left: inner products of the unit left singular vectors with the columns of D_I. The common
             sign of left and right is arbitrary, and so is the basis of vectors that share a singular value.
         right: the same for the right singular vectors and D_T.
         exists: whether the entry is an outlier.
     """
 
-    value: Array  # (..., 4), MAX_OUTLIERS
-    strength: Array  # (..., 4)
-    left: Array  # (..., 4, 2)
-    right: Array  # (..., 4, 2)
-    exists: Array  # (..., 4) bool
+    value: Array  # (..., k)
+    strength: Array  # (..., k)
+    left: Array  # (..., k, l)
+    right: Array  # (..., k, l)
+    exists: Array  # (..., k) bool
 
 
 def bulk_edge(aspect_image: Scalar, aspect_text: Scalar) -> Float[Array, "..."]:
@@ -76,15 +79,16 @@ def bulk_edge(aspect_image: Scalar, aspect_text: Scalar) -> Float[Array, "..."]:
     return jnp.sqrt(_squared_value(_edge(a_i, a_t), a_i, a_t))
 
 
-def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> Outliers:
+def outliers(model: Model, caps: Captions | GroupCaptions | None, obs: Observation, n: Scalar) -> Outliers:
     """The singular values of the sample cross-covariance of n pairs that stand out of the noise, and their vectors.
 
-    With U = E uu^T, Z = E zz^T, X = E zu^T, an outlier sits at each t = s_I^2 s_T^2 tau in (0, t_edge) where
+    With U = Cov(u), Z = Cov(z), X = Cov(z, u), an outlier sits at each t = s_I^2 s_T^2 tau in (0, t_edge) where
 
         B = [[a_T I - tau s_I^2 U, -sqrt(tau (1+t)) X^T], [-sqrt(tau (1+t)) X, a_I I - tau s_T^2 Z]]
 
-    is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau). There are up to four, because a strong feature of one
-    modality alone drags noise of the other along. With (b_T, b_I) the null vector of B there:
+    is singular, at the strength sqrt((1+t)(a_I+t)(a_T+t)/tau). There are up to twice as many as latents,
+    because a strong feature of one modality alone drags noise of the other along. With (b_T, b_I) the null vector of B
+    there:
 
         g = d/dtau log(strength^2) / (b^T (dB/dtau) b)
         left = sqrt(g (a_I + t)) b_I,   right = sqrt(g (a_T + t)) b_T
@@ -93,8 +97,8 @@ def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> 
     limit: without any noise the singular vectors are those of X.
 
     Args:
-        model: intra-class model; the leaves of all arguments broadcast.
-        caps: caption policy.
+        model: intra-class model or mixture; the leaves of all arguments broadcast.
+        caps: caption policy; None for rich captions.
         obs: observation.
         n: number of samples, >= 2, real values allowed.
 
@@ -107,14 +111,27 @@ def outliers(model: IntraClass, caps: Captions, obs: Observation, n: Scalar) -> 
 
     Source: X2.  Check: proofs_checks/x2.py.
     """
-    mom = moments(model, caps)
+    matrices = second_moments(model, caps)
     n_array = _checks.sample_size(n)
     noises = (obs.sd_image**2, obs.sd_text**2)
-    batch = jnp.broadcast_shapes(mom.zu.shape[:-2], *(x.shape for x in noises), n_array.shape)
-    zz, zu, uu = (jnp.broadcast_to(x, (*batch, 2, 2)) for x in (mom.zz, mom.zu, mom.uu))
+    batch = jnp.broadcast_shapes(matrices[0].shape[:-2], *(x.shape for x in noises), n_array.shape)
+    zz, zu, uu = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in matrices)
     v_i, v_t, n_array = (jnp.broadcast_to(x, batch) for x in (*noises, n_array))
+    return outliers_of_moments(zz, uu, zu, v_i, v_t, obs.dim_image / n_array, obs.dim_text / n_array)
+
+
+def outliers_of_moments(
+    zz: Float[Array, "... l l"],
+    uu: Float[Array, "... l l"],
+    zu: Float[Array, "... l l"],
+    v_i: Float[Array, "..."],
+    v_t: Float[Array, "..."],
+    a_i: Float[Array, "..."],
+    a_t: Float[Array, "..."],
+) -> Outliers:
+    """`outliers` from Cov(z), Cov(u), Cov(z, u), s_I^2, s_T^2, d_I/n and d_T/n; 2l entries for l latents."""
     one = jnp.vectorize(_outliers, signature="(l,l),(l,l),(l,l),(),(),(),()->(k),(k),(k,l),(k,l),(k)")
-    return Outliers(*one(zz, uu, zu, v_i, v_t, obs.dim_image / n_array, obs.dim_text / n_array))
+    return Outliers(*one(zz, uu, zu, v_i, v_t, a_i, a_t))
 
 
 def _squared_value(t: Array, a_i: Array, a_t: Array) -> Array:
@@ -132,9 +149,9 @@ def _edge(a_i: Array, a_t: Array) -> Array:
 
 def _singular_at(
     tau: Array, zz: Array, uu: Array, zu: Array, v_i: Array, v_t: Array, a_i: Array, a_t: Array
-) -> Float[Array, "4 4"]:
+) -> Float[Array, "k k"]:
     """B, with v_I = s_I^2 and v_T = s_T^2."""
-    eye = jnp.eye(2, dtype=tau.dtype)
+    eye = jnp.eye(len(zu), dtype=tau.dtype)
     cross = -jnp.sqrt(tau * (1 + v_i * v_t * tau)) * zu
     return jnp.block([[a_t * eye - tau * v_i * uu, cross.T], [cross, a_i * eye - tau * v_t * zz]])
 
@@ -143,7 +160,7 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
     """The fields of `Outliers` for one set of the parameters of `_singular_at`."""
     fixed = jax.lax.stop_gradient(parameters)
     zz, uu, zu, v_i, v_t, a_i, a_t = fixed
-    eps = jnp.finfo(zz.dtype).eps
+    eps, count = jnp.finfo(zz.dtype).eps, 2 * len(zz)
     # B > 0 at tau below `low`, by the norms of its blocks. The floor of 1e-30 matters where all data are 0.
     noise, norms = v_i * v_t, [jnp.linalg.norm(x) for x in (uu, zz, zu)]
     bounds = jnp.stack([v_i * norms[0] / a_t, v_t * norms[1] / a_i, 2 * norms[2] ** 2 / (a_i * a_t), noise])
@@ -162,17 +179,17 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
     def halve(bracket: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bracket
         middle = jnp.sqrt(low) * jnp.sqrt(high)
-        below = jax.vmap(lambda tau, k: eigenvalues(tau)[k])(middle, jnp.arange(4)) < 0
+        below = jax.vmap(lambda tau, k: eigenvalues(tau)[k])(middle, jnp.arange(count)) < 0
         return (jnp.where(below, low, middle), jnp.where(below, middle, high)), None
 
-    (lows, highs), _ = jax.lax.scan(halve, (jnp.full(4, low), jnp.full(4, high)), None, _BISECTIONS)
+    (lows, highs), _ = jax.lax.scan(halve, (jnp.full(count, low), jnp.full(count, high)), None, _BISECTIONS)
     tau = jnp.sqrt(lows) * jnp.sqrt(highs)
     # Roots within sqrt(eps) of each other count as one: their vectors would mix by more than that.
-    for k in range(1, 4):
+    for k in range(1, count):
         tied = exists[k] & (jnp.abs(tau[k] - tau[k - 1]) <= jnp.sqrt(eps) * tau[k])
         tau = tau.at[k].set(jnp.where(tied, tau[k - 1], tau[k]))
     equal = exists[:, None] & exists[None, :] & (tau[:, None] == tau[None, :])
-    rank = (equal & jnp.tri(4, k=-1, dtype=bool)).sum(1)  # among the roots of the same value
+    rank = (equal & jnp.tri(count, k=-1, dtype=bool)).sum(1)  # among the roots of the same value
     value, strength, left, right = jax.vmap(functools.partial(_vectors, parameters))(tau, rank, equal.sum(1), exists)
     hide = exists[:, None]
     return (  # not `nan_where`: in reverse mode its NaN derivative at one entry would reach the other entries
@@ -186,13 +203,14 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
 
 def _vectors(
     parameters: tuple[Array, ...], root: Array, rank: Array, multiplicity: Array, exists: Array
-) -> tuple[Array, Array, Float[Array, "2"], Float[Array, "2"]]:
+) -> tuple[Array, Array, Float[Array, " l"], Float[Array, " l"]]:
     """Value, strength and signed overlaps at a root tau; rank: which of its `multiplicity` null vectors.
 
     Everything, derivatives included, is finite where there is no root.
     """
-    eye = jnp.eye(2, dtype=root.dtype)
-    harmless = (eye, eye, jnp.diag(jnp.asarray([2.0, 1.0], root.dtype)), 0.0, 0.0, 1.0, 1.0)  # singular at 1/4
+    latents = len(parameters[0])
+    eye, count = jnp.eye(latents, dtype=root.dtype), 2 * latents
+    harmless = (eye, eye, eye.at[0, 0].set(2.0), 0.0, 0.0, 1.0, 1.0)  # singular at 1/4, once
     parameters = tuple(jnp.where(exists, x, jnp.asarray(y)) for x, y in zip(parameters, harmless, strict=True))
     root, rank, multiplicity = (jnp.where(exists, x, y) for x, y in ((root, 0.25), (rank, 0), (multiplicity, 1)))
     fixed = jax.lax.stop_gradient(parameters)
@@ -201,9 +219,9 @@ def _vectors(
     slope = jax.jacfwd(lambda tau: _singular_at(tau, *fixed))(root)
     values, vectors = jnp.linalg.eigh(matrix)
     order = jnp.argsort(jnp.abs(values))
-    basis, null = vectors[:, order], jnp.arange(4) < multiplicity
+    basis, null = vectors[:, order], jnp.arange(count) < multiplicity
     # Make the null vectors orthogonal and of norm 1 in -dB/dtau; leave the others out.
-    gram = jnp.where(null[:, None] & null[None, :], -basis.T @ slope @ basis, jnp.eye(4, dtype=root.dtype))
+    gram = jnp.where(null[:, None] & null[None, :], -basis.T @ slope @ basis, jnp.eye(count, dtype=root.dtype))
     weights, rotation = jnp.linalg.eigh(gram)
     basis = basis @ (rotation / jnp.sqrt(weights)[None, :]) @ rotation.T
     b = jax.lax.stop_gradient(basis[:, rank])
@@ -212,9 +230,9 @@ def _vectors(
     tau = root + b @ _singular_at(root, *parameters) @ b  # the slope is -1
     border = jnp.block([[matrix, b[:, None]], [b[None, :], jnp.zeros((1, 1), root.dtype)]])
     single = multiplicity == 1
-    border = jnp.where(single, border, jnp.eye(5, dtype=root.dtype))
+    border = jnp.where(single, border, jnp.eye(count + 1, dtype=root.dtype))
     residual = jnp.where(single, _singular_at(tau, *parameters) @ b, 0.0)
-    b = b - jnp.linalg.solve(border, jnp.append(residual - b * (b @ residual) / (b @ b), 0.0))[:4]
+    b = b - jnp.linalg.solve(border, jnp.append(residual - b * (b @ residual) / (b @ b), 0.0))[:count]
     b = b / jnp.sqrt(-b @ jax.jacfwd(lambda tau: _singular_at(tau, *parameters))(tau) @ b)
     b = undefined_slope(b, ~single)
 
@@ -223,5 +241,5 @@ def _vectors(
     strength_squared = (1 + t) * (a_i + t) * (a_t + t) / tau
     fall = 1 / tau - noise * (1 / (1 + t) + 1 / (a_i + t) + 1 / (a_t + t))
     value = jnp.where(noise > 0, jnp.sqrt(strength_squared / jnp.where(noise > 0, noise, 1.0)), jnp.inf)
-    left, right = jnp.sqrt(fall * (a_i + t)) * b[2:], jnp.sqrt(fall * (a_t + t)) * b[:2]
+    left, right = jnp.sqrt(fall * (a_i + t)) * b[latents:], jnp.sqrt(fall * (a_t + t)) * b[:latents]
     return value, jnp.sqrt(strength_squared), left, right

@@ -1,7 +1,7 @@
 """What supervised learning learns: the max-margin rule, its sharp accuracy (X1), the paper's bound (T3), T4's limit.
 
-Symbols: w = (v, u) the rule, v = (v_c, v_s) on the latents and u on the noise, T = |u|^2, sigma noise norm, d input
-dimension, n samples, r = +1 aligned, -1 conflicting, P(r) its frequency, s_c, s_s latent standard deviations.
+Symbols: w = (v, u) the rule, v on the latents and u on the noise, T = |u|^2, sigma noise norm, d_I input dimension, n
+samples, g group of class y_g = +-1, weight P_g, latent mean m_g and covariance S_g.
 """
 
 from typing import Any
@@ -15,7 +15,10 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where
-from mmcl_theory.data import InterClass, IntraClass, Model, Observation
+from mmcl_theory.data import AccuracyByGroup, InterClass, IntraClass, Model, Observation
+from mmcl_theory.data.latents import pair_matrix
+from mmcl_theory.data.mixture import over_batches
+from mmcl_theory.data.protocol import has_law_of, law
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 
 _MAX_STEPS = 80
@@ -24,10 +27,13 @@ _SHORTEST_STEP = 1 / 256
 _FLOOR = 1e-4
 
 
-def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar | None = None) -> GroupAccuracy:
+def supervised_accuracy(
+    model: Model, obs: Observation | None = None, n: Scalar | None = None
+) -> GroupAccuracy | AccuracyByGroup:
     """Accuracy, by group, of the max-margin classifier (no bias) trained on n labelled images.
 
-    Intra-class: the rule is `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I. It needs obs and n.
+    Intra-class and mixtures of two classes: the rule is `max_margin_rule` (X1), the limit n, d_I -> inf at fixed n/d_I.
+    It needs obs and n.
 
     Inter-class: the classifier is trained on every noiseless image of P at p_spu = 1. Class (c, k) scores
     c (u core_k + v spu_k) with u : v = (1 - beta) : alpha (1 - beta_spu). With m >= 2 pairs the aligned group is all
@@ -39,20 +45,20 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
 
     Args:
         model: data model; its leaves broadcast with those of obs and with n.
-        obs: observation; needed for the intra-class model, not used for the inter-class one.
-        n: number of images, >= 2, real values allowed; needed for the intra-class model, not used for the inter-class
-            one.
+        obs: observation; not used for the inter-class model, needed for all others.
+        n: number of images, >= 2, real values allowed; not used for the inter-class model, needed for all others.
 
     Returns:
-        The accuracies, of the broadcast shape. NaN, intra-class, where almost all such samples are not linearly
-        separable. NaN, inter-class, for p_spu < 1, which this theory does not cover.
+        The accuracies, of the broadcast shape. NaN where almost all such samples are not linearly separable. NaN,
+        inter-class, for p_spu < 1, which this theory does not cover.
 
     Raises:
-        ValueError: if the intra-class model comes without obs or n, or n < 2.
+        ValueError: if a model other than the inter-class one comes without obs or n, or n < 2.
+        NotImplementedError: for a mixture of more than two classes.
 
     Source: X1; T4 (Theorem 4.7).  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
-    if isinstance(model, InterClass):
+    if has_law_of(model, InterClass):
         many = model.num_pairs > 1  # one pair has no details in the images of other pairs
         core, spu = (1 - model.beta, 1 - model.beta_spu) if many else (jnp.ones(()), jnp.ones(()))
         core, spu, alpha = jnp.broadcast_arrays(core, spu, model.alpha)
@@ -60,8 +66,14 @@ def supervised_accuracy(model: Model, obs: Observation | None = None, n: Scalar 
         accuracy = linear_rule_accuracy(model, weights, (weights**2).sum(-1))
         return jax.tree.map(lambda acc: nan_where(*jnp.broadcast_arrays(model.p_spu != 1, acc)), accuracy)
     if obs is None or n is None:
-        raise ValueError("obs and n must be given for the intra-class model, got None.")
+        raise ValueError("obs and n must be given for this model, got None.")
     weights, noise_norm = max_margin_rule(model, obs, n)
+    if not has_law_of(model, IntraClass):
+        rules = jnp.stack([-weights, weights], -2)
+        sign = jnp.array([[1.0, -1.0], [-1.0, 1.0]], weights.dtype)
+        total = (weights**2).sum(-1) + noise_norm
+        gram = total[..., None, None] * jnp.broadcast_to(sign, (*total.shape, 2, 2))
+        return law(model, "as_mixture").as_mixture().rule_accuracy(rules, gram, obs.sd_image)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1) + noise_norm, obs.sd_image)
 
 
@@ -98,32 +110,31 @@ def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
     return nan_where(~says, 0.5 + 2 / jnp.where(says, room, 1.0) + 0 * room)
 
 
-def max_margin_rule(
-    model: IntraClass, obs: Observation, n: Scalar
-) -> tuple[Float[Array, "... 2"], Float[Array, "..."]]:
+def max_margin_rule(model: Model, obs: Observation, n: Scalar) -> tuple[Float[Array, "... l"], Float[Array, "..."]]:
     """The hard-margin solution, scaled to margin 1: its latent part v and the squared norm T of its noise part.
 
     In the limit n, d_I -> inf at fixed n/d_I it minimises |v|^2 + T over v and T subject to
 
-        T >= (n/sigma^2) sum_r P(r) H(v_c mu_c + r v_s mu_s, s^2)
-        s^2 = v_c^2 s_c^2 + v_s^2 s_s^2 + s_I^2 (|v|^2 + T),   s_I^2 = sigma^2/d_I
+        T >= (n/sigma^2) sum_g P_g H(y_g v . m_g, v^T S_g v + s_I^2 (|v|^2 + T)),   s_I^2 = sigma^2/d_I
         H(m, s^2) = E max(0, 1 - N(m, s^2))^2 = ((1-m)^2 + s^2) Phi((1-m)/s) + (1-m) s phi((1-m)/s)
 
     It is solved in the scale where T = 1. There the margin kappa(v), the root of the constraint, is concave. Damped
     Newton steps find the largest kappa / sqrt(1 + |v|^2). One more Newton step at the solution carries the derivative,
-    so the result is differentiable.
+    so the result is differentiable. The groups of the intra-class model are the aligned and the conflicting one, with
+    y_g m_g = (mu_c, +-mu_s) and S_g = diag(s_c^2, s_s^2).
 
     Args:
-        model: intra-class model; the leaves of all arguments broadcast.
+        model: intra-class model, or mixture of two classes (y = -1 is class 0); the leaves of all arguments broadcast.
         obs: observation; only its image noise is used.
         n: number of images, >= 2, real values allowed.
 
     Returns:
-        v, (core, spurious), and T, of the broadcast shape. NaN where no kappa > 0 exists (almost surely not separable),
-        and where there is no noise (sigma = 0).
+        v, one entry a latent coordinate, and T, of the broadcast shape. NaN where no kappa > 0 exists (almost surely
+        not separable), and where there is no noise (sigma = 0).
 
     Raises:
         ValueError: for n < 2.
+        NotImplementedError: for more than two classes.
 
     Example:
         >>> import jax
@@ -136,28 +147,48 @@ def max_margin_rule(
 
     Source: X1 (convex Gaussian min-max theorem).  Check: proofs_checks/x1.py.
     """
-    n_array = _checks.sample_size(n)
+    size = _checks.sample_size(n)
+    weight, mean, covariance = _signed_groups(model)
     variance = obs.sigma_image**2
-    # On the signal coordinates the observation noise adds to the latent variance. T belongs to the rest of the noise.
-    parameters = (
-        model.p_spu,
-        jnp.hypot(*jnp.broadcast_arrays(model.sigma_core, obs.sd_image)),
-        jnp.hypot(*jnp.broadcast_arrays(model.sigma_spu, obs.sd_image)),
-        model.mu_core,
-        model.mu_spu,
-        variance / n_array,
-        variance / obs.dim_image,
-    )
-    v_core, v_spu, kappa = jnp.vectorize(_direction)(*jnp.broadcast_arrays(*parameters))
-    # Change the scale back, from T = 1 to margin 1.
-    return jnp.stack([v_core / kappa, v_spu / kappa], -1), 1 / kappa**2
+
+    def rule(
+        weight: Array, mean: Array, covariance: Array, sd_image: Array, variance: Array, size: Array
+    ) -> tuple[Array, Array]:
+        # On the latent coordinates the observation noise adds to their variance. T belongs to the rest of the noise.
+        covariance = covariance + sd_image**2 * jnp.eye(mean.shape[1], dtype=mean.dtype)[None]
+        v, kappa = _direction(weight, mean, covariance, variance / size, variance / obs.dim_image)
+        return v / kappa, 1 / kappa**2  # from the scale of T = 1 to that of margin 1
+
+    groups = ((weight, 1), (mean, 2), (covariance, 3))
+    return over_batches(rule, *groups, (obs.sd_image, 0), (variance, 0), (size, 0))
 
 
-def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
-    """(v_c, v_s, kappa) of largest margin in the scale T = 1; NaN if that margin is not positive. Scalars only."""
+def _signed_groups(model: Model) -> tuple[Array, Array, Array]:
+    """P_g, y_g m_g and S_g of the groups."""
+    if has_law_of(model, IntraClass):
+        p, s_core, s_spu, mu_core, mu_spu = jnp.broadcast_arrays(
+            model.p_spu, model.sigma_core, model.sigma_spu, model.mu_core, model.mu_spu
+        )
+        mean = jnp.stack([jnp.stack([mu_core, sign * mu_spu], -1) for sign in (1, -1)], -2)
+        covariance = pair_matrix(s_core**2, 0 * p, 0 * p, s_spu**2)
+        return jnp.stack([p, 1 - p], -1), mean, jnp.stack([covariance] * 2, -3)
+    groups = law(model, "as_mixture").as_mixture()
+    if groups.num_classes > 2:
+        raise NotImplementedError(f"the max-margin rule has no theory for {groups.num_classes} classes, only for 2.")
+    sign = 2 * jnp.asarray(groups.classes)[:, None] - 1
+    return groups.weight, groups.mean * jnp.broadcast_to(sign, groups.mean.shape), groups.covariance
+
+
+def _direction(*parameters: Array) -> tuple[Float[Array, " l"], Array]:
+    """(v, kappa) of largest margin in the scale T = 1; NaN if that margin is not positive.
+
+    parameters: P_g (G,), y_g m_g (G, l), S_g + s_I^2 (G, l, l), sigma^2/n and s_I^2.
+    """
     eps = jnp.finfo(parameters[0].dtype).eps
     fixed = jax.lax.stop_gradient(parameters)
-    floor = _FLOOR * jnp.sqrt(fixed[5])
+    room = fixed[3]
+    floor = _FLOOR * jnp.sqrt(room)
+    eye = jnp.eye(fixed[1].shape[1], dtype=fixed[1].dtype)
 
     def penalty(v: Array) -> Array:
         return jnp.sqrt(1 + v @ v)
@@ -169,13 +200,13 @@ def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
         by_kappa, by_v = jax.jacfwd(_margin_gradient, (0, 1))(kappa, v, parameters)
         slope = _margin_gradient(kappa, v, parameters)
         gradient = slope - multiplier * v / size
-        hessian = by_v + jnp.outer(by_kappa, slope) - multiplier * (jnp.eye(2) / size - jnp.outer(v, v) / size**3)
+        hessian = by_v + jnp.outer(by_kappa, slope) - multiplier * (eye / size - jnp.outer(v, v) / size**3)
         return multiplier, slope, gradient, hessian
 
     def newton(state: tuple[Any, ...]) -> tuple[Any, ...]:
         v, kappa, iteration, _ = state
         multiplier, slope, gradient, hessian = derivatives(kappa, v, fixed)
-        move = -_solve_2x2(hessian, gradient)
+        move = -_solve(hessian, gradient)
 
         def margin(size: Array) -> Array:
             return _margin(v + size * move, fixed, kappa + size * (slope @ move))  # the tangent lies above kappa(v)
@@ -199,30 +230,30 @@ def _direction(*parameters: Array) -> tuple[Array, Array, Array]:
         return (state[2] < _MAX_STEPS) & (state[3] > jnp.sqrt(eps))
 
     dtype = parameters[0].dtype
-    origin = jnp.zeros(2, dtype)
-    start = (origin, _margin(origin, fixed, jnp.sqrt(fixed[5])), 0, jnp.asarray(1.0, dtype))
+    origin = jnp.zeros_like(fixed[1][0])
+    start = (origin, _margin(origin, fixed, jnp.sqrt(room)), 0, jnp.asarray(1.0, dtype))
     v, kappa, _, _ = jax.lax.while_loop(unfinished, newton, start)
     v = jax.lax.stop_gradient(v)
     # One more Newton step squares the error of v, and carries its derivative in the parameters.
     multiplier, _, gradient, hessian = derivatives(_margin(v, parameters, kappa), v, parameters)
     residual = jnp.abs(gradient).max() / jnp.abs(multiplier)
-    v = v - _solve_2x2(jax.lax.stop_gradient(hessian), gradient)
+    v = v - _solve(jax.lax.stop_gradient(hessian), gradient)
     kappa = _margin(v, parameters, kappa)
-    solved = (kappa > floor * penalty(v)) & (residual < jnp.sqrt(eps) * 100) & (fixed[5] > 0)
-    return jnp.where(solved, v[0], jnp.nan), jnp.where(solved, v[1], jnp.nan), jnp.where(solved, kappa, jnp.nan)
+    solved = (kappa > floor * penalty(v)) & (residual < jnp.sqrt(eps) * 100) & (room > 0)
+    return jnp.where(solved, v, jnp.nan), jnp.where(solved, kappa, jnp.nan)
 
 
-def _expectations(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
-    """E (kappa - N)_+^2, E (kappa - N)_+, E r (kappa - N)_+ and P(N < kappa), N | r ~ N(v_c mu_c + r v_s mu_s, s^2)."""
-    p, s_core, s_spu, mu_core, mu_spu, _, noise = parameters
-    s = jnp.sqrt((v[0] * s_core) ** 2 + (v[1] * s_spu) ** 2 + noise)
-    r = jnp.asarray([1.0, -1.0], v.dtype)
-    weight = jnp.stack([p, 1 - p])
-    a = (kappa - v[0] * mu_core - r * v[1] * mu_spu) / s
+def _expectations(
+    kappa: Array, v: Array, parameters: tuple[Array, ...]
+) -> tuple[Float[Array, " g"], Float[Array, " g"], Float[Array, " g"]]:
+    """P_g E (kappa - N)_+^2, P_g E (kappa - N)_+ and P_g P(N < kappa), N ~ N(y_g v . m_g, v^T S_g v + s_I^2)."""
+    weight, mean, covariance, _, noise = parameters
+    s = jnp.sqrt((covariance @ v) @ v + noise)
+    a = (kappa - mean @ v) / s
     below, density = ndtr(a), jnp.exp(-(a**2) / 2) / np.sqrt(2 * np.pi)
     hinge = s * (a * below + density)
     squared = s**2 * ((a**2 + 1) * below + a * density)
-    return weight @ squared, weight @ hinge, (weight * r) @ hinge, weight @ below
+    return weight * squared, weight * hinge, weight * below
 
 
 def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
@@ -234,9 +265,9 @@ def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
     tolerance = jnp.sqrt(jnp.finfo(v.dtype).eps)  # of the last step but one; the last step squares the error
 
     def newton(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:
-        squared, hinge, _, _ = _expectations(kappa, v, parameters)
-        norm, root = jnp.sqrt(squared), jnp.sqrt(parameters[5])
-        return kappa - (norm - root) * norm / hinge
+        squared, hinge, _ = _expectations(kappa, v, parameters)
+        norm, root = jnp.sqrt(squared.sum()), jnp.sqrt(parameters[3])
+        return kappa - (norm - root) * norm / hinge.sum()
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         kappa = newton(state[0], *fixed)
@@ -249,12 +280,14 @@ def _margin(v: Array, parameters: tuple[Array, ...], start: Array) -> Array:
 
 def _margin_gradient(kappa: Array, v: Array, parameters: tuple[Array, ...]) -> Array:
     """d kappa / d v, by the implicit function theorem."""
-    _, s_core, s_spu, mu_core, mu_spu, _, _ = parameters
-    _, hinge, hinge_r, below = _expectations(kappa, v, parameters)
-    return jnp.stack([mu_core * hinge - v[0] * s_core**2 * below, mu_spu * hinge_r - v[1] * s_spu**2 * below]) / hinge
+    _, mean, covariance, _, _ = parameters
+    _, hinge, below = _expectations(kappa, v, parameters)
+    return (hinge @ mean - below @ (covariance @ v)) / hinge.sum()
 
 
-def _solve_2x2(matrix: Array, vector: Array) -> Array:
-    """matrix^-1 vector for a symmetric 2 x 2 matrix."""
-    a, b, d = matrix[0, 0], (matrix[0, 1] + matrix[1, 0]) / 2, matrix[1, 1]
+def _solve(matrix: Float[Array, "l l"], vector: Float[Array, " l"]) -> Float[Array, " l"]:
+    """matrix^-1 vector for a symmetric matrix."""
+    if len(vector) != 2:
+        return jnp.linalg.solve((matrix + matrix.T) / 2, vector)
+    a, b, d = matrix[0, 0], (matrix[0, 1] + matrix[1, 0]) / 2, matrix[1, 1]  # far faster than a general solver
     return jnp.stack([d * vector[0] - b * vector[1], a * vector[1] - b * vector[0]]) / (a * d - b * b)

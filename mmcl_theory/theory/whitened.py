@@ -12,19 +12,22 @@ from jaxtyping import Array, Bool, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import undefined_slope
-from mmcl_theory.data import Captions, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Model, Observation, captions, moments
+from mmcl_theory.data.captions import is_pair_model, pair_captions
 from mmcl_theory.data.latents import pair_matrix
+from mmcl_theory.data.protocol import exactly
+from mmcl_theory.theory import mixtures
 from mmcl_theory.theory.mmcl import pair_prompt
-from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 
 def whitened_accuracy(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     theta: Scalar = 1.0,
-    prompts: str = "core",
-) -> GroupAccuracy:
+    prompts: mixtures.Prompts = "core",
+) -> GroupAccuracy | AccuracyByGroup:
     """Zero-shot accuracy, by group, of the population rule w = S_I^-theta C S_T^-theta p, at full rank.
 
     theta = 1 is what InfoNCE with many negatives minimises to second order, exactly for Gaussian latents. theta = 0 is
@@ -57,16 +60,18 @@ def whitened_accuracy(
     Source: X5.  Check: proofs_checks/x5.py.
     """
     weights = whitened_rule(model, caps, obs, theta, prompts)
+    if not is_pair_model(model):
+        return mixtures.accuracy_in_the_span(model, weights, obs)
     return linear_rule_accuracy(model, weights, (weights**2).sum(-1), 0.0 if obs is None else obs.sd_image)
 
 
 def whitened_rule(
     model: Model,
-    caps: Captions | None = None,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     theta: Scalar = 1.0,
-    prompts: str = "core",
-) -> Float[Array, "... 2"]:
+    prompts: mixtures.Prompts = "core",
+) -> Float[Array, "..."]:
     """The rule w = S_I^-theta C S_T^-theta p on the latents, for the prompt p of class +1.
 
     Directions in which a covariance vanishes are left out (pseudo-inverses): for example a detail that is never
@@ -82,15 +87,18 @@ def whitened_rule(
 
     Returns:
         (core, spurious) weights. Intra-class: w, with sign(z . w) the prediction. Inter-class: (A, B), the same for
-        every pair of coordinates.
+        every pair of coordinates. Mixture: the rule of every class, (..., K, l); all its derivatives are NaN where a
+        covariance is singular and theta > 0.
 
     Raises:
         ValueError: for theta or prompts out of range.
 
     Source: as for `whitened_accuracy`.
     """
-    theta = _checks.real("theta", theta, "in [0, 1]")
-    caps = caps or captions()
+    if not is_pair_model(model):
+        return mixtures.whitened_rule(model, caps, obs, theta, prompts)
+    theta, caps = _checks.real("theta", theta, "in [0, 1]"), pair_captions(caps)
+    kind = _checks.choice("prompts", prompts, PROMPTS)
     noise_image, noise_text = noise_variances(obs)
     text = moments(model, caps).uu
     batch = jnp.broadcast_shapes(theta.shape, noise_image.shape, noise_text.shape, text.shape[:-2])
@@ -103,7 +111,7 @@ def whitened_rule(
     (left, left_singular), (right, right_singular) = (
         _inverse_power(*x, theta) for x in ((zz, noise_image), (uu, noise_text))
     )
-    prompt = jnp.broadcast_to(pair_prompt(model, prompts), (*batch, 2))[..., :, None]
+    prompt = jnp.broadcast_to(pair_prompt(model, kind), (*batch, 2))[..., :, None]
     weights = (left @ (zu @ (right @ prompt)))[..., 0]
     lost = (theta > 0) & (left_singular | (right_singular & ~silent.any(-1)))
     return undefined_slope(weights, lost[..., None])
@@ -213,6 +221,7 @@ def _adjugate(matrix: Float[Array, "... 2 2"]) -> Float[Array, "... 2 2"]:
 
 def _balance(model: IntraClass, caps: Captions, obs: Observation | None) -> tuple[Array, Array, Array, Array]:
     """D, v, G v - k^2 and s_T^2 of `balanced_pi_spu`."""
+    exactly(model, IntraClass)
     if caps.masking != "named":
         raise ValueError(f'masking must be "named", got {caps.masking!r}.')
     noise_image, noise_text = noise_variances(obs)

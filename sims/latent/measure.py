@@ -6,7 +6,7 @@ is the swept parameters by name, `settings.AXES`; the setting holds the others.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +183,7 @@ def predict(setting: Setting, learner: str, cell: Params) -> jax.Array:
         mean, correction = _mean_accuracy(setting, cell)
         return jnp.where((correction <= _LARGEST_CORRECTION)[..., None], mean, jnp.nan)
     model, _, obs = _parts(setting, cell)
-    return groups(mt.theory.supervised_accuracy(model, obs, setting.n))
+    return groups(cast(mt.zero_shot.GroupAccuracy, mt.theory.supervised_accuracy(model, obs, setting.n)))
 
 
 def predict_spread(setting: Setting, learner: str, cell: Params) -> jax.Array:

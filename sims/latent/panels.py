@@ -5,7 +5,7 @@ Everything here maps the parameters of one point, by name, to numbers.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,8 @@ def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
 
     def predict(p: Params) -> jax.Array:
         obs, weight = observation_of(p), p["same_class_weight"]
-        return groups(mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight))
+        found = mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight)
+        return groups(cast(mt.zero_shot.GroupAccuracy, found))
 
     def predict_cell(p: Params) -> jax.Array:
         setting, cell = _setting(p)
@@ -94,7 +95,7 @@ def measure_of_sweep(key: jax.Array, p: Params, learner: str) -> jax.Array:
 
 
 def whitened_accuracy(p: Params, theta: Any) -> mt.zero_shot.GroupAccuracy:
-    return mt.theory.whitened_accuracy(*cells.intra_class(p), theta)
+    return cast(mt.zero_shot.GroupAccuracy, mt.theory.whitened_accuracy(*cells.intra_class(p), theta))
 
 
 def measure_whitened(key: jax.Array, p: Params) -> jax.Array:

@@ -159,7 +159,7 @@ def test_not_separable_is_nan():
 def test_missing_arguments_are_refused():
     model, obs = intra_class(0.9, 1.0, 0.3), observation(DIM, 2)
     for args in ((model,), (model, obs), (model, None, 100)):
-        with pytest.raises(ValueError, match="obs and n must be given for the intra-class model, got None"):
+        with pytest.raises(ValueError, match="obs and n must be given for this model, got None"):
             supervised_accuracy(*args)
     with pytest.raises(ValueError, match=r"n must be >= 2, got 1\."):
         supervised_accuracy(model, obs, 1)

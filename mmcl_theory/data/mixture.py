@@ -1,0 +1,575 @@
+"""Mixture models (docs/theory.md 1.6): any classes, groups and Gaussian latents, and captions by group and coordinate.
+
+Symbols: g group, of class y_g, with weight P_g in training and P*_g under the shift, latent mean m_g and covariance
+S_g; y class of weight P_y; K classes, G groups, l latents; u caption code, b_g base value, pi_g mention probability,
+eps_g probability of an error; R rules, one row a class.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from mmcl_theory import _checks, _orthant
+from mmcl_theory.data.latents import Latents, class_labels
+
+PROMPTS = ("core", "train_mean")
+BASES = ("named", "mean", "zero")
+_ROUNDING = 1e-6
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class AccuracyByGroup:
+    """Accuracy in each group of a mixture, in [0, 1].
+
+    Attributes:
+        by_group: the accuracies, (..., G).
+        weight: P_g, the groups' weights in training, (..., G).
+        shifted_weight: P*_g, their weights under the shift, (..., G).
+        error: numerical error of each accuracy, (..., G): 0 up to two classes, the last change of the quadrature at
+            three, the standard error of the quasi-Monte Carlo sum at more.
+    """
+
+    by_group: Array  # (..., G)
+    weight: Array  # (..., G)
+    shifted_weight: Array  # (..., G)
+    error: Array  # (..., G)
+
+    def at(self, weights: _checks.Scalar | Sequence[float]) -> Array:
+        """Accuracy on a distribution with the same groups and other weights, sum_g weights_g acc_g.
+
+        Args:
+            weights: one weight a group, (..., G), nonnegative, of sum 1.
+
+        Returns:
+            The accuracy, of the broadcast shape (...).
+
+        Raises:
+            ValueError: for weights that are negative or do not sum to 1.
+        """
+        return _weighted(_distribution("weights", weights), self.by_group)
+
+    @property
+    def train(self) -> Array:
+        """Accuracy in distribution, at the weights of training."""
+        return _weighted(self.weight, self.by_group)
+
+    @property
+    def shifted(self) -> Array:
+        """Accuracy on P*."""
+        return _weighted(self.shifted_weight, self.by_group)
+
+    @property
+    def worst(self) -> Array:
+        """The smallest accuracy of a group that occurs in training or under the shift."""
+        weight, shifted, accuracy = jnp.broadcast_arrays(self.weight, self.shifted_weight, self.by_group)
+        return jnp.where((weight > 0) | (shifted > 0), accuracy, jnp.inf).min(-1)
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    weights, values = jnp.broadcast_arrays(weights, values)
+    return jnp.where(weights > 0, weights * values, 0.0).sum(-1)  # a NaN in a group that does not occur does not count
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassMoments:
+    """Moments of latents z and caption codes u in each class; covariances within the class.
+
+    Attributes:
+        weight: P_y, (..., K).
+        z_mean: E[z | y], (..., K, l).
+        u_mean: E[u | y], (..., K, l).
+        zz: Cov(z | y), (..., K, l, l).
+        zu: Cov(z, u | y), (..., K, l, l).
+        uu: Cov(u | y), (..., K, l, l).
+    """
+
+    weight: Array  # (..., K)
+    z_mean: Array  # (..., K, l)
+    u_mean: Array  # (..., K, l)
+    zz: Array  # (..., K, l, l)
+    zu: Array  # (..., K, l, l)
+    uu: Array  # (..., K, l, l)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """G groups of Gaussian latents: group g has weight P_g, class y_g, and z | g ~ N(m_g, S_g).
+
+    Leaves may have common leading dimensions, which describe a grid of models; `sample` needs a single model. Build a
+    model with `mixture`, which checks the values.
+
+    Attributes:
+        weight: P_g, (..., G).
+        shifted_weight: P*_g, (..., G).
+        mean: m_g, (..., G, l).
+        covariance: S_g, (..., G, l, l).
+        classes: y_g, one number in 0..K-1 a group, static.
+
+    Source: docs/theory.md 1.6.
+    """
+
+    weight: Array  # (..., G)
+    shifted_weight: Array  # (..., G)
+    mean: Array  # (..., G, l)
+    covariance: Array  # (..., G, l, l)
+    classes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_latents(self) -> int:
+        """The number of latent coordinates l."""
+        return self.mean.shape[-1]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes K."""
+        return max(self.classes) + 1
+
+    @property
+    def num_groups(self) -> int:
+        """The number of groups G."""
+        return len(self.classes)
+
+    def as_mixture(self) -> "Mixture":
+        """The model itself."""
+        return self
+
+    def shifted(self) -> "Mixture":
+        """The shifted distribution P*: the same groups with the weights P*_g."""
+        return dataclasses.replace(self, weight=self.shifted_weight)
+
+    def sample(self, key: Key[Array, ""], n: int) -> Latents:
+        """n independent draws. The label of class k is `class_labels(K)[k]`; the attribute is the group's number."""
+        key_group, key_noise = jax.random.split(key)
+        group = _draw(key_group, self.weight, (n,))
+        noise = jax.random.normal(key_noise, (n, self.num_latents), self.mean.dtype)
+        z = self.mean[group] + jnp.einsum("nij,nj->ni", _roots(self.covariance)[group], noise)
+        return Latents(z, class_labels(self.num_classes)[jnp.asarray(self.classes)[group]], group)
+
+    def membership(self) -> Float[Array, "c g"]:
+        """1 where group g is of class k, else 0."""
+        return jnp.asarray(np.eye(self.num_classes)[list(self.classes)].T, self.mean.dtype)
+
+    def contrasts(self) -> Float[Array, "g rest c"]:
+        """A row for every class but the group's own: 1 at the own class, -1 at the other."""
+        one = np.eye(self.num_classes)
+        rows = [np.delete(one[[own]] - one, own, axis=0) for own in self.classes]
+        return jnp.asarray(np.stack(rows), self.mean.dtype)
+
+    def prompts(self, kind: str = "core") -> Float[Array, "... c l"]:
+        """The latent code of every class's prompt: E_{P*}[z | y] for "core", E_P[z | y] for "train_mean".
+
+        NaN for a class that has no weight there.
+        """
+        _checks.choice("kind", kind, PROMPTS)
+
+        def means(model: Mixture) -> Array:
+            member = (model.shifted_weight if kind == "core" else model.weight)[None, :] * model.membership()
+            return member @ model.mean / member.sum(1, keepdims=True)
+
+        return over_batches(means, self)
+
+    def class_moments(self, caps: "GroupCaptions | None" = None) -> ClassMoments:
+        """The moments of latents and captions in each class; see `ClassMoments`. None is rich captions, u = z."""
+        caps = rich_captions(self) if caps is None else caps
+        if not isinstance(caps, GroupCaptions):
+            raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
+        return over_batches(_class_moments, self, caps)
+
+    def rule_accuracy(
+        self,
+        rules: Float[Array, "... c l"],
+        gram: Float[Array, "... c c"],
+        sd_image: _checks.Scalar = 0.0,
+        offsets: Float[Array, "... c"] | None = None,
+    ) -> AccuracyByGroup:
+        """Exact accuracy, by group, of the rule argmax_k x . w_k + b_k.
+
+        In group g of class y the K - 1 score differences are Gaussian, with
+
+            means (w_y - w_k) . m_g + b_y - b_k
+            covariances (w_y - w_k)^T (S_g + s_I^2) (w_y - w_k') in the ambient space
+
+        and the accuracy is the probability that all are positive. Two classes: Phi. Three: quadrature. More:
+        quasi-Monte Carlo; see `AccuracyByGroup.error`. Ties without noise share the answer between two classes.
+
+        Args:
+            rules: the rules on the latents, one a class, (..., K, l).
+            gram: their inner products in the ambient space, (..., K, K); R R^T for rules in the latents' span.
+            sd_image: noise s_I per image coordinate, >= 0.
+            offsets: b_k, (..., K); None for none.
+
+        Returns:
+            The accuracies, (..., G).
+
+        Source: docs/theory.md 1.6, 3.  Check: proofs_checks/x13.py.
+        """
+        sd = _checks.real("sd_image", sd_image, "finite and >= 0")
+        offsets = jnp.zeros(self.num_classes, self.mean.dtype) if offsets is None else offsets
+        arrays = ((rules, 2), (gram, 2), (sd, 0), (offsets, 1))
+        values, errors = over_batches(_rule_accuracy, self, *arrays)
+        shape = values.shape
+        weight, shifted = (jnp.broadcast_to(x, shape) for x in (self.weight, self.shifted_weight))
+        return AccuracyByGroup(values, weight, shifted, errors)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupCaptions:
+    """Captions by group and coordinate, with errors. A coordinate j of the code of an image of group g is
+
+        b_gj                 with probability 1 - pi_gj, where it is not mentioned
+        z_j + blur_gj N      where it is mentioned rightly, N standard normal
+        z'_j + blur_gj N     where it is mentioned wrongly, with probability eps_gj of the mentions
+
+    z' is drawn from another group, h != g with probability P_h / (1 - P_g), for each coordinate by itself. Mentions and
+    errors are independent over samples and coordinates. Build it with `group_captions`, which checks the values.
+
+    Attributes:
+        mention: pi_gj, (..., G, l).
+        base: b_gj, (..., G, l).
+        wrong: eps_gj, (..., G, l).
+        blur: standard deviation of the noise of a mentioned value, (..., G, l).
+
+    Source: docs/theory.md 1.6.
+    """
+
+    mention: Array  # (..., G, l)
+    base: Array  # (..., G, l)
+    wrong: Array  # (..., G, l)
+    blur: Array  # (..., G, l)
+
+    def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
+        """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
+        shape, model = latents.z.shape, model.as_mixture()
+        key_mention, key_wrong, key_group, key_value, key_blur = jax.random.split(key, 5)
+        group = latents.attribute
+        mention, base, wrong, blur = (x[group] for x in (self.mention, self.base, self.wrong, self.blur))
+        others = _others(model.weight)  # (G, G)
+        donor = jax.random.categorical(key_group, jnp.log(others)[group][:, None, :], shape=shape)
+        column = jnp.arange(shape[1])[None, :]
+        spread = jnp.sqrt(jnp.diagonal(model.covariance, axis1=-2, axis2=-1))
+        foreign = model.mean[donor, column] + spread[donor, column] * jax.random.normal(key_value, shape, base.dtype)
+        value = jnp.where(jax.random.uniform(key_wrong, shape, base.dtype) < wrong, foreign, latents.z)
+        value = value + blur * jax.random.normal(key_blur, shape, base.dtype)
+        return jnp.where(jax.random.uniform(key_mention, shape, base.dtype) < mention, value, base)
+
+    def group_moments(self, model: Mixture) -> tuple[Float[Array, "g l"], Float[Array, "g l"], Float[Array, "g l l"]]:
+        """E[u | g]; a_g with Cov(z, u | g) = S_g diag(a_g); Cov(u | g), of a single model and policy."""
+        mean, pi = model.mean, self.mention
+        variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)
+        others = _others(model.weight)  # (G, G)
+        foreign = others @ mean
+        apart = mean[None, :, :] - foreign[:, None, :]  # (G, H, l)
+        foreign_variance = others @ variance + (others[:, :, None] * apart**2).sum(1)
+        right, mistaken = pi * (1 - self.wrong), pi * self.wrong
+        u_mean = (1 - pi) * self.base + right * mean + mistaken * foreign
+        spread = (
+            (1 - pi) * (self.base - u_mean) ** 2 + right * (mean - u_mean) ** 2 + mistaken * (foreign - u_mean) ** 2
+        )
+        diagonal = right * variance + mistaken * foreign_variance + pi * self.blur**2 + spread
+        both = right[:, :, None] * model.covariance * right[:, None, :]
+        eye = jnp.broadcast_to(jnp.eye(pi.shape[1], dtype=bool), both.shape)
+        return u_mean, right, jnp.where(eye, jnp.broadcast_to(diagonal[:, None, :], both.shape), both)
+
+
+# The number of dimensions of each leaf of a single one.
+_RANKS = {Mixture: (1, 1, 2, 3), GroupCaptions: (2, 2, 2, 2), ClassMoments: (1, 2, 2, 3, 3, 3)}
+
+
+def mixture(
+    weight: Any, mean: Any, covariance: Any, classes: Sequence[int], shifted_weight: Any | None = None
+) -> Mixture:
+    """A mixture model with checked parameters.
+
+    Args:
+        weight: P_g, the groups' weights in training, (..., G), nonnegative, of sum 1.
+        mean: m_g, the groups' latent means, (..., G, l), finite.
+        covariance: S_g, their latent covariances, symmetric and positive semi-definite, (..., G, l, l); a single matrix
+            (l, l) serves all groups.
+        classes: y_g, the class of each group, in 0..K-1; every class needs a group.
+        shifted_weight: P*_g, the weights under the shift, (..., G); None gives every class its weight of training, in
+            equal parts to its groups.
+
+    Returns:
+        The model. Leading dimensions describe a grid of models.
+
+    Raises:
+        ValueError: for a value out of range or shapes that disagree; the message names the argument.
+
+    Example:
+        The intra-class model of the paper, by its four groups, and one change of its assumptions, unequal classes:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> mean = jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+        >>> spread = jnp.diag(jnp.array([1.0, 0.01]))
+        >>> model = mt.mixture([0.475, 0.025, 0.025, 0.475], mean, spread, classes=[0, 0, 1, 1])
+        >>> print(f"{mt.theory.mmcl_accuracy(model).shifted:.3f}")
+        0.817
+        >>> unequal = mt.mixture([0.760, 0.040, 0.010, 0.190], mean, spread, classes=[0, 0, 1, 1])
+        >>> print([f"{value:.3f}" for value in mt.theory.mmcl_accuracy(unequal).by_group])
+        ['0.929', '0.705', '0.705', '0.929']
+
+    Source: docs/theory.md 1.6.
+    """
+    numbers = _class_numbers(classes)
+    groups = len(numbers)
+    weights = _distribution("weight", weight, groups)
+    means = _array("mean", mean)
+    if means.ndim < 2 or means.shape[-2] != groups or not means.shape[-1]:
+        raise ValueError(f"mean must have shape (..., {groups}, l) for {groups} groups, got {means.shape}.")
+    latents = means.shape[-1]
+    covariances = _array("covariance", covariance)
+    if covariances.shape[-2:] != (latents, latents):
+        raise ValueError(f"covariance must have shape (..., {groups}, {latents}, {latents}), got {covariances.shape}.")
+    if covariances.ndim == 2:
+        covariances = jnp.broadcast_to(covariances, (groups, latents, latents))
+    if covariances.shape[-3] != groups:
+        raise ValueError(f"covariance must have shape (..., {groups}, {latents}, {latents}), got {covariances.shape}.")
+    _check_covariance(covariances)
+    if shifted_weight is None:
+        member = np.eye(max(numbers) + 1)[list(numbers)]  # (G, K)
+        shifted = weights @ jnp.asarray(member @ (member / member.sum(0, keepdims=True)).T, weights.dtype)
+    else:
+        shifted = _distribution("shifted_weight", shifted_weight, groups)
+    return Mixture(weights, shifted, means, covariances, numbers)
+
+
+def covariances(mom: ClassMoments) -> tuple[Array, Array, Array]:
+    """Cov(z), Cov(z, u), Cov(u), each (..., l, l), of all classes together."""
+
+    def total(mom: ClassMoments) -> tuple[Array, Array, Array]:
+        z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
+        pairs = ((mom.zz, z, z), (mom.zu, z, u), (mom.uu, u, u))
+        zz, zu, uu = (jnp.einsum("k,kij->ij", mom.weight, x + a[:, :, None] * b[:, None, :]) for x, a, b in pairs)
+        return zz, zu, uu
+
+    return over_batches(total, mom)
+
+
+def rich_captions(model: Mixture) -> GroupCaptions:
+    """Captions that name every detail: u = z."""
+    zero = jnp.zeros_like(model.mean)
+    return GroupCaptions(zero + 1, zero, zero, zero)
+
+
+def group_captions(
+    model: Any,
+    mention: _checks.Scalar | Sequence = 1.0,
+    base: str | _checks.Scalar | Sequence = "named",
+    wrong: _checks.Scalar | Sequence = 0.0,
+    blur: _checks.Scalar | Sequence = 0.0,
+) -> GroupCaptions:
+    """Captions of a mixture by group and coordinate, with checked parameters.
+
+    Every number may be one for all, one a coordinate (l,), or one a group and coordinate (..., G, l).
+
+    Args:
+        model: the mixture, or a model with `as_mixture`.
+        mention: probability that a coordinate is mentioned, in [0, 1].
+        base: what stands for an unmentioned coordinate: "named" for E_{P*}[z | y], so that the caption names the class;
+            "mean" for m_g, so that it names the group; "zero"; or the numbers themselves.
+        wrong: probability that a mentioned value is another group's, in [0, 1]; it needs two groups with weight.
+        blur: standard deviation of the noise of a mentioned value, finite and >= 0.
+
+    Returns:
+        The captions.
+
+    Raises:
+        ValueError: for a value out of range or shapes that disagree; the message names the argument.
+
+    Example:
+        Captions that take one in ten backgrounds for another group's:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1).as_mixture()
+        >>> caps = mt.group_captions(model, mention=[1.0, 0.8], wrong=[0.0, 0.1])
+        >>> print(f"{mt.theory.mmcl_accuracy(model, caps).shifted:.3f}")
+        0.817
+
+    Source: docs/theory.md 1.6.
+    """
+    model = model.as_mixture()
+    shape = model.mean.shape
+    if isinstance(base, str):
+        _checks.choice("base", base, BASES)
+        named = {"named": lambda: model.prompts("core")[..., list(model.classes), :], "mean": lambda: model.mean}
+        values = named.get(base, lambda: jnp.zeros(shape))()
+    else:
+        values = base
+
+    def spread(name: str, value: Any, allowed: str) -> Array:
+        try:
+            x = value if isinstance(value, jax.Array) else np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name} must be an array of numbers, got {value!r}.") from None
+        x = _checks.real(name, x, allowed) if allowed else _array(name, x)
+        try:
+            return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
+        except ValueError:
+            raise ValueError(
+                f"{name} must be a number, or have shape {shape[-1:]} or {shape[-2:]}, got {x.shape}."
+            ) from None
+
+    return GroupCaptions(
+        mention=spread("mention", mention, "in [0, 1]"),
+        base=spread("base", values, ""),
+        wrong=spread("wrong", wrong, "in [0, 1]"),
+        blur=spread("blur", blur, "finite and >= 0"),
+    )
+
+
+def _class_numbers(classes: Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(_checks.integer(f"classes[{g}]", number, 0) for g, number in enumerate(classes))
+    if len(set(numbers)) < 2:
+        raise ValueError(f"classes must name at least 2 classes, got {list(numbers)}.")
+    missing = sorted({*range(max(numbers) + 1)} - {*numbers})
+    if missing:
+        raise ValueError(f"classes must hold every number in 0..{max(numbers)}, got no group of class {missing[0]}.")
+    return numbers
+
+
+def _array(name: str, value: Any) -> Array:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array of finite numbers, got {value!r}.") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be an array of finite numbers, got {array[~np.isfinite(array)].flat[0]}.")
+    return jnp.asarray(value, dtype=float)
+
+
+def _distribution(name: str, value: Any, groups: int | None = None) -> Array:
+    array = _array(name, value)
+    if array.ndim < 1 or array.shape[-1] != (groups or array.shape[-1]):
+        raise ValueError(f"{name} must have one entry for each of {groups} groups, got shape {array.shape}.")
+    if not isinstance(array, jax.core.Tracer):
+        numbers = np.asarray(array, np.float64)
+        if (numbers < 0).any():
+            raise ValueError(f"{name} must be >= 0, got {numbers.min():g}.")
+        total = numbers.sum(-1)
+        if (np.abs(total - 1) > _ROUNDING).any():
+            raise ValueError(f"{name} must sum to 1, got {total.flat[np.abs(total - 1).argmax()]:g}.")
+    return array
+
+
+def _check_covariance(covariance: Array) -> None:
+    if isinstance(covariance, jax.core.Tracer):
+        return
+    matrices = np.asarray(covariance, np.float64)
+    scale = np.abs(matrices).max((-2, -1), keepdims=True)
+    group = lambda bad: int(np.argwhere(bad)[0][-1])  # noqa: E731
+    if (asymmetric := (np.abs(matrices - matrices.mT) > _ROUNDING * scale).any((-2, -1))).any():
+        raise ValueError(f"covariance must be symmetric, got another matrix for group {group(asymmetric)}.")
+    least = np.linalg.eigvalsh(matrices)[..., 0]
+    if (negative := least < -_ROUNDING * scale[..., 0, 0]).any():
+        raise ValueError(
+            f"covariance must be positive semi-definite, got eigenvalue {least[negative][0]:g} for group"
+            f" {group(negative)}."
+        )
+
+
+def _draw(key: Key[Array, ""], weight: Array, shape: tuple[int, ...]) -> Array:
+    """Group numbers with these weights."""
+    edges = jnp.cumsum(weight)
+    return jnp.minimum(
+        jnp.searchsorted(edges / edges[-1], jax.random.uniform(key, shape, weight.dtype), side="right"), len(weight) - 1
+    )
+
+
+def _others(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
+    """P_h / (1 - P_g) for h != g, 0 for h = g; 0 where no other group has weight."""
+    others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
+    total = others.sum(1, keepdims=True)
+    return others / jnp.where(total > 0, total, 1.0)
+
+
+def _roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]:
+    """A_g with A_g A_g^T = S_g, also for singular S_g."""
+    values, vectors = jnp.linalg.eigh(covariance)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :]
+
+
+def _class_moments(model: Mixture, caps: GroupCaptions) -> ClassMoments:
+    """`Mixture.class_moments` of a single model."""
+    u_mean, kept, u_covariance = caps.group_moments(model)
+    member = model.weight[None, :] * model.membership()  # (K, G)
+    total = member.sum(1)
+    share = member / jnp.where(total > 0, total, 1.0)[:, None]
+    z_class, u_class = share @ model.mean, share @ u_mean
+    z, u = (x[None, :, :] - mean[:, None, :] for x, mean in ((model.mean, z_class), (u_mean, u_class)))  # (K, G, l)
+
+    def within(covariance: Array, left: Array, right: Array) -> Array:
+        means = jnp.einsum("kg,kgi,kgj->kij", share, left, right)
+        return jnp.einsum("kg,gij->kij", share, covariance) + means
+
+    return ClassMoments(
+        weight=total,
+        z_mean=z_class,
+        u_mean=u_class,
+        zz=within(model.covariance, z, z),
+        zu=within(model.covariance * kept[:, None, :], z, u),
+        uu=within(u_covariance, u, u),
+    )
+
+
+def _rule_accuracy(
+    model: Mixture, rules: Array, gram: Array, sd_image: Array, offsets: Array
+) -> tuple[Float[Array, " g"], Float[Array, " g"]]:
+    """The accuracies of `Mixture.rule_accuracy` and their errors, of a single model."""
+
+    def group(contrast: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
+        difference = contrast @ rules  # (K-1, l)
+        total = difference @ covariance @ difference.T + sd_image**2 * (contrast @ gram @ contrast.T)
+        terms = jnp.concatenate([difference * mean[None, :], (contrast @ offsets)[:, None]], 1)
+        return _orthant.positive(terms.sum(1), total, jnp.abs(terms).sum(1))
+
+    return jax.vmap(group)(model.contrasts(), model.mean, model.covariance)
+
+
+def over_batches(f: Callable[..., Any], *args: Any) -> Any:
+    """f of single models, vectorised over the leading dimensions of its arguments, which broadcast.
+
+    args: models, captions, moments, or pairs of an array and the number of its own last dimensions.
+    """
+    leaves: list[tuple[Array, int]] = []
+    rebuilt: list[Any] = []
+    for arg in args:
+        if isinstance(arg, tuple):
+            leaves.append(arg)
+            rebuilt.append(None)
+        else:
+            values, tree = jax.tree.flatten(arg)
+            leaves += zip(values, _RANKS[type(arg)], strict=True)
+            rebuilt.append(tree)
+
+    def single(*flat: Array) -> Any:
+        rest = iter(flat)
+        return f(
+            *(
+                next(rest) if tree is None else jax.tree.unflatten(tree, [next(rest) for _ in range(tree.num_leaves)])
+                for tree in rebuilt
+            )
+        )
+
+    arrays = _broadcast(*leaves)
+    batch = arrays[0].shape[: arrays[0].ndim - leaves[0][1]]
+    for _ in batch:
+        single = jax.vmap(single)
+    return single(*arrays)
+
+
+def _broadcast(*arrays: tuple[Array, int]) -> list[Array]:
+    """The arrays, each with the number of its own last dimensions, with common leading dimensions."""
+    batch = jnp.broadcast_shapes(*(x.shape[: x.ndim - rank] for x, rank in arrays))
+    return [jnp.broadcast_to(x, (*batch, *x.shape[x.ndim - rank :])) for x, rank in arrays]
