@@ -2,7 +2,7 @@
 
     python -m proofs_checks --json=ledger.json && python -m proofs_checks.pages --json=ledger.json --out=docs/statements
 
-Writes T1.md .. X12.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
+Writes T1.md .. X13.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
 far the wrong theories are, in units of what the check allows. Beside the folder goes paper.md: the paper's statements
 in its order. All rows must be of one profile and version of the code.
 """

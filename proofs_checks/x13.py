@@ -18,10 +18,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, theory
 from proofs_checks import ambient, ledger
 
-STATEMENT = (
-    "A mixture of Gaussian groups: C_lambda and the whitened and ridge rules from class moments, accuracies as orthant"
-    " probabilities, max-margin by X1's program, probes by least squares"
-)
+STATEMENT = "Any mixture of Gaussian groups: every loss's rule from class moments, accuracies as orthant probabilities"
 
 accuracy = ambient.jit(theory.mmcl_accuracy, static_argnames=("embed_dim",))
 whitened = ambient.jit(theory.whitened_accuracy)
@@ -349,9 +346,7 @@ def whitened_rules(effort):
             "kappa 3 times as large": prediction(kappa=0.9),
             "noise ignored": prediction(s=(0.0, 0.0)),
             "classes of equal weight": prediction(equal_weights(model)),
-            "blur of captions ignored": prediction(
-                caps=mt.group_captions(model, mention=[0.9, 0.7, 0.6, 0.4], wrong=[0.1, 0.4, 0.25, 0.0])
-            ),
+            "errors of captions ignored": prediction(caps=mt.group_captions(model, mention=[0.9, 0.7, 0.6, 0.4])),
         },
     )
 

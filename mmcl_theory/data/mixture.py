@@ -316,7 +316,7 @@ def mixture(
         0.817
         >>> unequal = mt.mixture([0.760, 0.040, 0.010, 0.190], mean, spread, classes=[0, 0, 1, 1])
         >>> print([f"{value:.3f}" for value in mt.theory.mmcl_accuracy(unequal).by_group])
-        ['0.929', '0.705', '0.705', '0.929']
+        ['0.912', '0.742', '0.742', '0.912']
 
     Source: docs/theory.md 1.6.
     """

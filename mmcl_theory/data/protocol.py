@@ -43,6 +43,25 @@ class LatentModel(Protocol):
 
     `sample` returns the label `class_labels(K)[y]` of class y and, as the attribute, the number of the group.
 
+    Example:
+        Core features of a heavy tail, as two Gaussians of unequal variance:
+
+        >>> import dataclasses
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class HeavyTail:
+        ...     sigma: float
+        ...     num_latents, num_classes = 1, 2
+        ...     def as_mixture(self):
+        ...         spread = jnp.array([1.0, self.sigma**2, 1.0, self.sigma**2])[:, None, None]
+        ...         return mt.mixture([0.4, 0.1, 0.4, 0.1], [[-1.0], [-1.0], [1.0], [1.0]], spread, [0, 0, 1, 1])
+        ...     def sample(self, key, n):
+        ...         return self.as_mixture().sample(key, n)
+        >>> accuracy = mt.theory.mmcl_accuracy(HeavyTail(3.0))
+        >>> print(f"{accuracy.train:.3f}")
+        0.799
+
     A class that inherits from another model and overrides one member of the law must define each that is needed: a
     function that needs another raises TypeError and names it.
 

@@ -199,7 +199,7 @@ def probe_accuracy(
         >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1).as_mixture()
         >>> zero_shot, probe = mt.theory.mmcl_accuracy(model), mt.theory.probe_accuracy(model)
         >>> print(f"{zero_shot.shifted:.3f} {probe.shifted:.3f}")
-        0.813 0.511
+        0.813 0.500
 
     Source: X13.  Check: proofs_checks/x13.py.
     """

@@ -265,9 +265,10 @@ def theory(sizes: Sizes, repeats: int) -> Result:
     @jax.jit
     def once(p_spu: jax.Array, sigma_core: jax.Array) -> jax.Array:
         """The expectations that every step of X1's solver needs, once a cell."""
-        parameters = p_spu, sigma_core, *(jnp.full_like(p_spu, x) for x in (0.1, 1.0, 1.0, 0.1, 0.1))
+        level = jnp.full_like(p_spu, 0.1)
+        groups = mt.theory.supervised._signed_groups(mt.intra_class(p_spu, sigma_core, level))
         v = jnp.stack([sigma_core, p_spu], -1)
-        return sum(jax.vmap(mt.theory.supervised._expectations)(sigma_core, v, parameters))
+        return sum(jax.vmap(mt.theory.supervised._expectations)(sigma_core, v, (*groups, level, level)))
 
     (evaluation,) = interleaved(repeats, lambda: once(*points))
     share = float(np.median(mine) / np.median(evaluation))
