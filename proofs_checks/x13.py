@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mmcl_theory as mt
-from mmcl_theory import learners, theory
+from mmcl_theory import learners, losses, theory
 from proofs_checks import ambient, ledger
 
 STATEMENT = "Any mixture of Gaussian groups: every loss's rule from class moments, accuracies as orthant probabilities"
@@ -458,6 +458,49 @@ def max_margin(effort):
     )
 
 
+def info_nce(effort):
+    """The optimum of bilinear InfoNCE: one Newton step on sampled batches, of 2N less of N, must not leave it."""
+    whole = two_classes()
+    model = mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
+    caps, obs = mt.group_captions(model, [0.8, 0.5], blur=[0.0, 0.3]), ambient.noise(2, 2, 0.5, 0.4)
+    optimum = ambient.jit(functools.partial(theory.info_nce_optimum, nodes=20))
+
+    def prediction(model=model, caps=caps):
+        return np.asarray(optimum(model, caps, obs).score)
+
+    at = jnp.asarray(prediction())
+
+    @functools.partial(ambient.jit_long, static_argnames=("size", "batches"))
+    def derivatives(key, *, size, batches):
+        def batch(key):
+            key_z, key_u, key_x, key_t = jax.random.split(key, 4)
+            latents = model.sample(key_z, size)
+            text = caps.sample(key_u, model, latents) + obs.sd_text * jax.random.normal(key_t, (size, 2))
+            image = latents.z + obs.sd_image * jax.random.normal(key_x, (size, 2))
+
+            def loss(m):
+                return losses.info_nce(image @ m.reshape(2, 2), text)
+
+            return jax.grad(loss)(at.ravel()), jax.hessian(loss)(at.ravel())
+
+        return jax.lax.map(batch, jax.random.split(key, batches), batch_size=8)
+
+    small, large = (derivatives(jax.random.key(size), size=size, batches=2000 * effort) for size in (64, 128))
+    gradient, hessian = (2 * np.asarray(b) - np.asarray(a) for a, b in zip(small, large, strict=True))
+    steps = np.linalg.solve(hessian.mean(0), gradient.T).T
+    return ledger.judge(
+        "M of bilinear InfoNCE, two unequal classes, by a Newton step on sampled batches, the 1/N bias extrapolated",
+        ledger.mean(np.asarray(at).ravel() - steps, bias=3e-3),
+        at,
+        {
+            "whitened": theory.whitened_rule(model, caps, obs, prompts=np.eye(2)).T,
+            "classes of equal weight": prediction(equal_weights(model)),
+            "blur of captions ignored": prediction(caps=mt.group_captions(model, [0.8, 0.5])),
+            "mentions swapped": prediction(caps=mt.group_captions(model, [0.5, 0.8], blur=[0.0, 0.3])),
+        },
+    )
+
+
 def drawn_rules(effort):
     """`sample_rules` of a mixture against rules from ambient pairs: latent parts and Gram matrix."""
     model = three_classes()
@@ -510,5 +553,6 @@ CHECKS = (
     zero_shot_and_probes,
     probes_see_no_captions,
     max_margin,
+    info_nce,
     drawn_rules,
 )

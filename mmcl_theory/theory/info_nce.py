@@ -1,11 +1,12 @@
 """What bilinear InfoNCE learns from the mixture of classes itself: its population optimum, computed, not approximated.
 
 Symbols: x = D_I^T x_I and t = D_T^T x_T images and captions on the latent coordinates, s(x, t) = x^T M t, N batch size,
-p prompt, w = M p the rule; a case (y, a, what is mentioned) makes (x, t) Gaussian.
+p prompt, w = M p the rule; a case (group, what is mentioned) makes (x, t) Gaussian.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -17,11 +18,13 @@ from jaxtyping import Array, Float, Key, PyTree
 from mmcl_theory import _checks, losses
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
-from mmcl_theory.data import Captions, IntraClass, Observation
-from mmcl_theory.data.protocol import exactly
+from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Mixture, Model, Observation
+from mmcl_theory.data.captions import is_pair_model, pair_captions
+from mmcl_theory.data.protocol import exactly, has_law_of, law, prompts_of
 from mmcl_theory.theory.finite_sample import mention_cases
+from mmcl_theory.theory.mixtures import Prompts
 from mmcl_theory.theory.mmcl import pair_prompt
-from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 _NEWTON_STEPS = 60
 _ROOT_STEPS = 60
@@ -35,46 +38,50 @@ class InfoNceOptimum:
     """The minimiser M of the loss, and how far to trust it.
 
     Attributes:
-        score: M, rows image, columns text, coordinates (core, spurious).
+        score: M, rows image, columns text, on the latent coordinates, (core, spurious) in the intra-class model.
         loss: the loss of M with the ridge, in nats; at N = inf less log N.
         residual: largest entry of the loss's gradient at M.
         standard_error: of M, from the batches drawn; 0 for N = inf.
     """
 
-    score: Array  # (2, 2)
+    score: Array  # (l, l)
     loss: Array  # ()
     residual: Array  # ()
-    standard_error: Array  # (2, 2)
+    standard_error: Array  # (l, l)
 
-    def accuracy(self, model: IntraClass, obs: Observation, prompts: str = "core") -> GroupAccuracy:
-        """Exact accuracy, by group, of the rule w = M p."""
-        weights = self.score @ pair_prompt(model, prompts)
+    def accuracy(self, model: Model, obs: Observation, prompts: Prompts = "core") -> GroupAccuracy | AccuracyByGroup:
+        """Exact accuracy, by group, of the rule w = M p; of a mixture, of the rules of all classes."""
+        if not is_pair_model(model):
+            rules = prompts_of(model, prompts) @ self.score.T
+            return law(model, "rule_accuracy").rule_accuracy(rules, rules @ rules.T, obs.sd_image)
+        weights = self.score @ pair_prompt(model, _checks.choice("prompts", prompts, PROMPTS))
         return linear_rule_accuracy(model, weights, (weights**2).sum(-1), obs.sd_image)
 
 
 def info_nce_optimum(
-    model: IntraClass, caps: Captions, obs: Observation, nodes: int = 48, kappa: Scalar = 0.0
+    model: Model, caps: Captions | GroupCaptions, obs: Observation, nodes: int = 48, kappa: Scalar = 0.0
 ) -> InfoNceOptimum:
     """The minimiser over bilinear critics of InfoNCE with infinitely many negatives, temperature 1, and a ridge.
 
         L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t) + (kappa/2) |M|_F^2
 
-    By convexity and rotation invariance the best W is D_I M D_T^T, so that M is 2 x 2. The inner expectations have a
-    closed form (Gaussian mixtures). The outer ones are Gauss-Hermite quadrature, and Newton's method finds the minimum.
-    For Gaussian (x, t) it is `ridge_rule`'s, up to the factor 1 + kappa (X5, X11). Temperature tau with penalty
-    (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
+    By convexity and rotation invariance the best W is D_I M D_T^T, so that M is l x l for l latents. The inner
+    expectations have a closed form (Gaussian mixtures). The outer ones are Gauss-Hermite quadrature, and Newton's
+    method finds the minimum. For Gaussian (x, t) it is `ridge_rule`'s, up to the factor 1 + kappa (X5, X11).
+    Temperature tau with penalty (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
 
     The minimiser is unique unless a coordinate of x or t is 0 almost surely; then the one of least norm is returned.
 
     It is differentiable, from within at the ends of a range: p_spu or pi at 0 or 1, a noise or sigma or kappa at 0.
     There are two exceptions, both at kappa = 0. The derivative in a pi = 0 without text noise is NaN. All derivatives
-    are NaN where a coordinate of x, or one of t that is mentioned, is 0 almost surely.
+    are NaN where a coordinate of x, or one of t that is mentioned, is 0 almost surely. For a mixture there is one: all
+    derivatives are NaN where a group's covariance with noise is singular, in images or texts.
 
     Args:
-        model: intra-class model with scalar leaves (`vmap` for more).
-        caps: caption policy with scalar leaves.
+        model: intra-class model with scalar leaves (`vmap` for more), or a single mixture of at most 3 latents.
+        caps: caption policy with scalar leaves; `group_captions` of a mixture, without errors (NaN with them).
         obs: observation with scalar leaves.
-        nodes: number of quadrature nodes for each coordinate, >= 2, static.
+        nodes: number of quadrature nodes for each coordinate, >= 2, static. A step costs nodes^l 4^l G^2 for a mixture.
         kappa: the ridge, a scalar, finite and >= 0.
 
     Returns:
@@ -83,6 +90,7 @@ def info_nce_optimum(
 
     Raises:
         ValueError: for nodes or kappa out of range.
+        NotImplementedError: for a mixture of more than 3 latents.
 
     Example:
         >>> import jax
@@ -93,28 +101,38 @@ def info_nce_optimum(
         >>> print(f"{optimum.accuracy(model, obs).shifted:.3f}", bool(optimum.residual < 1e-5))
         0.780 True
 
-    Source: X10, X11.  Check: proofs_checks/x10.py, proofs_checks/x11.py.
+    Source: X10, X11, X13.  Check: proofs_checks/x10.py, proofs_checks/x11.py, proofs_checks/x13.py.
     """
     _checks.integer("nodes", nodes, 2)
     kappa = _checks.real("kappa", kappa, "finite and >= 0")
-    mixture = jax.lax.stop_gradient(_mixture(model, caps, obs))
-    loss = functools.partial(_population_loss, mixture, nodes, jax.lax.stop_gradient(kappa))
+    size = model.num_latents
+    if has_law_of(model, IntraClass):
+        caps = pair_captions(caps)
+        pairs = jax.lax.stop_gradient(_mixture(model, caps, obs))
+        loss = functools.partial(_population_loss, pairs, nodes, jax.lax.stop_gradient(kappa))
+    else:
+        cases = _cases(law(model, "as_mixture").as_mixture(), caps, obs)
+        loss = functools.partial(_case_loss, *jax.lax.stop_gradient((cases, kappa)), nodes)
 
     def derivatives(m: Array) -> tuple[Array, Array, Array]:
         return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
 
-    m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss))
+    m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss, size))
     # Where the minimum is at infinity the loss flattens until its curvature is rounding too.
     curvature, first = jnp.diagonal(hessian), jnp.diagonal(jax.hessian(loss)(jnp.zeros_like(m)))
     eps = jnp.finfo(m.dtype).eps
     good = (jnp.abs(gradient).max() < jnp.sqrt(eps)) & (curvature >= eps**0.75 * first).all()
     # One Newton step at the minimum does not move M, but carries its derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
-    caps, lost = _mark_undefined_slopes(caps, mixture, singular)
-    live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
+    if has_law_of(model, IntraClass):
+        caps, lost = _mark_undefined_slopes(pair_captions(caps), pairs, singular)
+        live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
+    else:
+        lost = singular | cases.singular
+        live = functools.partial(_case_loss, cases, kappa, nodes)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
-    score = nan_where(~good, m).reshape(2, 2)
+    score = nan_where(~good, m).reshape(size, size)
     return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
 
 
@@ -168,7 +186,7 @@ def info_nce_batch_optimum(
     def loss(m: Array) -> Array:
         return mean(lambda key: batch_loss(m, key))
 
-    m, value, gradient, hessian = _newton(derivatives, loss)
+    m, value, gradient, hessian = _newton(derivatives, loss, 2)
     gradients = jax.lax.map(lambda k: jax.grad(batch_loss)(m, k), keys)
     inverse = jnp.linalg.inv(hessian)
     covariance = inverse @ jnp.cov(gradients.T) @ inverse / batches
@@ -273,9 +291,9 @@ def info_nce_balanced_captions(
 
 
 def _newton(
-    derivatives: Callable[[Array], tuple[Array, Array, Array]], loss: Callable[[Array], Array]
+    derivatives: Callable[[Array], tuple[Array, Array, Array]], loss: Callable[[Array], Array], size: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Minimiser of a convex function of 4 numbers, starting from 0, with its value, gradient and Hessian there."""
+    """Minimiser of a convex function of size^2 numbers, starting from 0, with its value, gradient and Hessian there."""
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         m, value, gradient, hessian, _, iteration = state
@@ -293,13 +311,13 @@ def _newton(
     def unfinished(state: tuple[Array, ...]) -> Array:
         return (state[4] > 32 * jnp.finfo(state[0].dtype).eps) & (state[5] < _NEWTON_STEPS)
 
-    start = jnp.zeros(4)
+    start = jnp.zeros(size**2)
     state: tuple[Array, ...] = (start, *derivatives(start), jnp.asarray(1.0), jnp.asarray(0))
     m, value, gradient, hessian, _, _ = jax.lax.while_loop(unfinished, step, state)
     return m, value, gradient, hessian
 
 
-def _pseudo_inverse(hessian: Float[Array, "4 4"]) -> tuple[Float[Array, "4 4"], Array]:
+def _pseudo_inverse(hessian: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Array]:
     """The pseudo-inverse of a symmetric matrix >= 0, in units that make its diagonal 1, and whether it is singular."""
     diagonal = jnp.diagonal(hessian)
     scale = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
@@ -382,3 +400,78 @@ def _population_loss(mixture: _Mixture, nodes: int, kappa: Array, m: Float[Array
 
     both = side(image, text, score) + side(text, image, score.T)
     return both / 2 - jnp.vdot(score, mixture.cross_moment) + kappa / 2 * jnp.vdot(score, score)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cases:
+    """The cases (group, what is mentioned) of a mixture, G 2^l of them."""
+
+    probability: Array  # (c,)
+    image: tuple[Array, Array]  # means (c, l) and covariances (c, l, l)
+    text: tuple[Array, Array]
+    cross_moment: Array  # (l, l)  E x t^T
+    singular: Array  # () bool: whether a covariance is
+
+
+def _cases(model: Mixture, caps: Captions | GroupCaptions, obs: Observation) -> _Cases:
+    if not isinstance(caps, GroupCaptions):
+        raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
+    l = model.num_latents
+    if l > 3:
+        raise NotImplementedError(f"info_nce_optimum has no quadrature for {l} latents, only for up to 3.")
+    eye = jnp.eye(l, dtype=model.mean.dtype)
+    patterns = jnp.asarray(np.array(list(itertools.product([0.0, 1.0], repeat=l))), eye.dtype)
+
+    def case(
+        mention: Array, weight: Array, mean: Array, covariance: Array, pi: Array, base: Array, blur: Array
+    ) -> tuple[Array, ...]:
+        probability = weight * jnp.where(mention > 0, pi, 1 - pi).prod()
+        text_mean = base + mention * (mean - base)
+        text = covariance * jnp.outer(mention, mention) + jnp.diag(mention * blur**2) + obs.sd_text**2 * eye
+        cross = probability * (jnp.outer(mean, text_mean) + covariance * mention[None, :])
+        return probability, mean, covariance + obs.sd_image**2 * eye, text_mean, text, cross
+
+    by_pattern = jax.vmap(case, (0, None, None, None, None, None, None))
+    groups = (model.weight, model.mean, model.covariance, caps.mention, caps.base, caps.blur)
+    found = jax.vmap(by_pattern, (None, 0, 0, 0, 0, 0, 0))(patterns, *groups)
+    probability, mean, image, text_mean, text, cross = (x.reshape(-1, *x.shape[2:]) for x in found)
+    probability = jnp.where((caps.wrong > 0).any(), jnp.nan, probability)
+    singular = jnp.stack([(jnp.linalg.eigvalsh(x)[:, 0] <= 0).any() for x in jax.lax.stop_gradient((image, text))])
+    return _Cases(probability, (mean, image), (text_mean, text), cross.sum(0), singular.any())
+
+
+def _case_loss(cases: _Cases, kappa: Array, nodes: int, m: Float[Array, " k"]) -> Float[Array, ""]:
+    """The loss L(M) of `info_nce_optimum` for a mixture."""
+    l = cases.cross_moment.shape[0]
+    score = m.reshape(l, l)
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    grid = jnp.asarray(np.stack(np.meshgrid(*[points] * l, indexing="ij"), -1).reshape(-1, l), score.dtype)
+    weight = functools.reduce(np.multiply.outer, [weights / weights.sum()] * l).ravel()
+    occurs = cases.probability > 0
+
+    def side(outer: tuple[Array, Array], inner: tuple[Array, Array], score: Array) -> Array:
+        """E_outer log E_inner exp(outer^T score inner)."""
+        roots = jax.vmap(_root)(outer[1])
+        at = outer[0][:, None, :] + jnp.einsum("cij,nj->cni", roots, grid)
+        slope = at @ score
+        exponent = jnp.einsum("cni,kij,cnj->cnk", slope, inner[1], slope) / 2 + slope @ inner[0].T
+        top = jax.lax.stop_gradient(jnp.where(occurs[None, None, :], exponent, -jnp.inf).max(-1, keepdims=True))
+        terms = jnp.exp(jnp.minimum(exponent - top, _LARGEST_EXPONENT))
+        inside = jnp.log(terms @ cases.probability) + top[..., 0]
+        return cases.probability @ (inside @ jnp.asarray(weight, score.dtype))
+
+    both = side(cases.image, cases.text, score) + side(cases.text, cases.image, score.T)
+    return both / 2 - jnp.vdot(score, cases.cross_moment) + kappa / 2 * jnp.vdot(score, score)
+
+
+def _root(covariance: Float[Array, "l l"]) -> Float[Array, "l l"]:
+    """A lower triangular A with A A^T = covariance, which may be singular."""
+    lower = jnp.zeros_like(covariance)
+    for i in range(len(covariance)):
+        left = covariance[i, i] - lower[i, :i] @ lower[i, :i]
+        varies = left > 0
+        pivot = jnp.sqrt(jnp.where(varies, left, 1.0))
+        below = (covariance[i + 1 :, i] - lower[i + 1 :, :i] @ lower[i, :i]) / pivot
+        lower = lower.at[i, i].set(jnp.where(varies, pivot, 0.0)).at[i + 1 :, i].set(jnp.where(varies, below, 0.0))
+    return lower

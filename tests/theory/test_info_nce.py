@@ -9,7 +9,15 @@ import pytest
 from scipy.stats import norm
 
 from mmcl_theory import losses
-from mmcl_theory.data import captions, draw_dictionaries, intra_class, sample_pairs
+from mmcl_theory.data import (
+    captions,
+    draw_dictionaries,
+    group_captions,
+    inter_class,
+    intra_class,
+    mixture,
+    sample_pairs,
+)
 from mmcl_theory.theory import (
     balanced_pi_spu,
     info_nce_balanced_captions,
@@ -227,3 +235,33 @@ def test_without_correlation_every_policy_is_balanced():
     found = balanced(intra_class(0.5, 0.8, 0.3), captions(0.5), OBS, nodes=32)
     np.testing.assert_allclose(found.end_ratios, 0, atol=1e-12)
     assert jnp.isnan(found.pi_spu)
+
+
+# Mixtures
+
+
+def test_four_groups_have_the_optimum_of_the_intra_class_model():
+    def shifted(p, groups):
+        model = intra_class(p, 0.8, 0.3, 1.1, 0.7)
+        if groups:
+            found = info_nce_optimum(model.as_mixture(), CAPS.as_group_captions(model), OBS, 16)
+            return found.accuracy(model.as_mixture(), OBS).shifted, found.score
+        found = info_nce_optimum(model, CAPS, OBS, 16)
+        return found.accuracy(model, OBS).shifted, found.score
+
+    found = jit(jax.value_and_grad(shifted, has_aux=True), static_argnums=1)
+    ((want, score), slope), ((value, groups_score), groups_slope) = (found(0.9, groups) for groups in (False, True))
+    np.testing.assert_allclose(groups_score, score, atol=1e-12)
+    np.testing.assert_allclose([value, groups_slope], [want, slope], atol=1e-10)
+    assert np.abs(score - found(0.93, True)[0][1]).max() > 0.01
+
+
+def test_what_the_quadrature_does_not_cover():
+    model = intra_class(0.9, 0.8, 0.3).as_mixture()
+    wrong = group_captions(model, wrong=0.1)
+    assert np.isnan(optimum(model, wrong, OBS, nodes=4).score).all()
+    four = mixture([0.5, 0.5], np.eye(2, 4), np.eye(4), [0, 1])
+    with pytest.raises(NotImplementedError, match="4 latents"):
+        info_nce_optimum(four, group_captions(four), OBS)
+    with pytest.raises(TypeError, match="InterClass must define as_mixture"):
+        info_nce_optimum(inter_class(2, 0.9, 1.0, 0.4), CAPS, OBS)
