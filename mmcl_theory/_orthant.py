@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mmcl_theory._slopes import undefined_slope
 
 _TAIL = 9.0  # Phi(-9) = 1e-19
-_NODES = (160, 80)  # of the quadrature, and of the one it is compared with, on each side of the steepest point
+_NODES = (96, 64)  # of the quadrature, and of the one it is compared with, on each of three pieces
 _POINTS, _SHIFTS = 2048, 16  # of the lattice, and its random shifts
 _ROUNDING = 8  # units in the last place by which a mean of 0 may miss 0
 _SINGULAR = 256  # units in the last place of a variance below which what is left of it counts as 0
@@ -26,7 +26,7 @@ def positive(
         d = 1: Phi(m / s).   d = 2: Gauss-Legendre quadrature of Phi along the first coordinate.
         d > 2: the integral over the unit cube of Genz (1992), on a lattice with random shifts.
 
-    A coordinate that does not vary is positive or not; at 0 it counts as 1/2.
+    A coordinate that does not vary is positive or not; t such coordinates at 0 count as 1/(1 + t).
 
     Args:
         mean: m.
@@ -42,7 +42,11 @@ def positive(
         value = _side(mean[..., 0], covariance[..., 0, 0], size[..., 0])
         return value, jnp.zeros_like(value)
     one = _plane if d == 2 else _cube
-    return jnp.vectorize(one, signature="(d),(d,d),(d)->(),()")(mean, covariance, size)
+    value, error = jnp.vectorize(one, signature="(d),(d,d),(d)->(),()")(mean, covariance, size)
+    # t coordinates tied at 0 without variance have counted as 2^-t; they count as 1/(1 + t).
+    fixed = jnp.diagonal(covariance, axis1=-2, axis2=-1) == 0
+    tied = (fixed & (jnp.abs(mean) <= _ROUNDING * jnp.finfo(mean.dtype).eps * size)).sum(-1)
+    return value * (2.0**tied / (1 + tied)).astype(value.dtype), error
 
 
 def _side(mean: Array, variance: Array, size: Array) -> Array:
@@ -73,16 +77,21 @@ def _plane(mean: Float[Array, "2"], covariance: Float[Array, "2 2"], size: Float
     line = jnp.where(slope > 0, ndtr(-jnp.maximum(low, cut)), jnp.maximum(ndtr(cut) - ndtr(low), 0.0))
     line = jnp.where(leans, line, ndtr(-low) * _side(mean[1], jnp.zeros_like(rest), size[1]))
     sd = jnp.sqrt(jnp.where(own, rest, 1.0))
-    middle = jax.lax.stop_gradient(jnp.clip(cut, low, _TAIL))
+    # Around the cut Phi rises within a few of its own deviations.
+    width = 8 * sd / jnp.where(leans, jnp.abs(slope), 1.0)
+    begin, finish = (
+        jax.lax.stop_gradient(jnp.clip(jnp.where(leans, cut + side * width, end), low, _TAIL))
+        for side, end in ((-1, -_TAIL), (1, _TAIL))
+    )
 
     def piece(nodes: int, a: Array, b: Array) -> Array:
         points, weights = np.polynomial.legendre.leggauss(nodes)
         z = a + (b - a) * (1 + jnp.asarray(points, mean.dtype)) / 2
-        density = jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+        density = jnp.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
         return (b - a) / 2 * (jnp.asarray(weights, mean.dtype) * density) @ ndtr((mean[1] + slope * z) / sd)
 
-    end = jnp.full_like(low, _TAIL)
-    fine, coarse = (piece(nodes, low, middle) + piece(nodes, middle, end) for nodes in _NODES)
+    ends = (low, begin, finish, jnp.full_like(low, _TAIL))
+    fine, coarse = (sum(piece(nodes, *ends[i : i + 2]) for i in range(3)) for nodes in _NODES)
     # Without variance of the first coordinate both are independent.
     alone = _side(mean[0], first, size[0]) * _side(mean[1], covariance[1, 1], size[1])
     value = jnp.where(varies, jnp.where(own, fine, line), alone)

@@ -155,7 +155,7 @@ def moments_of_captions(effort):
 
 def counted_accuracies(effort):
     """The orthant probabilities of random rules with noise, K = 2, 3 and 5, against images counted."""
-    claims, right, wrong_signs, alone = [], [], [], []
+    claims, right, in_the_span, alone = [], [], [], []
     for k in (2, 3, 5):
         rng = np.random.default_rng(k)
         mean, root = rng.normal(size=(k, 3)) / 2, rng.normal(size=(k, 3, 3)) / 2
@@ -177,13 +177,13 @@ def counted_accuracies(effort):
         found = model.rule_accuracy(rules, gram, sd)
         right += list(np.asarray(found.by_group))
         alone += list(np.asarray(model.rule_accuracy(rules, np.diag(np.diag(gram)), sd).by_group))
-        wrong_signs += list(np.asarray(model.rule_accuracy(rules, rules @ rules.T, sd).by_group))
+        in_the_span += list(np.asarray(model.rule_accuracy(rules, rules @ rules.T, sd).by_group))
     size = min(len(x) for x in claims)
     return ledger.judge(
         "accuracy of random rules by group, K = 2, 3, 5: orthant probabilities against images counted",
         ledger.mean(np.stack([x[:size] for x in claims], 1)),
         right,
-        {"noise of the scores independent": alone, "noise beyond the latents ignored": wrong_signs},
+        {"noise of the scores independent": alone, "noise beyond the latents ignored": in_the_span},
     )
 
 

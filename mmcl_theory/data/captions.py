@@ -164,7 +164,7 @@ def moments(model: Model, caps: Captions) -> Moments:
 
     Source: docs/theory.md 1.5.  Check: proofs_checks/t2.py.
     """
-    lat = law(model, "latent_moments").latent_moments()
+    caps, lat = pair_captions(caps), law(model, "latent_moments").latent_moments()
     zb, bb, zb_within, bb_within, b_mean = _base_moments(lat, caps.masking)
     pi = jnp.stack(jnp.broadcast_arrays(caps.pi_core, caps.pi_spu), -1)
     zz, zb, bb, zz_within, zb_within, bb_within, col, row = _broadcast(
@@ -200,10 +200,14 @@ def draw_captions(
 
 
 def pair_captions(caps: Captions | GroupCaptions | None) -> Captions:
-    """The captions of a pair model; None is rich captions. Raises TypeError for those of a mixture."""
-    if isinstance(caps, GroupCaptions):
-        raise TypeError("caps must be captions for a pair model, got GroupCaptions; they go with model.as_mixture().")
-    return caps or captions()
+    """The captions of a pair model; None is rich captions. Raises TypeError for others, whose law may differ."""
+    if caps is None:
+        return captions()
+    if type(caps) is not Captions:
+        raise TypeError(
+            f"caps must be mt.captions for a pair model, got {type(caps).__name__}; those of groups go with as_mixture()."
+        )
+    return caps
 
 
 def is_pair_model(model: Model) -> TypeGuard[PairModel]:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -104,5 +105,10 @@ def is_aligned(label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Array:
 
     Returns:
         True for an aligned sample, False for a conflicting one.
+
+    Raises:
+        ValueError: for a concrete attribute other than -1 and 1, such as the number of a mixture's group.
     """
+    if not isinstance(attribute, jax.core.Tracer) and (np.abs(np.asarray(attribute)) != 1).any():
+        raise ValueError("attribute must be -1 or 1; that of a mixture is the number of the group.")
     return jnp.sign(label) == attribute

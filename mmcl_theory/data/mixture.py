@@ -50,9 +50,9 @@ class AccuracyByGroup:
             The accuracy, of the broadcast shape (...).
 
         Raises:
-            ValueError: for weights that are negative or do not sum to 1.
+            ValueError: for weights that are negative, do not sum to 1, or are not one a group.
         """
-        return _weighted(_distribution("weights", weights), self.by_group)
+        return _weighted(_distribution("weights", weights, self.by_group.shape[-1]), self.by_group)
 
     @property
     def train(self) -> Array:
@@ -146,7 +146,12 @@ class Mixture:
         return dataclasses.replace(self, weight=self.shifted_weight)
 
     def sample(self, key: Key[Array, ""], n: int) -> Latents:
-        """n independent draws. The label of class k is `class_labels(K)[k]`; the attribute is the group's number."""
+        """n independent draws. The label of class k is `class_labels(K)[k]`; the attribute is the group's number.
+
+        Raises ValueError for a grid of models.
+        """
+        if self.mean.ndim != 2:
+            raise ValueError(f"sample needs a single model, got a grid of shape {self.mean.shape[:-2]}; use vmap.")
         key_group, key_noise = jax.random.split(key)
         group = _draw(key_group, self.weight, (n,))
         noise = jax.random.normal(key_noise, (n, self.num_latents), self.mean.dtype)
@@ -166,12 +171,19 @@ class Mixture:
     def prompts(self, kind: str = "core") -> Float[Array, "... c l"]:
         """The latent code of every class's prompt: E_{P*}[z | y] for "core", E_P[z | y] for "train_mean".
 
-        NaN for a class that has no weight there.
+        Raises ValueError for another kind, and for a class without weight there; under jit its prompt is NaN.
         """
-        _checks.choice("kind", kind, PROMPTS)
+        _checks.choice("prompts", kind, PROMPTS)
+        weight = self.shifted_weight if kind == "core" else self.weight
+        if not isinstance(weight, jax.core.Tracer):
+            total = np.asarray(weight) @ np.eye(self.num_classes)[list(self.classes)]
+            if (total == 0).any():
+                place = "under the shift" if kind == "core" else "in training"
+                raise ValueError(f"class {np.argwhere(total == 0)[0][-1]} has no weight {place}; pass its prompt.")
 
         def means(model: Mixture) -> Array:
-            member = (model.shifted_weight if kind == "core" else model.weight)[None, :] * model.membership()
+            share = model.shifted_weight if kind == "core" else model.weight
+            member = share[None, :] * model.membership()
             return member @ model.mean / member.sum(1, keepdims=True)
 
         return over_batches(means, self)
@@ -181,12 +193,13 @@ class Mixture:
         caps = rich_captions(self) if caps is None else caps
         if not isinstance(caps, GroupCaptions):
             raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
+        _check_captions(self, caps)
         return over_batches(_class_moments, self, caps)
 
     def rule_accuracy(
         self,
-        rules: Float[Array, "... c l"],
-        gram: Float[Array, "... c c"],
+        rules: np.ndarray | Float[Array, "... c l"],
+        gram: np.ndarray | Float[Array, "... c c"],
         sd_image: _checks.Scalar = 0.0,
         offsets: Float[Array, "... c"] | None = None,
     ) -> AccuracyByGroup:
@@ -198,7 +211,8 @@ class Mixture:
             covariances (w_y - w_k)^T (S_g + s_I^2) (w_y - w_k') in the ambient space
 
         and the accuracy is the probability that all are positive. Two classes: Phi. Three: quadrature. More:
-        quasi-Monte Carlo; see `AccuracyByGroup.error`. Ties without noise share the answer between two classes.
+        quasi-Monte Carlo; see `AccuracyByGroup.error`. k classes whose scores are tied without noise share the answer,
+        1/k each.
 
         Args:
             rules: the rules on the latents, one a class, (..., K, l).
@@ -209,8 +223,15 @@ class Mixture:
         Returns:
             The accuracies, (..., G).
 
+        Raises:
+            ValueError: for another shape, or a noise out of range.
+
         Source: docs/theory.md 1.6, 3.  Check: proofs_checks/x13.py.
         """
+        rules, gram = jnp.asarray(rules), jnp.asarray(gram)
+        k, l = self.num_classes, self.num_latents
+        if rules.shape[-2:] != (k, l) or gram.shape[-2:] != (k, k):
+            raise ValueError(f"rules must be (..., {k}, {l}), gram (..., {k}, {k}); got {rules.shape}, {gram.shape}.")
         sd = _checks.real("sd_image", sd_image, "finite and >= 0")
         offsets = jnp.zeros(self.num_classes, self.mean.dtype) if offsets is None else offsets
         arrays = ((rules, 2), (gram, 2), (sd, 0), (offsets, 1))
@@ -249,6 +270,7 @@ class GroupCaptions:
     def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
         """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
         shape, model = latents.z.shape, model.as_mixture()
+        _check_captions(model, self)
         key_mention, key_wrong, key_group, key_value, key_blur = jax.random.split(key, 5)
         group = latents.attribute
         mention, base, wrong, blur = (x[group] for x in (self.mention, self.base, self.wrong, self.blur))
@@ -284,9 +306,7 @@ class GroupCaptions:
 _RANKS = {Mixture: (1, 1, 2, 3), GroupCaptions: (2, 2, 2, 2), ClassMoments: (1, 2, 2, 3, 3, 3)}
 
 
-def mixture(
-    weight: Any, mean: Any, covariance: Any, classes: Sequence[int], shifted_weight: Any | None = None
-) -> Mixture:
+def mixture(weight: Any, mean: Any, covariance: Any, classes: Any, shifted_weight: Any | None = None) -> Mixture:
     """A mixture model with checked parameters.
 
     Args:
@@ -323,11 +343,11 @@ def mixture(
     numbers = _class_numbers(classes)
     groups = len(numbers)
     weights = _distribution("weight", weight, groups)
-    means = _array("mean", mean)
+    means = array_of("mean", mean)
     if means.ndim < 2 or means.shape[-2] != groups or not means.shape[-1]:
         raise ValueError(f"mean must have shape (..., {groups}, l) for {groups} groups, got {means.shape}.")
     latents = means.shape[-1]
-    covariances = _array("covariance", covariance)
+    covariances = array_of("covariance", covariance)
     if covariances.shape[-2:] != (latents, latents):
         raise ValueError(f"covariance must have shape (..., {groups}, {latents}, {latents}), got {covariances.shape}.")
     if covariances.ndim == 2:
@@ -335,6 +355,11 @@ def mixture(
     if covariances.shape[-3] != groups:
         raise ValueError(f"covariance must have shape (..., {groups}, {latents}, {latents}), got {covariances.shape}.")
     _check_covariance(covariances)
+    try:
+        jnp.broadcast_shapes(weights.shape[:-1], means.shape[:-2], covariances.shape[:-3])
+    except ValueError:
+        shapes = ", ".join(str(x.shape) for x in (weights, means, covariances))
+        raise ValueError(f"weight, mean, covariance must have leading dimensions that agree, got {shapes}.") from None
     if shifted_weight is None:
         member = np.eye(max(numbers) + 1)[list(numbers)]  # (G, K)
         shifted = weights @ jnp.asarray(member @ (member / member.sum(0, keepdims=True)).T, weights.dtype)
@@ -411,7 +436,7 @@ def group_captions(
             x = value if isinstance(value, jax.Array) else np.asarray(value)
         except ValueError:
             raise ValueError(f"{name} must be an array of numbers, got {value!r}.") from None
-        x = _checks.real(name, x, allowed) if allowed else _array(name, x)
+        x = _checks.real(name, x, allowed) if allowed else array_of(name, x)
         try:
             return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
         except ValueError:
@@ -419,15 +444,30 @@ def group_captions(
                 f"{name} must be a number, or have shape {shape[-1:]} or {shape[-2:]}, got {x.shape}."
             ) from None
 
+    errors = spread("wrong", wrong, "in [0, 1]")
+    weight = model.weight
+    if not isinstance(errors, jax.core.Tracer) and not isinstance(weight, jax.core.Tracer):
+        alone = np.asarray(weight.sum(-1, keepdims=True) - weight <= 0)
+        if (np.asarray(errors) > 0)[np.broadcast_to(alone[..., None], errors.shape)].any():
+            raise ValueError("wrong must be 0 where no other group has weight, of which a value could be taken.")
     return GroupCaptions(
         mention=spread("mention", mention, "in [0, 1]"),
         base=spread("base", values, ""),
-        wrong=spread("wrong", wrong, "in [0, 1]"),
+        wrong=errors,
         blur=spread("blur", blur, "finite and >= 0"),
     )
 
 
-def _class_numbers(classes: Sequence[int]) -> tuple[int, ...]:
+def _check_captions(model: Mixture, caps: GroupCaptions) -> None:
+    if caps.mention.shape[-2:] != model.mean.shape[-2:]:
+        raise ValueError(
+            f"caps must be of the model's {model.mean.shape[-2:]} groups and latents, got {caps.mention.shape[-2:]}."
+        )
+
+
+def _class_numbers(classes: Any) -> tuple[int, ...]:
+    if np.ndim(classes) != 1:
+        raise ValueError(f"classes must be one number a group, got {classes!r}.")
     numbers = tuple(_checks.integer(f"classes[{g}]", number, 0) for g, number in enumerate(classes))
     if len(set(numbers)) < 2:
         raise ValueError(f"classes must name at least 2 classes, got {list(numbers)}.")
@@ -437,20 +477,24 @@ def _class_numbers(classes: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _array(name: str, value: Any) -> Array:
+def array_of(name: str, value: Any) -> Array:
+    """`value` as a floating array. Raises ValueError for anything but finite numbers; tracers pass."""
     if isinstance(value, jax.core.Tracer):
         return value
     try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array of finite numbers, got {value!r}.") from None
+        given = np.asarray(value)
+    except ValueError:
+        given = np.asarray("ragged")
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be an array of finite numbers, got {value!r}.")
+    array = given.astype(np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be an array of finite numbers, got {array[~np.isfinite(array)].flat[0]}.")
     return jnp.asarray(value, dtype=float)
 
 
 def _distribution(name: str, value: Any, groups: int | None = None) -> Array:
-    array = _array(name, value)
+    array = array_of(name, value)
     if array.ndim < 1 or array.shape[-1] != (groups or array.shape[-1]):
         raise ValueError(f"{name} must have one entry for each of {groups} groups, got shape {array.shape}.")
     if not isinstance(array, jax.core.Tracer):
@@ -549,8 +593,10 @@ def over_batches(f: Callable[..., Any], *args: Any) -> Any:
             leaves.append(arg)
             rebuilt.append(None)
         else:
-            values, tree = jax.tree.flatten(arg)
-            leaves += zip(values, _RANKS[type(arg)], strict=True)
+            kind = next(kind for kind in _RANKS if isinstance(arg, kind))
+            # A class derived from it need not be a pytree.
+            values, tree = jax.tree.flatten(kind(**{f.name: getattr(arg, f.name) for f in dataclasses.fields(kind)}))
+            leaves += zip(values, _RANKS[kind], strict=True)
             rebuilt.append(tree)
 
     def single(*flat: Array) -> Any:

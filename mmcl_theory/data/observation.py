@@ -122,7 +122,7 @@ def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Di
         ValueError: if dim_image or dim_text is smaller than the number of latents.
     """
     key_image, key_text = jax.random.split(key)
-    dtype = jnp.result_type(*jax.tree.leaves(model))
+    dtype = _float_type(model)
 
     def draw(key: Array, name: str, dim: int) -> Array:
         _checks.integer(name, dim, model.num_latents, " (the number of latents)")
@@ -130,6 +130,12 @@ def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Di
         return q * jnp.sign(jnp.diagonal(r))[None, :]
 
     return Dictionaries(draw(key_image, "dim_image", obs.dim_image), draw(key_text, "dim_text", obs.dim_text))
+
+
+def _float_type(model: Model) -> jnp.dtype:
+    """The type of the model's floating leaves; JAX's own if it has none."""
+    leaves = [x for x in jax.tree.leaves(model) if jnp.issubdtype(getattr(x, "dtype", int), jnp.floating)]
+    return jnp.result_type(*leaves) if leaves else jnp.zeros(()).dtype
 
 
 def sample_pairs(
@@ -178,7 +184,7 @@ def sample_pairs(
     for name, d, dim in (("image", dictionaries.image, obs.dim_image), ("text", dictionaries.text, obs.dim_text)):
         if d.shape != (dim, model.num_latents):
             raise ValueError(f"the {name} dictionary must have shape {(dim, model.num_latents)}, got {d.shape}.")
-    latents = model.sample(key_latents, n)
+    latents = law(model, "sample").sample(key_latents, n)
     code = draw_captions(key_captions, model, caps, latents)
 
     def observe(key: Array, latent: Array, dictionary: Array, sd: Array) -> Float[Array, "n d"]:

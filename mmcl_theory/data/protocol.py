@@ -6,12 +6,11 @@ is asked for everything that describes the law; what it merely inherits describe
 
 from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mmcl_theory.data.latents import Latents
-from mmcl_theory.data.mixture import Mixture
+from mmcl_theory.data.mixture import Mixture, array_of
 
 T = TypeVar("T")
 
@@ -34,12 +33,13 @@ class LatentModel(Protocol):
     """A data model of one's own: a frozen pytree with these members.
 
     With `as_mixture`, which returns the model as an `mt.mixture`, all theory of mixtures holds for it. A model that is
-    no mixture of Gaussians has these three instead, and with them the rules of the linear and of whitening losses:
+    no mixture of Gaussians has these three instead, and with them the population's rules of the linear and of whitening
+    losses, and probes:
 
-        class_moments(caps) -> ClassMoments     the moments of latents and captions in each class
-        prompts(kind) -> (..., K, l)            the latent code of every class's prompt, "core" or "train_mean"
-        rule_accuracy(rules, gram, sd_image)    the accuracies by group of K rules (..., K, l), see
-                                                `Mixture.rule_accuracy`
+        class_moments(caps) -> ClassMoments             the moments of latents and captions in each class
+        prompts(kind) -> (..., K, l)                    the latent code of every class's prompt, "core" or "train_mean"
+        rule_accuracy(rules, gram, sd_image, offsets)   the accuracies by group of K rules (..., K, l), see
+                                                        `Mixture.rule_accuracy`
 
     `sample` returns the label `class_labels(K)[y]` of class y and, as the attribute, the number of the group.
 
@@ -47,9 +47,11 @@ class LatentModel(Protocol):
         Core features of a heavy tail, as two Gaussians of unequal variance:
 
         >>> import dataclasses
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import mmcl_theory as mt
-        >>> @dataclasses.dataclass(frozen=True)
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
         ... class HeavyTail:
         ...     sigma: float
         ...     num_latents, num_classes = 1, 2
@@ -61,6 +63,10 @@ class LatentModel(Protocol):
         >>> accuracy = mt.theory.mmcl_accuracy(HeavyTail(3.0))
         >>> print(f"{accuracy.train:.3f}")
         0.799
+        >>> caps = mt.group_captions(HeavyTail(3.0))
+        >>> pairs = mt.sample_pairs(jax.random.key(0), HeavyTail(3.0), caps, mt.observation(8, 6), n=5)
+        >>> print(pairs.image.shape)
+        (5, 8)
 
     A class that inherits from another model and overrides one member of the law must define each that is needed: a
     function that needs another raises TypeError and names it.
@@ -121,7 +127,7 @@ def prompts_of(model: Any, prompts: str | np.ndarray | Float[Array, "... c l"]) 
     """The prompts themselves, or those of this kind. Raises ValueError for another shape."""
     if isinstance(prompts, str):
         return law(model, "prompts").prompts(prompts)
-    prompts = jnp.asarray(prompts, dtype=float)
+    prompts = array_of("prompts", prompts)
     shape = (model.num_classes, model.num_latents)
     if prompts.shape[-2:] != shape:
         raise ValueError(f"prompts must have shape (..., {shape[0]}, {shape[1]}), got {prompts.shape}.")

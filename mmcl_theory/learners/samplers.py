@@ -20,7 +20,7 @@ from mmcl_theory import _checks, _random
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data import Captions, GroupCaptions, IntraClass, Model, Observation, class_index
 from mmcl_theory.data.captions import draw_captions, is_pair_model
-from mmcl_theory.data.protocol import exactly, prompts_of
+from mmcl_theory.data.protocol import exactly, law, prompts_of
 from mmcl_theory.learners.closed_form import contrast_weights
 from mmcl_theory.zero_shot import PROMPTS, latent_prompts
 
@@ -98,7 +98,7 @@ def sample_rules(
     n = _checks.integer("n", n, 2)
     _check_dimensions(model, obs)
     key_latents, key_captions, key_image, key_text, key_perpendicular = jax.random.split(key, 5)
-    latents = model.sample(key_latents, n)
+    latents = law(model, "sample").sample(key_latents, n)
     code = draw_captions(key_captions, model, caps, latents)
     dtype = code.dtype
     if is_pair_model(model):
@@ -353,7 +353,7 @@ def sample_gram(
     n = _checks.integer("n", n, 2)
     _check_dimensions(model, obs)
     key_latents, key_image, key_perpendicular = jax.random.split(key, 3)
-    latents = model.sample(key_latents, n)
+    latents = law(model, "sample").sample(key_latents, n)
     dtype = latents.z.dtype
     observed = latents.z + obs.sd_image * jax.random.normal(key_image, latents.z.shape, dtype)
     factor = _random.wishart_factor(key_perpendicular, obs.dim_image - model.num_latents, n, dtype)

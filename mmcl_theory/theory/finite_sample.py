@@ -19,6 +19,7 @@ from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import root_of_square
 from mmcl_theory.data import Captions, IntraClass, Observation
+from mmcl_theory.data.captions import pair_captions
 from mmcl_theory.data.protocol import exactly
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy
 
@@ -162,6 +163,7 @@ def _cells(
 ) -> tuple[tuple[str, str, int], list[Array]]:
     """The static arguments of `_rule_law` and its leaves, broadcast."""
     exactly(model, IntraClass)
+    caps = pair_captions(caps)
     _checks.choice("prompts", prompts, PROMPTS)
     weight = _checks.real("same_class_weight", 0.5 if same_class_weight is None else same_class_weight, "in [0, 1]")
     noises = (jnp.zeros(()), jnp.zeros(())) if obs is None else (obs.sd_image, obs.sd_text)

@@ -19,7 +19,7 @@ from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, undefined_slope
 from mmcl_theory.data import AccuracyByGroup, Captions, ClassMoments, GroupCaptions, Mixture, Observation
 from mmcl_theory.data.captions import second_moments
-from mmcl_theory.data.mixture import over_batches, rich_captions
+from mmcl_theory.data.mixture import covariances, over_batches, rich_captions
 from mmcl_theory.data.protocol import law, prompts_of
 from mmcl_theory.theory.spiked import Outliers, outliers
 
@@ -47,10 +47,18 @@ def mmcl_accuracy(
     offers = law(model, "class_moments", "rule_accuracy")
     mom, prompt = offers.class_moments(caps), prompts_of(model, prompts)
     sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    if embed_dim is not None:
+        _checks.integer("embed_dim", embed_dim, 1)
+    if n is not None and not isinstance(offers, Mixture):
+        raise NotImplementedError(f"{type(offers).__name__} has no as_mixture, without which there is only n=None.")
     if n is not None and embed_dim is not None and obs is not None and embed_dim < min(obs.dim_image, obs.dim_text):
         if same_class_weight is not None:
             raise NotImplementedError(
                 "mmcl_accuracy has no theory for embed_dim with same_class_weight and n samples; use two of them."
+            )
+        if embed_dim > 2 * offers.num_latents:
+            raise NotImplementedError(
+                f"mmcl_accuracy has no theory for embed_dim > {2 * offers.num_latents} (twice the latents) at finite n."
             )
         rules, gram = _truncated_rules(outliers(model, caps, obs, n), embed_dim, prompt)
         return offers.rule_accuracy(rules, gram, sd_image)
@@ -65,8 +73,6 @@ def mmcl_accuracy(
         batch = jnp.broadcast_shapes(gram.shape, noise.shape)
         gram = jnp.broadcast_to(gram, batch) + jnp.broadcast_to(noise, batch)
     accuracy = offers.rule_accuracy(rules, gram, sd_image)
-    if not isinstance(offers, Mixture):
-        return accuracy
     sd_text = jnp.zeros(()) if obs is None else obs.sd_text
     unsteady = over_batches(
         _unsteady,
@@ -87,6 +93,8 @@ def mmcl_rule(
     """`theory.mmcl_rule` for a mixture: R = P C_lambda^T, truncated to rank embed_dim.
 
     C_lambda = sum_y P_y {Cov(z, u | y) + (1 - lambda)/2 [E_y z (E_y u - o_y u)^T + (E_y z - o_y z) E_y u^T]}
+
+    Derivatives of a truncated rule are NaN where two singular values coincide.
     """
     mom = law(model, "class_moments").class_moments(caps)
     cross = over_batches(_cross_covariance, mom, _lambda(same_class_weight))
@@ -176,8 +184,9 @@ def probe_accuracy(
 
         score_k = P_k + (x - E x) . w_k,   w_k = W_I^T (W_I S_I W_I^T)^-1 W_I Cov(x, 1[y = k])
 
-    With r of at least the rank of C it does not depend on the loss or on what captions mention: it is least squares on
-    the images, shortcut included. What captions protect is the zero-shot rule.
+    Directions in which C vanishes are not in the encoder. Where C has full rank l, an encoder of r >= l does not depend
+    on the loss or on what captions mention: the probe is least squares on the images, shortcut included. What captions
+    protect is the zero-shot rule.
 
     Args:
         model: mixture, or model with `as_mixture`.
@@ -187,7 +196,8 @@ def probe_accuracy(
         theta: degree of whitening, in [0, 1].
 
     Returns:
-        The accuracies. Derivatives are NaN where S_I, or S_T at theta > 0, is singular.
+        The accuracies. Derivatives are NaN where S_I, or S_T at theta > 0, is singular, where C has no rank r, and, for
+        r < l, where two singular values coincide.
 
     Raises:
         ValueError: for theta or embed_dim out of range.
@@ -205,8 +215,8 @@ def probe_accuracy(
     """
     theta = _checks.real("theta", theta, "in [0, 1]")
     offers = law(model, "class_moments", "rule_accuracy")
-    zz, zu, uu = second_moments(model, caps)
     mom = offers.class_moments(caps)
+    zz, zu, uu = covariances(mom)
     rank = zu.shape[-1] if embed_dim is None else _checks.integer("embed_dim", embed_dim, 1)
     if rank > zu.shape[-1]:
         raise ValueError(f"embed_dim must be an integer in 1..{zu.shape[-1]}, got {rank}.")
@@ -219,14 +229,17 @@ def probe_accuracy(
         image = zz + sd_image**2 * eye
         left, left_singular = inverse_power(image, theta / 2)
         right, right_singular = inverse_power(uu + sd_text**2 * eye, theta / 2)
-        basis = eye
-        if rank < len(zu):
-            basis = left @ jnp.linalg.svd(left @ zu @ right)[0][:, :rank]
+        inside = left @ zu @ right
+        vectors, values, _ = jnp.linalg.svd(inside if rank < len(zu) else jax.lax.stop_gradient(inside))
+        learnt = values > 16 * len(zu) * jnp.finfo(zu.dtype).eps * values[0]
+        basis = left @ (vectors * learnt[None, :])[:, :rank]
+        if rank == len(zu):  # any basis of all directions does
+            basis = jnp.where(learnt.all(), eye, basis)
         mean = mom.weight @ mom.z_mean
         target = mom.weight[:, None] * (mom.z_mean - mean[None, :])  # Cov(1[y = k], z), (K, l)
-        inner, singular = inverse_power(basis.T @ image @ basis, jnp.ones_like(theta))
+        inner, _ = inverse_power(basis.T @ image @ basis, jnp.ones_like(theta))
         rules = target @ basis @ inner @ basis.T
-        lost = singular | ((theta > 0) & (rank < len(zu)) & (left_singular | right_singular))
+        lost = left_singular | ~learnt[:rank].all() | ((theta > 0) & (rank < len(zu)) & right_singular)
         return undefined_slope(rules, lost), mom.weight - rules @ mean
 
     arrays = ((zz, 2), (zu, 2), (uu, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
@@ -340,14 +353,13 @@ def _unsteady(
 
 def _truncated_rules(signal: Outliers, embed_dim: int, prompt: Array) -> tuple[Array, Array]:
     """R and its Gram matrix: w_k = sum_j s_j l_j (r_j . p_k) over the outliers among the largest singular values."""
-    _checks.integer("embed_dim", embed_dim, 1)
-    rank = min(embed_dim, signal.strength.shape[-1])
+    rank = embed_dim
 
     def rules(strength: Array, left: Array, right: Array, exists: Array, prompt: Array) -> tuple[Array, Array]:
         left, right = (jnp.where(exists[:, None], x, 0.0) for x in (left, right))
         scale = (prompt @ right.T) * jnp.where(exists, strength, 0.0)[None, :]  # (K, r)
-        found = jnp.broadcast_to(~exists.any(), (len(prompt), left.shape[1]))
-        return nan_where(found, scale @ left), scale @ scale.T
+        buried = jnp.broadcast_to(~exists.any(), (len(prompt), left.shape[1]))
+        return nan_where(buried, scale @ left), scale @ scale.T
 
     fields = ((signal.strength[..., :rank], 1), (signal.left[..., :rank, :], 2), (signal.right[..., :rank, :], 2))
     return over_batches(rules, *fields, (signal.exists[..., :rank], 1), (prompt, 2))

@@ -56,8 +56,8 @@ def mmcl_accuracy(
 
     This is the limit n, d_I -> inf at fixed d_I/n. Corrections are O(1/n); `mmcl_mean_accuracy` has them.
 
-    A mixture (`mt.mixture`) has a rule for each class, and everything above holds for it, for any number of classes of
-    any weights: C_lambda as in docs/theory.md 1.6, rules C_lambda p_k, and the accuracy of their argmax.
+    A mixture (`mt.mixture`) has a rule C_lambda p_k for each class k, and the accuracy is that of their argmax. Classes
+    may have any weights, for which C_lambda and the noise of the rules are those of docs/theory.md 1.6.
 
     n samples, truncated to embed_dim < min(d_I, d_T): w and its norm are sums over the singular values s_k of
     `outliers` among the embed_dim largest, with overlaps l_k, r_k:
@@ -87,7 +87,8 @@ def mmcl_accuracy(
         ValueError: for values out of range.
         TypeError: for a model that does not say what is needed of its law, see `LatentModel`.
         NotImplementedError: where there is no theory. For the inter-class model this is finite n, or a rank below the
-            number of latents. For a truncated embedding at n it is a same-class weight, or, intra-class, embed_dim > 4.
+            number of latents; for a model without `as_mixture` it is finite n. For a truncated embedding at n it is a
+            same-class weight, or an embed_dim above twice the number of latents.
 
     Example:
         >>> import mmcl_theory as mt
