@@ -15,6 +15,7 @@ import sys
 COMMANDS = {
     "sweep-spurious": "sims.sweep_spurious",
     "sweep-captions": "sims.sweep_captions",
+    "sweep-model": "sims.sweep_model",
     "phase-diagram": "sims.phase_diagram",
     "dynamics": "sims.dynamics",
     "digits": "sims.digits",

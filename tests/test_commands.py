@@ -100,10 +100,12 @@ def command(capsys, monkeypatch, tmp_path):
     return call
 
 
+_MODEL = f"--model={ROOT}/examples/models/label_shift.yaml --x=n=20,30"
 # A bad value of a flag and what is said of it; arguments that name the folder `mine`, which is not the command's.
 REFUSED = {
     "sweep-spurious": ("--p_spu=1.2", "--p_spu must be in [0, 1], got 1.2.", "--out=mine"),
     "sweep-captions": ("--pi_core=0,nan", "0 or 1e-06 to 1e+06 in size", "--out=mine"),
+    "sweep-model": ("--prompts=other", "--prompts must be of core, train_mean, got 'other'.", f"{_MODEL} --out=mine"),
     "phase-diagram": ("--diagram=other", "--diagram must be of robustness,", "--out=mine"),
     "dynamics": ("--rate=nan", "flag --rate=nan: needs finite numbers", "--out=mine"),
     "digits": ("--preset=other", "--preset must be of ", "--preset=smoke --study=captions --out=mine"),
@@ -121,6 +123,7 @@ NEEDED = {"digits-readouts": ["run"], "show": ["run"], "evaluate": ["--run=run"]
 GRIDS = {
     "sweep-spurious": "--learners=mmcl --n=20",
     "sweep-captions": "--model=intra_class",
+    "sweep-model": f"--learners=mmcl {_MODEL}",
     "phase-diagram": "--diagram=whitening",
     "dynamics": "--seeds=30 --end=1",
     "digits": "--preset=smoke --study=captions",

@@ -23,6 +23,7 @@ ROOMS = {
     "sims.latent": ("sims.engine", *LIBRARY),
     "sims.sweep_spurious": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.sweep_captions": ("sims.latent", "sims.engine", *LIBRARY),
+    "sims.sweep_model": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.phase_diagram": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.dynamics": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.digits": ("sims.engine", *LIBRARY),
@@ -127,7 +128,8 @@ def test_a_new_module_needs_a_room(room):
     assert {module for module in MODULES if room_of(module) == room} == HALLS[room]
 
 
-EXPERIMENTS = ("sims.sweep_spurious", "sims.sweep_captions", "sims.phase_diagram", "sims.dynamics")
+LATENT = ("sweep_spurious", "sweep_captions", "sweep_model", "phase_diagram", "dynamics")
+EXPERIMENTS = tuple(f"sims.{name}" for name in LATENT)
 
 
 @pytest.mark.parametrize("module", [f"{x}.{y}" for x in EXPERIMENTS for y in ("__main__", "config")])

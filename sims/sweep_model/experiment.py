@@ -1,0 +1,251 @@
+"""Accuracy by group of a mixture model along its axes: predicted, and measured on rules learnt from sampled pairs."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import mmcl_theory as mt
+from mmcl_theory import learners, theory
+from sims.engine import runs, statistics
+from sims.engine.grid import Grid, Point, Task, evaluate
+from sims.engine.style import INTERVAL
+from sims.latent import plots, summary
+from sims.sweep_model import paths
+from sims.sweep_model.cells import Cell, build, group_names, pick
+from sims.sweep_model.config import Config
+
+LEFT_OUT = 0.01  # allowed error of the predictions, which are limits; it decreases as 1/n
+_LARGEST_GAP = 1e-3  # relative duality gap of a max-margin rule that counts
+_TITLES = {"train": "training distribution P", "shifted": "shifted distribution P*"}
+LOOKS: dict[str, Any] = {
+    "mmcl": plots.STYLE["mmcl"]._replace(label="MMCL, linear loss, zero-shot"),
+    "whitened": plots.Look("#009E73", "^", "-.", "MMCL, whitened, zero-shot"),
+    "ridge": plots.Look("#E69F00", "v", ":", "MMCL, ridge, zero-shot"),
+    "supervised": plots.STYLE["supervised"],
+    "probe": plots.Look("#CC79A7", "D", "--", "least-squares probe of MMCL's encoder"),
+}
+_CURVES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":")]
+
+
+def grid_of(config: Config) -> Grid:
+    """Every learner in every cell; a run gives the accuracy in each group, on P and on P*."""
+    cells = build(config)
+    axes = {name: values for name, (_, values) in config.axes.items()}
+
+    def task(learner: str) -> Task:
+        def kernel(key: jax.Array, point: Point) -> jax.Array:
+            return measure(learner, key, pick(config, cells, point, axes))
+
+        return Task(kernel, may_lack=learner == "supervised", shared={"leaves": cells.leaves})
+
+    return Grid(
+        tasks={"learner": config.learners},
+        task=task,
+        axes=axes,
+        outcomes={"accuracy_in": [*group_names(config, cells), *_TITLES]},
+        seeds=config.seeds,
+        seed=config.seed,
+        sizes=config.sizes,
+    )
+
+
+def _outcomes(accuracy: mt.data.AccuracyByGroup) -> jax.Array:
+    return jnp.concatenate([accuracy.by_group, accuracy.train[None], accuracy.shifted[None]])
+
+
+def measure(learner: str, key: jax.Array, cell: Cell) -> jax.Array:
+    """Exact accuracies of the rules learnt from n pairs; the same key gives all learners but two the same pairs.
+
+    The linear loss without truncation, and max-margin, draw what the pairs would give (X9). Max-margin gives NaN on
+    inseparable data.
+    """
+    model, obs, sd = cell.model, cell.obs, cell.obs.sd_image
+    if learner == "mmcl" and not cell.truncated:
+        given = (model, cell.caps, obs, cell.n, cell.same_class_weight, cell.prompts)
+        rules = learners.sample_rules(key, *given)
+        return _outcomes(model.rule_accuracy(rules.latent, rules.gram, sd))
+    if learner == "supervised":
+        gram, observed, label = learners.sample_gram(key, model, obs, cell.n)
+        fit = learners.max_margin_dual(gram, label)
+        weights, norm = learners.dual_rule(fit.dual * label, gram, observed)
+        sign = jnp.array([-1.0, 1.0])
+        accuracy = model.rule_accuracy(jnp.outer(sign, weights), norm * jnp.outer(sign, sign), sd)
+        return jnp.where(fit.separable & (fit.gap < _LARGEST_GAP), _outcomes(accuracy), jnp.nan)
+    key_dictionaries, key_pairs = jax.random.split(key)
+    d = mt.draw_dictionaries(key_dictionaries, model, obs)
+    pairs = mt.sample_pairs(key_pairs, model, cell.caps, obs, cell.n, d)
+    rules, offsets = _RULES[learner](cell, pairs, cell.prompts @ d.text.T)
+    return _outcomes(model.rule_accuracy(rules @ d.image, rules @ rules.T, sd, offsets))
+
+
+def _covariances(pairs: mt.data.Pairs) -> list[jax.Array]:
+    image, text = pairs.image, pairs.text
+    return [learners.cross_covariance(*both) for both in ((image, text), (image, image), (text, text))]
+
+
+def _truncated(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+    cross = learners.cross_covariance(pairs.image, pairs.text)
+    return prompts @ learners.linear_optimum(cross, rank=cell.embed_dim).T, None
+
+
+def _whitened(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+    return prompts @ learners.whitened_optimum(*_covariances(pairs), cell.theta).T, None
+
+
+def _ridge(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+    return prompts @ learners.ridge_optimum(*_covariances(pairs), cell.kappa).T, None
+
+
+def _probe(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Least squares with intercept on the leading left singular vectors of the cross-covariance."""
+    cross = learners.cross_covariance(pairs.image, pairs.text)
+    encoder = jnp.linalg.svd(cross)[0][:, : cell.embed_dim or cell.model.num_latents]
+    features = jnp.pad(pairs.image @ encoder, ((0, 0), (1, 0)), constant_values=1.0)
+    target = jax.nn.one_hot(mt.class_index(pairs.label), len(prompts), dtype=features.dtype)
+    fit = jnp.linalg.solve(features.T @ features, features.T @ target)
+    return fit[1:].T @ encoder.T, fit[0]
+
+
+_RULES = {"mmcl": _truncated, "whitened": _whitened, "ridge": _ridge, "probe": _probe}
+
+
+def predict(learner: str, cell: Cell) -> jax.Array:
+    """The prediction of `measure`; NaN where there is none."""
+    model, caps, obs, prompts = cell.model, cell.caps, cell.obs, cell.prompts
+    if learner == "mmcl":
+        weight = cell.same_class_weight
+        return _outcomes(theory.mmcl_accuracy(model, caps, obs, cell.n, cell.embed_dim, weight, prompts))
+    if learner == "supervised":
+        return _outcomes(theory.supervised_accuracy(model, obs, cell.n))
+    if learner == "probe":
+        return _outcomes(theory.probe_accuracy(model, caps, obs, cell.embed_dim))
+    if learner == "ridge":
+        return _outcomes(theory.ridge_accuracy(model, caps, obs, cell.kappa, prompts))
+    return _outcomes(theory.whitened_accuracy(model, caps, obs, cell.theta, prompts))
+
+
+def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """Predictions along x and in the cells, and z-scores. measured: (learner, seed, *axes, outcome)."""
+    axes = {name: values for name, (_, values) in config.axes.items()}
+    fine = {**axes, "x": config.fine()}
+    cells = build(config, x=fine["x"])
+    sizes = tuple(name for name in config.sizes if config.axes[name][0] != "n")  # theory takes any n
+
+    def curve(learner: str) -> np.ndarray:
+        """(*axes, outcome), in float64."""
+        return evaluate(lambda point: predict(learner, pick(config, cells, point, fine)), fine, sizes)
+
+    drawn = np.stack([curve(learner) for learner in config.learners])
+    predicted = drawn[..., [fine["x"].index(x) for x in axes["x"]], :]
+    z = statistics.z_scores(predicted, np.moveaxis(measured, 1, -1), LEFT_OUT)
+    lead, labels = (
+        ("learner", *axes)[:-1],
+        {name: paths.label(config.spec, path) for name, (path, _) in config.axes.items()},
+    )
+    return xr.Dataset(
+        {
+            "accuracy_predicted": ((*lead, "x", "accuracy_in"), predicted),
+            "accuracy_curve": ((*lead, "x_fine", "accuracy_in"), drawn),
+            "z": ((*lead, "x", "accuracy_in"), z),
+        },
+        coords={"x_fine": np.array(fine["x"])},
+        attrs={"labels": json.dumps(labels)},
+    )
+
+
+def _axes_of(dataset: xr.Dataset) -> list[str]:
+    return [name for name in ("curve", "x") if name in dataset.accuracy_predicted.dims]
+
+
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """A row per learner and cell; the axes by their paths."""
+    mean, error = summary.seed_statistics(dataset.accuracy_measured)
+    parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
+    names = json.loads(dataset.attrs["config"])
+    renamed = {"x": names["x"][0], **({"curve": names["curves"][0]} if names["curves"] else {})}
+    return summary.tabulate(("learner", *_axes_of(dataset)), "accuracy_in", **parts).rename(columns=renamed)
+
+
+def text(dataset: xr.Dataset) -> str:
+    """For each learner: how well theory meets the cells, and the range of its accuracy on P*."""
+    lines = []
+    for learner in dataset.learner.values:
+        here = dataset.sel(learner=learner)
+        mean = here.accuracy_measured.mean("seed")
+        shifted = mean.sel(accuracy_in="shifted").values
+        difference = np.abs(mean - here.accuracy_predicted).max().item()
+        lacking = int(here.accuracy_measured.isnull().any("accuracy_in").sum())
+        lines.append(
+            f"{learner}: accuracy on P* {np.nanmin(shifted, initial=1):.4f} to {np.nanmax(shifted, initial=0):.4f};"
+            f" largest |z| beyond {LEFT_OUT:g} {statistics.z_text(here.z.values, dataset.z.values)}, largest difference"
+            f" {difference:.4f}" + (f"; {lacking} runs not separable" if lacking else "")
+        )
+    return "\n".join(lines)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """A panel for P, P* and each group: a line for each learner; with two axes a row of panels for each learner."""
+    labels = json.loads(dataset.attrs["labels"])
+    shown = [*_TITLES, *(str(x) for x in dataset.accuracy_in.values if x not in _TITLES)]
+    rows = [[str(x)] for x in dataset.learner.values] if "curve" in labels else [list(map(str, dataset.learner.values))]
+    across = len(shown) if "curve" in labels else -(-len(shown) // -(-len(shown) // 4))
+    down = len(rows) * -(-len(shown) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(3.1 * across + 0.4, 2.9 * down + 0.9), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, (learners_shown, name) in zip(axes.flat, ((row, name) for row in rows for name in shown), strict=False):
+        for learner in learners_shown:
+            _lines(ax, dataset.sel(learner=learner, accuracy_in=name), learner)
+        ax.set_title(_TITLES.get(name, name), fontsize=9)
+        ax.set_ylim(-0.03, 1.03)
+        ax.grid(alpha=0.25, lw=0.6)
+    for i in range(len(rows) * len(shown), axes.size):
+        axes.flat[i].set_visible(False)
+        axes.flat[i - across].tick_params(labelbottom=True)
+    for i, ax in enumerate(axes[:, 0]):
+        lead = f"{LOOKS[rows[i][0]].label}\n" if "curve" in labels else ""
+        ax.set_ylabel(f"{lead}accuracy (share correct)", fontsize=9)
+    figure.supxlabel(labels["x"], fontsize=10)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    names = [f"{labels['curve']}: {name}" for name in names] if "curve" in labels else names
+    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    figure.set_dpi(90)
+    return figure
+
+
+def _lines(ax: Axes, data: xr.Dataset, learner: str) -> None:
+    """Theory as a line, measurements with 95% intervals; a curve for each value of the second axis."""
+    mean, error = summary.seed_statistics(data.accuracy_measured)
+    if "curve" not in data.dims:
+        look = LOOKS[learner]
+        _curve(ax, data.accuracy_curve, mean, error, (look.colour, look.marker, look.dashes), look.label)
+        return
+    for i, value in enumerate(data.curve.values):
+        here = {"curve": i}
+        look = _CURVES[i % len(_CURVES)]
+        _curve(ax, data.accuracy_curve[here], mean[here], error[here], look, f"{value:g}")
+
+
+def _curve(
+    ax: Axes, curve: xr.DataArray, mean: xr.DataArray, error: xr.DataArray, look: tuple[Any, ...], label: str
+) -> None:
+    colour, marker, dashes = look
+    ax.plot(curve.x_fine, curve, ls=dashes, color=colour, lw=1.6, zorder=2)
+    interval = INTERVAL * np.nan_to_num(error.values)
+    ax.errorbar(
+        mean.x, mean, interval, fmt=marker, ls=dashes, lw=0, elinewidth=1, capsize=2, ms=4.5, color=colour, label=label,
+        zorder=3,
+    )  # fmt: skip
+
+
+EXPERIMENT = runs.Experiment("model_{file}", "accuracy_measured", grid_of, complete, table, draw, text)
+run, show = EXPERIMENT.run, EXPERIMENT.show
