@@ -257,6 +257,21 @@ def test_max_margin_is_refused_for_three_classes():
     dataclasses.replace(three, learners=("mmcl",)).check()
 
 
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.*")), ids=lambda file: file.name)
+def test_the_examples_commands_are_whole(file):
+    """The command in a file's first lines names the file and a figure of docs/, which its page shows with it."""
+    lines = file.read_text().split("\n")
+    command = " ".join(line.removeprefix("# ").strip().rstrip("\\").strip() for line in lines[:2])
+    assert command.startswith(f"python -m sims.sweep_model --model=examples/models/{file.name} --x=")
+    flags = dict(part.removeprefix("--").split("=", 1) for part in command.split()[3:])
+    named = ("x", "curves")
+    learners = tuple(flags["learners"].split(","))
+    Config(model=str(file), learners=learners, **{k: axis(flags[k]) for k in named if k in flags}).check()
+    page = (ROOT / "docs" / "models.md").read_text()
+    figure = f"model_{file.stem}.png"
+    assert figure in page and (ROOT / "docs" / figure).is_file() and f"--x={flags['x']}" in page
+
+
 TINY = {"x": axis("groups.1.weight=0.05,0.3"), "learners": ("whitened",), "seeds": 24}
 
 
