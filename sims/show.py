@@ -12,7 +12,10 @@ from absl import flags
 from sims.engine.flags import UsageError, define, optional, path, run_main
 
 _MODULES = {
-    **{name: f"sims.{name}.experiment" for name in ("sweep_spurious", "sweep_captions", "phase_diagram", "dynamics")},
+    **{
+        name: f"sims.{name}.experiment"
+        for name in ("sweep_spurious", "sweep_captions", "sweep_model", "phase_diagram", "dynamics")
+    },
     "digits": "sims.digits.studies",
 }
 _OTHERS = {

@@ -44,7 +44,8 @@ ROOMS = {
     "sims.bench": ("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.clip", "sims.engine", *LIBRARY),
     "sims": ("sims.engine",),
     "sims.show": (
-        *("sims.sweep_spurious", "sims.sweep_captions", "sims.phase_diagram", "sims.dynamics", "sims.digits"),
+        *("sims.sweep_spurious", "sims.sweep_captions", "sims.sweep_model", "sims.phase_diagram"),
+        *("sims.dynamics", "sims.digits"),
         "sims.engine",
     ),
     "proofs_checks": ("sims.engine.flags", "sims.engine.files", *LIBRARY),

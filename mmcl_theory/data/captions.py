@@ -205,7 +205,7 @@ def pair_captions(caps: Captions | GroupCaptions | None) -> Captions:
         return captions()
     if type(caps) is not Captions:
         raise TypeError(
-            f"caps must be mt.captions for a pair model, got {type(caps).__name__}; those of groups go with as_mixture()."
+            f"caps must be mt.captions for a pair model, got {type(caps).__name__} (group_captions go with as_mixture)."
         )
     return caps
 
