@@ -48,7 +48,9 @@ def all_predictions(model, caps):
     return jnp.stack([x.by_group for x in found], -2)
 
 
+# Operation by operation each would be compiled by itself.
 predict = jax.jit(all_predictions)
+accuracy = jax.jit(lambda model, caps: theory.mmcl_accuracy(model, caps, OBS, 600.0))
 orthant = jax.jit(_orthant.positive)
 
 
@@ -68,20 +70,19 @@ def test_every_prediction_of_four_groups_is_the_intra_class_models(masking):
 @pytest.mark.parametrize("masking", ["named", "mean", "zero"])
 def test_four_groups_have_the_moments_of_the_intra_class_model(masking):
     model, caps = mt.intra_class(np.array([0.95, 0.5]), 0.8, 0.3, 1.1, 0.7), mt.captions(0.6, 0.8, masking)
-    want = mt.moments(model, caps)
-    found = second_moments(model.as_mixture(), caps.as_group_captions(model))
+    want, found = jax.jit(
+        lambda model: (mt.moments(model, caps), second_moments(model.as_mixture(), caps.as_group_captions(model)))
+    )(model)
     for got, name in zip(found, ("zz", "zu", "uu"), strict=True):
         np.testing.assert_allclose(got, getattr(want, name), atol=1e-14)
 
 
 def test_grids_and_vmap_equal_a_loop():
     models = [example(p) for p in (0.7, 0.95)]
-    grid = jax.tree.map(lambda *x: jnp.stack(x), *models)
-    one = jax.jit(lambda model, caps: theory.mmcl_accuracy(model, caps, OBS, 600.0).by_group)
-    want = [one(model, faulty(model)) for model in models]
-    caps = jax.tree.map(lambda *x: jnp.stack(x), *map(faulty, models))
-    np.testing.assert_allclose(one(grid, caps), want, atol=1e-12)
-    np.testing.assert_allclose(jax.vmap(one)(grid, caps), want, atol=1e-12)
+    grid, caps = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (models, map(faulty, models)))
+    want = [accuracy(model, faulty(model)).by_group for model in models]
+    np.testing.assert_allclose(accuracy(grid, caps).by_group, want, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(accuracy)(grid, caps).by_group, want, atol=1e-12)
     assert np.abs(np.diff(want, axis=0)).max() > 0.01
 
 
@@ -116,7 +117,7 @@ def test_orthant_probabilities_where_the_covariance_is_singular():
 
 
 def test_accuracy_at_any_weights():
-    found = theory.mmcl_accuracy(example())
+    found = accuracy(example(), faulty(example()))
     by_group = np.asarray(found.by_group)
     weights = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4])
     np.testing.assert_allclose(found.at(weights), weights @ by_group)
@@ -130,7 +131,7 @@ def test_accuracy_at_any_weights():
 def test_a_group_that_does_not_occur_does_not_count():
     mean = [[-1.0, 0.0], [1.0, 0.0], [-9.0, 0.0]]
     model = mt.mixture([0.5, 0.5, 0.0], mean, np.eye(2), [0, 1, 1], [0.5, 0.5, 0.0])
-    found = theory.mmcl_accuracy(model)
+    found = jax.jit(theory.mmcl_accuracy)(model)
     np.testing.assert_allclose(found.worst, norm.cdf(1), atol=1e-12)
     assert found.by_group[2] < 1e-6
 
@@ -139,7 +140,8 @@ def test_label_shift_alone_changes_accuracies_only_by_weights():
     """Weights of P* within classes kept: every group is classified as before."""
     model = example()
     moved = dataclasses.replace(model, shifted_weight=model.weight)
-    before, after = (theory.mmcl_accuracy(x, prompts=model.prompts("core")) for x in (model, moved))
+    predict = jax.jit(lambda x: theory.mmcl_accuracy(x, prompts=model.prompts("core")))
+    before, after = predict(model), predict(moved)
     np.testing.assert_array_equal(before.by_group, after.by_group)
     assert before.shifted != after.shifted
 
@@ -208,8 +210,14 @@ class Tripled(Subclass):
 
 def test_a_model_of_ones_own_is_predicted_by_its_mixture():
     model = mt.intra_class(0.9, 1.0, 0.1, 1.0, 0.5)
-    want = theory.mmcl_accuracy(dataclasses.replace(model, mu_spu=jnp.asarray(1.5)), mt.captions(), OBS, 500.0)
-    found = theory.mmcl_accuracy(change(model, Tripled), None, OBS, 500.0)
+
+    @jax.jit
+    def both(model):
+        tripled = dataclasses.replace(model, mu_spu=jnp.asarray(1.5))
+        of_mixture = theory.mmcl_accuracy(change(model, Tripled), None, OBS, 500.0)
+        return theory.mmcl_accuracy(tripled, mt.captions(), OBS, 500.0), of_mixture
+
+    want, found = both(model)
     np.testing.assert_allclose(found.by_group[:2], [want.aligned, want.conflicting], atol=1e-12)
 
 
@@ -298,15 +306,19 @@ def test_bad_captions_are_refused(change, message):
 
 def test_what_does_not_go_together_is_refused():
     model = example()
+
+    def traced(model, caps):
+        jax.eval_shape(lambda key: mt.sample_pairs(key, model, caps, mt.observation(4, 4), 10), jax.random.key(0))
+
     with pytest.raises(TypeError, match="caps must be group_captions"):
         model.class_moments(mt.captions())
     with pytest.raises(ValueError, match=r"prompts must have shape \(..., 3, 3\), got \(2, 3\)"):
         theory.mmcl_accuracy(model, prompts=np.eye(3)[:2])
     with pytest.raises(TypeError, match="as_mixture"):
         pair = mt.intra_class(0.9, 1.0, 0.1)
-        mt.sample_pairs(jax.random.key(0), pair, mt.group_captions(pair), mt.observation(4, 4), 10)
+        traced(pair, mt.group_captions(pair))
     with pytest.raises(TypeError, match="class_means"):
-        mt.sample_pairs(jax.random.key(0), model, mt.captions(), mt.observation(4, 4), 10)
+        traced(model, mt.captions())
 
 
 def of_parameters(x):
@@ -359,12 +371,14 @@ def test_derivatives_are_nan_where_a_covariance_is_singular():
     model = example()
     quiet = mt.observation(300, 240, 3.0, 0.0)
 
+    @jax.jit
+    @jax.value_and_grad
     def shifted(mention, theta):
         caps = mt.group_captions(model, base="zero")
         caps = dataclasses.replace(caps, mention=caps.mention * jnp.stack([1.0, 1.0, mention])[None, :])
         return theory.whitened_accuracy(model, caps, quiet, theta).shifted
 
-    assert np.isfinite(shifted(0.0, 1.0))
-    assert np.isnan(jax.grad(shifted)(0.0, 1.0))
-    assert np.isfinite(jax.grad(shifted)(0.0, 0.0))
-    assert np.isfinite(jax.grad(shifted)(0.5, 1.0))
+    value, slope = shifted(0.0, 1.0)
+    assert np.isfinite(value) and np.isnan(slope)
+    assert np.isfinite(shifted(0.0, 0.0)[1])
+    assert np.isfinite(shifted(0.5, 1.0)[1])
