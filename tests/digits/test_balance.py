@@ -13,6 +13,8 @@ from sims.digits import balance, dial, figures, moments, studies
 from sims.digits.config import BALANCED, PRESETS, parse_groups
 from sims.engine.flags import DEFAULTS
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 KINDS = parse_groups("01234:56789")
 
 
