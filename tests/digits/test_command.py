@@ -324,7 +324,7 @@ def test_every_study_has_figures_that_name_their_axes(study):
     made = figures.of(study, dataset)
     assert made
     for figure in made.values():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
         named = [bool(ax.get_xlabel() or any(t.get_text() for t in ax.get_xticklabels())) for ax in panels]
         side = panels[0].get_ylabel() or any(t.get_text() for t in panels[0].get_yticklabels())

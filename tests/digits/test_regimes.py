@@ -86,7 +86,7 @@ def test_the_map_names_its_axes():
     losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
     groups = {"clip": (0.6, 0.8), "label_only": (0.9, 0.3), "cross_entropy": (0.99, 0.3)}
     figure = regimes.drawn(a_study(groups, losses, spread=0.01))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
     assert (
         len(panels) == 4 and all(ax.get_xlabel() for ax in panels) and panels[0].get_ylabel() and panels[2].get_ylabel()
