@@ -21,20 +21,16 @@ def a_study(groups, losses, arms=ARMS, spread=0.0, seeds=4):
     dims = ("arm", "seed", *AXES, "step", "measure")
     shape = (len(arms), seeds, *(len(v) for v in coords.values()), len(STEPS), len(training.MEASURES))
     labels = {"arm": list(arms), **coords, "step": list(STEPS), "measure": list(training.MEASURES)}
-    measured = xr.DataArray(np.full(shape, 0.5), dims=dims, coords=labels)
+    measured = np.full((len(arms), seeds, len(P_SPU), len(STEPS), len(training.MEASURES)), 0.5)
     aside = spread * (np.arange(seeds) - (seeds - 1) / 2)
-    places = [d for d in dims if d not in ("arm", "measure")]
-    for arm in arms:
-        for i, group in enumerate(training.GROUPS):
-            values = np.broadcast_to(groups[arm], (2, 3, 2))[..., i]
-            both = xr.DataArray(values[None] + aside[:, None, None], dims=("seed", "p_spu", "step"))
-            for readout in training.READOUTS:
-                for label in training.LABELS:
-                    where = {"arm": arm, "measure": f"{readout} {group} {label}"}
-                    measured.loc[where] = both.broadcast_like(measured.loc[where]).transpose(*places).values
-        loss = xr.DataArray(np.broadcast_to(losses[arm], (2, 3)), dims=("p_spu", "step"))
-        where = {"arm": arm, "measure": "loss"}
-        measured.loc[where] = loss.broadcast_like(measured.loc[where]).transpose(*places).values
+    for of_arm, arm in zip(measured, arms, strict=True):
+        values = np.broadcast_to(groups[arm], (2, 3, 2))
+        for number, name in enumerate(training.MEASURES):
+            for i, group in enumerate(training.GROUPS):
+                if name in {f"{readout} {group} {label}" for readout in training.READOUTS for label in training.LABELS}:
+                    of_arm[..., number] = values[..., i] + aside[:, None, None]
+        of_arm[..., training.MEASURES.index("loss")] = losses[arm]
+    measured = xr.DataArray(measured.reshape(shape), dims=dims, coords=labels)
     config = {"study": "correlation", "batch_size": BATCH, "train_size": 2000}
     return xr.Dataset({"measured": measured}, attrs={"config": json.dumps(config)})
 
