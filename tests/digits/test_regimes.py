@@ -90,6 +90,7 @@ def test_the_map_names_its_axes():
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_a_folder_gets_the_map_and_its_table(tmp_path):
     contrastive, classifier = of_information(0.5, 0.9, 1.0)
     losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
