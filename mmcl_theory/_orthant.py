@@ -34,8 +34,9 @@ def positive(
         size: sums of the absolute values of the terms of m, which tell what of it is rounding.
 
     Returns:
-        The probability, and its error: 0 at d = 1, the change from half the nodes at d = 2, the standard error over
-        the shifts at d > 2. At d > 2 all derivatives are NaN where C is singular: the lattice sees steps, no slope.
+        The probability, and its error: 0 at d = 1, the change from two thirds of the nodes at d = 2, the standard error
+        over the shifts at d > 2. At d > 2 all derivatives are NaN where C is singular: the lattice sees steps, no
+        slope.
     """
     d = mean.shape[-1]
     if d == 1:
@@ -105,15 +106,7 @@ def _cube(mean: Float[Array, " d"], covariance: Float[Array, "d d"], size: Float
     variance = jnp.diagonal(covariance)
     order = jnp.argsort(jax.lax.stop_gradient(mean / jnp.sqrt(jnp.maximum(variance, jnp.finfo(dtype).tiny))))
     mean, size, covariance = mean[order], size[order], covariance[order][:, order]
-    lower = jnp.zeros_like(covariance)
-    for i in range(d):
-        left = covariance[i, i] - lower[i, :i] @ lower[i, :i]
-        varies = left > _SINGULAR * eps * covariance[i, i]
-        pivot = jnp.where(varies, jnp.sqrt(jnp.where(varies, left, 1.0)), 0.0)
-        below = covariance[i + 1 :, i] - lower[i + 1 :, :i] @ lower[i, :i]
-        below = jnp.where(varies, below / jnp.where(varies, pivot, 1.0), 0.0)
-        lower = lower.at[i, i].set(pivot).at[i + 1 :, i].set(below)
-
+    lower = triangular_root(covariance)
     points = jnp.asarray(_lattice(d - 1), dtype)  # (shifts, points, d - 1)
     value = jnp.ones(points.shape[:-1], dtype)
     z: list[Array] = []
@@ -129,6 +122,20 @@ def _cube(mean: Float[Array, " d"], covariance: Float[Array, "d d"], size: Float
             z.append(jnp.where(varies, -ndtri(share), 0.0))
     means = value.mean(1)
     return undefined_slope(means.mean(), (jnp.diagonal(lower) == 0).any()), means.std(ddof=1) / np.sqrt(_SHIFTS)
+
+
+def triangular_root(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """L, lower triangular, with L L^T = covariance, which may be singular; the column of what does not vary is 0."""
+    eps = jnp.finfo(covariance.dtype).eps
+    lower = jnp.zeros_like(covariance)
+    for i in range(len(covariance)):
+        left = covariance[i, i] - lower[i, :i] @ lower[i, :i]
+        varies = left > _SINGULAR * eps * covariance[i, i]
+        pivot = jnp.where(varies, jnp.sqrt(jnp.where(varies, left, 1.0)), 0.0)
+        below = covariance[i + 1 :, i] - lower[i + 1 :, :i] @ lower[i, :i]
+        below = jnp.where(varies, below / jnp.where(varies, pivot, 1.0), 0.0)
+        lower = lower.at[i, i].set(pivot).at[i + 1 :, i].set(below)
+    return lower
 
 
 def _lattice(d: int) -> np.ndarray:

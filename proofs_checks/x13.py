@@ -73,7 +73,7 @@ def pair_formulas(effort):
     caps = mt.captions(0.6, 0.8)
 
     def numbers(model, caps):
-        found = [
+        results = [
             accuracy(model, caps),
             accuracy(model, caps, obs, 600.0),
             accuracy(model, caps, obs, 600.0, embed_dim=2),
@@ -84,8 +84,8 @@ def pair_formulas(effort):
             supervised(model, ambient.noise(2000, 2, 0.05, 0.1), 1000.0),
         ]
         if isinstance(model, mt.data.IntraClass):
-            return np.array([[x.aligned, x.conflicting, x.conflicting, x.aligned] for x in found])
-        return np.array([x.by_group for x in found])
+            return np.array([[x.aligned, x.conflicting, x.conflicting, x.aligned] for x in results])
+        return np.array([x.by_group for x in results])
 
     def by_groups(model, caps):
         return numbers(model.as_mixture(), caps.as_group_captions(model))
@@ -174,8 +174,7 @@ def counted_accuracies(effort):
         hits, group = (np.asarray(x) for x in right_answers(jax.random.key(k)))
         size = min((group == g).sum() for g in range(k))
         claims += [hits[group == g][:size].astype(float) for g in range(k)]
-        found = model.rule_accuracy(rules, gram, sd)
-        right += list(np.asarray(found.by_group))
+        right += list(np.asarray(model.rule_accuracy(rules, gram, sd).by_group))
         alone += list(np.asarray(model.rule_accuracy(rules, np.diag(np.diag(gram)), sd).by_group))
         in_the_span += list(np.asarray(model.rule_accuracy(rules, rules @ rules.T, sd).by_group))
     size = min(len(x) for x in claims)
@@ -334,8 +333,8 @@ def whitened_rules(effort):
 
     def prediction(model=model, caps=caps, thetas=(0.5, 1.0), kappa=0.3, s=(0.4, 0.3)):
         prompts, obs = three_classes().prompts("core"), ambient.noise(8, 6, *s)
-        found = [whitened(model, caps, obs, theta, prompts=prompts) for theta in thetas]
-        return [x.by_group for x in (*found, ridge(model, caps, obs, kappa, prompts=prompts))]
+        results = [whitened(model, caps, obs, theta, prompts=prompts) for theta in thetas]
+        return [x.by_group for x in (*results, ridge(model, caps, obs, kappa, prompts=prompts))]
 
     return ledger.judge(
         "accuracy by group of the whitened (theta = .5, 1) and ridge (kappa = .3) rules from sample covariances",
@@ -382,7 +381,7 @@ def probes_see_no_captions(effort):
     """With every direction of the latents in the embedding, the probe is least squares on the images."""
     model, obs = two_classes(), ambient.noise(8, 6, 0.4, 0.3)
     whole = mt.group_captions(model)
-    found = [
+    probes = [
         probe(model, caps, obs, embed_dim=4, theta=theta).by_group
         for caps in (whole, poor_captions(model))
         for theta in (0.0, 1.0)
@@ -399,7 +398,7 @@ def probes_see_no_captions(effort):
 
     return ledger.judge(
         "a probe at full rank does not depend on captions or theta: it is least squares on the images",
-        ledger.close(found, 1e-10),
+        ledger.close(probes, 1e-10),
         least_squares(model),
         {
             "zero-shot": [accuracy(model, caps, obs).by_group for caps in (whole, poor_captions(model))] * 2,
@@ -424,8 +423,8 @@ def max_margin(effort):
             w = (fit.dual * pairs.label) @ pairs.image
             latent = w @ d.image
             gram = (w @ w) * jnp.array([[1.0, -1.0], [-1.0, 1.0]])
-            found = model.rule_accuracy(jnp.stack([-latent, latent]), gram, obs.sd_image).by_group
-            return jnp.where(fit.separable & (fit.gap < 1e-3), found, jnp.nan)
+            by_group = model.rule_accuracy(jnp.stack([-latent, latent]), gram, obs.sd_image).by_group
+            return jnp.where(fit.separable & (fit.gap < 1e-3), by_group, jnp.nan)
 
         return jax.lax.map(one, jax.random.split(key, runs))
 
@@ -434,8 +433,8 @@ def max_margin(effort):
     samples = 2 * large - small
 
     def prediction(model=model):
-        found = [supervised(model, mt.observation(2 * k, 4, 2.0, 0.1), float(k)) for k in (n, 2 * n)]
-        return 2 * found[1].by_group - found[0].by_group
+        small, large = (supervised(model, mt.observation(2 * k, 4, 2.0, 0.1), float(k)) for k in (n, 2 * n))
+        return 2 * large.by_group - small.by_group
 
     return ledger.judge(
         "accuracy by group of max-margin SL, two unequal classes, four correlated latents, d = 2n",

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 
 import jax
 from absl import flags
@@ -35,6 +36,15 @@ def quick_compilation():
 
 def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob("*"))}
+
+
+def assert_refused(result, *mentioned):
+    """(exit code, stdout, stderr) is a refusal: exit 2, and one line that has these words."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    for words in mentioned:
+        assert words in err
 
 
 def interrupt_write(patch, number):

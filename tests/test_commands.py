@@ -12,7 +12,7 @@ import pytest
 import mmcl_theory
 from sims import __main__ as mmcl
 from sims.engine import devices, runs
-from tests.helpers import ROOT, contents, interrupt_write, own_flags
+from tests.helpers import ROOT, assert_refused, contents, interrupt_write, own_flags
 
 
 def process(*args):
@@ -129,14 +129,6 @@ GRIDS = {
     "digits": "--preset=smoke --study=captions",
 }
 run_as_main = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
-
-
-def assert_refused(result, *mentioned):
-    code, out, err = result
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: [^\n]+\n", err), err
-    for words in mentioned:
-        assert words in err
 
 
 @run_as_main

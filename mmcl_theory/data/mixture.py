@@ -274,7 +274,7 @@ class GroupCaptions:
         key_mention, key_wrong, key_group, key_value, key_blur = jax.random.split(key, 5)
         group = latents.attribute
         mention, base, wrong, blur = (x[group] for x in (self.mention, self.base, self.wrong, self.blur))
-        others = _others(model.weight)  # (G, G)
+        others = others_of(model.weight)  # (G, G)
         donor = jax.random.categorical(key_group, jnp.log(others)[group][:, None, :], shape=shape)
         column = jnp.arange(shape[1])[None, :]
         spread = jnp.sqrt(jnp.diagonal(model.covariance, axis1=-2, axis2=-1))
@@ -287,7 +287,7 @@ class GroupCaptions:
         """E[u | g]; a_g with Cov(z, u | g) = S_g diag(a_g); Cov(u | g), of a single model and policy."""
         mean, pi = model.mean, self.mention
         variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)
-        others = _others(model.weight)  # (G, G)
+        others = others_of(model.weight)  # (G, G)
         foreign = others @ mean
         apart = mean[None, :, :] - foreign[:, None, :]  # (G, H, l)
         foreign_variance = others @ variance + (others[:, :, None] * apart**2).sum(1)
@@ -512,7 +512,10 @@ def _check_covariance(covariance: Array) -> None:
         return
     matrices = np.asarray(covariance, np.float64)
     scale = np.abs(matrices).max((-2, -1), keepdims=True)
-    group = lambda bad: int(np.argwhere(bad)[0][-1])  # noqa: E731
+
+    def group(bad: np.ndarray) -> int:
+        return int(np.argwhere(bad)[0][-1])
+
     if (asymmetric := (np.abs(matrices - matrices.mT) > _ROUNDING * scale).any((-2, -1))).any():
         raise ValueError(f"covariance must be symmetric, got another matrix for group {group(asymmetric)}.")
     least = np.linalg.eigvalsh(matrices)[..., 0]
@@ -531,8 +534,8 @@ def _draw(key: Key[Array, ""], weight: Array, shape: tuple[int, ...]) -> Array:
     )
 
 
-def _others(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
-    """P_h / (1 - P_g) for h != g, 0 for h = g; 0 where no other group has weight."""
+def others_of(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
+    """P_h / (1 - P_g) for h != g, 0 for h = g, of groups or classes; 0 where no other has weight."""
     others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
     total = others.sum(1, keepdims=True)
     return others / jnp.where(total > 0, total, 1.0)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
 from mmcl_theory._checks import Scalar
+from mmcl_theory._orthant import triangular_root
 from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
 from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Mixture, Model, Observation
 from mmcl_theory.data.captions import is_pair_model, pair_captions
@@ -434,8 +435,8 @@ def _cases(model: Mixture, caps: Captions | GroupCaptions, obs: Observation) -> 
 
     by_pattern = jax.vmap(case, (0, None, None, None, None, None, None))
     groups = (model.weight, model.mean, model.covariance, caps.mention, caps.base, caps.blur)
-    found = jax.vmap(by_pattern, (None, 0, 0, 0, 0, 0, 0))(patterns, *groups)
-    probability, mean, image, text_mean, text, cross = (x.reshape(-1, *x.shape[2:]) for x in found)
+    by_case = jax.vmap(by_pattern, (None, 0, 0, 0, 0, 0, 0))(patterns, *groups)
+    probability, mean, image, text_mean, text, cross = (x.reshape(-1, *x.shape[2:]) for x in by_case)
     probability = jnp.where((caps.wrong > 0).any(), jnp.nan, probability)
     singular = jnp.stack([(jnp.linalg.eigvalsh(x)[:, 0] <= 0).any() for x in jax.lax.stop_gradient((image, text))])
     return _Cases(probability, (mean, image), (text_mean, text), cross.sum(0), singular.any())
@@ -452,7 +453,7 @@ def _case_loss(cases: _Cases, kappa: Array, nodes: int, m: Float[Array, " k"]) -
 
     def side(outer: tuple[Array, Array], inner: tuple[Array, Array], score: Array) -> Array:
         """E_outer log E_inner exp(outer^T score inner)."""
-        roots = jax.vmap(_root)(outer[1])
+        roots = jax.vmap(triangular_root)(outer[1])
         at = outer[0][:, None, :] + jnp.einsum("cij,nj->cni", roots, grid)
         slope = at @ score
         exponent = jnp.einsum("cni,kij,cnj->cnk", slope, inner[1], slope) / 2 + slope @ inner[0].T
@@ -463,15 +464,3 @@ def _case_loss(cases: _Cases, kappa: Array, nodes: int, m: Float[Array, " k"]) -
 
     both = side(cases.image, cases.text, score) + side(cases.text, cases.image, score.T)
     return both / 2 - jnp.vdot(score, cases.cross_moment) + kappa / 2 * jnp.vdot(score, score)
-
-
-def _root(covariance: Float[Array, "l l"]) -> Float[Array, "l l"]:
-    """A lower triangular A with A A^T = covariance, which may be singular."""
-    lower = jnp.zeros_like(covariance)
-    for i in range(len(covariance)):
-        left = covariance[i, i] - lower[i, :i] @ lower[i, :i]
-        varies = left > 0
-        pivot = jnp.sqrt(jnp.where(varies, left, 1.0))
-        below = (covariance[i + 1 :, i] - lower[i + 1 :, :i] @ lower[i, :i]) / pivot
-        lower = lower.at[i, i].set(jnp.where(varies, pivot, 0.0)).at[i + 1 :, i].set(jnp.where(varies, below, 0.0))
-    return lower

@@ -19,7 +19,7 @@ from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, undefined_slope
 from mmcl_theory.data import AccuracyByGroup, Captions, ClassMoments, GroupCaptions, Mixture, Observation
 from mmcl_theory.data.captions import second_moments
-from mmcl_theory.data.mixture import covariances, over_batches, rich_captions
+from mmcl_theory.data.mixture import covariances, others_of, over_batches, rich_captions
 from mmcl_theory.data.protocol import law, prompts_of
 from mmcl_theory.theory.spiked import Outliers, outliers
 
@@ -46,7 +46,7 @@ def mmcl_accuracy(
     """
     offers = law(model, "class_moments", "rule_accuracy")
     mom, prompt = offers.class_moments(caps), prompts_of(model, prompts)
-    sd_image = jnp.zeros(()) if obs is None else obs.sd_image
+    sd_image, sd_text = _noises(obs)
     if embed_dim is not None:
         _checks.integer("embed_dim", embed_dim, 1)
     if n is not None and not isinstance(offers, Mixture):
@@ -62,18 +62,17 @@ def mmcl_accuracy(
             )
         rules, gram = _truncated_rules(outliers(model, caps, obs, n), embed_dim, prompt)
         return offers.rule_accuracy(rules, gram, sd_image)
-    rules = mmcl_rule(model, caps, embed_dim, same_class_weight, prompts)
+    rules = _linear_rules(mom, embed_dim, same_class_weight, prompt)
     gram = rules @ rules.mT
     if n is None:
         return offers.rule_accuracy(rules, gram, sd_image)
     size, weight = _checks.sample_size(n), _lambda(same_class_weight)
     if obs is not None:
         aspect = obs.dim_image / size
-        noise = over_batches(_rule_noise, mom, (prompt, 2), (obs.sd_image, 0), (obs.sd_text, 0), (aspect, 0), weight)
+        noise = over_batches(_rule_noise, mom, (prompt, 2), (sd_image, 0), (sd_text, 0), (aspect, 0), weight)
         batch = jnp.broadcast_shapes(gram.shape, noise.shape)
         gram = jnp.broadcast_to(gram, batch) + jnp.broadcast_to(noise, batch)
     accuracy = offers.rule_accuracy(rules, gram, sd_image)
-    sd_text = jnp.zeros(()) if obs is None else obs.sd_text
     unsteady = over_batches(
         _unsteady,
         *(offers, rich_captions(offers) if caps is None else caps, mom, (prompt, 2), (rules, 2), (gram, 2)),
@@ -97,11 +96,17 @@ def mmcl_rule(
     Derivatives of a truncated rule are NaN where two singular values coincide.
     """
     mom = law(model, "class_moments").class_moments(caps)
+    return _linear_rules(mom, embed_dim, same_class_weight, prompts_of(model, prompts))
+
+
+def _linear_rules(
+    mom: ClassMoments, embed_dim: int | None, same_class_weight: Scalar | None, prompt: Float[Array, "... c l"]
+) -> Float[Array, "... c l"]:
     cross = over_batches(_cross_covariance, mom, _lambda(same_class_weight))
     if embed_dim is not None and _checks.integer("embed_dim", embed_dim, 1) < cross.shape[-1]:
         left, values, right = jnp.linalg.svd(cross)
         cross = (left[..., :embed_dim] * values[..., None, :embed_dim]) @ right[..., :embed_dim, :]
-    return _times(prompts_of(model, prompts), cross.mT)
+    return _times(prompt, cross.mT)
 
 
 def accuracy_in_the_span(model: Any, rules: Float[Array, "... c l"], obs: Observation | None) -> AccuracyByGroup:
@@ -265,19 +270,12 @@ def _times(left: Array, right: Array) -> Array:
     return jnp.broadcast_to(left, (*batch, *left.shape[-2:])) @ jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
 
 
-def _other_mean(weight: Float[Array, " k"], mean: Float[Array, "k l"]) -> Float[Array, "k l"]:
-    """o_y, the mean over the classes other than y."""
-    others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
-    total = others.sum(-1, keepdims=True)
-    return (others / jnp.where(total > 0, total, 1.0)) @ mean
-
-
 def _cross_covariance(mom: ClassMoments, weight: Float[Array, ""]) -> Float[Array, "l l"]:
     """C_lambda of `mmcl_rule`; Cov(z, u) where lambda is NaN."""
     within = jnp.einsum("k,kij->ij", mom.weight, mom.zu)
     z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
     ordinary = jnp.einsum("k,ki,kj->ij", mom.weight, z, u)
-    z, u = (mean - _other_mean(mom.weight, mean) for mean in (mom.z_mean, mom.u_mean))
+    z, u = (mean - others_of(mom.weight) @ mean for mean in (mom.z_mean, mom.u_mean))
     halves = [jnp.einsum("k,ki,kj->ij", mom.weight, a, b) / 2 for a, b in ((mom.z_mean, u), (z, mom.u_mean))]
     given = ~jnp.isnan(weight)
     factor = 1 - jnp.where(given, weight, 0.0)
@@ -291,7 +289,7 @@ def _shift(weight: Float[Array, " k"], mean: Float[Array, "k l"], same: Float[Ar
     anchors = (other / jnp.where(rest > 0, rest, 1.0)).T @ mean
     given = ~jnp.isnan(same)
     lam = jnp.where(given, same, 0.0)
-    shifted = lam * mean + (1 - lam) / 2 * (_other_mean(weight, mean) + anchors)
+    shifted = lam * mean + (1 - lam) / 2 * (others_of(weight) @ mean + anchors)
     return jnp.where(given, shifted, (weight @ mean)[None, :])
 
 

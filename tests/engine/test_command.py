@@ -20,7 +20,7 @@ from sims.engine.flags import Options, UsageError, WorkFailed, run_main
 from sims.sweep_spurious import __main__ as sweep_spurious
 from sims.sweep_spurious import experiment
 from sims.sweep_spurious.config import AXES, LEARNERS, Config
-from tests.helpers import ROOT, own_flags
+from tests.helpers import ROOT, assert_refused, contents, interrupt_write, own_flags
 
 ENGINE = {"memory_gb", "overwrite", "dry_run", "x64", "cpu_devices", "coordinator", "num_processes", "process_id"}
 ALL_FLAGS = set(Config().flat()) - {"command"} | {"out"} | ENGINE
@@ -53,22 +53,10 @@ def another_run(out):
         store.begin(out, {**Config(seeds=3).flat(), "x64": True})
 
 
-def assert_refused(result, *mentioned):
-    code, out, err = result
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: [^\n]+\n", err), err
-    for words in mentioned:
-        assert words in err
-
-
 def process(*args):
     command = [sys.executable, "-m", "sims.sweep_spurious", *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
-
-
-def contents(folder):
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob("*"))}
 
 
 LIST, FINITE = "needs numbers such as 0.5,0.9", "0 or 1e-06 to 1e+06 in size"
@@ -242,15 +230,7 @@ def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp
 
 @pytest.mark.parametrize("done", [0, 1])
 def test_an_interrupt_says_what_stays(command, monkeypatch, tmp_path, done):
-    write, writes = store.Measured.write, []
-
-    def interrupted(*args):
-        if len(writes) == done:
-            raise KeyboardInterrupt
-        writes.append(args)
-        write(*args)
-
-    monkeypatch.setattr(store.Measured, "write", interrupted)
+    interrupt_write(monkeypatch, done + 1)
     code, _, err = command(f"--out={tmp_path / 'out'}", "--learners=mmcl", "--n=20")
     assert code == 130
     assert ("results so far are kept" if done else "nothing is stored yet") in err.splitlines()[-1]
