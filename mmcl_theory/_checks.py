@@ -1,6 +1,7 @@
 """Checks of the values that a caller passes. Only concrete values can be checked: tracers pass."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float
 
 # What a caller may pass for a scalar parameter, or for an array of such parameters.
 Scalar = float | int | np.ndarray | np.generic | Float[Array, "..."]
+
+ROUNDING = 1e-6  # by which weights may miss a sum of 1, and a covariance its symmetry
 
 _ALLOWED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in [0, 1]": lambda x: (x >= 0) & (x <= 1),
@@ -40,6 +43,37 @@ def real(name: str, value: Scalar, allowed: str) -> Array:
         if not x.size:
             raise ValueError(f"{name} must be {allowed}, got an empty array.")
     return jnp.asarray(value, dtype=float)
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as a floating array. Raises ValueError for anything but finite numbers; tracers pass."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        given = np.asarray(value)
+    except ValueError:
+        given = np.asarray("ragged")
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be an array of finite numbers, got {value!r}.")
+    numbers = given.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be an array of finite numbers, got {numbers[~np.isfinite(numbers)].flat[0]}.")
+    return jnp.asarray(value, dtype=float)
+
+
+def distribution(name: str, value: Any, groups: int) -> Array:
+    """`value` as weights of the groups, (..., G). Raises ValueError unless they are >= 0 and sum to 1; tracers pass."""
+    weights = array(name, value)
+    if weights.ndim < 1 or weights.shape[-1] != groups:
+        raise ValueError(f"{name} must have one entry for each of {groups} groups, got shape {weights.shape}.")
+    if not isinstance(weights, jax.core.Tracer):
+        numbers = np.asarray(weights, np.float64)
+        if (numbers < 0).any():
+            raise ValueError(f"{name} must be >= 0, got {numbers.min():g}.")
+        total = numbers.sum(-1)
+        if (np.abs(total - 1) > ROUNDING).any():
+            raise ValueError(f"{name} must sum to 1, got {total.flat[np.abs(total - 1).argmax()]:g}.")
+    return weights
 
 
 def sample_size(n: Scalar) -> Array:

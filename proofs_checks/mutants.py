@@ -46,6 +46,7 @@ WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
     "zero_shot": ("test_zero_shot", ("T2", "T4", "T6")),
     "data.captions": ("test_data", ("T2", "T5", "T4")),
     "data.mixture": ("theory/test_mixtures", ("X13",)),
+    "data.group_captions": ("theory/test_mixtures", ("X13",)),
     "data.intra_class": ("test_data", ("T2",)),
     "data.inter_class": ("test_data", ("T4", "T6")),
     "learners.samplers": ("learners/test_samplers", ("X9",)),

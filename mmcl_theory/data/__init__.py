@@ -1,18 +1,13 @@
 """The data models: images (`intra_class`, `inter_class`, `mixture`), texts (`captions`, `group_captions`), and both as
 observed (`observation`)."""
 
+from mmcl_theory.data.accuracy import AccuracyByGroup
 from mmcl_theory.data.captions import Captions, Model, Moments, captions, moments
+from mmcl_theory.data.group_captions import GroupCaptions, group_captions
 from mmcl_theory.data.inter_class import InterClass, inter_class
 from mmcl_theory.data.intra_class import IntraClass, intra_class
 from mmcl_theory.data.latents import Latents, all_pairs, class_index, class_labels, is_aligned
-from mmcl_theory.data.mixture import (
-    AccuracyByGroup,
-    ClassMoments,
-    GroupCaptions,
-    Mixture,
-    group_captions,
-    mixture,
-)
+from mmcl_theory.data.mixture import ClassMoments, Mixture, mixture
 from mmcl_theory.data.observation import (
     Dictionaries,
     Observation,

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
+from mmcl_theory.data.group_captions import GroupCaptions
 from mmcl_theory.data.inter_class import InterClass
 from mmcl_theory.data.intra_class import IntraClass
 from mmcl_theory.data.latents import LatentMoments, Latents
-from mmcl_theory.data.mixture import GroupCaptions, covariances
+from mmcl_theory.data.mixture import covariances
 from mmcl_theory.data.protocol import LatentModel, exactly, has_law_of, law
 
 PairModel = IntraClass | InterClass

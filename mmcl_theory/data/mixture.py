@@ -1,4 +1,4 @@
-"""Mixture models (docs/theory.md 1.6): any classes, groups and Gaussian latents, and captions by group and coordinate.
+"""Mixture models (docs/theory.md 1.6): any classes, groups and Gaussian latents.
 
 Symbols: g group, of class y_g, with weight P_g in training and P*_g under the shift, latent mean m_g and covariance
 S_g; y class of weight P_y; K classes, G groups, l latents; u caption code, b_g base value, pi_g mention probability,
@@ -6,8 +6,7 @@ eps_g probability of an error; R rules, one row a class.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,65 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mmcl_theory import _checks, _orthant
+from mmcl_theory.data.accuracy import AccuracyByGroup
+from mmcl_theory.data.batches import over_batches
+from mmcl_theory.data.group_captions import GroupCaptions, check_captions, rich_captions
 from mmcl_theory.data.latents import Latents, class_labels
 
 PROMPTS = ("core", "train_mean")
-BASES = ("named", "mean", "zero")
-_ROUNDING = 1e-6
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class AccuracyByGroup:
-    """Accuracy in each group of a mixture, in [0, 1].
-
-    Attributes:
-        by_group: the accuracies, (..., G).
-        weight: P_g, the groups' weights in training, (..., G).
-        shifted_weight: P*_g, their weights under the shift, (..., G).
-        error: numerical error of each accuracy, (..., G): 0 up to two classes, the last change of the quadrature at
-            three, the standard error of the quasi-Monte Carlo sum at more.
-    """
-
-    by_group: Array  # (..., G)
-    weight: Array  # (..., G)
-    shifted_weight: Array  # (..., G)
-    error: Array  # (..., G)
-
-    def at(self, weights: _checks.Scalar | Sequence[float]) -> Array:
-        """Accuracy on a distribution with the same groups and other weights, sum_g weights_g acc_g.
-
-        Args:
-            weights: one weight a group, (..., G), nonnegative, of sum 1.
-
-        Returns:
-            The accuracy, of the broadcast shape (...).
-
-        Raises:
-            ValueError: for weights that are negative, do not sum to 1, or are not one a group.
-        """
-        return _weighted(_distribution("weights", weights, self.by_group.shape[-1]), self.by_group)
-
-    @property
-    def train(self) -> Array:
-        """Accuracy in distribution, at the weights of training."""
-        return _weighted(self.weight, self.by_group)
-
-    @property
-    def shifted(self) -> Array:
-        """Accuracy on P*."""
-        return _weighted(self.shifted_weight, self.by_group)
-
-    @property
-    def worst(self) -> Array:
-        """The smallest accuracy of a group that occurs in training or under the shift."""
-        weight, shifted, accuracy = jnp.broadcast_arrays(self.weight, self.shifted_weight, self.by_group)
-        return jnp.where((weight > 0) | (shifted > 0), accuracy, jnp.inf).min(-1)
-
-
-def _weighted(weights: Array, values: Array) -> Array:
-    weights, values = jnp.broadcast_arrays(weights, values)
-    return jnp.where(weights > 0, weights * values, 0.0).sum(-1)  # a NaN in a group that does not occur does not count
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +42,8 @@ class ClassMoments:
     zz: Array  # (..., K, l, l)
     zu: Array  # (..., K, l, l)
     uu: Array  # (..., K, l, l)
+
+    ranks: ClassVar[tuple[int, ...]] = (1, 2, 2, 3, 3, 3)
 
 
 @jax.tree_util.register_dataclass
@@ -121,6 +69,8 @@ class Mixture:
     mean: Array  # (..., G, l)
     covariance: Array  # (..., G, l, l)
     classes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    ranks: ClassVar[tuple[int, ...]] = (1, 1, 2, 3)
 
     @property
     def num_latents(self) -> int:
@@ -188,12 +138,15 @@ class Mixture:
 
         return over_batches(means, self)
 
-    def class_moments(self, caps: "GroupCaptions | None" = None) -> ClassMoments:
-        """The moments of latents and captions in each class; see `ClassMoments`. None is rich captions, u = z."""
+    def class_moments(self, caps: Any = None) -> ClassMoments:
+        """The moments of latents and captions in each class; see `ClassMoments`. None is rich captions, u = z.
+
+        Raises TypeError unless the captions are `group_captions`.
+        """
         caps = rich_captions(self) if caps is None else caps
         if not isinstance(caps, GroupCaptions):
             raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
-        _check_captions(self, caps)
+        check_captions(self, caps)
         return over_batches(_class_moments, self, caps)
 
     def rule_accuracy(
@@ -241,71 +194,6 @@ class Mixture:
         return AccuracyByGroup(values, weight, shifted, errors)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class GroupCaptions:
-    """Captions by group and coordinate, with errors. A coordinate j of the code of an image of group g is
-
-        b_gj                 with probability 1 - pi_gj, where it is not mentioned
-        z_j + blur_gj N      where it is mentioned rightly, N standard normal
-        z'_j + blur_gj N     where it is mentioned wrongly, with probability eps_gj of the mentions
-
-    z' is drawn from another group, h != g with probability P_h / (1 - P_g), for each coordinate by itself. Mentions and
-    errors are independent over samples and coordinates. Build it with `group_captions`, which checks the values.
-
-    Attributes:
-        mention: pi_gj, (..., G, l).
-        base: b_gj, (..., G, l).
-        wrong: eps_gj, (..., G, l).
-        blur: standard deviation of the noise of a mentioned value, (..., G, l).
-
-    Source: docs/theory.md 1.6.
-    """
-
-    mention: Array  # (..., G, l)
-    base: Array  # (..., G, l)
-    wrong: Array  # (..., G, l)
-    blur: Array  # (..., G, l)
-
-    def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
-        """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
-        shape, model = latents.z.shape, model.as_mixture()
-        _check_captions(model, self)
-        key_mention, key_wrong, key_group, key_value, key_blur = jax.random.split(key, 5)
-        group = latents.attribute
-        mention, base, wrong, blur = (x[group] for x in (self.mention, self.base, self.wrong, self.blur))
-        others = others_of(model.weight)  # (G, G)
-        donor = jax.random.categorical(key_group, jnp.log(others)[group][:, None, :], shape=shape)
-        column = jnp.arange(shape[1])[None, :]
-        spread = jnp.sqrt(jnp.diagonal(model.covariance, axis1=-2, axis2=-1))
-        foreign = model.mean[donor, column] + spread[donor, column] * jax.random.normal(key_value, shape, base.dtype)
-        value = jnp.where(jax.random.uniform(key_wrong, shape, base.dtype) < wrong, foreign, latents.z)
-        value = value + blur * jax.random.normal(key_blur, shape, base.dtype)
-        return jnp.where(jax.random.uniform(key_mention, shape, base.dtype) < mention, value, base)
-
-    def group_moments(self, model: Mixture) -> tuple[Float[Array, "g l"], Float[Array, "g l"], Float[Array, "g l l"]]:
-        """E[u | g]; a_g with Cov(z, u | g) = S_g diag(a_g); Cov(u | g), of a single model and policy."""
-        mean, pi = model.mean, self.mention
-        variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)
-        others = others_of(model.weight)  # (G, G)
-        foreign = others @ mean
-        apart = mean[None, :, :] - foreign[:, None, :]  # (G, H, l)
-        foreign_variance = others @ variance + (others[:, :, None] * apart**2).sum(1)
-        right, mistaken = pi * (1 - self.wrong), pi * self.wrong
-        u_mean = (1 - pi) * self.base + right * mean + mistaken * foreign
-        spread = (
-            (1 - pi) * (self.base - u_mean) ** 2 + right * (mean - u_mean) ** 2 + mistaken * (foreign - u_mean) ** 2
-        )
-        diagonal = right * variance + mistaken * foreign_variance + pi * self.blur**2 + spread
-        both = right[:, :, None] * model.covariance * right[:, None, :]
-        eye = jnp.broadcast_to(jnp.eye(pi.shape[1], dtype=bool), both.shape)
-        return u_mean, right, jnp.where(eye, jnp.broadcast_to(diagonal[:, None, :], both.shape), both)
-
-
-# The number of dimensions of each leaf of a single one.
-_RANKS = {Mixture: (1, 1, 2, 3), GroupCaptions: (2, 2, 2, 2), ClassMoments: (1, 2, 2, 3, 3, 3)}
-
-
 def mixture(weight: Any, mean: Any, covariance: Any, classes: Any, shifted_weight: Any | None = None) -> Mixture:
     """A mixture model with checked parameters.
 
@@ -342,12 +230,12 @@ def mixture(weight: Any, mean: Any, covariance: Any, classes: Any, shifted_weigh
     """
     numbers = _class_numbers(classes)
     groups = len(numbers)
-    weights = _distribution("weight", weight, groups)
-    means = array_of("mean", mean)
+    weights = _checks.distribution("weight", weight, groups)
+    means = _checks.array("mean", mean)
     if means.ndim < 2 or means.shape[-2] != groups or not means.shape[-1]:
         raise ValueError(f"mean must have shape (..., {groups}, l) for {groups} groups, got {means.shape}.")
     latents = means.shape[-1]
-    covariances = array_of("covariance", covariance)
+    covariances = _checks.array("covariance", covariance)
     if covariances.shape[-2:] != (latents, latents):
         raise ValueError(f"covariance must have shape (..., {groups}, {latents}, {latents}), got {covariances.shape}.")
     if covariances.ndim == 2:
@@ -364,7 +252,7 @@ def mixture(weight: Any, mean: Any, covariance: Any, classes: Any, shifted_weigh
         member = np.eye(max(numbers) + 1)[list(numbers)]  # (G, K)
         shifted = weights @ jnp.asarray(member @ (member / member.sum(0, keepdims=True)).T, weights.dtype)
     else:
-        shifted = _distribution("shifted_weight", shifted_weight, groups)
+        shifted = _checks.distribution("shifted_weight", shifted_weight, groups)
     return Mixture(weights, shifted, means, covariances, numbers)
 
 
@@ -380,91 +268,6 @@ def covariances(mom: ClassMoments) -> tuple[Array, Array, Array]:
     return over_batches(total, mom)
 
 
-def rich_captions(model: Mixture) -> GroupCaptions:
-    """Captions that name every detail: u = z."""
-    zero = jnp.zeros_like(model.mean)
-    return GroupCaptions(zero + 1, zero, zero, zero)
-
-
-def group_captions(
-    model: Any,
-    mention: _checks.Scalar | Sequence = 1.0,
-    base: str | _checks.Scalar | Sequence = "named",
-    wrong: _checks.Scalar | Sequence = 0.0,
-    blur: _checks.Scalar | Sequence = 0.0,
-) -> GroupCaptions:
-    """Captions of a mixture by group and coordinate, with checked parameters.
-
-    Every number may be one for all, one a coordinate (l,), or one a group and coordinate (..., G, l).
-
-    Args:
-        model: the mixture, or a model with `as_mixture`.
-        mention: probability that a coordinate is mentioned, in [0, 1].
-        base: what stands for an unmentioned coordinate: "named" for E_{P*}[z | y], so that the caption names the class;
-            "mean" for m_g, so that it names the group; "zero"; or the numbers themselves.
-        wrong: probability that a mentioned value is another group's, in [0, 1]; it needs two groups with weight.
-        blur: standard deviation of the noise of a mentioned value, finite and >= 0.
-
-    Returns:
-        The captions.
-
-    Raises:
-        ValueError: for a value out of range or shapes that disagree; the message names the argument.
-
-    Example:
-        Captions that take one in ten backgrounds for another group's:
-
-        >>> import mmcl_theory as mt
-        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1).as_mixture()
-        >>> caps = mt.group_captions(model, mention=[1.0, 0.8], wrong=[0.0, 0.1])
-        >>> print(f"{mt.theory.mmcl_accuracy(model, caps).shifted:.3f}")
-        0.817
-
-    Source: docs/theory.md 1.6.
-    """
-    model = model.as_mixture()
-    shape = model.mean.shape
-    if isinstance(base, str):
-        _checks.choice("base", base, BASES)
-        named = {"named": lambda: model.prompts("core")[..., list(model.classes), :], "mean": lambda: model.mean}
-        values = named.get(base, lambda: jnp.zeros(shape))()
-    else:
-        values = base
-
-    def spread(name: str, value: Any, allowed: str) -> Array:
-        try:
-            x = value if isinstance(value, jax.Array) else np.asarray(value)
-        except ValueError:
-            raise ValueError(f"{name} must be an array of numbers, got {value!r}.") from None
-        x = _checks.real(name, x, allowed) if allowed else array_of(name, x)
-        try:
-            return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
-        except ValueError:
-            raise ValueError(
-                f"{name} must be a number, or have shape {shape[-1:]} or {shape[-2:]}, got {x.shape}."
-            ) from None
-
-    errors = spread("wrong", wrong, "in [0, 1]")
-    weight = model.weight
-    if not isinstance(errors, jax.core.Tracer) and not isinstance(weight, jax.core.Tracer):
-        alone = np.asarray(weight.sum(-1, keepdims=True) - weight <= 0)
-        if (np.asarray(errors) > 0)[np.broadcast_to(alone[..., None], errors.shape)].any():
-            raise ValueError("wrong must be 0 where no other group has weight, of which a value could be taken.")
-    return GroupCaptions(
-        mention=spread("mention", mention, "in [0, 1]"),
-        base=spread("base", values, ""),
-        wrong=errors,
-        blur=spread("blur", blur, "finite and >= 0"),
-    )
-
-
-def _check_captions(model: Mixture, caps: GroupCaptions) -> None:
-    if caps.mention.shape[-2:] != model.mean.shape[-2:]:
-        raise ValueError(
-            f"caps must be of the model's {model.mean.shape[-2:]} groups and latents, got {caps.mention.shape[-2:]}."
-        )
-
-
 def _class_numbers(classes: Any) -> tuple[int, ...]:
     if np.ndim(classes) != 1:
         raise ValueError(f"classes must be one number a group, got {classes!r}.")
@@ -477,36 +280,6 @@ def _class_numbers(classes: Any) -> tuple[int, ...]:
     return numbers
 
 
-def array_of(name: str, value: Any) -> Array:
-    """`value` as a floating array. Raises ValueError for anything but finite numbers; tracers pass."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    try:
-        given = np.asarray(value)
-    except ValueError:
-        given = np.asarray("ragged")
-    if given.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be an array of finite numbers, got {value!r}.")
-    array = given.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be an array of finite numbers, got {array[~np.isfinite(array)].flat[0]}.")
-    return jnp.asarray(value, dtype=float)
-
-
-def _distribution(name: str, value: Any, groups: int | None = None) -> Array:
-    array = array_of(name, value)
-    if array.ndim < 1 or array.shape[-1] != (groups or array.shape[-1]):
-        raise ValueError(f"{name} must have one entry for each of {groups} groups, got shape {array.shape}.")
-    if not isinstance(array, jax.core.Tracer):
-        numbers = np.asarray(array, np.float64)
-        if (numbers < 0).any():
-            raise ValueError(f"{name} must be >= 0, got {numbers.min():g}.")
-        total = numbers.sum(-1)
-        if (np.abs(total - 1) > _ROUNDING).any():
-            raise ValueError(f"{name} must sum to 1, got {total.flat[np.abs(total - 1).argmax()]:g}.")
-    return array
-
-
 def _check_covariance(covariance: Array) -> None:
     if isinstance(covariance, jax.core.Tracer):
         return
@@ -516,10 +289,10 @@ def _check_covariance(covariance: Array) -> None:
     def group(bad: np.ndarray) -> int:
         return int(np.argwhere(bad)[0][-1])
 
-    if (asymmetric := (np.abs(matrices - matrices.mT) > _ROUNDING * scale).any((-2, -1))).any():
+    if (asymmetric := (np.abs(matrices - matrices.mT) > _checks.ROUNDING * scale).any((-2, -1))).any():
         raise ValueError(f"covariance must be symmetric, got another matrix for group {group(asymmetric)}.")
     least = np.linalg.eigvalsh(matrices)[..., 0]
-    if (negative := least < -_ROUNDING * scale[..., 0, 0]).any():
+    if (negative := least < -_checks.ROUNDING * scale[..., 0, 0]).any():
         raise ValueError(
             f"covariance must be positive semi-definite, got eigenvalue {least[negative][0]:g} for group"
             f" {group(negative)}."
@@ -532,13 +305,6 @@ def _draw(key: Key[Array, ""], weight: Array, shape: tuple[int, ...]) -> Array:
     return jnp.minimum(
         jnp.searchsorted(edges / edges[-1], jax.random.uniform(key, shape, weight.dtype), side="right"), len(weight) - 1
     )
-
-
-def others_of(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
-    """P_h / (1 - P_g) for h != g, 0 for h = g, of groups or classes; 0 where no other has weight."""
-    others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
-    total = others.sum(1, keepdims=True)
-    return others / jnp.where(total > 0, total, 1.0)
 
 
 def _roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]:
@@ -582,43 +348,3 @@ def _rule_accuracy(
         return _orthant.positive(terms.sum(1), total, jnp.abs(terms).sum(1))
 
     return jax.vmap(group)(model.contrasts(), model.mean, model.covariance)
-
-
-def over_batches(f: Callable[..., Any], *args: Any) -> Any:
-    """f of single models, vectorised over the leading dimensions of its arguments, which broadcast.
-
-    args: models, captions, moments, or pairs of an array and the number of its own last dimensions.
-    """
-    leaves: list[tuple[Array, int]] = []
-    rebuilt: list[Any] = []
-    for arg in args:
-        if isinstance(arg, tuple):
-            leaves.append(arg)
-            rebuilt.append(None)
-        else:
-            kind = next(kind for kind in _RANKS if isinstance(arg, kind))
-            # A class derived from it need not be a pytree.
-            values, tree = jax.tree.flatten(kind(**{f.name: getattr(arg, f.name) for f in dataclasses.fields(kind)}))
-            leaves += zip(values, _RANKS[kind], strict=True)
-            rebuilt.append(tree)
-
-    def single(*flat: Array) -> Any:
-        rest = iter(flat)
-        return f(
-            *(
-                next(rest) if tree is None else jax.tree.unflatten(tree, [next(rest) for _ in range(tree.num_leaves)])
-                for tree in rebuilt
-            )
-        )
-
-    arrays = _broadcast(*leaves)
-    batch = arrays[0].shape[: arrays[0].ndim - leaves[0][1]]
-    for _ in batch:
-        single = jax.vmap(single)
-    return single(*arrays)
-
-
-def _broadcast(*arrays: tuple[Array, int]) -> list[Array]:
-    """The arrays, each with the number of its own last dimensions, with common leading dimensions."""
-    batch = jnp.broadcast_shapes(*(x.shape[: x.ndim - rank] for x, rank in arrays))
-    return [jnp.broadcast_to(x, (*batch, *x.shape[x.ndim - rank :])) for x, rank in arrays]

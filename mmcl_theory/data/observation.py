@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data.captions import Captions, Model, draw_captions
-from mmcl_theory.data.mixture import GroupCaptions
+from mmcl_theory.data.group_captions import GroupCaptions
 from mmcl_theory.data.protocol import law
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from mmcl_theory import _checks
 from mmcl_theory.data.latents import Latents
-from mmcl_theory.data.mixture import Mixture, array_of
+from mmcl_theory.data.mixture import Mixture
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ def prompts_of(model: Any, prompts: str | np.ndarray | Float[Array, "... c l"]) 
     """The prompts themselves, or those of this kind. Raises ValueError for another shape."""
     if isinstance(prompts, str):
         return law(model, "prompts").prompts(prompts)
-    prompts = array_of("prompts", prompts)
+    prompts = _checks.array("prompts", prompts)
     shape = (model.num_classes, model.num_latents)
     if prompts.shape[-2:] != shape:
         raise ValueError(f"prompts must have shape (..., {shape[0]}, {shape[1]}), got {prompts.shape}.")

@@ -18,8 +18,10 @@ from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, undefined_slope
 from mmcl_theory.data import AccuracyByGroup, Captions, ClassMoments, GroupCaptions, Mixture, Observation
+from mmcl_theory.data.batches import over_batches
 from mmcl_theory.data.captions import second_moments
-from mmcl_theory.data.mixture import covariances, others_of, over_batches, rich_captions
+from mmcl_theory.data.group_captions import others_of, rich_captions
+from mmcl_theory.data.mixture import covariances
 from mmcl_theory.data.protocol import law, prompts_of
 from mmcl_theory.theory.spiked import Outliers, outliers
 

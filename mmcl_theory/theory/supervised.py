@@ -16,8 +16,8 @@ from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where
 from mmcl_theory.data import AccuracyByGroup, InterClass, IntraClass, Model, Observation
+from mmcl_theory.data.batches import over_batches
 from mmcl_theory.data.latents import pair_matrix
-from mmcl_theory.data.mixture import over_batches
 from mmcl_theory.data.protocol import has_law_of, law
 from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
 

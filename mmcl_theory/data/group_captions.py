@@ -1,0 +1,175 @@
+"""Captions by group and coordinate (docs/theory.md 1.6): details left out, blurred and mistaken.
+
+Symbols: g group of weight P_g, mean m_g and covariance S_g, u caption code, b_g base value, pi_g mention probability,
+eps_g probability of an error; G groups, l latents.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from mmcl_theory import _checks
+from mmcl_theory.data.latents import Latents
+
+BASES = ("named", "mean", "zero")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupCaptions:
+    """Captions by group and coordinate, with errors. A coordinate j of the code of an image of group g is
+
+        b_gj                 with probability 1 - pi_gj, where it is not mentioned
+        z_j + blur_gj N      where it is mentioned rightly, N standard normal
+        z'_j + blur_gj N     where it is mentioned wrongly, with probability eps_gj of the mentions
+
+    z' is drawn from another group, h != g with probability P_h / (1 - P_g), for each coordinate by itself. Mentions and
+    errors are independent over samples and coordinates. Build it with `group_captions`, which checks the values.
+
+    Attributes:
+        mention: pi_gj, (..., G, l).
+        base: b_gj, (..., G, l).
+        wrong: eps_gj, (..., G, l).
+        blur: standard deviation of the noise of a mentioned value, (..., G, l).
+
+    Source: docs/theory.md 1.6.
+    """
+
+    mention: Array  # (..., G, l)
+    base: Array  # (..., G, l)
+    wrong: Array  # (..., G, l)
+    blur: Array  # (..., G, l)
+
+    ranks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+
+    def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
+        """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
+        shape, model = latents.z.shape, model.as_mixture()
+        check_captions(model, self)
+        key_mention, key_wrong, key_group, key_value, key_blur = jax.random.split(key, 5)
+        group = latents.attribute
+        mention, base, wrong, blur = (x[group] for x in (self.mention, self.base, self.wrong, self.blur))
+        others = others_of(model.weight)  # (G, G)
+        donor = jax.random.categorical(key_group, jnp.log(others)[group][:, None, :], shape=shape)
+        column = jnp.arange(shape[1])[None, :]
+        spread = jnp.sqrt(jnp.diagonal(model.covariance, axis1=-2, axis2=-1))
+        foreign = model.mean[donor, column] + spread[donor, column] * jax.random.normal(key_value, shape, base.dtype)
+        value = jnp.where(jax.random.uniform(key_wrong, shape, base.dtype) < wrong, foreign, latents.z)
+        value = value + blur * jax.random.normal(key_blur, shape, base.dtype)
+        return jnp.where(jax.random.uniform(key_mention, shape, base.dtype) < mention, value, base)
+
+    def group_moments(self, model: Any) -> tuple[Float[Array, "g l"], Float[Array, "g l"], Float[Array, "g l l"]]:
+        """E[u | g]; a_g with Cov(z, u | g) = S_g diag(a_g); Cov(u | g), of a single model and policy."""
+        mean, pi = model.mean, self.mention
+        variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)
+        others = others_of(model.weight)  # (G, G)
+        foreign = others @ mean
+        apart = mean[None, :, :] - foreign[:, None, :]  # (G, H, l)
+        foreign_variance = others @ variance + (others[:, :, None] * apart**2).sum(1)
+        right, mistaken = pi * (1 - self.wrong), pi * self.wrong
+        u_mean = (1 - pi) * self.base + right * mean + mistaken * foreign
+        spread = (
+            (1 - pi) * (self.base - u_mean) ** 2 + right * (mean - u_mean) ** 2 + mistaken * (foreign - u_mean) ** 2
+        )
+        diagonal = right * variance + mistaken * foreign_variance + pi * self.blur**2 + spread
+        both = right[:, :, None] * model.covariance * right[:, None, :]
+        eye = jnp.broadcast_to(jnp.eye(pi.shape[1], dtype=bool), both.shape)
+        return u_mean, right, jnp.where(eye, jnp.broadcast_to(diagonal[:, None, :], both.shape), both)
+
+
+def rich_captions(model: Any) -> GroupCaptions:
+    """Captions that name every detail: u = z."""
+    zero = jnp.zeros_like(model.mean)
+    return GroupCaptions(zero + 1, zero, zero, zero)
+
+
+def group_captions(
+    model: Any,
+    mention: _checks.Scalar | Sequence = 1.0,
+    base: str | _checks.Scalar | Sequence = "named",
+    wrong: _checks.Scalar | Sequence = 0.0,
+    blur: _checks.Scalar | Sequence = 0.0,
+) -> GroupCaptions:
+    """Captions of a mixture by group and coordinate, with checked parameters.
+
+    Every number may be one for all, one a coordinate (l,), or one a group and coordinate (..., G, l).
+
+    Args:
+        model: the mixture, or a model with `as_mixture`.
+        mention: probability that a coordinate is mentioned, in [0, 1].
+        base: what stands for an unmentioned coordinate: "named" for E_{P*}[z | y], so that the caption names the class;
+            "mean" for m_g, so that it names the group; "zero"; or the numbers themselves.
+        wrong: probability that a mentioned value is another group's, in [0, 1]; it needs two groups with weight.
+        blur: standard deviation of the noise of a mentioned value, finite and >= 0.
+
+    Returns:
+        The captions.
+
+    Raises:
+        ValueError: for a value out of range or shapes that disagree; the message names the argument.
+
+    Example:
+        Captions that take one in ten backgrounds for another group's:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1).as_mixture()
+        >>> caps = mt.group_captions(model, mention=[1.0, 0.8], wrong=[0.0, 0.1])
+        >>> print(f"{mt.theory.mmcl_accuracy(model, caps).shifted:.3f}")
+        0.817
+
+    Source: docs/theory.md 1.6.
+    """
+    model = model.as_mixture()
+    shape = model.mean.shape
+    if isinstance(base, str):
+        _checks.choice("base", base, BASES)
+        named = {"named": lambda: model.prompts("core")[..., list(model.classes), :], "mean": lambda: model.mean}
+        values = named.get(base, lambda: jnp.zeros(shape))()
+    else:
+        values = base
+
+    def spread(name: str, value: Any, allowed: str) -> Array:
+        try:
+            x = value if isinstance(value, jax.Array) else np.asarray(value)
+        except ValueError:
+            raise ValueError(f"{name} must be an array of numbers, got {value!r}.") from None
+        x = _checks.real(name, x, allowed) if allowed else _checks.array(name, x)
+        try:
+            return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
+        except ValueError:
+            raise ValueError(
+                f"{name} must be a number, or have shape {shape[-1:]} or {shape[-2:]}, got {x.shape}."
+            ) from None
+
+    errors = spread("wrong", wrong, "in [0, 1]")
+    weight = model.weight
+    if not isinstance(errors, jax.core.Tracer) and not isinstance(weight, jax.core.Tracer):
+        alone = np.asarray(weight.sum(-1, keepdims=True) - weight <= 0)
+        if (np.asarray(errors) > 0)[np.broadcast_to(alone[..., None], errors.shape)].any():
+            raise ValueError("wrong must be 0 where no other group has weight, of which a value could be taken.")
+    return GroupCaptions(
+        mention=spread("mention", mention, "in [0, 1]"),
+        base=spread("base", values, ""),
+        wrong=errors,
+        blur=spread("blur", blur, "finite and >= 0"),
+    )
+
+
+def check_captions(model: Any, caps: GroupCaptions) -> None:
+    """Raise ValueError unless the captions are of as many groups and latents as the mixture."""
+    if caps.mention.shape[-2:] != model.mean.shape[-2:]:
+        raise ValueError(
+            f"caps must be of the model's {model.mean.shape[-2:]} groups and latents, got {caps.mention.shape[-2:]}."
+        )
+
+
+def others_of(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
+    """P_h / (1 - P_g) for h != g, 0 for h = g, of groups or classes; 0 where no other has weight."""
+    others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
+    total = others.sum(1, keepdims=True)
+    return others / jnp.where(total > 0, total, 1.0)
