@@ -13,13 +13,16 @@ Axes are numbers of the file by path. G, K and J are numbers from 0, or names th
 
 A group's weight changes at the weight of its class: the other groups of the class take up the change in proportion. If
 it is alone in its class, all other groups do. classes.K.weight keeps the proportions within every class and between the
-others. Of a Python file the paths are its parameters, and those of the last line.
+others. Of a Python file the paths are its parameters, and those of the last line. With --y two numbers span a map;
+--fine=1001 predicts a million cells of it.
 
 Learners: mmcl (linear loss; n samples, same_class_weight, embed_dim), whitened (theta), ridge (kappa), supervised
 (max-margin, two classes), probe (least squares on the linear loss's image encoder; embed_dim). The predictions for
 whitened, ridge and probe are of the population; that for supervised is the limit of many samples and dimensions.
 
     python -m sims.sweep_model --model=examples/models/three_classes.yaml --x=captions.mention.background=0:1:6
+    python -m sims.sweep_model --model=examples/models/label_shift.yaml --x=classes.1.weight=0.05:0.95:4 \\
+        --y=captions.mention.hospital=0:1:4
 """
 
 import dataclasses
@@ -29,7 +32,7 @@ from absl import flags
 from sims.engine import command, devices
 from sims.engine.flags import define, integer, names, number, optional, path, run_main
 from sims.latent.parameters import define_flag
-from sims.sweep_model.config import Config, axis
+from sims.sweep_model.config import MOST_FINE, Config, axis
 from sims.sweep_model.model_file import LEARNERS, OBSERVATION, PROMPTS, SETTINGS
 
 _TEXTS = {
@@ -46,6 +49,8 @@ def _define_flags() -> None:
     define("model", None, "model file: .yaml, .json or .py", path)
     define("x", None, "horizontal axis, PATH=NUMBERS, such as groups.2.weight=0.05:0.45:9", axis)
     define("curves", None, "second axis, a curve for each value", optional(axis))
+    define("y", None, "second axis of a map: prediction as colour, the measured cells as dots", optional(axis))
+    define("fine", config.fine, f"points of a drawn line, and of each side of a map, 2 to {MOST_FINE}", integer)
     define("learners", config.learners, f"of {', '.join(LEARNERS)}", names)
     define("prompts", None, f"of {', '.join(PROMPTS)}, in place of the file's", optional(str))
     for name in _FLAGS:

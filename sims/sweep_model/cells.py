@@ -1,6 +1,7 @@
 """From a config to the models, captions and prompts of all its cells."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from sims.sweep_model import model_file
 from sims.sweep_model.config import Config, check_classes
 from sims.sweep_model.model_file import BASES, CAPTIONS, Spec
 
-_NUMBERS = ("sigma_image", "sigma_text", "theta", "kappa", "same_class_weight")
+_NUMBERS = ("sigma_image", "sigma_text", "n", "theta", "kappa", "same_class_weight")
 
 
 class Cells(NamedTuple):
@@ -27,7 +28,7 @@ class Cells(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a run needs. n is a whole number where it is measured; same_class_weight None: the ordinary loss."""
+    """What a run needs. n is a whole number where pairs are drawn; same_class_weight None: the ordinary loss."""
 
     model: mt.data.Mixture
     caps: mt.data.GroupCaptions
@@ -46,10 +47,10 @@ class Cell:
 
 def build(config: Config, **changed: tuple[float, ...]) -> Cells:
     """All cells. changed: other values of an axis. Raises: UsageError if the model file cannot be used."""
-    specs = config.cells(**changed)
+    specs, count = config.cells(**changed), config.count(**changed)
     with jax.enable_x64(True):
         try:
-            model, caps = _from_function(config, specs) if "parameters" in config.spec else _from_groups(specs)
+            model, caps = _from_groups(specs[0], count) if "groups" in config.spec else _from_function(config, specs)
             given = specs[0]["prompts"]
             prompts = model.prompts(given) if isinstance(given, str) else jnp.asarray(given, float)
             if jnp.isnan(prompts).any():
@@ -61,31 +62,43 @@ def build(config: Config, **changed: tuple[float, ...]) -> Cells:
         for spec in specs:
             model_file.check_settings(spec, model.num_latents)
         rows = [{**spec["observation"], **spec} for spec in specs]
-        numbers = {x: np.array([row[x] for row in rows], float) for x in _NUMBERS if rows[0][x] is not None}
-        prompts = jnp.broadcast_to(prompts, (len(specs), *prompts.shape[-2:]))
+        columns = {
+            x: np.concatenate([np.atleast_1d(row[x]) for row in rows]) for x in _NUMBERS if rows[0][x] is not None
+        }
+        numbers = {x: np.broadcast_to(column, count).astype(float) for x, column in columns.items()}
+        prompts = jnp.broadcast_to(prompts, (count, *prompts.shape[-2:]))
         leaves, tree = jax.tree.flatten((model, caps, prompts, numbers))
         return Cells([np.asarray(x) for x in leaves], tree, model.classes)
 
 
-def _from_groups(specs: list[Spec]) -> tuple[mt.data.Mixture, mt.data.GroupCaptions]:
-    """The models of a YAML or JSON file."""
-    groups = [spec["groups"] for spec in specs]
+def _from_groups(spec: Spec, count: int) -> tuple[mt.data.Mixture, mt.data.GroupCaptions]:
+    """The models of a YAML or JSON file, of all cells; the spec's numbers are of one cell or of all."""
+    groups, l = spec["groups"], len(spec["groups"][0]["mean"])
 
-    def stacked(key: str) -> np.ndarray:
-        return np.array([[group[key] for group in each] for each in groups], float)
+    def array(rows: list[Any], rank: int) -> np.ndarray:
+        values = model_file.stacked(rows)
+        return np.broadcast_to(values, (count, *values.shape[-rank:]))
 
-    covariance = [[g["covariance"] if "covariance" in g else np.diag(g["variance"]) for g in each] for each in groups]
-    shifted = None if groups[0][0]["shifted_weight"] is None else stacked("shifted_weight")
-    classes = [group["class"] for group in groups[0]]
-    model = mt.mixture(stacked("weight"), stacked("mean"), np.array(covariance), classes, shifted)
+    def column(key: str) -> np.ndarray:
+        return array([group[key] for group in groups], 1)
+
+    def spread(group: Spec) -> list[list[Any]]:
+        """The covariance of a group, by rows."""
+        if "covariance" in group:
+            return group["covariance"]
+        return [[group["variance"][j] if i == j else 0.0 for j in range(l)] for i in range(l)]
+
+    shifted = None if groups[0]["shifted_weight"] is None else column("shifted_weight")
+    covariance = array([spread(group) for group in groups], 3)
+    classes = [group["class"] for group in groups]
+    model = mt.mixture(column("weight"), array([group["mean"] for group in groups], 2), covariance, classes, shifted)
     bases = {kind: np.asarray(mt.group_captions(model, base=kind).base) for kind in BASES}
 
-    def numbers(key: str, i: int, g: int) -> Any:
-        value = groups[i][g]["captions"].get(key, specs[i]["captions"][key])
-        return bases[value][i, g] if isinstance(value, str) else value
+    def numbers(key: str, g: int) -> list[Any]:
+        value = groups[g]["captions"].get(key, spec["captions"][key])
+        return [bases[value][:, g, j] for j in range(l)] if isinstance(value, str) else value
 
-    cells, each = range(len(specs)), range(len(classes))
-    faults = {key: np.array([[numbers(key, i, g) for g in each] for i in cells], float) for key in CAPTIONS}
+    faults = {key: array([numbers(key, g) for g in range(len(groups))], 2) for key in CAPTIONS}
     return model, mt.group_captions(model, **faults)
 
 
@@ -114,24 +127,28 @@ def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
     return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
-def pick(config: Config, cells: Cells, point: Point, axes: dict[str, tuple[float, ...]]) -> Cell:
-    """The cell of a point, which may hold the leaves of the cells. axes: their values, in the order of the cells."""
+def pick(config: Config, cells: Cells, point: Point) -> Cell:
+    """The cell of a point of the grid, which may hold the leaves of the cells; n is a whole number."""
     index: Any = 0
-    for name, values in axes.items():
+    for name, (_, values) in config.axes.items():
         index = index * len(values) + jnp.abs(jnp.asarray(values) - point[name]).argmin()
     leaves = [jnp.asarray(x)[index] for x in point.get("leaves", cells.leaves)]
-    model, caps, prompts, numbers = jax.tree.unflatten(cells.tree, leaves)
-    spec = config.spec
-    sizes = {config.axes[name][0]: point[name] for name in config.sizes}
-    image, text = model_file.dimensions(spec, model.num_latents)
-    image, text = sizes.get("observation.dim_image", image), sizes.get("observation.dim_text", text)
-    embed_dim = sizes.get("embed_dim", spec["embed_dim"])
+    sizes = {config.axes[name][0]: int(point[name]) for name in config.sizes}
+    return assemble(config, cells.tree, leaves, {"n": int(config.spec["n"]), **sizes})
+
+
+def assemble(config: Config, tree: Any, leaves: list[Any], sizes: Mapping[str, int]) -> Cell:
+    """The cell of these leaves, which have no leading dimension. sizes: by path, in place of the file's."""
+    model, caps, prompts, numbers = jax.tree.unflatten(tree, leaves)
+    image, text = model_file.dimensions(config.spec, model.num_latents)
+    image, text = (int(sizes.get(f"observation.{name}", d)) for name, d in (("dim_image", image), ("dim_text", text)))
+    embed_dim = sizes.get("embed_dim", config.spec["embed_dim"])
     return Cell(
         model=model,
         caps=caps,
         obs=mt.observation(image, text, numbers["sigma_image"], numbers["sigma_text"]),
         prompts=prompts,
-        n=sizes.get("n", int(spec["n"])),
+        n=sizes.get("n", numbers["n"]),
         embed_dim=None if embed_dim is None else int(embed_dim),
         theta=numbers["theta"],
         kappa=numbers["kappa"],

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-import itertools
+import math
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from sims.engine.flags import MAX_POINTS, UsageError, check_choice, check_range, numbers
 from sims.sweep_model import paths
 from sims.sweep_model.model_file import LEARNERS, OBSERVATION, PROMPTS, Spec, read
 
 Axis = tuple[str, tuple[float, ...]]
-FINE_POINTS = 61
+MOST_FINE = 1001
 
 
 def axis(text: str) -> Axis:
@@ -24,11 +26,17 @@ def axis(text: str) -> Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A model file, one or two axes by path, the learners, and the numbers that flags set in place of the file's."""
+    """A model file, one or two axes by path, the learners, and the numbers that flags set in place of the file's.
+
+    The second axis is `curves`, a curve for each value, or `y`, for maps. fine: points at which predictions are drawn
+    along x, and along y.
+    """
 
     model: str = ""
     x: Axis | None = None
     curves: Axis | None = None
+    y: Axis | None = None
+    fine: int = 61
     learners: tuple[str, ...] = ("mmcl", "whitened", "probe")
     prompts: str | None = None
     seeds: int = 20
@@ -46,7 +54,7 @@ class Config:
     @property
     def axes(self) -> dict[str, Axis]:
         """The axes by their name in the results."""
-        named = {"curve": self.curves, "x": self.x}
+        named = {"curve": self.curves, "y": self.y, "x": self.x}
         return {name: axis for name, axis in named.items() if axis is not None}
 
     @property
@@ -54,21 +62,32 @@ class Config:
         """Names of the axes that determine shapes."""
         return tuple(name for name, (path, _) in self.axes.items() if path in paths.SIZES)
 
-    def fine(self) -> tuple[float, ...]:
-        """Values of x at which the prediction is drawn; those of the cells are among them."""
-        path, values = self.axes["x"]
+    def drawn(self) -> dict[str, tuple[float, ...]]:
+        """Values of each axis at which predictions are drawn; those of the cells are among them."""
+        return {name: axis[1] if name == "curve" else self._refined(*axis) for name, axis in self.axes.items()}
+
+    def _refined(self, path: str, values: tuple[float, ...]) -> tuple[float, ...]:
         if path in paths.SIZES:
             return values
-        step = (values[-1] - values[0]) / (FINE_POINTS - 1)
-        return tuple(sorted({*values, *(values[0] + step * i for i in range(1, FINE_POINTS - 1))}))
+        step = (values[-1] - values[0]) / (self.fine - 1)
+        return tuple(sorted({*values, *(values[0] + step * i for i in range(1, self.fine - 1))}))
+
+    def count(self, **changed: tuple[float, ...]) -> int:
+        """The number of cells. changed: other values of an axis."""
+        return math.prod(len(changed.get(name, values)) for name, (_, values) in self.axes.items())
 
     def cells(self, **changed: tuple[float, ...]) -> list[Spec]:
-        """The specs at all combinations of the axes' values, x fastest. changed: other values of an axis."""
-        named = [(path, changed.get(name, values)) for name, (path, values) in self.axes.items()]
-        combinations = itertools.product(*(values for _, values in named))
-        return [self._at(dict(zip([path for path, _ in named], at, strict=True))) for at in combinations]
+        """The specs at all combinations of the axes' values, x fastest. changed: other values of an axis.
 
-    def _at(self, values: dict[str, float]) -> Spec:
+        Of a YAML or JSON file it is one spec, in which the numbers of the axes are arrays (cells,).
+        """
+        grid = np.meshgrid(*(changed.get(name, values) for name, (_, values) in self.axes.items()), indexing="ij")
+        values = dict(zip([path for path, _ in self.axes.values()], map(np.ravel, grid), strict=True))
+        if "groups" in self.spec:
+            return [self._at(values)]
+        return [self._at(dict(zip(values, map(float, at), strict=True))) for at in zip(*values.values(), strict=True)]
+
+    def _at(self, values: dict[str, Any]) -> Spec:
         spec = self.spec
         try:
             return paths.at(spec, values)
@@ -88,11 +107,16 @@ class Config:
         self._at({})
         if self.x is None:
             raise UsageError("--x must be PATH=NUMBERS, such as --x=groups.2.weight=0.05:0.45:9.")
-        if self.curves is not None and self.curves[0] == self.x[0]:
-            raise UsageError(f"--curves must be another path than --x, got {self.curves[0]}.")
-        count = len(self.x[1]) * (len(self.curves[1]) if self.curves else 1)
-        if count > MAX_POINTS:
-            raise UsageError(f"--x and --curves must make at most {MAX_POINTS} cells, got {count}.")
+        check_range("fine", self.fine, 2, MOST_FINE)
+        if self.curves is not None and self.y is not None:
+            raise UsageError("--curves and --y are both a second axis; use one of them.")
+        for flag, second in (("curves", self.curves), ("y", self.y)):
+            if second is not None and second[0] == self.x[0]:
+                raise UsageError(f"--{flag} must be another path than --x, got {second[0]}.")
+        if self.y is not None and (short := min(len(self.x[1]), len(self.y[1]))) < 2:
+            raise UsageError(f"--x and --y must have at least 2 values each for a map, got {short}.")
+        if self.count() > MAX_POINTS:
+            raise UsageError(f"--x and the second axis must make at most {MAX_POINTS} cells, got {self.count()}.")
         self.cells()
         if "supervised" in self.learners and "groups" in self.spec:
             check_classes(max(group["class"] for group in self.spec["groups"]) + 1)
@@ -101,6 +125,9 @@ class Config:
         """All that decides the result, by flag name; of the file its content and its name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del fields["parameters"], fields["prompts"]
+        for name in ("y", "fine"):  # not in the folders of earlier runs
+            if fields[name] == getattr(Config, name):
+                del fields[name]
         return {"command": "sweep_model", **fields, "model": self.spec, "file": pathlib.Path(self.model).stem}
 
 

@@ -1,6 +1,8 @@
 """Accuracy by group of a mixture model along its axes: predicted, and measured on rules learnt from sampled pairs."""
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,18 +13,20 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
 from sims.engine import runs, statistics
-from sims.engine.grid import Grid, Point, Task, evaluate
+from sims.engine.grid import Grid, Point, Task
 from sims.engine.style import INTERVAL
 from sims.latent import plots, summary
 from sims.sweep_model import paths
-from sims.sweep_model.cells import Cell, build, group_names, pick
+from sims.sweep_model.cells import Cell, Cells, assemble, build, group_names, pick
 from sims.sweep_model.config import Config
 
 LEFT_OUT = 0.01  # allowed error of the predictions, which are limits; it decreases as 1/n
+_BATCH = 20_000  # cells whose predictions are computed at once
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin rule that counts
 _TITLES = {"train": "training distribution P", "shifted": "shifted distribution P*"}
 LOOKS: dict[str, Any] = {
@@ -42,7 +46,7 @@ def grid_of(config: Config) -> Grid:
 
     def task(learner: str) -> Task:
         def kernel(key: jax.Array, point: Point) -> jax.Array:
-            return measure(learner, key, pick(config, cells, point, axes))
+            return measure(learner, key, pick(config, cells, point))
 
         return Task(kernel, may_lack=learner == "supervised", shared={"leaves": cells.leaves})
 
@@ -132,37 +136,72 @@ def predict(learner: str, cell: Cell) -> jax.Array:
     return _outcomes(theory.whitened_accuracy(model, caps, obs, cell.theta, prompts))
 
 
+def predictions(config: Config, axes: dict[str, tuple[float, ...]]) -> np.ndarray:
+    """The predictions of all learners, (learner, *axes, outcome), in float64. axes: values of config.axes, by name.
+
+    Cells go through one compiled program in batches. A size that determines shapes has a program for each value.
+    """
+    static = {name: config.axes[name][0] for name in config.sizes if config.axes[name][0] != "n"}  # theory takes any n
+    programs: dict[Any, Callable[..., jax.Array]] = {}
+    parts: dict[tuple[int, ...], np.ndarray] = {}
+    first = next(iter(axes))
+    rows = max(1, _BATCH // math.prod(len(v) for name, v in axes.items() if name != first))
+    widths = [1 if name in static else rows if name == first else len(values) for name, values in axes.items()]
+    counts = [-(-len(values) // width) for width, values in zip(widths, axes.values(), strict=True)]
+    blocks = list(np.ndindex(*counts))
+    for block in tqdm(blocks, unit="block", desc="predictions", disable=len(blocks) < 20):
+        here = {
+            name: values[i * width : (i + 1) * width]
+            for i, width, (name, values) in zip(block, widths, axes.items(), strict=True)
+        }
+        cells = build(config, **here)
+        sizes = {path: int(here[name][0]) for name, path in static.items()}
+        key = tuple(sizes.values())
+        if key not in programs:
+            programs[key] = _program(config, cells, sizes)
+        with jax.enable_x64(True):
+            values = np.asarray(programs[key](cells.leaves))
+        parts[block] = values.reshape(len(config.learners), *map(len, here.values()), -1)
+    joined = np.empty((len(config.learners), *map(len, axes.values()), next(iter(parts.values())).shape[-1]))
+    for block, values in parts.items():
+        at = tuple(slice(i * w, i * w + n) for i, w, n in zip(block, widths, values.shape[1:], strict=False))
+        joined[(slice(None), *at)] = values
+    return joined
+
+
+def _program(config: Config, cells: Cells, sizes: dict[str, int]) -> Callable[..., jax.Array]:
+    """Leaves of cells -> the predictions of all learners, (learner, cells, outcome)."""
+
+    def of_cell(leaves: list[jax.Array]) -> jax.Array:
+        cell = assemble(config, cells.tree, leaves, sizes)
+        return jnp.stack([predict(learner, cell) for learner in config.learners])
+
+    return jax.jit(jax.vmap(of_cell, out_axes=1))
+
+
 def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
-    """Predictions along x and in the cells, and z-scores. measured: (learner, seed, *axes, outcome)."""
-    axes = {name: values for name, (_, values) in config.axes.items()}
-    fine = {**axes, "x": config.fine()}
-    cells = build(config, x=fine["x"])
-    sizes = tuple(name for name in config.sizes if config.axes[name][0] != "n")  # theory takes any n
-
-    def curve(learner: str) -> np.ndarray:
-        """(*axes, outcome), in float64."""
-        return evaluate(lambda point: predict(learner, pick(config, cells, point, fine)), fine, sizes)
-
-    drawn = np.stack([curve(learner) for learner in config.learners])
-    predicted = drawn[..., [fine["x"].index(x) for x in axes["x"]], :]
+    """Predictions along the drawn axes and in the cells, and z-scores. measured: (learner, seed, *axes, outcome)."""
+    fine = config.drawn()
+    drawn = predictions(config, fine)
+    predicted = drawn
+    for axis, (name, (_, values)) in enumerate(config.axes.items(), start=1):
+        predicted = predicted.take([fine[name].index(v) for v in values], axis)
     z = statistics.z_scores(predicted, np.moveaxis(measured, 1, -1), LEFT_OUT)
-    lead, labels = (
-        ("learner", *axes)[:-1],
-        {name: paths.label(config.spec, path) for name, (path, _) in config.axes.items()},
-    )
+    labels = {name: paths.label(config.spec, path) for name, (path, _) in config.axes.items()}
+    refined = [name if name == "curve" else f"{name}_fine" for name in config.axes]
     return xr.Dataset(
         {
-            "accuracy_predicted": ((*lead, "x", "accuracy_in"), predicted),
-            "accuracy_curve": ((*lead, "x_fine", "accuracy_in"), drawn),
-            "z": ((*lead, "x", "accuracy_in"), z),
+            "accuracy_predicted": (("learner", *config.axes, "accuracy_in"), predicted),
+            "accuracy_curve": (("learner", *refined, "accuracy_in"), drawn),
+            "z": (("learner", *config.axes, "accuracy_in"), z),
         },
-        coords={"x_fine": np.array(fine["x"])},
+        coords={f"{name}_fine": np.array(values) for name, values in fine.items() if name != "curve"},
         attrs={"labels": json.dumps(labels)},
     )
 
 
 def _axes_of(dataset: xr.Dataset) -> list[str]:
-    return [name for name in ("curve", "x") if name in dataset.accuracy_predicted.dims]
+    return [name for name in ("curve", "y", "x") if name in dataset.accuracy_predicted.dims]
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -170,7 +209,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     mean, error = summary.seed_statistics(dataset.accuracy_measured)
     parts = {"predicted": dataset.accuracy_predicted, "measured": mean, "se": error, "z": dataset.z}
     names = json.loads(dataset.attrs["config"])
-    renamed = {"x": names["x"][0], **({"curve": names["curves"][0]} if names["curves"] else {})}
+    renamed = {name: names[flag][0] for name, flag in (("x", "x"), ("y", "y"), ("curve", "curves")) if names.get(flag)}
     return summary.tabulate(("learner", *_axes_of(dataset)), "accuracy_in", **parts).rename(columns=renamed)
 
 
@@ -195,36 +234,61 @@ def draw(dataset: xr.Dataset) -> Figure:
     """A panel for P, P* and each group: a line for each learner; with two axes a row of panels for each learner."""
     labels = json.loads(dataset.attrs["labels"])
     shown = [*_TITLES, *(str(x) for x in dataset.accuracy_in.values if x not in _TITLES)]
-    rows = [[str(x)] for x in dataset.learner.values] if "curve" in labels else [list(map(str, dataset.learner.values))]
-    across = len(shown) if "curve" in labels else -(-len(shown) // -(-len(shown) // 4))
+    two = len(labels) > 1
+    rows = [[str(x)] for x in dataset.learner.values] if two else [list(map(str, dataset.learner.values))]
+    across = len(shown) if two else -(-len(shown) // -(-len(shown) // 4))
     down = len(rows) * -(-len(shown) // across)
     figure, axes = plt.subplots(
         down, across, figsize=(3.1 * across + 0.4, 2.9 * down + 0.9), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
+    image: Any = None
     for ax, (learners_shown, name) in zip(axes.flat, ((row, name) for row in rows for name in shown), strict=False):
         for learner in learners_shown:
-            _lines(ax, dataset.sel(learner=learner, accuracy_in=name), learner)
+            data = dataset.sel(learner=learner, accuracy_in=name)
+            if "y" in labels:
+                image = _map(ax, data)
+            else:
+                _lines(ax, data, learner)
         ax.set_title(_TITLES.get(name, name), fontsize=9)
-        ax.set_ylim(-0.03, 1.03)
-        ax.grid(alpha=0.25, lw=0.6)
     for i in range(len(rows) * len(shown), axes.size):
         axes.flat[i].set_visible(False)
         axes.flat[i - across].tick_params(labelbottom=True)
     for i, ax in enumerate(axes[:, 0]):
-        lead = f"{LOOKS[rows[i][0]].label}\n" if "curve" in labels else ""
-        ax.set_ylabel(f"{lead}accuracy (share correct)", fontsize=9)
+        lead = f"{LOOKS[rows[i][0]].label}\n" if two else ""
+        ax.set_ylabel(f"{lead}{labels.get('y', 'accuracy (share correct)')}", fontsize=9)
     figure.supxlabel(labels["x"], fontsize=10)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    names = [f"{labels['curve']}: {name}" for name in names] if "curve" in labels else names
-    figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    if "y" in labels:
+        figure.colorbar(image, ax=axes, label="accuracy (share correct)", shrink=0.8, aspect=30)
+        figure.suptitle("Colour and contours: prediction. Dots: measured, in the same colours.", fontsize=10)
+    else:
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        names = [f"{labels['curve']}: {name}" for name in names] if "curve" in labels else names
+        figure.legend(handles, names, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     figure.set_dpi(90)
     return figure
+
+
+def _map(ax: Axes, data: xr.Dataset) -> Any:
+    """The prediction as colour with contours every .1, and the cells' means as dots of the same colours."""
+    drawn = data.accuracy_curve
+    image = ax.pcolormesh(drawn.x_fine, drawn.y_fine, drawn, vmin=0, vmax=1, cmap="viridis", rasterized=True)
+    if np.nanmin(drawn, initial=1) < np.nanmax(drawn, initial=0):
+        lines = ax.contour(drawn.x_fine, drawn.y_fine, drawn, np.arange(1, 10) / 10, colors="white", linewidths=0.7)
+        ax.clabel(lines, fontsize=7, fmt="%.1f")
+    mean, _ = summary.seed_statistics(data.accuracy_measured)
+    x, y = np.meshgrid(mean.x, mean.y)
+    ax.scatter(
+        x, y, 26, mean, vmin=0, vmax=1, cmap="viridis", edgecolors="black", linewidths=0.7, clip_on=False, zorder=3
+    )
+    return image
 
 
 def _lines(ax: Axes, data: xr.Dataset, learner: str) -> None:
     """Theory as a line, measurements with 95% intervals; a curve for each value of the second axis."""
     mean, error = summary.seed_statistics(data.accuracy_measured)
+    ax.set_ylim(-0.03, 1.03)
+    ax.grid(alpha=0.25, lw=0.6)
     if "curve" not in data.dims:
         look = LOOKS[learner]
         _curve(ax, data.accuracy_curve, mean, error, (look.colour, look.marker, look.dashes), look.label)

@@ -1,7 +1,8 @@
 """Reads a model file, strictly. Imports neither JAX nor plotting, so that --help and refusals are quick.
 
 The spec is the file as a dict in one form: every default filled in, every number a float, every list one number a
-coordinate. `paths` changes its numbers, and `check` judges them. A bad entry is one line that names it.
+coordinate. `paths` changes its numbers, and `check` judges them. A bad entry is one line that names it. A number that
+an axis changes may be an array, (cells,), which holds it for many cells at once.
 """
 
 import ast
@@ -279,10 +280,22 @@ def latents_of(spec: Spec) -> int | None:
     return len(spec["groups"][0]["mean"]) if "groups" in spec else None
 
 
-def dimensions(spec: Spec, latents: int) -> tuple[int, int]:
+def stacked(nested: Any) -> np.ndarray:
+    """Nested lists of numbers as an array of their shape; with arrays (cells,) among them, (cells, *shape)."""
+    shape: list[int] = []
+    flat = [nested]
+    while isinstance(flat[0], list):
+        shape.append(len(flat[0]))
+        flat = [x for each in flat for x in each]
+    values = np.stack(np.broadcast_arrays(*flat), axis=-1)
+    return values.reshape(*values.shape[:-1], *shape)
+
+
+def dimensions(spec: Spec, latents: int) -> tuple[Any, Any]:
     """d_I and d_T: those given, or else 8, or l if that is more."""
     image, text = (spec["observation"][name] for name in ("dim_image", "dim_text"))
-    return int(image or max(_DIM, latents)), int(text or max(_DIM, latents))
+    default = max(_DIM, latents)
+    return default if image is None else image, default if text is None else text
 
 
 def check(spec: Spec) -> None:
@@ -300,8 +313,8 @@ def check_settings(spec: Spec, latents: int | None) -> None:
         elif value is not None:
             _in(f"observation.{name}", value, max(2, latents or 2), whole=True)
     _in("n", spec["n"], 2, whole=True)
-    if spec["n"] * sum(dimensions(spec, latents or 2)) > _MOST_NUMBERS:
-        _bad("n", f"times the dimensions must be at most {_MOST_NUMBERS:g}, got {spec['n']:g}")
+    if (numbers := np.max(spec["n"] * sum(dimensions(spec, latents or 2)))) > _MOST_NUMBERS:
+        _bad("n", f"times d_I + d_T must be at most {_MOST_NUMBERS:g}, got {numbers:g}")
     for name, most in (("same_class_weight", 1.0), ("theta", 1.0), ("kappa", math.inf)):
         if spec[name] is not None:
             _in(name, spec[name], 0, most)
@@ -319,17 +332,18 @@ def _check_groups(spec: Spec) -> None:
             continue
         for g, group in enumerate(groups):
             _in(f"groups[{g}].{key}", group[key], 0)
-        weights = np.array([group[key] for group in groups])
-        if abs(weights.sum() - 1) > _ROUNDING:
-            _bad(f"groups: {key}", f"must sum to 1, got {weights.sum():g}")
+        weights = stacked([group[key] for group in groups])
+        totals = weights.sum(-1)
+        if (wrong := abs(totals - 1) > _ROUNDING).any():
+            _bad(f"groups: {key}", f"must sum to 1, got {totals[wrong][0]:g}")
         for k in range(number.max() + 1):
-            if not weights[number == k].sum() > 0:
+            if not (weights[..., number == k].sum(-1) > 0).all():
                 _bad(f"groups: {key}", f"must be > 0 in class {k}, got 0")
     for g, group in enumerate(groups):
         for j, value in enumerate(group.get("variance", ())):
             _in(f"groups[{g}].variance[{j}]", value, 0)
         if "covariance" in group:
-            _check_covariance(f"groups[{g}].covariance", np.array(group["covariance"]))
+            _check_covariance(f"groups[{g}].covariance", stacked(group["covariance"]))
     own = {f"groups[{g}].captions": group["captions"] for g, group in enumerate(groups)}
     for entry, captions in {"captions": spec["captions"], **own}.items():
         for key, most in (("mention", 1.0), ("wrong", 1.0), ("blur", math.inf)):
@@ -338,15 +352,17 @@ def _check_groups(spec: Spec) -> None:
 
 
 def _check_covariance(entry: str, matrix: np.ndarray) -> None:
-    scale = np.abs(matrix).max()
-    if np.abs(matrix - matrix.T).max() > _ROUNDING * scale:
+    scale = np.abs(matrix).max((-2, -1))
+    if (np.abs(matrix - matrix.mT).max((-2, -1)) > _ROUNDING * scale).any():
         _bad(entry, "must be symmetric")
-    if (least := np.linalg.eigvalsh(matrix)[0]) < -_ROUNDING * scale:
-        _bad(entry, f"must be positive semi-definite, got eigenvalue {least:g}")
+    least = np.linalg.eigvalsh(matrix)[..., 0]
+    if (negative := least < -_ROUNDING * scale).any():
+        _bad(entry, f"must be positive semi-definite, got eigenvalue {least[negative][0]:g}")
 
 
-def _in(entry: str, value: float, least: float, most: float = math.inf, whole: bool = False) -> None:
+def _in(entry: str, value: Any, least: float, most: float = math.inf, whole: bool = False) -> None:
     kind = "a whole number " if whole else ""
     allowed = f"{kind}in [{least:g}, {most:g}]" if most < math.inf else f"{kind}>= {least:g}"
-    if not least <= value <= most or (whole and value != int(value)):
-        _bad(entry, f"must be {allowed}, got {value:g}")
+    values = np.asarray(value)
+    if (wrong := ~((least <= values) & (values <= most)) | (whole & (values % 1 != 0))).any():
+        _bad(entry, f"must be {allowed}, got {values[wrong][0]:g}")

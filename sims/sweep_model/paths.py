@@ -4,6 +4,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from sims.engine.flags import UsageError
 from sims.latent.parameters import PARAMETERS
 from sims.sweep_model.model_file import CAPTIONS, OBSERVATION, SETTINGS, Spec, check
@@ -17,23 +19,35 @@ _ALLOWED = (
 )
 
 
-def at(spec: Spec, values: Mapping[str, float]) -> Spec:
-    """A checked copy of the spec with these numbers, by path. Raises: UsageError for a bad path or value."""
+def at(spec: Spec, values: Mapping[str, Any]) -> Spec:
+    """A checked copy of the spec with these numbers, by path; arrays (cells,) set them for many cells at once.
+
+    Raises: UsageError for a bad path or value, which names the first cell that has it.
+    """
+    try:
+        return _changed(spec, values)
+    except UsageError:
+        for cell in zip(*map(np.ravel, values.values()), strict=True):
+            _changed(spec, {path: float(value) for path, value in zip(values, cell, strict=True)})
+        raise
+
+
+def _changed(spec: Spec, values: Mapping[str, Any]) -> Spec:
     spec = copy.deepcopy(spec)
     for path, value in values.items():
         _assign(spec, path, value)
     for path, value in values.items():
-        if path.split(".")[-1] in _WEIGHTS and abs(_total(spec, path) - value) > 1e-9:
+        if path.split(".")[-1] in _WEIGHTS and np.max(abs(_total(spec, path) - value)) > 1e-9:
             raise UsageError(f"{' and '.join(values)} change the same weights; sweep one of them.")
     try:
         check(spec)
     except UsageError as error:
-        where = ", ".join(f"{path} = {value:g}" for path, value in values.items())
+        where = ", ".join(f"{path} = {np.ravel(value)[0]:g}" for path, value in values.items())
         raise UsageError(f"at {where}: {error}" if values else str(error)) from None
     return spec
 
 
-def _assign(spec: Spec, path: str, value: float) -> None:
+def _assign(spec: Spec, path: str, value: Any) -> None:
     parts = path.split(".")
     match parts:
         case [name] if name in spec.get("parameters", {}):
@@ -65,7 +79,7 @@ def _assign(spec: Spec, path: str, value: float) -> None:
             raise UsageError(f"{path} is no number of the model; its paths are {', '.join(known)}.")
 
 
-def _set(spec: Spec, path: str, holder: Any, key: str, where: list[str], value: float) -> None:
+def _set(spec: Spec, path: str, holder: Any, key: str, where: list[str], value: Any) -> None:
     """Set one coordinate of a list, or all if none is named."""
     numbers = holder.get(key)
     if not isinstance(numbers, list):
@@ -101,11 +115,11 @@ def _members(spec: Spec, path: str) -> tuple[list[Spec], list[Spec]]:
     return [group], [x for x in others if x["class"] == group["class"]] or others
 
 
-def _total(spec: Spec, path: str) -> float:
+def _total(spec: Spec, path: str) -> Any:
     return sum(group[path.split(".")[-1]] for group in _members(spec, path)[0])
 
 
-def _reweigh(spec: Spec, path: str, value: float) -> None:
+def _reweigh(spec: Spec, path: str, value: Any) -> None:
     """Set a group's weight at a fixed weight of its class, or a class's weight.
 
     The other groups of its class take up the change, in proportion to their weights; if it is alone in its class, all
@@ -117,12 +131,14 @@ def _reweigh(spec: Spec, path: str, value: float) -> None:
     if own[0][key] is None:
         raise UsageError(f"{path}: the file gives no {key}.")
     room = sum(group[key] for group in own + rest)
-    if not 0 <= value <= room + 1e-9:
-        raise UsageError(f"{path}: must be in [0, {room:g}], got {value:g}.")
-    for groups, total in ((own, value), (rest, max(room - value, 0.0))):
+    if (outside := (np.asarray(value) < 0) | (value > room + 1e-9)).any():
+        most, got = (np.broadcast_to(x, outside.shape)[outside][0] for x in (room, value))
+        raise UsageError(f"{path}: must be in [0, {most:g}], got {got:g}.")
+    for groups, total in ((own, value), (rest, np.maximum(room - value, 0.0))):
         before = sum(group[key] for group in groups)
         for group in groups:
-            group[key] = total * (group[key] / before if before > 0 else 1 / len(groups))
+            share = np.where(before > 0, group[key] / np.where(before > 0, before, 1.0), 1 / len(groups))
+            group[key] = total * share
 
 
 def label(spec: Spec, path: str) -> str:

@@ -191,6 +191,47 @@ def test_a_path_sets_its_numbers_and_no_others(written):
     assert spec == read(written(FILE))
 
 
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"groups.1.weight": [0.05, 0.3], "captions.mention.place": [0.2, 0.9]},
+        {"classes.1.weight": [0.1, 0.7], "groups.2.covariance.0.1": [0.0, 0.3]},
+        {"groups.1.variance.core": [0.0, 2.0], "groups.3.captions.mention": [0.0, 0.5]},
+        {"n": [10.0, 300.0], "observation.sigma_text": [0.0, 1.0]},
+    ],
+)
+def test_many_cells_at_once_are_the_cells_one_by_one(written, axes):
+    """Arrays of numbers give each cell's model, and a cell out of range is named as it is alone."""
+    (x, xs), (curves, values) = axes.items()
+    config = Config(model=written(FILE), x=(x, tuple(xs)), curves=(curves, tuple(values)))
+    config.check()
+    built = cells.build(config)
+    for cell, (second, first) in enumerate([(v, u) for v in values for u in xs]):
+        alone = cells.build(Config(model=config.model, x=(x, (first,)), curves=(curves, (second,))))
+        pairs = list(zip(built.leaves, alone.leaves, strict=True))
+        assert all(np.array_equal(many[cell], one[0]) for many, one in pairs), cell
+        assert not all(np.array_equal(many[cell - 1], one[0]) for many, one in pairs), cell
+
+
+def test_the_first_cell_out_of_range_is_named(written):
+    said = refusal(config_of(written(FILE), "captions.mention.core=0.5,1,1.5,2", curves=axis("n=10,20")))
+    assert "at n = 10, captions.mention.core = 1.5: captions.mention[0]: must be in [0, 1], got 1.5." in said
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"y": axis("n=10,20"), "curves": axis("theta=0,1")}, "--curves and --y are both a second axis"),
+        ({"y": axis("groups.1.weight=0.1,0.2")}, "--y must be another path than --x"),
+        ({"y": axis("n=10")}, "--x and --y must have at least 2 values each for a map, got 1."),
+        ({"fine": 1}, "--fine must be"),
+    ],
+)
+def test_axes_of_a_map_that_do_not_fit_are_refused(written, more, said):
+    assert said in refusal(config_of(written(FILE), **more))
+    config_of(written(FILE), y=axis("n=10,20"), fine=2).check()
+
+
 def model_of(built, cell):
     leaves = [jax.numpy.asarray(x[cell]) for x in built.leaves]
     return jax.tree.unflatten(built.tree, leaves)
@@ -331,6 +372,35 @@ def test_sizes_and_curves_are_axes(written, tmp_path):
     spread = data.accuracy_measured.std("seed").mean(("learner", "curve", "accuracy_in"))
     assert spread[0] > 1.3 * spread[1]
     assert (tmp_path / "out" / "summary.csv").read_text().startswith("learner,theta,n,")
+
+
+def test_a_map_is_predicted_in_batches(written, monkeypatch):
+    """Batches of one program give every cell the prediction that it has alone."""
+    config = config_of(written(FILE), y=axis("captions.mention.place=0,1"), fine=5, learners=("whitened",))
+    fine = config.drawn()
+    assert [len(values) for values in fine.values()] == [5, 5]
+    with quick_compilation():
+        whole = experiment.predictions(config, fine)
+        monkeypatch.setattr(experiment, "_BATCH", 10)
+        np.testing.assert_array_equal(experiment.predictions(config, fine), whole)
+        turned = experiment.predictions(config, {"y": fine["y"][::-1], "x": fine["x"]})
+    np.testing.assert_allclose(turned[:, ::-1], whole, rtol=1e-12)
+    assert np.abs(turned - whole).max() > 0.01
+
+
+@pytest.mark.slow
+def test_a_map_is_drawn_with_its_cells(written, tmp_path):
+    config = config_of(written(FILE), y=axis("captions.mention.place=0,1"), fine=5, learners=("whitened",), seeds=24)
+    with quick_compilation(), jax.enable_x64(False):
+        data = experiment.run(config, tmp_path / "out")
+    assert data.accuracy_curve.dims == ("learner", "y_fine", "x_fine", "accuracy_in")
+    assert_met(data, None)
+    figure = experiment.draw(data)
+    for ax, name in zip(figure.axes, ["train", "shifted"], strict=False):
+        measured = data.accuracy_measured.mean("seed").sel(accuracy_in=name)[0]
+        np.testing.assert_allclose(np.sort(ax.collections[-1].get_array()), np.sort(measured.values.ravel()))
+    assert (tmp_path / "out" / "summary.csv").read_text().startswith("learner,captions.mention.place,groups.1.weight,")
+    plt.close(figure)
 
 
 def test_the_folder_holds_the_files(finished):
