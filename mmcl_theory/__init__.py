@@ -17,7 +17,7 @@ Example:
     0.742
 """
 
-from mmcl_theory import data, learners, losses, theory, zero_shot
+from mmcl_theory import data, features, learners, losses, theory, zero_shot
 from mmcl_theory.data import (
     captions,
     class_index,
@@ -32,6 +32,7 @@ from mmcl_theory.data import (
     sample_pairs,
     shifted,
 )
+from mmcl_theory.features import diagnose
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,9 @@ __all__ = [
     "captions",
     "class_index",
     "data",
+    "diagnose",
     "draw_dictionaries",
+    "features",
     "group_captions",
     "inter_class",
     "intra_class",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-PACKAGES = ("mmcl_theory", "mmcl_theory.data", "mmcl_theory.learners", "mmcl_theory.theory")
+PACKAGES = ("mmcl_theory", "mmcl_theory.data", "mmcl_theory.features", "mmcl_theory.learners", "mmcl_theory.theory")
 
 
 def public_modules():

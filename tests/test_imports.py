@@ -15,10 +15,12 @@ ROOMS = {
         "mmcl_theory.data",
         "mmcl_theory.theory",
         "mmcl_theory.learners",
+        "mmcl_theory.features",
     ),  # of which `__init__` gives names
     "mmcl_theory.data": ("mmcl_theory",),
     "mmcl_theory.theory": ("mmcl_theory", "mmcl_theory.data"),
     "mmcl_theory.learners": ("mmcl_theory", "mmcl_theory.data", "mmcl_theory.theory"),
+    "mmcl_theory.features": ("mmcl_theory", "mmcl_theory.data", "mmcl_theory.theory", "mmcl_theory.learners"),
     "sims.engine": (),
     "sims.latent": ("sims.engine", *LIBRARY),
     "sims.sweep_spurious": ("sims.latent", "sims.engine", *LIBRARY),

@@ -104,7 +104,7 @@ def mmcl_rule(
 def _linear_rules(
     mom: ClassMoments, embed_dim: int | None, same_class_weight: Scalar | None, prompt: Float[Array, "... c l"]
 ) -> Float[Array, "... c l"]:
-    cross = over_batches(_cross_covariance, mom, _lambda(same_class_weight))
+    cross = over_batches(class_cross_covariance, mom, _lambda(same_class_weight))
     if embed_dim is not None and _checks.integer("embed_dim", embed_dim, 1) < cross.shape[-1]:
         left, values, right = jnp.linalg.svd(cross)
         cross = (left[..., :embed_dim] * values[..., None, :embed_dim]) @ right[..., :embed_dim, :]
@@ -272,7 +272,7 @@ def _times(left: Array, right: Array) -> Array:
     return jnp.broadcast_to(left, (*batch, *left.shape[-2:])) @ jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
 
 
-def _cross_covariance(mom: ClassMoments, weight: Float[Array, ""]) -> Float[Array, "l l"]:
+def class_cross_covariance(mom: ClassMoments, weight: Float[Array, ""]) -> Float[Array, "l m"]:
     """C_lambda of `mmcl_rule`; Cov(z, u) where lambda is NaN."""
     within = jnp.einsum("k,kij->ij", mom.weight, mom.zu)
     z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))

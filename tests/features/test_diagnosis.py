@@ -1,0 +1,238 @@
+"""`mt.diagnose`: rules from moments, cross-validated accuracies, and advice."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mmcl_theory as mt
+from mmcl_theory.data.mixture import covariances
+from mmcl_theory.features import Learner, feature_rules, group_sums, policy_moments
+from mmcl_theory.features.diagnosis import LEARNERS, interval
+
+MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
+CAPS = mt.group_captions(MODEL, mention=[0.8, 0.6], base="mean")
+
+
+def sampled(n, seed, model=MODEL, caps=CAPS, obs=None):
+    """(image, text, class, attribute) of n pairs, as NumPy arrays; the attribute is the sign of the spurious mean."""
+    obs = mt.observation(6, 5, 0.5, 0.5) if obs is None else obs
+    key_dictionaries, key_pairs = jax.random.split(jax.random.key(seed))
+    dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
+    pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, dictionaries)
+    group = np.asarray(pairs.attribute)
+    attribute = (np.asarray(model.mean)[group, 1] > 0).astype(int)
+    return np.asarray(pairs.image), np.asarray(pairs.text), np.asarray(model.classes)[group], attribute
+
+
+@pytest.mark.parametrize(
+    "learner, rule",
+    [
+        (Learner("mmcl"), lambda: mt.theory.mmcl_rule(MODEL, CAPS)),
+        (Learner("mmcl", rank=1), lambda: mt.theory.mmcl_rule(MODEL, CAPS, 1)),
+        (Learner("mmcl", same_class_weight=0.9), lambda: mt.theory.mmcl_rule(MODEL, CAPS, same_class_weight=0.9)),
+        (Learner("whitened", shrinkage=0.0), lambda: mt.theory.whitened_rule(MODEL, CAPS)),
+        (Learner("whitened", theta=0.4, shrinkage=0.0), lambda: mt.theory.whitened_rule(MODEL, CAPS, theta=0.4)),
+    ],
+)
+def test_from_a_model_s_moments_the_rules_are_the_theory_s(learner, rule):
+    """Where the latents are the features themselves."""
+    found, offsets = feature_rules(MODEL.class_moments(CAPS), MODEL.prompts(), learner)
+    np.testing.assert_allclose(found, rule(), rtol=1e-9)
+    np.testing.assert_allclose(offsets, 0.0, atol=1e-12)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, 1.01 * rule(), rtol=1e-9)
+
+
+def test_the_ridge_is_in_units_of_the_mean_eigenvalues():
+    mom = MODEL.class_moments(CAPS)
+    zz, _, uu = covariances(mom)
+    unit = float(jnp.trace(zz) * jnp.trace(uu) / 4)
+    found, _ = feature_rules(mom, MODEL.prompts(), Learner("ridge", kappa=0.7, shrinkage=0.0))
+    np.testing.assert_allclose(found, mt.theory.ridge_rule(MODEL, CAPS, kappa=0.7 * unit), rtol=1e-9)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(found, mt.theory.ridge_rule(MODEL, CAPS, kappa=0.7), rtol=1e-9)
+
+
+def test_supervised_is_least_squares_with_an_intercept():
+    image, text, label, attribute = sampled(300, 0)
+    sums = group_sums(image, text, 2 * label + attribute, 4)
+    mom = policy_moments(sums, np.array([0, 0, 1, 1]))
+    found, offsets = feature_rules(mom, np.zeros((2, 5)), Learner("supervised", shrinkage=0.0))
+    design = np.concatenate([np.ones((300, 1)), image - sums.image_origin], 1)
+    fit = np.linalg.lstsq(design, np.eye(2)[label], rcond=None)[0]
+    np.testing.assert_allclose(np.concatenate([offsets[None], found.T]), fit, atol=1e-9)
+    shrunk, _ = feature_rules(mom, np.zeros((2, 5)), Learner("supervised", shrinkage=0.1))
+    assert np.abs(shrunk.T - fit[1:]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sampled(3000, 1)
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    return mt.diagnose(*data, prompts=None)
+
+
+def exact(learner, obs):
+    """The theory's accuracies by group in the population, with train means as prompts' stand-in: core prompts."""
+    whitened = mt.theory.whitened_accuracy(MODEL, CAPS, obs, 1.0)
+    linear = mt.theory.mmcl_accuracy(MODEL, CAPS, obs)
+    return {"whitened": whitened, "mmcl": linear}[learner].by_group
+
+
+@pytest.mark.parametrize("learner, other", [("mmcl", "whitened"), ("whitened", "mmcl")])
+def test_accuracies_meet_the_theory_s(found, learner, other):
+    """Measured, and predicted from Gaussian scores, within their intervals of the theory of the same mixture."""
+    obs = mt.observation(6, 5, 0.5, 0.5)
+    wanted, outcome = exact(learner, obs), found.outcomes[learner]
+    errors = np.array([outcome.group(g).error for g in range(4)])
+    assert (errors < 0.06).all()
+    assert (np.abs(outcome.by_fold.mean(0) - wanted) < 4 * errors + 0.02).all()
+    assert (np.abs(outcome.predicted - wanted) < 4 * errors + 0.02).all()
+    wrong = exact(other, obs)
+    assert (np.abs(outcome.by_fold.mean(0) - wrong) > 4 * errors + 0.02).any()
+
+
+def test_gaussian_scores_look_gaussian_and_others_do_not(data):
+    image, text, label, attribute = data
+    plain = mt.diagnose(*data, advise=False, learners={"mmcl": LEARNERS["mmcl"]}).outcomes["mmcl"]
+    assert np.abs(plain.skewness[[0, 3]]).max() < 0.3
+    # A few images far away, along the direction of the rule.
+    far = image + 40 * (np.arange(len(image)) % 40 == 0)[:, None] * (
+        image[label == 1].mean(0) - image[label == 0].mean(0)
+    )
+    skewed = mt.diagnose(far, text, label, attribute, advise=False, learners={"mmcl": LEARNERS["mmcl"]})
+    assert np.abs(skewed.outcomes["mmcl"].skewness).max() > 2
+
+
+def test_held_out_samples_are_not_seen():
+    """Labels without any relation to the features: half right, although each training set is fitted perfectly."""
+    rng = np.random.default_rng(3)
+    image, text = rng.normal(size=(300, 100)), rng.normal(size=(300, 4))
+    label, attribute = rng.integers(0, 2, (2, 300))
+    learner = {"supervised": Learner("supervised", shrinkage=1e-4)}
+    outcome = mt.diagnose(image, text, label, attribute, learners=learner, advise=False).outcomes["supervised"]
+    at = outcome.at("train")
+    assert abs(at.value - 0.5) < 4 * max(at.error, 0.03)
+    sums = group_sums(image, text, 2 * label + attribute, 4)
+    rules, offsets = feature_rules(
+        policy_moments(sums, np.array([0, 0, 1, 1])), np.zeros((2, 4)), learner["supervised"]
+    )
+    seen = ((image - sums.image_origin) @ np.asarray(rules).T + np.asarray(offsets)).argmax(1) == label
+    assert seen.mean() > 0.7
+
+
+def test_the_regimes_and_the_advice_are_those_of_the_model(found):
+    """The whitened rule over-corrects, SL takes the shortcut; fewer details harm the linear loss, balance helps SL."""
+    assert found.regime("whitened") == "over-correction"
+    assert found.regime("supervised") == "the shortcut wins" and found.gap("supervised").value > 0.2
+    advice = {(a.learner, a.knob, a.setting): a for a in found.advice}
+    assert advice["mmcl", "detail", 0.0].verdict == "loss"
+    assert advice["supervised", "minority", 8.0].verdict == "gain"
+    assert advice["mmcl", "attribute", 0.0].verdict == "no evidence"  # X5: the linear loss does not see it
+    assert advice["mmcl", "same_class_weight", 0.5].shifted.value == pytest.approx(0.0, abs=0.01)
+    assert ("whitened", "theta", 1.0) not in advice  # the setting as it is
+
+
+def test_the_fitted_mixture_tells_core_from_spurious(found):
+    """Both directions have means of the model, over their deviations within groups; captions tell a part of each."""
+    assert found.fitted.mean.shape == (4, 2)
+    label, attribute = np.array([-1, -1, 1, 1]), np.array([-1, 1, -1, 1])
+    core = (np.asarray(found.fitted.mean)[:, 0] * label).mean()
+    spurious = (np.asarray(found.fitted.mean)[:, 1] * attribute).mean()
+    noise = 0.25 / 6
+    assert core == pytest.approx(1 / np.sqrt(1 + noise), rel=0.1)
+    assert spurious == pytest.approx(1 / np.sqrt(0.09 + noise), rel=0.1)
+    assert 0.2 < found.told[0] < 0.9 and found.told.shape == (2,)
+
+
+def test_the_interval_is_nadeau_and_bengio_s():
+    values = np.array([0.5, 0.6, 0.7, 0.6])
+    estimate = interval(values)
+    assert estimate.error == pytest.approx(values.std(ddof=1) * np.sqrt(1 / 4 + 1 / 3))
+    assert estimate.high - estimate.value == pytest.approx(3.182446305 * estimate.error)
+
+
+def test_prompts_of_one_s_own(data):
+    """Prompts exchanged between the classes exchange the answers; components beyond the features change nothing."""
+    _, text, label, attribute = data
+    means = np.stack(
+        [np.stack([text[(label == y) & (attribute == a)].mean(0) for a in (0, 1)]).mean(0) for y in (0, 1)]
+    )
+    arguments = {"learners": {"mmcl": LEARNERS["mmcl"]}, "advise": False}
+    right = mt.diagnose(*data, prompts=means, **arguments).outcomes["mmcl"].by_fold
+    wrong = mt.diagnose(*data, prompts=means[::-1], **arguments).outcomes["mmcl"].by_fold
+    np.testing.assert_allclose(right, 1 - wrong, atol=1e-12)
+    assert right.mean() > 0.7
+
+
+def test_principal_components_of_wide_features_keep_the_result(data, found):
+    """Features that are spread over more coordinates, reduced again to as many as they fill."""
+    image, text, label, attribute = data
+    rng = np.random.default_rng(0)
+    wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
+    again = mt.diagnose(wide, text, label, attribute, components=6, learners={"mmcl": LEARNERS["mmcl"]}, advise=False)
+    np.testing.assert_allclose(again.outcomes["mmcl"].by_fold, found.outcomes["mmcl"].by_fold, atol=0.02)
+    fewer = mt.diagnose(wide, text, label, attribute, components=1, learners={"mmcl": LEARNERS["mmcl"]}, advise=False)
+    assert np.abs(fewer.outcomes["mmcl"].by_fold - found.outcomes["mmcl"].by_fold).max() > 0.02
+
+
+def test_tables(found):
+    pytest.importorskip("pandas")
+    table, advice = found.to_dataframe(), found.advice_dataframe()
+    assert len(table) == 4 * (4 + 3) and set(table.group) == {*found.groups, "train", "shifted", "worst"}
+    row = table[(table.learner == "mmcl") & (table.group == "shifted")].iloc[0]
+    assert row.accuracy == pytest.approx(found.outcomes["mmcl"].by_fold.mean(), abs=1e-12)
+    assert len(advice) == len(found.advice) and set(advice.verdict) <= {"gain", "loss", "no evidence"}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"image": np.zeros((20, 3), int)}, "image must be floats, one sample a row, got int64 of shape (20, 3)."),
+        ({"text": np.full((20, 2), None)}, "text must be floats, one sample a row, got object of shape (20, 2)."),
+        ({"text": np.zeros((19, 2))}, "image and text must have the same number of rows, got 20 and 19."),
+        ({"labels": np.zeros(20, int)}, "labels must have at least two values, got 1."),
+        ({"labels": np.zeros(19, int)}, "labels must be 20 whole numbers or strings, got int64 of shape (19,)."),
+        ({"attributes": np.zeros(20)}, "attributes must be 20 whole numbers or strings, got float64 of shape (20,)."),
+        ({"labels": np.arange(20) % 2 * 1}, "every group must have at least 2 samples, got 0 of (0, 1)."),
+        ({"prompts": np.zeros((3, 2))}, "prompts must have shape (2, 2), got (3, 2)."),
+        ({"shifted_weight": [0.5, 0.5]}, "shifted_weight must have one entry for each of 4 groups, got shape (2,)."),
+        ({"folds": 1}, "folds must be an integer >= 2, got 1."),
+        ({"learners": {"a": Learner("mmcl", rank=9)}}, "rank of a must be at most the number of features, got 9."),
+        (
+            {"learners": {"a": Learner("whitened", shrinkage=0.0)}},
+            "a covariance is singular, which whitened inverts; use shrinkage > 0, or fewer components.",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:group")
+def test_bad_input_is_one_line(change, said):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(20, 3))
+    image[:, 2] = image[:, 1]
+    arguments = {"image": image, "text": rng.normal(size=(20, 2)), "labels": np.arange(20) // 10,
+                 "attributes": np.arange(20) % 2}  # fmt: skip
+    with pytest.raises(ValueError) as error:
+        mt.diagnose(**{**arguments, **change}, **({} if "learners" in change else {"advise": False}))
+    assert str(error.value) == said
+
+
+def test_a_small_group_gives_a_warning():
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match=r"group \(a, 1\) has 29 samples, fewer than 30: its intervals are wide\."):
+        label = np.repeat(["a", "b"], [69, 80])
+        attribute = np.r_[np.repeat([0, 1], [40, 29]), np.repeat([0, 1], 40)]
+        mt.diagnose(rng.normal(size=(149, 2)), rng.normal(size=(149, 2)), label, attribute, advise=False)
+
+
+@pytest.mark.parametrize("setting", [{"kind": "other"}, {"theta": 2.0}, {"kappa": -1.0}, {"rank": 0}])
+def test_a_learner_out_of_range_is_refused(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
+        Learner(**{"kind": "mmcl", **setting})
+    dataclasses.replace(Learner("mmcl"), rank=1)
