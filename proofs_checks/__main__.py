@@ -29,7 +29,7 @@ from absl import flags
 
 from sims.engine.flags import UsageError, define, integer, names, path, run_main
 
-LABELS = (*(f"T{i}" for i in range(1, 8)), *(f"X{i}" for i in range(1, 14)))
+LABELS = (*(f"T{i}" for i in range(1, 8)), *(f"X{i}" for i in range(1, 15)))
 EFFORT = {"quick": 1, "full": 8}  # factor on the number of runs; some limits are also judged at larger n
 
 
