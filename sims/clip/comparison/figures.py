@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from sims.clip.comparison.config import SHIFTS
 from sims.clip.comparison.runs import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, select
 from sims.clip.config import ARMS
-from sims.clip.zero_shot import robustness
-from sims.engine import style
+from sims.engine import lines, style
 
 _LOOKS = [
     ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
@@ -71,7 +70,7 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.nd
     y = np.array([row["accuracy"] for row in rows])
     inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
     if inside.sum() > 2 and np.ptp(x[inside]) > 0:
-        fit = robustness.fit_line(x[inside], y[inside])
+        fit = lines.fit_line(x[inside], y[inside])
         span = np.linspace(x[inside].min(), x[inside].max(), 50)
         ax.plot(scipy.special.logit(span), scipy.special.logit(fit.at(span)), color=colour, lw=1.0, alpha=0.7)
     ends = []
