@@ -216,6 +216,11 @@ class Reading:
         return pd.DataFrame({**table, "extrapolated": self.extrapolated, "covers": self.covers})
 
 
+def middle(*arms: Family) -> float:
+    """The middle of the ID accuracies that all arms reach; if they share none, of the gap between the arms."""
+    return float(max(arm.acc_id.min() for arm in arms) + min(arm.acc_id.max() for arm in arms)) / 2
+
+
 def read(arm: Family, at: Any, rng: np.random.Generator, **how: Any) -> Reading:
     """y of an arm at the ID accuracies `at`; arguments, interval and errors are those of `matched`."""
     return _read((arm,), at, rng, **how)
