@@ -22,6 +22,7 @@ from sims.clip.comparison import figures, matched
 from sims.clip.comparison import runs as comparison
 from sims.clip.comparison.config import Config, Run
 from sims.clip.fit import speed
+from sims.clip.model.encoder import Encoder
 from sims.clip.records import reading
 from sims.clip.scenes import generation, law, layouts
 from sims.engine import processes
@@ -324,6 +325,22 @@ def test_matched_accuracy_beyond_an_arm_and_arms_without_a_line_are_marked():
     one = [row | {"id_accuracy": 0.5} if row["arm"] == "clip" else row for row in apart]
     assert matched.table(one, ["clip", "supervised"])[1][1:6] == ["-"] * 5
     assert "-: no line" in compare._matched_table(one, ["clip", "supervised"])
+
+
+def test_a_model_with_text_is_judged_by_both_prompts_and_one_with_a_head_by_it(tmp_path):
+    generation.make(tmp_path / "scenes", layouts.Config(train=20, test=2, side=32))
+    judge = comparison.Judge(tmp_path / "scenes", generation.read_config(tmp_path / "scenes"))
+    mean = lambda images: images.mean((1, 2)) - 128  # noqa: E731
+    text = lambda texts: np.array([[len(t), ord(t[-1]), 1] for t in texts], np.float32)  # noqa: E731
+    head = (judge.classes.names, np.eye(10, 3, dtype=np.float32), np.zeros(10, np.float32))
+    for encoder, prompts in (
+        (Encoder("text", 32, mean, text), {"class", "ensemble"}),
+        (Encoder("head", 32, mean, head=head), {"head"}),
+    ):
+        rows = judge.rows(encoder, Run("clip", None, None, 0))
+        assert {row["prompts"] for row in rows} == prompts
+        assert {row["set"] for row in rows} == {"val", "balanced", *SHIFTS}
+        assert all(0 <= row["correct"] <= row["images"] for row in rows)
 
 
 def test_figures_of_plausible_numbers():

@@ -135,7 +135,7 @@ class Judge:
         """
         weights = {"head": scoring.class_weights(encoder, self.classes.names, TEMPLATES)}
         if encoder.head is None:
-            weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), np.zeros(1, np.float32))}
+            weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), weights["head"][1])}
         looked = self.sets if each.pi_core is None else {name: self.sets[name] for name in ("val", "balanced")}
         seen = {
             name: scoring.image_features(encoder, found.paths, crop=found.crop, batch_size=256)
