@@ -27,7 +27,7 @@ from sims.clip.zero_shot.scoring import Share
 from sims.engine import files
 from sims.engine.flags import UsageError, WorkFailed, run_main
 from sims.engine.lines import Line, fit_line
-from tests.clip.test_sets import CLASSES, NAMES, class_of, make_root, picture
+from tests.clip.test_sets import CLASSES, NAMES, WNIDS, class_of, make_root, picture
 from tests.helpers import ROOT, own_flags
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
@@ -331,6 +331,30 @@ def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
         assert row["chance"] == pytest.approx(1 / 3) and "id_accuracy" not in row
     code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", "--sets=val")
     assert code == 2 and "--data has its own images and classes; leave out --" in error
+
+
+def test_sets_are_scored_by_the_categories_of_a_map(called, tmp_path, monkeypatch):
+    """Twin: a map that takes ties for brooms."""
+    weights = np.zeros((3, 12))
+    weights[[0, 0, 1, 2], [4, 5, 1, 3]] = 1
+    head = (("clock", "tie", "broom"), weights, np.zeros(3))
+    monkeypatch.setitem(ENCODERS, "mapped", Encoder("mapped", 8, perfect_image, head=head))
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    for name, members in (("right", (4, 5, 1, 3)), ("wrong", (4, 5, 3, 1))):
+        rows = zip(("clock", "clock", "tie", "broom"), members, strict=True)
+        lines = [f"{category},{WNIDS[c]}" for category, c in rows]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["category,wnid", *lines]))
+        code, _, error = called("mapped", f"--class_map={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}")
+        assert (code, error) == (0, "")
+        found = {row["set"]: row for row in rows_of(tmp_path / name / "results.jsonl")}
+        assert set(found) == {"val", "balanced", "v2", "sketch", "r", "a", "objectnet"}
+        assert (found["val"]["images"], found["val"]["dropped"], found["val"]["chance"]) == (8, 16, 1 / 3)
+        expected = {"right": (1, 1, 1), "wrong": (0.5, 0, 1 / 3)}[name]
+        assert tuple(found[one]["accuracy"] for one in ("val", "r", "objectnet")) == pytest.approx(expected)
+        assert found["r"]["id_accuracy"] == expected[0]
+    refused = called("mapped", "--class_map=coco")
+    assert refused[0] == 2 and "--class_map=coco has 291 classes, such as n" in refused[2]
+    assert "leave out --class_map" in called("mapped", "--data=csv:x", "--class_map=coco", at=None)[2]
 
 
 def test_words_that_name_two_classes_and_a_model_that_guesses(called, tmp_path, monkeypatch):
