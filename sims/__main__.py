@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "sims.clip.train",
     "evaluate": "sims.clip.evaluate",
     "compare": "sims.clip.compare",
+    "lines": "sims.lines",
     "show": "sims.show",
     "bench": "sims.bench",
     "check": "proofs_checks",

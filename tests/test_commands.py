@@ -28,7 +28,7 @@ def test_every_command_has_a_line_in_the_list(name):
 
 def test_every_command_of_the_project_is_listed():
     """A command is a module that does something where it is the main one; these serve others."""
-    parts = {"sims.bench.gpu", "sims.bench.gpu_parts", "sims.bench.devices_server"}
+    parts = {"sims.bench.gpu", "sims.bench.gpu_parts", "sims.bench.devices_server", "sims.clip.records.make_maps"}
     parts |= {"proofs_checks.pages", "proofs_checks.mutants"}
     found = set()
     for package in ("sims", "proofs_checks"):
@@ -114,11 +114,18 @@ REFUSED = {
     "train": ("--log_every=0", "--log_every must be >= 1, got 0.", "--data=coco:mine --out=mine"),
     "evaluate": ("--batch_size=0", "--batch_size must be >= 1, got 0.", "--run=mine --root=mine"),
     "compare": ("--workers=0", "--workers must be >= 1, got 0.", "--root=mine"),
+    "lines": ("--scale=other", "--scale must be of share, percent, got 'other'.", "--points=mine/thesis.tex --out=out"),
     "show": ("--out=", "needs the name of a folder", "mine"),
     "bench": ("--repeats=4", "--repeats must be ", "--json=mine/thesis.tex/table"),
     "check": ("--only=T99", "--only must be of T1, ", "--json=mine"),
 }
-NEEDED = {"digits-readouts": ["run"], "show": ["run"], "evaluate": ["--run=run"], "make-scenes": ["--out=out"]}
+NEEDED = {
+    "lines": ["--points=paper:3a"],
+    "digits-readouts": ["run"],
+    "show": ["run"],
+    "evaluate": ["--run=run"],
+    "make-scenes": ["--out=out"],
+}
 # What measures a grid, at sizes at which nothing is slow but compilation.
 GRIDS = {
     "sweep-spurious": "--learners=mmcl --n=20",

@@ -44,6 +44,7 @@ ROOMS = {
         *("sims.clip.records", "sims.clip.config", "sims.engine", *LIBRARY),
     ),
     "sims.bench": ("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.clip", "sims.engine", *LIBRARY),
+    "sims.lines": ("sims.engine",),
     "sims": ("sims.engine",),
     "sims.show": (
         *("sims.sweep_spurious", "sims.sweep_captions", "sims.sweep_model", "sims.phase_diagram"),

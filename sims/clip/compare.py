@@ -4,7 +4,8 @@
     python -m sims.clip.compare --study=captions --pi_grid=0,0.25,0.5,0.75,1 --seeds=5 --out=runs/compare_captions
 
 arms: trains every arm on the scenes' own captions. Shows accuracy under each shift against accuracy on val, at several
-times of training, and the accuracy of both groups of the balanced scenes.
+times of training, and the accuracy of both groups of the balanced scenes. Prints each arm's accuracy under shift minus
+the first arm's at the same accuracy on val, by the lines of both.
 captions: trains CLIP on captions that name more or less of the core details and the context. Shows the predictions of
 the whitened rule (X10) and of the linear loss (T5) beside it, from the moments of the training images and captions.
 Results go to OUT/measured.csv and to figures in OUT. The same command continues a stopped comparison.
@@ -61,6 +62,8 @@ def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
     parts = []
     if "arms" in config.study:
         parts.append(_arms_table(rows, config.arms))
+        if len(config.arms) > 1:
+            parts.append(_matched_table(rows, config.arms))
     if "captions" in config.study:
         for prompts in ("ensemble", "class"):
             table = figures.policy_table(rows, config.pi_grid, prompts)
@@ -79,6 +82,15 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
         cells += [runs.interval(*figures.last(rows, arm, group, "all")) for group in runs.GROUPS]
         lines.append(f"{ARMS[arm].label:34}" + "".join(f"   {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)
+
+
+def _matched_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
+    from sims.clip.comparison import matched
+
+    head = f"Under shift, minus {ARMS[arms[0]].label}, at the same accuracy on val (logit lines; mean: all of val;"
+    notes = "*: val beyond one arm's points; -: no line):"
+    table = matched.table(rows, arms)
+    return "\n".join([f"{head} {notes}", *(f"{line[0]:34}" + "".join(f"{x:>13}" for x in line[1:]) for line in table)])
 
 
 def _main() -> int:

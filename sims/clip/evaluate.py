@@ -53,6 +53,7 @@ def _define_flags() -> None:
         path,
     )
     define("wnids", None, "wnids of --classes' names in their order, or imagenet_class_index.json", path)
+    define("class_map", None, "coco, or a CSV of category and wnid: the sets are scored by its categories", path)
     define(
         "templates",
         None,
@@ -93,7 +94,7 @@ def _check() -> None:
         if values[name].value is not None and values[name].value < 1:
             raise UsageError(f"--{name} must be >= 1, got {values[name].value}.")
     if values.data is not None:
-        for name in ("root", "sets", "classes", "wnids"):
+        for name in ("root", "sets", "classes", "wnids", "class_map"):
             if values[name].present:
                 raise UsageError(f"--data has its own images and classes; leave out --{name}.")
     elif not pathlib.Path(values.root).is_dir():
@@ -103,6 +104,7 @@ def _check() -> None:
 
 def _main() -> int | None:
     _check()
+    from sims.clip.records import class_maps
     from sims.clip.records.classes import read_classes
     from sims.clip.zero_shot import evaluation, prompts, report, sets, table
 
@@ -124,6 +126,8 @@ def _main() -> int | None:
     models = table.read(pathlib.Path(values.models), "--models") if values.models else []
     table.read(into, "--table")
     evaluation.warn([one.shortfall() for one in found.values()], values.strict)
+    if values.class_map is not None:
+        found, classes = sets.mapped(found, classes, class_maps.read_map(values.class_map))
     how = evaluation.How(values.batch_size, values.threads, pathlib.Path(values.cache), values.strict)
     choice = evaluation.Choice(values.line, values.transform)
     alike = [evaluation.of_shift(models, evaluation.key("", one, classes)) for one in found.values()]

@@ -13,14 +13,16 @@ import time
 import jax
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 import mmcl_theory as mt
 from sims.clip import compare
-from sims.clip.comparison import figures
+from sims.clip.comparison import figures, matched
 from sims.clip.comparison import runs as comparison
 from sims.clip.comparison.config import Config, Run
 from sims.clip.fit import speed
+from sims.clip.model.encoder import Encoder
 from sims.clip.records import reading
 from sims.clip.scenes import generation, law, layouts
 from sims.engine import processes
@@ -264,13 +266,14 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
     first = call(tmp_path / "one")
     assert first.returncode == 0, first.stderr
     assert "captions, ensemble prompts: whitened: right sign in" in first.stdout and "SL, cross-entropy" in first.stdout
+    assert "Under shift, minus CLIP, at the same accuracy on val" in first.stdout
     for name in ("arms", "groups", "captions"):
         assert (tmp_path / f"one/{name}.png").stat().st_size > 10_000
     with (tmp_path / "one/measured.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["arm"] for row in rows} == {"clip", "supervised", *comparison.THEORIES}
     # Measured anew where a stage's numbers are lost, after the checkpoint: of the same step, the same.
-    lost = sorted((tmp_path / "one/measured").iterdir())[0]
+    lost = tmp_path / "one/measured/clip_0.4.json"  # of the last stage; the model of an earlier one is gone
     before = lost.read_text()
     lost.unlink()
     assert call(tmp_path / "one").returncode == 0 and lost.read_text() == before
@@ -280,11 +283,72 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
     assert "differs in scenes" in call(tmp_path / "one").stderr
 
 
+def rows_on_lines(intercepts, shifts, low):
+    """Rows of arms whose points are on logit lines of slope 1 on every shift; the arm's least logit on val is `low`."""
+    rows = []
+    for (arm, intercept), start in zip(intercepts.items(), low, strict=True):
+        for seed, step in ((s, t) for s in range(3) for t in (5, 10)):
+            g = start + 0.1 * seed + 0.1 * step
+            common = {"arm": arm, "seed": seed, "step": step, "prompts": comparison.prompts_of(arm)}
+            common |= {"pi_core": None, "pi_spu": None, "group": "all", "scope": "all"}
+            common |= {"images": 10**9, "id_images": 10**9}
+            values = {"val": g, **{name: g + intercept + shift for name, shift in shifts.items()}}
+            rows += [
+                {**common, "set": k, "id_accuracy": scipy.special.expit(g), "accuracy": scipy.special.expit(v)}
+                for k, v in values.items()
+            ]
+    return rows
+
+
+SHIFTS = {"v2": -0.2, "sketch": -2.0, "r": -1.0, "a": -1.5, "objectnet": -0.5}
+
+
+def test_arms_are_compared_at_matched_accuracy_on_val():
+    """Where both arms are on known lines; the twin compares them as they are, which has the other sign."""
+    rows = rows_on_lines({"clip": 0.0, "supervised": -0.3}, SHIFTS, (-1.0, -0.5))
+    head, line = matched.table(rows, ["clip", "supervised"])
+    assert head == ["", *SHIFTS, "mean"] and line[0] == "SL, cross-entropy"
+    middle = (scipy.special.expit(0.0) + scipy.special.expit(0.2)) / 2  # of supervised's least, clip's most
+    g = scipy.special.logit(middle)
+    gaps = [scipy.special.expit(g + s - 0.3) - scipy.special.expit(g + s) for s in SHIFTS.values()]
+    for cell, gap in zip(line[1:-1], gaps, strict=True):
+        assert cell == f"{gap:+.2f}±0.00"
+    assert float(line[-1][:5]) == pytest.approx(np.mean(gaps), abs=0.02)  # the mean of five lines is nearly one
+    last = [[r["accuracy"] for r in rows if r["arm"] == arm and r["set"] == "v2"] for arm in ("clip", "supervised")]
+    assert np.mean(last[1]) > np.mean(last[0])
+    few = [row | {"images": 50} for row in rows]
+    assert float(matched.table(few, ["clip", "supervised"])[1][1].split("±")[1]) > 0.1  # of so few images
+
+
+def test_matched_accuracy_beyond_an_arm_and_arms_without_a_line_are_marked():
+    apart = rows_on_lines({"clip": 0.0, "supervised": -0.3}, SHIFTS, (-1.0, 1.0))
+    assert all(cell.endswith("*") for cell in matched.table(apart, ["clip", "supervised"])[1][1:])
+    one = [row | {"id_accuracy": 0.5} if row["arm"] == "clip" else row for row in apart]
+    assert matched.table(one, ["clip", "supervised"])[1][1:6] == ["-"] * 5
+    assert "-: no line" in compare._matched_table(one, ["clip", "supervised"])
+
+
+def test_a_model_with_text_is_judged_by_both_prompts_and_one_with_a_head_by_it(tmp_path):
+    generation.make(tmp_path / "scenes", layouts.Config(train=20, test=2, side=32))
+    judge = comparison.Judge(tmp_path / "scenes", generation.read_config(tmp_path / "scenes"))
+    mean = lambda images: images.mean((1, 2)) - 128  # noqa: E731
+    text = lambda texts: np.array([[len(t), ord(t[-1]), 1] for t in texts], np.float32)  # noqa: E731
+    head = (judge.classes.names, np.eye(10, 3, dtype=np.float32), np.zeros(10, np.float32))
+    for encoder, prompts in (
+        (Encoder("text", 32, mean, text), {"class", "ensemble"}),
+        (Encoder("head", 32, mean, head=head), {"head"}),
+    ):
+        rows = judge.rows(encoder, Run("clip", None, None, 0))
+        assert {row["prompts"] for row in rows} == prompts
+        assert {row["set"] for row in rows} == {"val", "balanced", *SHIFTS}
+        assert all(0 <= row["correct"] <= row["images"] for row in rows)
+
+
 def test_figures_of_plausible_numbers():
     rows = []
     rng = np.random.default_rng(0)
     for arm, seed, step in ((a, s, t) for a in ("clip", "supervised") for s in range(3) for t in (5, 10)):
-        prompts = figures.prompts_of(arm)
+        prompts = comparison.prompts_of(arm)
         common = {"arm": arm, "seed": seed, "step": step, "pi_core": None, "pi_spu": None, "prompts": prompts}
         for name in ("v2", "sketch", "r", "a", "objectnet"):
             share = {"group": "all", "scope": "all", "images": 50, "accuracy": float(rng.uniform(0.2, 0.8))}

@@ -22,11 +22,12 @@ from sims.clip.model.probe import fit_probe
 from sims.clip.records import images, tokenizer
 from sims.clip.records.images import normalise
 from sims.clip.zero_shot import evaluation, report, robustness, scatter, scoring, sets, table
-from sims.clip.zero_shot.robustness import LINES, Line, bootstrap_band, effective_robustness, fit_line
+from sims.clip.zero_shot.robustness import LINES, effective_robustness
 from sims.clip.zero_shot.scoring import Share
 from sims.engine import files
 from sims.engine.flags import UsageError, WorkFailed, run_main
-from tests.clip.test_sets import CLASSES, NAMES, class_of, make_root, picture
+from sims.engine.lines import Line, fit_line
+from tests.clip.test_sets import CLASSES, NAMES, WNIDS, class_of, make_root, picture
 from tests.helpers import ROOT, own_flags
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
@@ -73,54 +74,6 @@ def test_which_line_is_the_default_and_where_it_reaches():
     assert robustness.default_line(0.1, "probit") == "probit"
     assert [robustness.extrapolated("weak", a) for a in (0.01, 0.05, 0.4, 0.41)] == [True, False, False, True]
     assert [robustness.extrapolated("logit", a) for a in (0.4, 0.55, 0.9, 0.91)] == [True, False, False, True]
-
-
-MODELS = np.array([0.2, 0.35, 0.5, 0.55, 0.7]), np.array([0.1, 0.3, 0.35, 0.5, 0.6])
-
-
-@pytest.mark.parametrize("transform", robustness.TRANSFORMS)
-def test_a_fitted_line_is_numpys(transform):
-    g = robustness.TRANSFORMS[transform][0]
-    line = fit_line(*MODELS, transform)
-    expected = np.polyfit(g(MODELS[0]), g(MODELS[1]), 1)
-    np.testing.assert_allclose([line.slope, line.intercept], expected)
-    assert line.transform == transform
-    exact = Line(0.8, -0.4, transform)
-    found = fit_line(MODELS[0], exact.at(MODELS[0]), transform)
-    np.testing.assert_allclose([found.slope, found.intercept], [0.8, -0.4])
-
-
-def test_the_band_is_of_lines_through_drawn_models():
-    """By a loop over the same draws, and as the delta method has it where models are many."""
-    at = np.array([0.25, 0.6])
-    rng, lines = np.random.default_rng(3), []
-    g, back = robustness.TRANSFORMS["logit"]
-    for picked in rng.integers(0, 5, (200, 5)):
-        if len(set(picked)) > 1:
-            lines.append(np.polyval(np.polyfit(g(MODELS[0][picked]), g(MODELS[1][picked]), 1), g(at)))
-    expected = back(np.quantile(lines, [0.05, 0.95], axis=0))
-    band = bootstrap_band(*MODELS, "logit", at, np.random.default_rng(3), draws=200, level=0.9)
-    np.testing.assert_allclose(band, expected)
-    wider = bootstrap_band(*MODELS, "logit", at, np.random.default_rng(3), draws=200, level=0.99)
-    assert (wider[0] < band[0]).all() and (wider[1] > band[1]).all()
-    exact = bootstrap_band(MODELS[0], LINES["v2"]["logit"].at(MODELS[0]), "logit", at, np.random.default_rng(0))
-    np.testing.assert_allclose(exact, [LINES["v2"]["logit"].at(at)] * 2)
-
-
-def test_what_has_no_line_is_refused():
-    x, y = MODELS
-    for arguments, told in (
-        ((np.array([0.0, 0.5]), np.array([0.1, 0.5])), r"must be inside \(0, 1\)"),
-        ((np.array([0.5, 0.5]), np.array([0.1, 0.5])), "two different"),
-        ((x, y[:2]), "shapes"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            fit_line(*arguments)
-    with pytest.raises(ValueError, match="three models"):
-        bootstrap_band(x[:2], y[:2], "logit", x, np.random.default_rng(0))
-    np.testing.assert_allclose(robustness.inside([0, 3, 10], 10), [0.05, 0.3, 0.95])
-    with pytest.raises(ValueError, match="correct <= images"):
-        robustness.inside(3, 2)
 
 
 def check_intervals(interval, level):
@@ -378,6 +331,30 @@ def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
         assert row["chance"] == pytest.approx(1 / 3) and "id_accuracy" not in row
     code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", "--sets=val")
     assert code == 2 and "--data has its own images and classes; leave out --" in error
+
+
+def test_sets_are_scored_by_the_categories_of_a_map(called, tmp_path, monkeypatch):
+    """Twin: a map that takes ties for brooms."""
+    weights = np.zeros((3, 12))
+    weights[[0, 0, 1, 2], [4, 5, 1, 3]] = 1
+    head = (("clock", "tie", "broom"), weights, np.zeros(3))
+    monkeypatch.setitem(ENCODERS, "mapped", Encoder("mapped", 8, perfect_image, head=head))
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    for name, members in (("right", (4, 5, 1, 3)), ("wrong", (4, 5, 3, 1))):
+        rows = zip(("clock", "clock", "tie", "broom"), members, strict=True)
+        lines = [f"{category},{WNIDS[c]}" for category, c in rows]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["category,wnid", *lines]))
+        code, _, error = called("mapped", f"--class_map={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}")
+        assert (code, error) == (0, "")
+        found = {row["set"]: row for row in rows_of(tmp_path / name / "results.jsonl")}
+        assert set(found) == {"val", "balanced", "v2", "sketch", "r", "a", "objectnet"}
+        assert (found["val"]["images"], found["val"]["dropped"], found["val"]["chance"]) == (8, 16, 1 / 3)
+        expected = {"right": (1, 1, 1), "wrong": (0.5, 0, 1 / 3)}[name]
+        assert tuple(found[one]["accuracy"] for one in ("val", "r", "objectnet")) == pytest.approx(expected)
+        assert found["r"]["id_accuracy"] == expected[0]
+    refused = called("mapped", "--class_map=coco")
+    assert refused[0] == 2 and "--class_map=coco has 291 classes, such as n" in refused[2]
+    assert "leave out --class_map" in called("mapped", "--data=csv:x", "--class_map=coco", at=None)[2]
 
 
 def test_words_that_name_two_classes_and_a_model_that_guesses(called, tmp_path, monkeypatch):

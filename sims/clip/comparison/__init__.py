@@ -1,1 +1,1 @@
-"""The comparison on generated scenes: config, runs (measured, judged, predicted), figures."""
+"""The comparison on generated scenes: config, runs (measured, judged, predicted), matched (ID-OOD lines), figures."""

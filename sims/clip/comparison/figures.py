@@ -9,11 +9,11 @@ import scipy.special
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sims.clip.comparison import matched
 from sims.clip.comparison.config import SHIFTS
-from sims.clip.comparison.runs import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, select
+from sims.clip.comparison.runs import GROUPS, RIDGES, THEORIES, Row, gap_interval, interval, prompts_of, select
 from sims.clip.config import ARMS
-from sims.clip.zero_shot import robustness
-from sims.engine import style
+from sims.engine import lines, style
 
 _LOOKS = [
     ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
@@ -23,11 +23,6 @@ _SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet":
 _NEAREST = (0.01, 0.99)  # shares nearer to 0 or 1 are drawn here
 _TICKS = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
 _PANEL_NAMES = {"clip": "measured: CLIP", "whitened": "whitened rule (X10)", "linear": "linear loss's rule (T5)"}
-
-
-def prompts_of(arm: str) -> str:
-    """The prompts that an arm is judged by in figures and tables."""
-    return "class" if ARMS[arm].reads else "head"
 
 
 def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float]) -> Figure:
@@ -67,12 +62,10 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
 def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.ndarray:
     """Draw an arm; returns the ends of what is drawn, (x or y, low or high), on the logit axes."""
     steps = sorted({row["step"] for row in rows})
-    x = np.array([row["id_accuracy"] for row in rows])
-    y = np.array([row["accuracy"] for row in rows])
-    inside = (x > 0) & (x < 1) & (y > 0) & (y < 1)
-    if inside.sum() > 2 and np.ptp(x[inside]) > 0:
-        fit = robustness.fit_line(x[inside], y[inside])
-        span = np.linspace(x[inside].min(), x[inside].max(), 50)
+    family = matched.family(rows, arm, rows[0]["set"])
+    if family is not None:
+        fit = lines.fit_line(family.acc_id, family.acc_ood, matched.TRANSFORM)
+        span = np.clip([family.acc_id.min(), family.acc_id.max()], *_NEAREST)
         ax.plot(scipy.special.logit(span), scipy.special.logit(fit.at(span)), color=colour, lw=1.0, alpha=0.7)
     ends = []
     for step in steps:

@@ -18,6 +18,7 @@ import scipy.stats
 import tqdm
 
 from sims.clip.comparison.config import Config, Run
+from sims.clip.config import ARMS
 from sims.clip.config import Config as Training
 from sims.clip.fit import trained, training
 from sims.clip.model.encoder import Encoder
@@ -134,7 +135,7 @@ class Judge:
         """
         weights = {"head": scoring.class_weights(encoder, self.classes.names, TEMPLATES)}
         if encoder.head is None:
-            weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), np.zeros(1, np.float32))}
+            weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), weights["head"][1])}
         looked = self.sets if each.pi_core is None else {name: self.sets[name] for name in ("val", "balanced")}
         seen = {
             name: scoring.image_features(encoder, found.paths, crop=found.crop, batch_size=256)
@@ -298,6 +299,11 @@ def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images:
 def _half(values: np.ndarray, of_images: float) -> float:
     of_seeds = scipy.stats.t.ppf(0.975, len(values) - 1) ** 2 * values.var(ddof=1) / len(values)
     return float((of_seeds + scipy.stats.norm.ppf(0.975) ** 2 * of_images) ** 0.5)
+
+
+def prompts_of(arm: str) -> str:
+    """The prompts that an arm is judged by in figures and tables."""
+    return "class" if ARMS[arm].reads else "head"
 
 
 def select(rows: Sequence[Row], **wanted: Any) -> Iterator[Row]:

@@ -20,6 +20,8 @@ from sims.clip.zero_shot.scoring import Result, Share
 from sims.clip.zero_shot.sets import EvaluationSet
 from sims.engine import store
 from sims.engine.flags import UsageError
+from sims.engine.lines import Line, fit_line
+from sims.engine.lines import inside as shares_inside
 
 Row = dict[str, Any]
 BEST = "-best"  # ends the id of a run's best checkpoint
@@ -280,14 +282,14 @@ def _model(row: Row) -> str:
     return row["run"].removesuffix(BEST)
 
 
-def fit(others: Sequence[Row], transform: str) -> robustness.Line | None:
+def fit(others: Sequence[Row], transform: str) -> Line | None:
     """The line fitted to other models; None unless two of them differ in their accuracy on val."""
     x, y = (inside(others, axis) for axis in ("id_", ""))
-    return robustness.fit_line(x, y, transform) if len(np.unique(x)) >= 2 else None
+    return fit_line(x, y, transform) if len(np.unique(x)) >= 2 else None
 
 
 def inside(rows: Sequence[Row], axis: str) -> np.ndarray:
     """Accuracies, with 0 and 1 moved inwards by half an image (by 5e-4 if the number of images is not known)."""
     counts = [row.get(f"{axis}images", 1000) for row in rows]
     shares = [row[f"{axis}accuracy"] * n for row, n in zip(rows, counts, strict=True)]
-    return robustness.inside(shares, counts) if rows else np.empty(0)
+    return shares_inside(shares, counts) if rows else np.empty(0)

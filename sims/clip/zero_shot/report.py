@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sims.clip.zero_shot.evaluation import Choice, Row, fit, inside, of_shift
-from sims.clip.zero_shot.robustness import LINES, Line, bootstrap_band
+from sims.clip.zero_shot.robustness import LINES
+from sims.engine.lines import Line, bootstrap_band
 
 _NAMES = {
     "val": "ImageNet val",

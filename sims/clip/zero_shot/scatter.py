@@ -6,7 +6,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 
-from sims.clip.zero_shot.robustness import TRANSFORMS, Line
+from sims.engine.lines import TRANSFORMS, Line
 
 # Ticks in %, from coarse to fine; an axis takes the first set with three ticks in view.
 _TICKS = (

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sims.clip.records.class_maps import ClassMap
 from sims.clip.records.classes import SYNSETS, WNID, Classes
 from sims.clip.records.reading import brief, parsed, reason, separated, text_of
 from sims.clip.records.sources import Source, open_source
@@ -135,6 +136,42 @@ def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes)
             raise UsageError(f"--root={root} has no folder {FOLDERS[name]}; without it leave {name} out of --sets.")
     expected = _expected(root, classes)
     return {name: _open(root, name, classes, expected.get(name)) for name in wanted}
+
+
+def mapped(found: dict[str, EvaluationSet], classes: Classes, by: ClassMap) -> tuple[dict[str, EvaluationSet], Classes]:
+    """The sets, labelled by the categories of a map, and the categories as their classes.
+
+    All categories are scored in every set. Images of a class without a category are dropped and counted; so are those
+    of an ObjectNet object whose ImageNet classes are not of one category.
+    Raises: UsageError if the class list lacks a class of the map, or a set has no image of a category.
+    """
+    index = {wnid: i for i, wnid in enumerate(classes.wnids)}
+    if lacking := sorted(set(by.of) - set(index)):
+        raise UsageError(
+            f"--class_map={by.name} has {len(lacking)} classes, such as {lacking[0]}, that the class list has not; give"
+            f" --classes={SYNSETS}."
+        )
+    category = np.full(len(index), -1)
+    category[[index[wnid] for wnid in by.of]] = list(by.of.values())
+    singles = tuple((c,) for c in range(len(by.categories)))
+    result = {}
+    for name, one in found.items():
+        groups = [set(category[list(group)]) for group in one.scored]
+        labels = np.array([group.pop() if len(group) == 1 else -1 for group in groups], np.int32)[one.labels]
+        kept = np.flatnonzero(labels >= 0)
+        if not len(kept):
+            raise UsageError(f"{name} has no image of a category of --class_map={by.name}; leave it out of --sets.")
+        result[name] = dataclasses.replace(
+            one,
+            paths=tuple(one.paths[i] for i in kept),
+            labels=labels[kept],
+            scored=singles,
+            rule=f"{one.rule}; as {len(np.unique(labels[kept]))} of the {len(singles)} categories of {by.name}",
+            expected=None,
+            groups=None if one.groups is None else one.groups[kept],
+            dropped=one.dropped + len(labels) - len(kept),
+        )
+    return result, Classes(by.categories, by.categories, by.categories)
 
 
 def absent(root: pathlib.Path, classes: Classes) -> tuple[str, ...]:
