@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep-model": "sims.sweep_model",
     "phase-diagram": "sims.phase_diagram",
     "dynamics": "sims.dynamics",
+    "diagnose": "sims.diagnose",
     "digits": "sims.digits",
     "digits-readouts": "sims.digits.readouts",
     "make-scenes": "sims.clip.make_scenes",

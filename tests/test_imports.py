@@ -29,6 +29,7 @@ ROOMS = {
     "sims.phase_diagram": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.dynamics": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.digits": ("sims.engine", *LIBRARY),
+    "sims.diagnose": ("sims.engine", *LIBRARY),
     "sims.clip.config": ("sims.engine",),
     "sims.clip.records": ("sims.clip.config", "sims.engine"),
     "sims.clip.scenes": ("sims.clip.records", "sims.engine"),

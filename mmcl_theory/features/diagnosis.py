@@ -65,13 +65,25 @@ class Learner:
 
 LEARNERS = {kind: Learner(kind) for kind in KINDS}
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# The knobs of the advice: settings of a policy for all learners, and the settings of each kind of learner.
-POLICY_KNOBS: dict[str, tuple[float, ...]] = {"attribute": _SHARES, "detail": _SHARES, "minority": (1.0, 2.0, 4.0, 8.0)}
-LEARNER_KNOBS: dict[str, dict[str, tuple[float, ...]]] = {
-    "mmcl": {"same_class_weight": _SHARES},
-    "whitened": {"theta": _SHARES, "shrinkage": (0.001, 0.01, 0.1, 1.0)},
-    "ridge": {"kappa": (0.01, 0.1, 1.0, 10.0, 100.0)},
-    "supervised": {"shrinkage": (0.001, 0.01, 0.1, 1.0)},
+# The settings that the advice tries: of a policy (attribute, detail, minority), and of a learner.
+KNOBS: dict[str, tuple[float, ...]] = {
+    "attribute": _SHARES,
+    "detail": _SHARES,
+    "minority": (2.0, 4.0, 8.0),
+    "same_class_weight": _SHARES,
+    "theta": _SHARES,
+    "kappa": (0.01, 0.1, 1.0, 10.0, 100.0),
+    "shrinkage": (0.001, 0.01, 0.1, 1.0),
+}
+_POLICIES = ("attribute", "detail", "minority")
+# The kinds of learners that have a knob; all others have it.
+_ONLY = {
+    "attribute": ("mmcl", "whitened", "ridge"),
+    "detail": ("mmcl", "whitened", "ridge"),
+    "same_class_weight": ("mmcl",),
+    "theta": ("whitened",),
+    "kappa": ("ridge",),
+    "shrinkage": ("whitened", "supervised"),
 }
 
 
@@ -209,7 +221,7 @@ class Advice:
 
     Attributes:
         learner: name of the learner.
-        knob: of POLICY_KNOBS or LEARNER_KNOBS.
+        knob: of KNOBS.
         setting: the knob's value.
         shifted: the difference of accuracy on P*.
         worst: the difference in the worst group; the groups that are worst before and after may differ.
@@ -313,7 +325,7 @@ def diagnose(
     folds: int = 10,
     components: int = 256,
     seed: int = 0,
-    advise: bool = True,
+    knobs: Mapping[str, Sequence[float]] = KNOBS,
 ) -> Diagnosis:
     """How each learner classifies the groups of one's own features, and which captions or samples would change it.
 
@@ -338,14 +350,16 @@ def diagnose(
         folds: M, at least 2; fewer are used if a group has fewer samples.
         components: features beyond this number are reduced to that many principal components.
         seed: of the division into folds.
-        advise: whether to try the knobs.
+        knobs: the settings that the advice tries, by name; KNOBS has all. {} for no advice. Each learner is tried with
+            the knobs that it has.
 
     Returns:
         The diagnosis.
 
     Raises:
         ValueError: for arrays that disagree, features that are not finite floats, fewer than two classes or attributes,
-            a group with fewer than two samples, more than 64 classes, or a singular covariance without shrinkage.
+            a group with fewer than two samples, more than 64 classes, a singular covariance without shrinkage, or an
+            unknown knob or a setting out of its range.
 
     Warns:
         UserWarning: for a group of fewer than 30 samples, whose intervals are wide.
@@ -360,7 +374,7 @@ def diagnose(
         >>> key_dictionaries, key_pairs = jax.random.split(jax.random.key(0))
         >>> dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
         >>> pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, 2000, dictionaries)
-        >>> found = mt.diagnose(*map(np.asarray, (pairs.image, pairs.text, pairs.label, pairs.attribute)), advise=False)
+        >>> found = mt.diagnose(*map(np.asarray, (pairs.image, pairs.text, pairs.label, pairs.attribute)), knobs={})
         >>> for name in ("mmcl", "whitened"):
         ...     print(f"{name}: {found.regime(name)}")
         mmcl: the shortcut wins
@@ -392,6 +406,8 @@ def diagnose(
     for name, learner in learners.items():
         if learner.rank is not None and learner.rank > min(image.shape[1], text.shape[1], components):
             raise ValueError(f"rank of {name} must be at most the number of features, got {learner.rank}.")
+    for knob in knobs:
+        _checks.choice("knobs", knob, tuple(KNOBS))
     if prompts is not None:
         prompts = _features("prompts", prompts)
         if prompts.shape != (k, text.shape[1]):
@@ -407,7 +423,7 @@ def diagnose(
         sums = _by_fold(sums, m, groups)
         data = _Data(image, fold, group, sums, np.arange(groups) // num_attributes, prompts, shifted)
         outcomes = {name: data.outcome(learner) for name, learner in learners.items()}
-        advice = [x for name in learners if advise for x in _advice(data, name, learners[name], outcomes[name])]
+        advice = [x for name in learners for x in _advice(data, name, learners[name], outcomes[name], knobs)]
         fitted, told = _fit(data, text, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
     return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), fitted, told)
@@ -485,17 +501,17 @@ class _Data:
         return float((z**3).mean()), float((z**4).mean() - 3)
 
 
-def _advice(data: _Data, name: str, learner: Learner, now: Outcome) -> list[Advice]:
+def _advice(
+    data: _Data, name: str, learner: Learner, now: Outcome, knobs: Mapping[str, Sequence[float]]
+) -> list[Advice]:
     found = []
-    knobs = {"minority": POLICY_KNOBS["minority"]} if learner.kind == "supervised" else dict(POLICY_KNOBS)
-    for knob, settings in {**knobs, **LEARNER_KNOBS[learner.kind]}.items():
+    for knob, settings in knobs.items():
+        if learner.kind not in _ONLY.get(knob, KINDS):
+            continue
         for setting in settings:
-            policy, changed = AS_IT_IS, learner
             change: dict[str, Any] = {knob: setting}
-            if knob in POLICY_KNOBS:
-                policy = dataclasses.replace(policy, **change)
-            else:
-                changed = dataclasses.replace(learner, **change)
+            policy = dataclasses.replace(AS_IT_IS, **change) if knob in _POLICIES else AS_IT_IS
+            changed = learner if knob in _POLICIES else dataclasses.replace(learner, **change)
             if (policy, changed) == (AS_IT_IS, learner):
                 continue
             by_fold = data.accuracy(data.scores(changed, policy))

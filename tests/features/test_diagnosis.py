@@ -100,13 +100,13 @@ def test_accuracies_meet_the_theory_s(found, learner, other):
 
 def test_gaussian_scores_look_gaussian_and_others_do_not(data):
     image, text, label, attribute = data
-    plain = mt.diagnose(*data, advise=False, learners={"mmcl": LEARNERS["mmcl"]}).outcomes["mmcl"]
+    plain = mt.diagnose(*data, knobs={}, learners={"mmcl": LEARNERS["mmcl"]}).outcomes["mmcl"]
     assert np.abs(plain.skewness[[0, 3]]).max() < 0.3
     # A few images far away, along the direction of the rule.
     far = image + 40 * (np.arange(len(image)) % 40 == 0)[:, None] * (
         image[label == 1].mean(0) - image[label == 0].mean(0)
     )
-    skewed = mt.diagnose(far, text, label, attribute, advise=False, learners={"mmcl": LEARNERS["mmcl"]})
+    skewed = mt.diagnose(far, text, label, attribute, knobs={}, learners={"mmcl": LEARNERS["mmcl"]})
     assert np.abs(skewed.outcomes["mmcl"].skewness).max() > 2
 
 
@@ -116,7 +116,7 @@ def test_held_out_samples_are_not_seen():
     image, text = rng.normal(size=(300, 100)), rng.normal(size=(300, 4))
     label, attribute = rng.integers(0, 2, (2, 300))
     learner = {"supervised": Learner("supervised", shrinkage=1e-4)}
-    outcome = mt.diagnose(image, text, label, attribute, learners=learner, advise=False).outcomes["supervised"]
+    outcome = mt.diagnose(image, text, label, attribute, learners=learner, knobs={}).outcomes["supervised"]
     at = outcome.at("train")
     assert abs(at.value - 0.5) < 4 * max(at.error, 0.03)
     sums = group_sums(image, text, 2 * label + attribute, 4)
@@ -164,7 +164,7 @@ def test_prompts_of_one_s_own(data):
     means = np.stack(
         [np.stack([text[(label == y) & (attribute == a)].mean(0) for a in (0, 1)]).mean(0) for y in (0, 1)]
     )
-    arguments = {"learners": {"mmcl": LEARNERS["mmcl"]}, "advise": False}
+    arguments = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
     right = mt.diagnose(*data, prompts=means, **arguments).outcomes["mmcl"].by_fold
     wrong = mt.diagnose(*data, prompts=means[::-1], **arguments).outcomes["mmcl"].by_fold
     np.testing.assert_allclose(right, 1 - wrong, atol=1e-12)
@@ -176,9 +176,9 @@ def test_principal_components_of_wide_features_keep_the_result(data, found):
     image, text, label, attribute = data
     rng = np.random.default_rng(0)
     wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
-    again = mt.diagnose(wide, text, label, attribute, components=6, learners={"mmcl": LEARNERS["mmcl"]}, advise=False)
+    again = mt.diagnose(wide, text, label, attribute, components=6, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
     np.testing.assert_allclose(again.outcomes["mmcl"].by_fold, found.outcomes["mmcl"].by_fold, atol=0.02)
-    fewer = mt.diagnose(wide, text, label, attribute, components=1, learners={"mmcl": LEARNERS["mmcl"]}, advise=False)
+    fewer = mt.diagnose(wide, text, label, attribute, components=1, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
     assert np.abs(fewer.outcomes["mmcl"].by_fold - found.outcomes["mmcl"].by_fold).max() > 0.02
 
 
@@ -203,6 +203,11 @@ def test_tables(found):
         ({"labels": np.arange(20) % 2 * 1}, "every group must have at least 2 samples, got 0 of (0, 1)."),
         ({"prompts": np.zeros((3, 2))}, "prompts must have shape (2, 2), got (3, 2)."),
         ({"shifted_weight": [0.5, 0.5]}, "shifted_weight must have one entry for each of 4 groups, got shape (2,)."),
+        (
+            {"knobs": {"rank": [1]}},
+            "knobs must be one of attribute, detail, minority, same_class_weight, theta, kappa, shrinkage, got 'rank'.",
+        ),
+        ({"knobs": {"attribute": [1.5]}}, "attribute must be in [0, 1], got 1.5."),
         ({"folds": 1}, "folds must be an integer >= 2, got 1."),
         ({"learners": {"a": Learner("mmcl", rank=9)}}, "rank of a must be at most the number of features, got 9."),
         (
@@ -219,7 +224,7 @@ def test_bad_input_is_one_line(change, said):
     arguments = {"image": image, "text": rng.normal(size=(20, 2)), "labels": np.arange(20) // 10,
                  "attributes": np.arange(20) % 2}  # fmt: skip
     with pytest.raises(ValueError) as error:
-        mt.diagnose(**{**arguments, **change}, **({} if "learners" in change else {"advise": False}))
+        mt.diagnose(**{**arguments, **change}, **({} if "knobs" in change else {"knobs": {}}))
     assert str(error.value) == said
 
 
@@ -228,7 +233,7 @@ def test_a_small_group_gives_a_warning():
     with pytest.warns(UserWarning, match=r"group \(a, 1\) has 29 samples, fewer than 30: its intervals are wide\."):
         label = np.repeat(["a", "b"], [69, 80])
         attribute = np.r_[np.repeat([0, 1], [40, 29]), np.repeat([0, 1], 40)]
-        mt.diagnose(rng.normal(size=(149, 2)), rng.normal(size=(149, 2)), label, attribute, advise=False)
+        mt.diagnose(rng.normal(size=(149, 2)), rng.normal(size=(149, 2)), label, attribute, knobs={})
 
 
 @pytest.mark.parametrize("setting", [{"kind": "other"}, {"theta": 2.0}, {"kappa": -1.0}, {"rank": 0}])

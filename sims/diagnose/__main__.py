@@ -1,0 +1,135 @@
+"""Which learners fail on which groups of one's own features, and which captions or samples would help.
+
+The features are image and text embeddings of pairs, with a class and an attribute (the background, say) for each.
+Linear MMCL, the whitened and the ridge rule (InfoNCE to second order), and least-squares SL are fitted in closed form
+and scored on held-out folds. Beside each accuracy stands what Gaussian scores would give: where both agree, the theory
+of mixtures holds for these features. Then every knob is turned: how often captions name the attribute or other details,
+more samples of small groups, same-class weight, whitening, ridge, shrinkage.
+
+    python -m sims.diagnose --data=features.npz
+    python -m sims.diagnose --image=image.npy --text=text.npy --labels=table.csv:class --attributes=table.csv:place
+
+A source is FILE or FILE:NAME, of .npy, .npz, .safetensors, .csv or .parquet. --data is the file of all that no other
+flag gives, under the names image, text, labels, attributes, and prompts if it has them.
+Writes report.html, accuracies.csv, advice.csv, diagnosis.json and the figure diagnose.png.
+"""
+
+import pathlib
+import sys
+import warnings
+from typing import Any
+
+from absl import flags
+
+from sims.engine.flags import (
+    UsageError,
+    check_choice,
+    check_range,
+    define,
+    integer,
+    names,
+    number,
+    optional,
+    path,
+    run_main,
+)
+
+KINDS = ("mmcl", "whitened", "ridge", "supervised")
+NEEDED = ("image", "text", "labels", "attributes")
+_SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
+
+
+def _define_flags() -> None:
+    define("data", None, "file of all that the flags below do not give", optional(path))
+    define("image", None, "image features, a row for each pair", optional(path))
+    define("text", None, "text features of the captions, a row for each pair", optional(path))
+    define("labels", None, "class of each pair: whole numbers or words", optional(path))
+    define("attributes", None, "attribute of each pair: whole numbers or words", optional(path))
+    define(
+        "prompts", None, "text features of a prompt for each class, in sorted order; none: class means", optional(path)
+    )
+    define("learners", KINDS, f"of {', '.join(KINDS)}", names)
+    define("same_class_weight", None, "of mmcl, in [0, 1]; none: the ordinary loss", optional(number))
+    define("theta", 1.0, "whitening of `whitened`, in [0, 1]", number)
+    define(
+        "kappa", 1.0, "ridge of `ridge`, >= 0, in units of the mean product of an image and a text eigenvalue", number
+    )
+    define("rank", None, "embedding size of mmcl and whitened, >= 1; none: no limit", optional(integer))
+    define(
+        "shrinkage", 0.01, "multiple of its mean eigenvalue that is added to a covariance before it is inverted", number
+    )
+    define(
+        "shifted_weight", None, "weights of the groups under the shift, classes slowest; none: equal", optional(weights)
+    )
+    define("components", 256, "principal components that wider features are reduced to, >= 1", integer)
+    define("folds", 10, "folds, 2 to 100; fewer are used if a group has fewer samples", integer)
+    define("seed", 0, "of the division into folds, in [0, 2^32)", integer)
+    flags.DEFINE_bool("advice", True, "turn the knobs; this takes most of the time")
+    define("out", "runs/diagnose", "folder for the report, the tables and the figure", path)
+
+
+def weights(text: str) -> tuple[float, ...]:
+    """`0.1,0.4,0.4,0.1`: numbers in any order."""
+    return tuple(number(part) for part in text.split(","))
+
+
+def load(values: dict[str, Any]) -> dict[str, Any]:
+    """The arrays that the flags name. Raises: UsageError."""
+    from sims.diagnose import reading
+
+    found = {}
+    for flag in (*NEEDED, "prompts"):
+        source = values[flag] or values["data"]
+        if source is None and flag in NEEDED:
+            raise UsageError(f"--{flag} must name a file, or --data one that has {', '.join(NEEDED)}.")
+        optional_one = flag == "prompts" and not values[flag]
+        if source is not None and not (optional_one and not reading.holds(source, flag)):
+            found[flag] = reading.read(flag if values[flag] else "data", source, flag)
+    return found
+
+
+def _main() -> None:
+    values = flags.FLAGS.flag_values_dict()
+    for learner in values["learners"]:
+        check_choice("learners", learner, KINDS)
+    check_range("theta", values["theta"], 0, 1)
+    check_range("kappa", values["kappa"], 0)
+    check_range("shrinkage", values["shrinkage"], 0)
+    for name, most in (("same_class_weight", 1), ("rank", 10**6)):
+        if values[name] is not None:
+            check_range(name, values[name], 0 if most == 1 else 1, most)
+    check_range("folds", values["folds"], 2, 100)
+    check_range("components", values["components"], 1)
+    check_range("seed", values["seed"], 0, 2**32 - 1)
+    arrays = load(values)
+    out = pathlib.Path(values["out"])
+
+    from sims.engine import files
+
+    files.check_folder(out, f"--out={out}")
+
+    import mmcl_theory as mt
+    from sims.diagnose import report
+
+    learners = {k: mt.features.Learner(k, **{x: values[x] for x in _SETTINGS}) for k in values["learners"]}
+    knobs = mt.features.KNOBS if values["advice"] else {}
+    sizes = {name: values[name] for name in ("folds", "components", "seed")}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            found = mt.diagnose(
+                **arrays, learners=learners, shifted_weight=values["shifted_weight"], knobs=knobs, **sizes
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning) and "group" in str(w.message)]
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    given = {name: values[name] for name in ("data", *NEEDED, "prompts", "learners", *_SETTINGS, *sizes)}
+    out.mkdir(parents=True, exist_ok=True)
+    report.write(found, given, notes, out)
+    print(f"{report.text(found)}\n\nReport: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_main(__doc__, _define_flags, _main)
