@@ -81,6 +81,29 @@ class GroupCaptions:
         eye = jnp.broadcast_to(jnp.eye(pi.shape[1], dtype=bool), both.shape)
         return u_mean, right, jnp.where(eye, jnp.broadcast_to(diagonal[:, None, :], both.shape), both)
 
+    def states(self, model: Any) -> tuple[Float[Array, "g s l"], Float[Array, "g s l"], Float[Array, "g s l"]]:
+        """Probability, mean and variance of each state of a coordinate, of a single model and policy.
+
+        A coordinate is left out (state 0), names the image's own value (state 1), or names that of the k-th group after
+        its own, in cyclic order (state 1 + k, k = 1..G-1). The variance of state 1 is that of the blur, beside z's own.
+        States are independent over coordinates. If `wrong` is known to be 0 everywhere, there are two states.
+        """
+        check_captions(model, self)
+        groups, mean = len(model.weight), model.mean
+        known = not isinstance(self.wrong, jax.core.Tracer) and not np.asarray(self.wrong).any()
+        donors = 0 if known else groups - 1
+        donor = (np.arange(groups)[:, None] + 1 + np.arange(donors)[None, :]) % groups  # (G, donors)
+        share = others_of(model.weight)[np.arange(groups)[:, None], donor]
+        own = jnp.stack([1 - self.mention, self.mention * (1 - self.wrong)], 1)
+        foreign = (self.mention * self.wrong)[:, None, :] * share[:, :, None]
+        blur = self.blur[:, None, :] ** 2
+        variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)[donor] + blur
+        return (
+            jnp.concatenate([own, foreign], 1),
+            jnp.concatenate([jnp.stack([self.base, mean], 1), mean[donor]], 1),
+            jnp.concatenate([jnp.zeros_like(blur), blur, variance], 1),
+        )
+
 
 def rich_captions(model: Any) -> GroupCaptions:
     """Captions that name every detail: u = z."""
