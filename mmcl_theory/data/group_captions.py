@@ -47,6 +47,36 @@ class GroupCaptions:
 
     ranks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
 
+    def with_mentions(self, pi: _checks.Scalar, where: Any) -> "GroupCaptions":
+        """The same captions, whose mention probabilities are entries of pi.
+
+        Args:
+            pi: k probabilities, (k,), or one, ().
+            where: which entry of pi each mention takes, one a coordinate (l,) or one a group and coordinate (G, l);
+                -1 keeps the mention.
+
+        Returns:
+            The captions. Values of pi are not checked, so that a root or an ascent may pass them.
+
+        Raises:
+            ValueError: for an entry of `where` that is not an integer in -1..k-1, or another shape.
+
+        Example:
+            One rate for the second coordinate of all groups:
+
+            >>> import jax.numpy as jnp
+            >>> import mmcl_theory as mt
+            >>> caps = mt.group_captions(mt.intra_class(0.95, 1.0, 0.1))
+            >>> print(caps.with_mentions(jnp.array(0.3), where=[-1, 0]).mention[0])
+            [1.  0.3]
+        """
+        pi = jnp.atleast_1d(jnp.asarray(pi, self.mention.dtype))
+        at, shape = np.asarray(where), self.mention.shape[-2:]
+        if at.dtype.kind not in "iu" or at.shape not in (shape, shape[1:]) or at.min() < -1 or at.max() >= len(pi):
+            raise ValueError(f"where must be integers in -1..{len(pi) - 1}, {shape[1:]} or {shape}, got {where!r}.")
+        at = np.broadcast_to(at, self.mention.shape)
+        return dataclasses.replace(self, mention=jnp.where(at < 0, self.mention, pi[np.maximum(at, 0)]))
+
     def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
         """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
         shape, model = latents.z.shape, model.as_mixture()
