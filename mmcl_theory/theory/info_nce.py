@@ -160,9 +160,9 @@ def info_nce_optimum(
             slopes = 0 * sum(x.sum() for x in jax.tree.leaves((whole, kappa)))
             slopes = undefined_slope(slopes, jnp.ones((), bool))
             return jax.tree.map(lambda x: x + jnp.broadcast_to(slopes, x.shape), found)
-        *sides, without_slope = quadrature(fixed, nodes)
-        loss = functools.partial(population_loss, fixed, *sides, fixed_kappa)
-        derivatives = functools.partial(population_derivatives, fixed, *sides, fixed_kappa)
+        images, texts, without_slope = quadrature(fixed, nodes)
+        loss = functools.partial(population_loss, fixed, images, texts, fixed_kappa)
+        derivatives = functools.partial(population_derivatives, fixed, images, texts, fixed_kappa)
 
     m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss, size))
     good = _is_minimum(gradient, hessian, derivatives(jnp.zeros_like(m))[2])
@@ -173,7 +173,8 @@ def info_nce_optimum(
         live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
     else:
         lost = singular | without_slope
-        live = functools.partial(population_loss, whole, *quadrature(whole, nodes)[:2], kappa)
+        images, texts, _ = quadrature(whole, nodes)
+        live = functools.partial(population_loss, whole, images, texts, kappa)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
     score = nan_where(~good, m).reshape(size, size)
@@ -189,14 +190,17 @@ def _quasi_random_optimum(pairs: PairLaw, kappa: Array, points: int) -> InfoNceO
         return jax.tree.map(lambda x: x.mean(0), jax.lax.map(f, sets))
 
     def derivatives(m: Array) -> tuple[Array, Array, Array]:
-        return mean(lambda sides: population_derivatives(pairs, *sides, kappa, m))
+        return mean(lambda sides: population_derivatives(pairs, sides[0], sides[1], kappa, m))
 
     def loss(m: Array) -> Array:
-        return mean(lambda sides: population_loss(pairs, *sides, kappa, m))
+        return mean(lambda sides: population_loss(pairs, sides[0], sides[1], kappa, m))
 
     m, value, gradient, hessian = _newton(derivatives, loss, size)
     good = _is_minimum(gradient, hessian, derivatives(jnp.zeros_like(m))[2])
-    gradients = jax.lax.map(lambda sides: population_derivatives(pairs, *sides, kappa, m)[1], sets) - gradient[None, :]
+    gradients = (
+        jax.lax.map(lambda sides: population_derivatives(pairs, sides[0], sides[1], kappa, m)[1], sets)
+        - gradient[None, :]
+    )
     replicates = m[None, :] - gradients @ _pseudo_inverse(hessian)[0]
     m, replicates = (jnp.where(good, x, jnp.nan) for x in (m, replicates))
     error = replicates.std(0, ddof=1) / len(replicates) ** 0.5
