@@ -610,9 +610,7 @@ def trained_info_nce(effort):
         ledger.mean(2 * large - small, bias=0.01),
         prediction(),
         {
-            "whitened": theory.whitened_rule(model, caps, obs, prompts=np.eye(4)[:2])
-            if False
-            else prediction(caps=right),
+            "errors ignored": prediction(caps=right),
             "classes of equal weight": prediction(equal_weights(model)),
         },
     )
