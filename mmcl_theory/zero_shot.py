@@ -15,6 +15,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import Array, Bool, Float, Int
 
 from mmcl_theory import _checks
+from mmcl_theory._slopes import undefined_slope
 from mmcl_theory.data import InterClass, IntraClass, Model, class_labels
 from mmcl_theory.data.captions import is_pair_model
 from mmcl_theory.data.protocol import law_class, prompts_of
@@ -132,7 +133,8 @@ def linear_rule_accuracy(
         sd_image: noise s_I per image coordinate, >= 0.
 
     Returns:
-        The accuracies, of the broadcast shape (...); NaN where an argument is NaN.
+        The accuracies, of the broadcast shape (...); NaN where an argument is NaN. The intra-class accuracy jumps at a
+        tie without noise, where its derivatives are NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,7 +165,8 @@ def _intra_class_accuracy(model: IntraClass, w_core: Array, w_spu: Array, noise:
     # The inner `where` keeps the derivative of the unused branch finite.
     z = mean / jnp.sqrt(jnp.where(noiseless, 1.0, variance))
     tied = _ROUNDING * jnp.finfo(mean.dtype).eps * (jnp.abs(w_core * mu_core) + jnp.abs(w_spu * mu_spu))
-    return jnp.where(noiseless, 0.5 * (1 + _sign(mean, tied)), ndtr(z))
+    value = jnp.where(noiseless, 0.5 * (1 + _sign(mean, tied)), ndtr(z))
+    return undefined_slope(value, noiseless & (jnp.abs(mean) <= tied))
 
 
 def _inter_class_accuracy(model: InterClass, a: Array, b: Array, variance: Array) -> Array:

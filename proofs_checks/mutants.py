@@ -40,6 +40,7 @@ WATCHERS = {  # module of mmcl_theory: its tests, and the statements that use it
     "theory.budget": ("theory/test_budget", ("X8",)),
     "theory.whitened": ("theory/test_whitened", ("X10", "X5")),
     "theory.info_nce": ("theory/test_info_nce", ("X10", "X11")),
+    "theory.info_nce_mixtures": ("theory/test_info_nce", ("X13",)),
     "theory.ridge": ("theory/test_ridge", ("X11", "X12")),
     "theory.sup_con": ("theory/test_sup_con", ("T7",)),
     "theory.mixtures": ("theory/test_mixtures", ("X13",)),

@@ -24,6 +24,7 @@ accuracy = ambient.jit(theory.mmcl_accuracy, static_argnames=("embed_dim",))
 whitened = ambient.jit(theory.whitened_accuracy)
 ridge = ambient.jit(theory.ridge_accuracy)
 supervised = ambient.jit(theory.supervised_accuracy)
+optimum = ambient.jit(theory.info_nce_optimum, static_argnames=("nodes", "points"))
 probe = ambient.jit(theory.probe_accuracy, static_argnames=("embed_dim",))
 
 
@@ -457,15 +458,71 @@ def max_margin(effort):
     )
 
 
+def balanced_mentions(effort):
+    """The rate at which captions name the shortcut so that both groups of class 1 fare alike: rules learnt there."""
+    model, noise = two_classes(), ambient.noise(8, 6, 0.3, 0.3)
+    where, groups, n = [-1, 0, -1, -1], (2, 3), 500
+
+    caps = mt.group_captions(model, mention=[0.6, 1.0, 0.6, 0.4], wrong=[0.1, 0.0, 0.25, 0.0])
+
+    def root(model=model):
+        def accuracy(pi):
+            return theory.whitened_accuracy(model, caps.with_mentions(pi, where), noise)
+
+        return theory.balanced_mention(accuracy, groups).pi
+
+    def compare(pi):
+        at = caps.with_mentions(pi, where)
+        by_group = extrapolated(90, model, at, lambda _: noise, 1.0, rule=whitening, n=n, runs=200 * effort)
+        return ledger.mean(by_group[:, groups[0]] - by_group[:, groups[1]], bias=3e-3)(0.0)
+
+    pair = mt.intra_class(0.7, 0.6**0.5, 0.05**0.5)  # of class 1
+    return ledger.judge(
+        "gap of two groups of whitened rules from sample covariances, where captions name the shortcut at the balance",
+        compare,
+        root(),
+        {
+            "the intra-class formula": theory.balanced_pi_spu(pair, mt.captions(0.6), noise),
+            "classes of equal weight": root(equal_weights(model)),
+            "always named": 1.0,
+        },
+    )
+
+
+def best_worst_group(effort):
+    """The shortcut named at a rate for each group of class 1, within a budget: against a grid of both rates."""
+    model, noise = two_classes(), ambient.noise(8, 6, 0.3, 0.3)
+    caps = mt.group_captions(model, mention=[0.6, 0.4, 0.6, 0.4], wrong=[0.1, 0.0, 0.25, 0.0])
+    where = -np.ones((4, 4), int)
+    where[2, 1], where[3, 1] = 0, 1
+    cost, budget = np.array([1.0, 2.0]), 0.4
+
+    def by_group(pi):
+        return theory.whitened_accuracy(model, caps.with_mentions(pi, where), noise).by_group
+
+    points = np.linspace(0, 1, 201)
+    pi = np.stack(np.meshgrid(points, points, indexing="ij"), -1).reshape(-1, 2)
+    at = np.asarray(jax.jit(jax.vmap(lambda pi: by_group(pi).min()))(jnp.asarray(pi)))
+    best = theory.optimal_captions(by_group, cost, budget, starts=4)
+    return ledger.judge(
+        "accuracy in the worst group of the best rates of two groups within a budget: best of 201 x 201",
+        ledger.close([at[pi @ cost <= budget + 1e-12].max(), 0.0], 5e-4),
+        [best.value, best.kkt_residual],
+        {
+            "an even split": [by_group(jnp.full(2, budget / cost.sum())).min(), 0.0],
+            "budget ignored": [at.max(), 0.0],
+        },
+    )
+
+
 def info_nce(effort):
     """The optimum of bilinear InfoNCE: one Newton step on sampled batches, of 2N less of N, must not leave it."""
     whole = two_classes()
     model = mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
     caps, obs = mt.group_captions(model, [0.8, 0.5], blur=[0.0, 0.3]), ambient.noise(2, 2, 0.5, 0.4)
-    optimum = ambient.jit(functools.partial(theory.info_nce_optimum, nodes=20))
 
     def prediction(model=model, caps=caps):
-        return np.asarray(optimum(model, caps, obs).score)
+        return np.asarray(optimum(model, caps, obs, nodes=20).score)
 
     at = jnp.asarray(prediction())
 
@@ -496,6 +553,65 @@ def info_nce(effort):
             "classes of equal weight": prediction(equal_weights(model)),
             "blur of captions ignored": prediction(caps=mt.group_captions(model, [0.8, 0.5])),
             "mentions swapped": prediction(caps=mt.group_captions(model, [0.5, 0.8], blur=[0.0, 0.3])),
+        },
+    )
+
+
+def info_nce_with_errors(effort):
+    """Quasi-random points against quadrature, two latents, captions that err and blur: a t-test of 16 replicates."""
+    whole = two_classes()
+    model = mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
+    faults = {"mention": [0.8, 0.5], "wrong": [0.1, 0.4], "blur": [0.0, 0.3]}
+    obs = ambient.noise(2, 2, 0.5, 0.4)
+
+    def drawn(model=model, **change):
+        return optimum(model, mt.group_captions(model, **{**faults, **change}), obs, points=256 * effort).replicates
+
+    exact = optimum(model, mt.group_captions(model, **faults), obs, nodes=16)
+    return ledger.judge(
+        "M of bilinear InfoNCE, captions with errors: quasi-random points, to their standard error, and quadrature",
+        lambda replicates: ledger.mean(replicates)(exact.score),
+        drawn(),
+        {
+            "errors ignored": drawn(wrong=0.0),
+            "blur ignored": drawn(blur=0.0),
+            "classes of equal weight": drawn(model=equal_weights(model)),
+        },
+    )
+
+
+def trained_info_nce(effort):
+    """Critics trained by Adam on ambient pairs, four latents, captions with errors; batches of 48, 96 extrapolated."""
+    model, obs = two_classes(), ambient.noise(6, 5, 0.5, 0.4)
+    caps = poor_captions(model)
+
+    @functools.partial(ambient.jit_long, static_argnames=("size", "seeds"))
+    def trained(key, *, size, seeds):
+        def one(key):
+            key_d, key_steps = jax.random.split(key)
+            d = mt.draw_dictionaries(key_d, model, obs)
+
+            def draw(key):
+                pairs = mt.sample_pairs(key, model, caps, obs, size, d)
+                return pairs.image, pairs.text
+
+            return d.image.T @ ambient.trained_critic(key_steps, draw, jnp.zeros((6, 5)), 800) @ d.text
+
+        return jax.lax.map(one, jax.random.split(key, seeds), batch_size=8)
+
+    small, large = (np.asarray(trained(jax.random.key(n), size=n, seeds=32 * effort)) for n in (48, 96))
+
+    def prediction(model=model, caps=caps):
+        return optimum(model, caps, obs, points=64).score
+
+    right = mt.group_captions(model, [0.9, 0.7, 0.6, 0.4], blur=[0.0, 0.3, 0.2, 0.5])
+    return ledger.judge(
+        "M of critics trained by InfoNCE on ambient pairs, four latents, captions with errors, 1/N extrapolated",
+        ledger.mean(2 * large - small, bias=0.01),
+        prediction(),
+        {
+            "errors ignored": prediction(caps=right),
+            "classes of equal weight": prediction(equal_weights(model)),
         },
     )
 
@@ -542,6 +658,36 @@ def drawn_rules(effort):
     )
 
 
+def drawn_statistics(effort):
+    """`sample_rule_statistics` of a mixture against `sample_rules`, which draws every sample: two classes, errors."""
+    model = two_classes()
+    model = mt.mixture(model.weight, model.mean[:, :2], model.covariance[:, :2, :2], model.classes)
+    faults = {"mention": [0.9, 0.7], "wrong": [0.2, 0.4], "blur": [0.0, 0.3]}
+    right = mt.group_captions(model, **faults)
+    obs, n, runs = ambient.noise(12, 9, 0.6, 0.5), 20, 1000 * effort
+
+    def drawn(key, model=model, caps=right, n=n, sampler=learners.sample_rule_statistics):
+        def run(key):
+            rules = sampler(key, model, caps, obs, n, 0.7)
+            return jnp.concatenate([rules.latent.ravel(), rules.gram[jnp.triu_indices(2)]])
+
+        return jax.lax.map(run, jax.random.split(key, runs), batch_size=100)
+
+    every = ambient.jit(functools.partial(drawn, sampler=learners.sample_rules))
+    drawn = ambient.jit(drawn)
+    keys = jax.random.split(jax.random.key(1), 5)
+    return ledger.judge(
+        "rules and Gram matrix of 20 pairs, captions with errors: from sufficient statistics and from all samples",
+        ledger.same_law(every(keys[0])),
+        drawn(keys[1], n=n),
+        {
+            "6 pairs": drawn(keys[2], n=6),
+            "captions without errors": drawn(keys[3], caps=mt.group_captions(model, **{**faults, "wrong": 0.0})),
+            "classes of equal weight": drawn(keys[4], model=equal_weights(model)),
+        },
+    )
+
+
 CHECKS = (
     pair_formulas,
     moments_of_captions,
@@ -552,6 +698,11 @@ CHECKS = (
     zero_shot_and_probes,
     probes_see_no_captions,
     max_margin,
+    balanced_mentions,
+    best_worst_group,
     info_nce,
+    info_nce_with_errors,
+    trained_info_nce,
     drawn_rules,
+    drawn_statistics,
 )

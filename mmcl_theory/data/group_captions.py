@@ -47,6 +47,36 @@ class GroupCaptions:
 
     ranks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
 
+    def with_mentions(self, pi: _checks.Scalar, where: Any) -> "GroupCaptions":
+        """The same captions, whose mention probabilities are entries of pi.
+
+        Args:
+            pi: k probabilities, (k,), or one, ().
+            where: which entry of pi each mention takes, one a coordinate (l,) or one a group and coordinate (G, l);
+                -1 keeps the mention.
+
+        Returns:
+            The captions. Values of pi are not checked, so that a root or an ascent may pass them.
+
+        Raises:
+            ValueError: for an entry of `where` that is not an integer in -1..k-1, or another shape.
+
+        Example:
+            One rate for the second coordinate of all groups:
+
+            >>> import jax.numpy as jnp
+            >>> import mmcl_theory as mt
+            >>> caps = mt.group_captions(mt.intra_class(0.95, 1.0, 0.1))
+            >>> print(caps.with_mentions(jnp.array(0.3), where=[-1, 0]).mention[0])
+            [1.  0.3]
+        """
+        pi = jnp.atleast_1d(jnp.asarray(pi, self.mention.dtype))
+        at, shape = np.asarray(where), self.mention.shape[-2:]
+        if at.dtype.kind not in "iu" or at.shape not in (shape, shape[1:]) or at.min() < -1 or at.max() >= len(pi):
+            raise ValueError(f"where must be integers in -1..{len(pi) - 1}, {shape[1:]} or {shape}, got {where!r}.")
+        at = np.broadcast_to(at, self.mention.shape)
+        return dataclasses.replace(self, mention=jnp.where(at < 0, self.mention, pi[np.maximum(at, 0)]))
+
     def sample(self, key: Key[Array, ""], model: Any, latents: Latents) -> Float[Array, "n l"]:
         """The caption code u of each sample, whose group is its attribute: rows are samples, columns coordinates."""
         shape, model = latents.z.shape, model.as_mixture()
@@ -80,6 +110,29 @@ class GroupCaptions:
         both = right[:, :, None] * model.covariance * right[:, None, :]
         eye = jnp.broadcast_to(jnp.eye(pi.shape[1], dtype=bool), both.shape)
         return u_mean, right, jnp.where(eye, jnp.broadcast_to(diagonal[:, None, :], both.shape), both)
+
+    def states(self, model: Any) -> tuple[Float[Array, "g s l"], Float[Array, "g s l"], Float[Array, "g s l"]]:
+        """Probability, mean and variance of each state of a coordinate, of a single model and policy.
+
+        A coordinate is left out (state 0), names the image's own value (state 1), or names that of the k-th group after
+        its own, in cyclic order (state 1 + k, k = 1..G-1). The variance of state 1 is that of the blur, beside z's own.
+        States are independent over coordinates. If `wrong` is known to be 0 everywhere, there are two states.
+        """
+        check_captions(model, self)
+        groups, mean = len(model.weight), model.mean
+        known = not isinstance(self.wrong, jax.core.Tracer) and not np.asarray(self.wrong).any()
+        donors = 0 if known else groups - 1
+        donor = (np.arange(groups)[:, None] + 1 + np.arange(donors)[None, :]) % groups  # (G, donors)
+        share = others_of(model.weight)[np.arange(groups)[:, None], donor]
+        own = jnp.stack([1 - self.mention, self.mention * (1 - self.wrong)], 1)
+        foreign = (self.mention * self.wrong)[:, None, :] * share[:, :, None]
+        blur = self.blur[:, None, :] ** 2
+        variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)[donor] + blur
+        return (
+            jnp.concatenate([own, foreign], 1),
+            jnp.concatenate([jnp.stack([self.base, mean], 1), mean[donor]], 1),
+            jnp.concatenate([jnp.zeros_like(blur), blur, variance], 1),
+        )
 
 
 def rich_captions(model: Any) -> GroupCaptions:

@@ -105,7 +105,7 @@ class Mixture:
         key_group, key_noise = jax.random.split(key)
         group = _draw(key_group, self.weight, (n,))
         noise = jax.random.normal(key_noise, (n, self.num_latents), self.mean.dtype)
-        z = self.mean[group] + jnp.einsum("nij,nj->ni", _roots(self.covariance)[group], noise)
+        z = self.mean[group] + jnp.einsum("nij,nj->ni", covariance_roots(self.covariance)[group], noise)
         return Latents(z, class_labels(self.num_classes)[jnp.asarray(self.classes)[group]], group)
 
     def membership(self) -> Float[Array, "c g"]:
@@ -307,7 +307,7 @@ def _draw(key: Key[Array, ""], weight: Array, shape: tuple[int, ...]) -> Array:
     )
 
 
-def _roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]:
+def covariance_roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]:
     """A_g with A_g A_g^T = S_g, also for singular S_g."""
     values, vectors = jnp.linalg.eigh(covariance)
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :]

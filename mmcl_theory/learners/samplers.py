@@ -10,6 +10,7 @@ all classes in a mixture), s_I, s_T noise per coordinate, d_I image dimension.
 
 import dataclasses
 import itertools
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from mmcl_theory import _checks, _random
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data import Captions, GroupCaptions, IntraClass, Model, Observation, class_index
-from mmcl_theory.data.captions import draw_captions, is_pair_model
-from mmcl_theory.data.protocol import exactly, law, prompts_of
+from mmcl_theory.data import Captions, GroupCaptions, IntraClass, Mixture, Model, Observation, class_index
+from mmcl_theory.data.captions import draw_captions, is_pair_model, pair_captions
+from mmcl_theory.data.mixture import covariance_roots
+from mmcl_theory.data.protocol import LatentModel, exactly, has_law_of, law, prompts_of
 from mmcl_theory.learners.closed_form import contrast_weights
 from mmcl_theory.zero_shot import PROMPTS, latent_prompts
 
@@ -183,6 +185,7 @@ def sample_scores(key: Key[Array, ""], rules: Rules, z: Float[Array, "n l"], sd_
     return jnp.stack([-score, score], -1).reshape(len(z), -1)
 
 
+@overload
 def sample_rule_statistics(
     key: Key[Array, ""],
     model: IntraClass,
@@ -191,8 +194,31 @@ def sample_rule_statistics(
     n: Scalar,
     same_class_weight: Scalar | None = None,
     prompts: str = "core",
-) -> tuple[Float[Array, "2"], Float[Array, ""]]:
-    """The same distribution as `sample_rule_latent`, at a cost that grows neither with n nor with d.
+) -> tuple[Float[Array, "2"], Float[Array, ""]]: ...
+
+
+@overload
+def sample_rule_statistics(
+    key: Key[Array, ""],
+    model: LatentModel,
+    caps: GroupCaptions,
+    obs: Observation,
+    n: Scalar,
+    same_class_weight: Scalar | None = None,
+    prompts: str | np.ndarray | Float[Array, "c l"] = "core",
+) -> Rules: ...
+
+
+def sample_rule_statistics(
+    key: Key[Array, ""],
+    model: Model,
+    caps: Captions | GroupCaptions,
+    obs: Observation,
+    n: Scalar,
+    same_class_weight: Scalar | None = None,
+    prompts: str | np.ndarray | Float[Array, "c l"] = "core",
+) -> tuple[Float[Array, "2"], Float[Array, ""]] | Rules:
+    """The same distribution as `sample_rule_latent`, or `sample_rules` of a mixture, free of n and of d in its cost.
 
     So n = 10^9 is as cheap as n = 10. Let a group g be a choice of (y, a, what is mentioned). Its size n_g is
     multinomial. In it (h, t) is Gaussian. So t_bar_g is normal and S_g = sum (t_i - t_bar_g)^2 is v_g chi^2_(n_g - 1),
@@ -209,39 +235,51 @@ def sample_rule_statistics(
 
     Last, |w|^2 = |D_I^T w|^2 + s_I^2 (sum_g Q_g) chi^2_(d_I - 2).
 
+    In a mixture a group is a group of the model with a state of every coordinate of the caption
+    (`GroupCaptions.states`): left out, right, or the value of another group. In it (h, v) is Gaussian, v the text on
+    the latent coordinates, t = P v for the prompts P. So its mean is normal and its scatter S_g Wishart (Bartlett),
+    with n_g - 1 degrees of freedom. With c_bar_g as above, now with an entry for each rule,
+
+        D_I^T w = sum_g n_g c_bar_g h_bar_g^T + A_y P S_g,vh
+        Gram matrix of the rest ~ s_I^2 Wishart(sum_g n_g c_bar_g c_bar_g^T + A_y^2 P S_g,vv P^T, d_I - l)
+
+    There are 2^l of them for each group of the model, or (G + 1)^l where captions may err or `wrong` is traced.
+
     Args:
         key: random key.
-        model: intra-class model with scalar leaves (`vmap` for more).
-        caps: caption policy with scalar leaves.
-        obs: observation with scalar leaves; its dimensions are at least 2.
+        model: intra-class model with scalar leaves, or a single mixture (`vmap` for more).
+        caps: caption policy with scalar leaves; `group_captions` of a mixture.
+        obs: observation with scalar leaves; its dimensions are at least the number of latents.
         n: number of pairs, a whole number >= 2, concrete or traced. In float32, counts above 2^24 are rounded to 24
             bits.
         same_class_weight: lambda in [0, 1]; None for the ordinary loss.
-        prompts: "core" or "train_mean", see `latent_prompts`.
+        prompts: "core" or "train_mean", see `latent_prompts`; of a mixture also the latent codes, (K, l).
 
     Returns:
-        D_I^T w, (core, spurious), and |w|^2, as from `sample_rule_latent`.
+        D_I^T w, (core, spurious), and |w|^2, as from `sample_rule_latent`; of a mixture `Rules`.
 
     Raises:
         ValueError: as for `sample_rules`, and where n is concrete and not whole.
 
     Source: X9 (conditioning on t, where X9 draws the scatter of all three).  Check: proofs_checks/x9.py.
     """
-    exactly(model, IntraClass)
     size = _checks.sample_size(n)
     if not isinstance(n, jax.core.Tracer) and not float(n).is_integer():
         raise ValueError(f"n must be a whole number, got {float(n):g}.")
     _check_dimensions(model, obs)
-    _checks.choice("prompts", prompts, PROMPTS)
+    if not has_law_of(model, IntraClass):
+        mixture = law(model, "as_mixture").as_mixture()
+        return _mixture_rules(key, mixture, caps, obs, size, same_class_weight, prompts_of(model, prompts))
+    kind, caps = _checks.choice("prompts", prompts, PROMPTS), pair_captions(caps)
     key_size, key_mean, key_scatter, key_rule, key_perpendicular = jax.random.split(key, 5)
-    prompt = latent_prompts(model, prompts)[1]
-    group = _draw_groups(key_size, model, caps, size.astype(prompt.dtype), names_spurious=prompts != "core")
-    law = _group_law(model, caps, obs, prompt, group)
+    prompt = latent_prompts(model, kind)[1]
+    group = _draw_groups(key_size, model, caps, size.astype(prompt.dtype), names_spurious=kind != "core")
+    given = _group_law(model, caps, obs, prompt, group)
 
     size, dtype = group.size, prompt.dtype
-    error = jnp.sqrt(law.t_variance / jnp.maximum(size, 1)) * jax.random.normal(key_mean, size.shape, dtype)
-    t_mean = law.t_mean + error
-    scatter = law.t_variance * _random.chi_squared(key_scatter, size - 1)
+    error = jnp.sqrt(given.t_variance / jnp.maximum(size, 1)) * jax.random.normal(key_mean, size.shape, dtype)
+    t_mean = given.t_mean + error
+    scatter = given.t_variance * _random.chi_squared(key_scatter, size - 1)
 
     number = class_index(group.label)
     member = jax.nn.one_hot(number, model.num_classes, dtype=dtype)  # (g, 2)
@@ -250,11 +288,11 @@ def sample_rule_statistics(
     c_mean = slope * t_mean + level
     squares = size * c_mean**2 + slope**2 * scatter
     response = size * c_mean * error + slope * scatter
-    mean = (size * c_mean) @ law.h_mean + response @ law.regression
+    mean = (size * c_mean) @ given.h_mean + response @ given.regression
     cc, ss, cs = (
-        squares @ law.residual_variance[:, 0],
-        squares @ law.residual_variance[:, 1],
-        squares @ law.residual_cross,
+        squares @ given.residual_variance[:, 0],
+        squares @ given.residual_variance[:, 1],
+        squares @ given.residual_cross,
     )
     z = jax.random.normal(key_rule, (2,), dtype)
     root_c = jnp.sqrt(cc)
@@ -264,6 +302,78 @@ def sample_rule_statistics(
     freedom = jnp.asarray(obs.dim_image - model.num_latents, dtype)
     perpendicular = obs.sd_image**2 * squares.sum() * _random.chi_squared(key_perpendicular, freedom)
     return weights, weights @ weights + perpendicular
+
+
+def _mixture_rules(
+    key: Key[Array, ""],
+    model: Mixture,
+    caps: Captions | GroupCaptions,
+    obs: Observation,
+    n: Array,
+    same_class_weight: Scalar | None,
+    prompt: Float[Array, "c l"],
+) -> Rules:
+    """`sample_rule_statistics` of a mixture. Cells are pairs of a group and a state of every coordinate, in rows."""
+    if not isinstance(caps, GroupCaptions):
+        raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
+    probability, mean, variance = caps.states(model)
+    groups, s, l = probability.shape
+    dtype = prompt.dtype
+    key_group, key_state, key_mean, key_scatter, key_below, key_rest = jax.random.split(key, 6)
+
+    size = _split_counts(key_group, n.astype(dtype)[None], model.weight[None])  # (1, G)
+    size = size.reshape(groups, 1)
+    for j, key_j in enumerate(jax.random.split(key_state, l)):
+        shares = jnp.broadcast_to(probability[:, None, :, j], (groups, size.shape[1], s))
+        size = _split_counts(key_j, size, shares).reshape(groups, -1)
+    size = size.ravel()  # (cells,)
+    states = np.array(list(itertools.product(range(s), repeat=l)))
+    mean, variance = (x[:, states, np.arange(l)[None, :]].reshape(-1, l) for x in (mean, variance))
+    group = np.repeat(np.arange(groups), len(states))
+    own = jnp.asarray(np.tile(states == 1, (groups, 1)), dtype)  # (cells, l)
+
+    # (h, v) in a cell.
+    spread, eye = model.covariance[group], jnp.eye(l, dtype=dtype)[None]
+    cross = spread * own[:, None, :]
+    text = cross * own[:, :, None] + (variance + obs.sd_text**2)[:, :, None] * eye
+    whole = jnp.concatenate(
+        [
+            jnp.concatenate([spread + obs.sd_image**2 * eye, cross], 2),
+            jnp.concatenate([cross.mT, text], 2),
+        ],
+        1,
+    )
+    root = covariance_roots(whole)
+    error = jnp.einsum("cij,cj->ci", root, jax.random.normal(key_mean, (len(size), 2 * l), dtype))
+    average = jnp.concatenate([model.mean[group], mean], 1) + error / jnp.sqrt(jnp.maximum(size, 1))[:, None]
+    left = size[:, None] - 1 - jnp.arange(2 * l, dtype=dtype)[None, :]  # degrees of freedom of each column
+    diagonal = jnp.sqrt(_random.chi_squared(key_scatter, left))
+    below = jnp.tril(jax.random.normal(key_below, whole.shape, dtype), -1) * (left > 0)[:, None, :]
+    factor = root @ (below + diagonal[:, :, None] * jnp.eye(2 * l, dtype=dtype)[None])
+
+    number = np.asarray(model.classes)[group]
+    member = jnp.asarray(np.eye(model.num_classes)[number], dtype)  # (cells, K)
+    slope, between = contrast_weights(size @ member, same_class_weight)
+    slope, t_mean = slope[number][:, None], average[:, l:] @ prompt.T
+    c_mean = slope * t_mean + member @ (between @ (member.T @ (size[:, None] * t_mean)))
+    scores = slope[:, :, None] * jnp.einsum("ki,cij->ckj", prompt, factor[:, l:])  # of the scatter
+    latent = (size[:, None] * c_mean).T @ average[:, :l] + jnp.einsum("ckj,cij->ki", scores, factor[:, :l])
+    squares = (size[:, None] * c_mean).T @ c_mean + jnp.einsum("ckj,clj->kl", scores, scores)
+    rest = _random.wishart_factor(key_rest, obs.dim_image - l, len(prompt), dtype)
+    return Rules(latent, obs.sd_image * covariance_roots(squares[None])[0] @ rest)
+
+
+def _split_counts(key: Key[Array, ""], size: Float[Array, "*b"], shares: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
+    """Multinomial counts of k kinds, by a binomial for each kind among what is left."""
+    rest = jnp.cumsum(shares[..., ::-1], -1)[..., ::-1]  # of a kind and all later ones
+    share = jnp.where(rest > 0, shares / jnp.where(rest > 0, rest, 1.0), 1.0).at[..., -1].set(1.0)
+
+    def one(left: Array, kind: tuple[Array, Array]) -> tuple[Array, Array]:
+        count = _random.binomial(kind[0], left, jnp.minimum(kind[1], 1.0))
+        return left - count, count
+
+    _, counts = jax.lax.scan(one, size, (jax.random.split(key, shares.shape[-1]), jnp.moveaxis(share, -1, 0)))
+    return jnp.moveaxis(counts, 0, -1)
 
 
 @jax.tree_util.register_dataclass

@@ -1,6 +1,6 @@
 """Predictions: the statements of the paper and beyond it as functions of the model. Nothing here uses the learners."""
 
-from mmcl_theory.theory.budget import CaptionBudget, optimal_captions
+from mmcl_theory.theory.budget import BalancedMention, CaptionBudget, balanced_mention, optimal_captions
 from mmcl_theory.theory.design import WeightOptimum, optimal_same_class_weight, strong_spurious_threshold
 from mmcl_theory.theory.dynamics import mode_strength, training_accuracy
 from mmcl_theory.theory.finite_sample import mmcl_accuracy_cumulants, mmcl_mean_accuracy
@@ -22,12 +22,14 @@ from mmcl_theory.theory.whitened import balanced_pi_spu, whitened_accuracy, whit
 
 __all__ = [
     "BalancedCaptions",
+    "BalancedMention",
     "CaptionBudget",
     "InfoNceOptimum",
     "Outliers",
     "Recovery",
     "RidgeOptimum",
     "WeightOptimum",
+    "balanced_mention",
     "balanced_pi_spu",
     "bulk_edge",
     "info_nce_balanced_captions",

@@ -6,7 +6,6 @@ p prompt, w = M p the rule; a case (group, what is mentioned) makes (x, t) Gauss
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -17,12 +16,21 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from mmcl_theory import _checks, losses
 from mmcl_theory._checks import Scalar
-from mmcl_theory._orthant import triangular_root
 from mmcl_theory._slopes import nan_where, root_of_square, undefined_slope
-from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Mixture, Model, Observation
+from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Model, Observation
 from mmcl_theory.data.captions import is_pair_model, pair_captions
 from mmcl_theory.data.protocol import exactly, has_law_of, law, prompts_of
 from mmcl_theory.theory.finite_sample import mention_cases
+from mmcl_theory.theory.info_nce_mixtures import (
+    LARGEST_EXPONENT,
+    PairLaw,
+    pair_law,
+    population_derivatives,
+    population_loss,
+    quadrature,
+    quasi_random,
+    shifted_points,
+)
 from mmcl_theory.theory.mixtures import Prompts
 from mmcl_theory.theory.mmcl import pair_prompt
 from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
@@ -30,7 +38,7 @@ from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 _NEWTON_STEPS = 60
 _ROOT_STEPS = 60
 _ROOT_TOLERANCE = 1e-12
-_LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32; such points have quadrature weights far below exp(-80)
+_POINTS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -42,56 +50,82 @@ class InfoNceOptimum:
         score: M, rows image, columns text, on the latent coordinates, (core, spurious) in the intra-class model.
         loss: the loss of M with the ridge, in nats; at N = inf less log N.
         residual: largest entry of the loss's gradient at M.
-        standard_error: of M, from the batches drawn; 0 for N = inf.
+        standard_error: of M, from the batches or the points drawn; 0 for quadrature.
+        replicates: M of each independent randomisation of the points, of mean `score`; None without points.
     """
 
     score: Array  # (l, l)
     loss: Array  # ()
     residual: Array  # ()
     standard_error: Array  # (l, l)
+    replicates: Array | None = None  # (r, l, l)
 
     def accuracy(self, model: Model, obs: Observation, prompts: Prompts = "core") -> GroupAccuracy | AccuracyByGroup:
-        """Exact accuracy, by group, of the rule w = M p; of a mixture, of the rules of all classes."""
+        """Exact accuracy, by group, of the rule w = M p; of a mixture, of the rules of all classes.
+
+        The `error` of a mixture's accuracies includes their standard error over the replicates.
+        """
         if not is_pair_model(model):
-            rules = prompts_of(model, prompts) @ self.score.T
-            return law(model, "rule_accuracy").rule_accuracy(rules, rules @ rules.T, obs.sd_image)
+            prompt, offers = prompts_of(model, prompts), law(model, "rule_accuracy")
+
+            def of(score: Array) -> AccuracyByGroup:
+                rules = prompt @ score.T
+                return offers.rule_accuracy(rules, rules @ rules.T, obs.sd_image)
+
+            found = of(self.score)
+            if self.replicates is None:
+                return found
+            spread = jax.vmap(of)(self.replicates).by_group.std(0, ddof=1) / len(self.replicates) ** 0.5
+            return dataclasses.replace(found, error=jnp.hypot(found.error, spread))
         weights = self.score @ pair_prompt(model, _checks.choice("prompts", prompts, PROMPTS))
         return linear_rule_accuracy(model, weights, (weights**2).sum(-1), obs.sd_image)
 
 
 def info_nce_optimum(
-    model: Model, caps: Captions | GroupCaptions, obs: Observation, nodes: int = 48, kappa: Scalar = 0.0
+    model: Model,
+    caps: Captions | GroupCaptions,
+    obs: Observation,
+    nodes: int = 48,
+    kappa: Scalar = 0.0,
+    points: int | None = None,
 ) -> InfoNceOptimum:
     """The minimiser over bilinear critics of InfoNCE with infinitely many negatives, temperature 1, and a ridge.
 
         L(M) = -E s(x, t) + 1/2 E_x log E_t' exp s(x, t') + 1/2 E_t log E_x' exp s(x', t) + (kappa/2) |M|_F^2
 
     By convexity and rotation invariance the best W is D_I M D_T^T, so that M is l x l for l latents. The inner
-    expectations have a closed form (Gaussian mixtures). The outer ones are Gauss-Hermite quadrature, and Newton's
-    method finds the minimum. For Gaussian (x, t) it is `ridge_rule`'s, up to the factor 1 + kappa (X5, X11).
-    Temperature tau with penalty (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
+    expectations have a closed form (Gaussian mixtures, over all states of the captions). The outer ones are
+    Gauss-Hermite quadrature, and Newton's method finds the minimum. For Gaussian (x, t) it is `ridge_rule`'s, up to the
+    factor 1 + kappa (X5, X11). Temperature tau with penalty (rho/2) |W|_F^2 on W = tau M is kappa = rho tau^2.
+
+    For a mixture of more than 3 latents, or where `points` is given, the outer expectations are means over
+    quasi-random points in each group (Sobol), in 16 independent randomisations. M minimises the mean loss of all. A
+    Newton step on the loss of one randomisation gives its replicate of M. The spread of the replicates gives the
+    standard error, and that of the accuracies.
 
     The minimiser is unique unless a coordinate of x or t is 0 almost surely; then the one of least norm is returned.
 
     It is differentiable, from within at the ends of a range: p_spu or pi at 0 or 1, a noise or sigma or kappa at 0.
     There are two exceptions, both at kappa = 0. The derivative in a pi = 0 without text noise is NaN. All derivatives
-    are NaN where a coordinate of x, or one of t that is mentioned, is 0 almost surely. For a mixture there is one: all
-    derivatives are NaN where a group's covariance with noise is singular, in images or texts.
+    are NaN where a coordinate of x, or one of t that is mentioned, is 0 almost surely. For a mixture there are two: all
+    derivatives are NaN where a group's covariance with noise is singular, in images or texts, and with `points`.
 
     Args:
-        model: intra-class model with scalar leaves (`vmap` for more), or a single mixture of at most 3 latents.
-        caps: caption policy with scalar leaves; `group_captions` of a mixture, without errors (NaN with them).
+        model: intra-class model with scalar leaves (`vmap` for more), or a single mixture.
+        caps: caption policy with scalar leaves; `group_captions` of a mixture.
         obs: observation with scalar leaves.
-        nodes: number of quadrature nodes for each coordinate, >= 2, static. A step costs nodes^l 4^l G^2 for a mixture.
+        nodes: number of quadrature nodes for each coordinate, >= 2, static. A step costs nodes^l 4^l G^2 for a mixture;
+            with errors of captions, or with `wrong` traced, nodes^l (2 G + 2)^l G^2.
         kappa: the ridge, a scalar, finite and >= 0.
+        points: number of quasi-random points in each group and randomisation, a power of 2, static; for mixtures. None
+            is quadrature for up to 3 latents and 256 points for more. A step costs 16 points 2^l G^2.
 
     Returns:
         The optimum. M is NaN and the residual inf where the minimum is at infinity, for example without noise at
         p_spu = 1, sigma_spu = 0, kappa = 0.
 
     Raises:
-        ValueError: for nodes or kappa out of range.
-        NotImplementedError: for a mixture of more than 3 latents.
+        ValueError: for nodes, kappa or points out of range, or points for the intra-class model.
 
     Example:
         >>> import jax
@@ -106,35 +140,83 @@ def info_nce_optimum(
     """
     _checks.integer("nodes", nodes, 2)
     kappa = _checks.real("kappa", kappa, "finite and >= 0")
+    if points is not None and (_checks.integer("points", points, 2) & (points - 1) or has_law_of(model, IntraClass)):
+        raise ValueError(f"points must be a power of 2, for a mixture (model.as_mixture()), got {points}.")
     size = model.num_latents
     if has_law_of(model, IntraClass):
         caps = pair_captions(caps)
         pairs = jax.lax.stop_gradient(_mixture(model, caps, obs))
         loss = functools.partial(_population_loss, pairs, nodes, jax.lax.stop_gradient(kappa))
-    else:
-        cases = _cases(law(model, "as_mixture").as_mixture(), caps, obs)
-        loss = functools.partial(_case_loss, *jax.lax.stop_gradient((cases, kappa)), nodes)
 
-    def derivatives(m: Array) -> tuple[Array, Array, Array]:
-        return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
+        def derivatives(m: Array) -> tuple[Array, Array, Array]:
+            return loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
+
+    else:
+        whole = pair_law(law(model, "as_mixture").as_mixture(), caps, obs)
+        fixed, fixed_kappa = jax.lax.stop_gradient((whole, kappa))
+        if points is not None or size > 3:
+            found = _quasi_random_optimum(fixed, fixed_kappa, points or _POINTS)
+            # What is left of the parameters' slopes is NaN.
+            slopes = 0 * sum(x.sum() for x in jax.tree.leaves((whole, kappa)))
+            slopes = undefined_slope(slopes, jnp.ones((), bool))
+            return jax.tree.map(lambda x: x + jnp.broadcast_to(slopes, x.shape), found)
+        images, texts, without_slope = quadrature(fixed, nodes)
+        loss = functools.partial(population_loss, fixed, images, texts, fixed_kappa)
+        derivatives = functools.partial(population_derivatives, fixed, images, texts, fixed_kappa)
 
     m, _, gradient, hessian = jax.lax.stop_gradient(_newton(derivatives, loss, size))
-    # Where the minimum is at infinity the loss flattens until its curvature is rounding too.
-    curvature, first = jnp.diagonal(hessian), jnp.diagonal(jax.hessian(loss)(jnp.zeros_like(m)))
-    eps = jnp.finfo(m.dtype).eps
-    good = (jnp.abs(gradient).max() < jnp.sqrt(eps)) & (curvature >= eps**0.75 * first).all()
+    good = _is_minimum(gradient, hessian, derivatives(jnp.zeros_like(m))[2])
     # One Newton step at the minimum does not move M, but carries its derivative in the parameters.
     inverse, singular = _pseudo_inverse(hessian)
     if has_law_of(model, IntraClass):
         caps, lost = _mark_undefined_slopes(pair_captions(caps), pairs, singular)
         live = functools.partial(_population_loss, _mixture(model, caps, obs), nodes, kappa)
     else:
-        lost = singular | cases.singular
-        live = functools.partial(_case_loss, cases, kappa, nodes)
+        lost = singular | without_slope
+        images, texts, _ = quadrature(whole, nodes)
+        live = functools.partial(population_loss, whole, images, texts, kappa)
     m = undefined_slope(m - inverse @ jax.grad(live)(m), lost)
     residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
     score = nan_where(~good, m).reshape(size, size)
     return InfoNceOptimum(score, live(m), residual, jnp.zeros_like(score))
+
+
+def _quasi_random_optimum(pairs: PairLaw, kappa: Array, points: int) -> InfoNceOptimum:
+    """`info_nce_optimum` of a mixture at quasi-random points, without derivatives."""
+    size = pairs.mean.shape[1]
+    sets = jax.vmap(functools.partial(quasi_random, pairs))(jnp.asarray(shifted_points(points, size)))
+
+    def mean(f: Callable[..., PyTree]) -> PyTree:
+        return jax.tree.map(lambda x: x.mean(0), jax.lax.map(f, sets))
+
+    def derivatives(m: Array) -> tuple[Array, Array, Array]:
+        return mean(lambda sides: population_derivatives(pairs, sides[0], sides[1], kappa, m))
+
+    def loss(m: Array) -> Array:
+        return mean(lambda sides: population_loss(pairs, sides[0], sides[1], kappa, m))
+
+    m, value, gradient, hessian = _newton(derivatives, loss, size)
+    good = _is_minimum(gradient, hessian, derivatives(jnp.zeros_like(m))[2])
+    gradients = (
+        jax.lax.map(lambda sides: population_derivatives(pairs, sides[0], sides[1], kappa, m)[1], sets)
+        - gradient[None, :]
+    )
+    replicates = m[None, :] - gradients @ _pseudo_inverse(hessian)[0]
+    m, replicates = (jnp.where(good, x, jnp.nan) for x in (m, replicates))
+    error = replicates.std(0, ddof=1) / len(replicates) ** 0.5
+    residual = jnp.where(good, jnp.abs(gradient).max(), jnp.inf)
+    score, error = m.reshape(size, size), error.reshape(size, size)
+    return InfoNceOptimum(score, value, residual, error, replicates.reshape(-1, size, size))
+
+
+def _is_minimum(gradient: Array, hessian: Array, first: Array) -> Array:
+    """Whether a minimum is there, from gradient and Hessian and the Hessian at 0.
+
+    Where the minimum is at infinity the loss flattens until its curvature is rounding too.
+    """
+    eps = jnp.finfo(gradient.dtype).eps
+    curved = jnp.diagonal(hessian) >= eps**0.75 * jnp.diagonal(first)
+    return (jnp.abs(gradient).max() < jnp.sqrt(eps)) & curved.all()
 
 
 def info_nce_batch_optimum(
@@ -395,72 +477,9 @@ def _population_loss(mixture: _Mixture, nodes: int, kappa: Array, m: Float[Array
         exponent = jnp.concatenate([quadratic + linear, quadratic - linear], -1)  # both signs of y'
         # A case of probability 0 still adds a derivative, so its term must be there. No term may overflow.
         top = jax.lax.stop_gradient(jnp.where(occurs, exponent, -jnp.inf).max(-1, keepdims=True))
-        terms = jnp.exp(jnp.minimum(exponent - top, _LARGEST_EXPONENT))
+        terms = jnp.exp(jnp.minimum(exponent - top, LARGEST_EXPONENT))
         inside = jnp.log(terms @ jnp.concatenate(2 * [mixture.probability]) / 2) + top[..., 0]
         return mixture.probability @ (inside @ jnp.asarray(np.outer(weights, weights).ravel()))
 
     both = side(image, text, score) + side(text, image, score.T)
     return both / 2 - jnp.vdot(score, mixture.cross_moment) + kappa / 2 * jnp.vdot(score, score)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Cases:
-    """The cases (group, what is mentioned) of a mixture, G 2^l of them."""
-
-    probability: Array  # (c,)
-    image: tuple[Array, Array]  # means (c, l) and covariances (c, l, l)
-    text: tuple[Array, Array]
-    cross_moment: Array  # (l, l)  E x t^T
-    singular: Array  # () bool: whether a covariance is
-
-
-def _cases(model: Mixture, caps: Captions | GroupCaptions, obs: Observation) -> _Cases:
-    if not isinstance(caps, GroupCaptions):
-        raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
-    l = model.num_latents
-    if l > 3:
-        raise NotImplementedError(f"info_nce_optimum has no quadrature for {l} latents, only for up to 3.")
-    eye = jnp.eye(l, dtype=model.mean.dtype)
-    patterns = jnp.asarray(np.array(list(itertools.product([0.0, 1.0], repeat=l))), eye.dtype)
-
-    def case(
-        mention: Array, weight: Array, mean: Array, covariance: Array, pi: Array, base: Array, blur: Array
-    ) -> tuple[Array, ...]:
-        probability = weight * jnp.where(mention > 0, pi, 1 - pi).prod()
-        text_mean = base + mention * (mean - base)
-        text = covariance * jnp.outer(mention, mention) + jnp.diag(mention * blur**2) + obs.sd_text**2 * eye
-        cross = probability * (jnp.outer(mean, text_mean) + covariance * mention[None, :])
-        return probability, mean, covariance + obs.sd_image**2 * eye, text_mean, text, cross
-
-    by_pattern = jax.vmap(case, (0, None, None, None, None, None, None))
-    groups = (model.weight, model.mean, model.covariance, caps.mention, caps.base, caps.blur)
-    by_case = jax.vmap(by_pattern, (None, 0, 0, 0, 0, 0, 0))(patterns, *groups)
-    probability, mean, image, text_mean, text, cross = (x.reshape(-1, *x.shape[2:]) for x in by_case)
-    probability = jnp.where((caps.wrong > 0).any(), jnp.nan, probability)
-    singular = jnp.stack([(jnp.linalg.eigvalsh(x)[:, 0] <= 0).any() for x in jax.lax.stop_gradient((image, text))])
-    return _Cases(probability, (mean, image), (text_mean, text), cross.sum(0), singular.any())
-
-
-def _case_loss(cases: _Cases, kappa: Array, nodes: int, m: Float[Array, " k"]) -> Float[Array, ""]:
-    """The loss L(M) of `info_nce_optimum` for a mixture."""
-    l = cases.cross_moment.shape[0]
-    score = m.reshape(l, l)
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    grid = jnp.asarray(np.stack(np.meshgrid(*[points] * l, indexing="ij"), -1).reshape(-1, l), score.dtype)
-    weight = functools.reduce(np.multiply.outer, [weights / weights.sum()] * l).ravel()
-    occurs = cases.probability > 0
-
-    def side(outer: tuple[Array, Array], inner: tuple[Array, Array], score: Array) -> Array:
-        """E_outer log E_inner exp(outer^T score inner)."""
-        roots = jax.vmap(triangular_root)(outer[1])
-        at = outer[0][:, None, :] + jnp.einsum("cij,nj->cni", roots, grid)
-        slope = at @ score
-        exponent = jnp.einsum("cni,kij,cnj->cnk", slope, inner[1], slope) / 2 + slope @ inner[0].T
-        top = jax.lax.stop_gradient(jnp.where(occurs[None, None, :], exponent, -jnp.inf).max(-1, keepdims=True))
-        terms = jnp.exp(jnp.minimum(exponent - top, _LARGEST_EXPONENT))
-        inside = jnp.log(terms @ cases.probability) + top[..., 0]
-        return cases.probability @ (inside @ jnp.asarray(weight, score.dtype))
-
-    both = side(cases.image, cases.text, score) + side(cases.text, cases.image, score.T)
-    return both / 2 - jnp.vdot(score, cases.cross_moment) + kappa / 2 * jnp.vdot(score, score)

@@ -195,6 +195,9 @@ def probe_accuracy(
     on the loss or on what captions mention: the probe is least squares on the images, shortcut included. What captions
     protect is the zero-shot rule.
 
+    This is the limit of many samples: the singular values of C that the encoder keeps must stand far above the noise
+    of the sample cross-covariance, which `outliers` tells for the linear loss, and n must be many times r.
+
     Args:
         model: mixture, or model with `as_mixture`.
         caps: its captions; None for rich ones.

@@ -81,7 +81,9 @@ def mmcl_accuracy(
         they are NaN where n is too small for the limit (mu_spu >> mu_core). The learnt rule varies, which gives the
         score extra variance. NaN where this variance, added to the score's, would move the accuracy by more than .02.
         NaN also where it is above a quarter of the score's and the accuracy is within [.02, .98]. Elsewhere the error
-        is below .03. With truncation they are NaN where the noise buries every outlier, or one modality has none.
+        is below .03. With truncation they are NaN where the noise buries every outlier, or one modality has none. Where
+        the singular values at embed_dim and embed_dim + 1 coincide the rule is not unique, and one of the rules is
+        judged. Derivatives are NaN there, and where two outliers coincide.
 
     Raises:
         ValueError: for values out of range.

@@ -50,7 +50,8 @@ def ridge_accuracy(
     kappa = 0 is `whitened_accuracy` at theta = 1. kappa = inf is the linear loss, `mmcl_accuracy` with obs, n = None.
     Stopping gradient flow in W at time t is like kappa = 1/t (`learners.gradient_flow`).
 
-    It is exact for Gaussian latents. For the mixture of classes `info_nce_optimum` takes kappa too.
+    It is exact for Gaussian latents, and a limit of many samples: near kappa = 0 n must be many times d_I / rho^2, see
+    `whitened_accuracy`. For the mixture of classes `info_nce_optimum` takes kappa too.
 
     Args:
         model: data model; the leaves of all arguments broadcast.

@@ -33,6 +33,13 @@ def whitened_accuracy(
     theta = 1 is what InfoNCE with many negatives minimises to second order, exactly for Gaussian latents. theta = 0 is
     the linear loss (`mmcl_accuracy` with obs, n = None). The rule lies in the span of the dictionary, so |w_amb| = |w|.
 
+    This is the limit of many samples. At theta = 1 the rule w_hat of n samples is a regression on images of d_I
+    dimensions. In the norm |v|^2 = v^T S_I v, the variance of a score, it is off by
+
+        E |w_hat - w|^2 / |w|^2 ~ d_I (1 - rho^2) / (n rho^2),   rho^2 = w^T S_I w / (p^T S_T^-1 p)
+
+    So n must be many times d_I / rho^2. Poor or wrong captions make rho small.
+
     Args:
         model: data model; the leaves of all arguments broadcast.
         caps: caption policy; None for rich captions.
@@ -263,8 +270,10 @@ def _inverse_power(
     f_high = jnp.where(positive, high**-power, none)
     f_low = jnp.where(positive & kept, jnp.where(kept, low, 1.0) ** -power, none)
     # Shares of the first coordinate in both eigenvectors; the smaller share is computed without cancellation.
-    smaller = b**2 / (2 * radius * (radius + jnp.abs(half)))
-    first, second = jnp.where(half > 0, 1 - smaller, smaller), jnp.where(half > 0, smaller, 1 - smaller)
+    # At half = 0 both sides have the same slope in it, which that of |half|, 0, would miss.
+    leads = half >= 0
+    smaller = b**2 / (2 * radius * (radius + jnp.where(leads, half, -half)))
+    first, second = jnp.where(leads, 1 - smaller, smaller), jnp.where(leads, smaller, 1 - smaller)
     cross = (f_high - f_low) / (2 * radius) * b
     slope = -power * high ** (-power - 1)
     near = (f_high + slope * half, slope * b, f_high - slope * half)

@@ -17,9 +17,11 @@ from mmcl_theory.data import (
     captions,
     class_index,
     draw_dictionaries,
+    group_captions,
     inter_class,
     intra_class,
     is_aligned,
+    mixture,
     observation,
     sample_pairs,
     shifted,
@@ -318,6 +320,73 @@ def test_inter_class_rules_have_the_law_of_the_ambient_run(name):
         (inter_class(pairs, 0.9, 1.0, 0.7, 0.3), caps, *args[2:]),
     ):
         rejects(assert_same_law, inter_rules(jax.random.key(7), *wrong, **settings, exact=True), want)
+
+
+# Rules of a mixture
+
+
+def three_groups():
+    """Two classes of three groups and two correlated latents; captions with all their faults."""
+    rng = np.random.default_rng(0)
+    mean, root = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 2)) / 2
+    model = mixture([0.5, 0.2, 0.3], mean, root @ root.mT, [0, 0, 1])
+    return model, group_captions(model, [0.8, 0.5], wrong=[0.3, 0.1], blur=[0.0, 0.4])
+
+
+@functools.partial(jit, static_argnames=("n", "runs", "exact"))
+def mixture_rules(key, model, caps, obs, weight, *, n, runs, exact):
+    """(runs, ...): latent parts, Gram matrix of the rest."""
+
+    def one(key):
+        sampler = sample_rule_statistics if exact else sample_rules
+        rules = sampler(key, model, caps, obs, n, weight)
+        perpendicular = (rules.perpendicular @ rules.perpendicular.T)[jnp.triu_indices(2)]
+        return jnp.concatenate([rules.latent.ravel(), perpendicular])
+
+    return jax.lax.map(one, jax.random.split(key, runs), batch_size=100)
+
+
+MIXTURES = {"n=3": (3, 7, None), "n=8, weight": (8, 4, 0.3), "n=200": (200, 30, 0.9), "n=2, one dimension": (2, 3, 0.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*list(MIXTURES)[:1], *(pytest.param(x, marks=long) for x in list(MIXTURES)[1:])])
+def test_statistics_of_a_mixture_have_the_law_of_its_samples(name):
+    n, dim, weight = MIXTURES[name]
+    model, caps = three_groups()
+    obs, settings = noise(dim, 4, 0.5, 0.6), {"n": n, "runs": 1000}
+    want = mixture_rules(jax.random.key(6), model, caps, obs, weight, **settings, exact=False)
+    draw = functools.partial(mixture_rules, jax.random.key(7), weight=weight, exact=True)
+    assert_same_law(draw(model, caps, obs, **settings), want)
+    wrongs = (
+        (model, dataclasses.replace(caps, wrong=0 * caps.wrong + 0.7), obs),
+        (dataclasses.replace(model, mean=1.5 * model.mean), caps, obs),
+    )
+    for wrong in wrongs if n > 2 else ():
+        rejects(assert_same_law, draw(*wrong, **settings), want)
+    rejects(assert_same_law, draw(model, caps, obs, n=2 * n, runs=1000), want)
+
+
+@long
+def test_a_thousand_million_samples_of_a_mixture_are_the_population():
+    """In both precisions, also where what captions never name is silent, and without any noise."""
+    model, caps = three_groups()
+    caps = dataclasses.replace(caps, mention=caps.mention * np.array([[1.0, 0.0]]))
+    obs = noise(10, 4, 0.5, 0.0)
+    want = np.asarray(mmcl_rule(model, caps))
+    for x64, resolution in ((True, 1e-5), (False, 3e-5)):
+        with jax.enable_x64(x64):
+            args = jax.tree.map(lambda x: jnp.asarray(x, float), (model, caps, obs))
+            found = mixture_rules(jax.random.key(8), *args, None, n=10**9, runs=300, exact=True)
+        latent = np.asarray(found, np.float64)[:, :4].reshape(-1, 2, 2)
+        assert_mean_close(latent, want, resolution=resolution)
+        rejects(assert_mean_close, latent, 1.001 * want, resolution=resolution)
+
+
+def test_statistics_of_a_mixture_refuse_other_captions():
+    model, _ = three_groups()
+    with pytest.raises(TypeError, match="caps must be group_captions"):
+        sample_rule_statistics(jax.random.key(0), model, captions(), noise(5, 4, 0.5, 0.6), 9)
 
 
 # Gram matrices

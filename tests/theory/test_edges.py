@@ -255,3 +255,39 @@ def test_training_from_captions_that_say_nothing_is_the_projection():
     for time in (0.0, 1.0, 100.0):
         exact, near = accuracy_at(time)
         np.testing.assert_allclose(exact, near, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whitened", "half whitened"])
+@pytest.mark.parametrize("changes", [{"s_c": 0.0, "s_s": 0.0}, {"s_c": 0.4, "s_s": 0.4, "p": 0.7}])
+def test_whitening_where_both_features_have_one_variance(name, changes):
+    """The diagonal of Cov(z) is constant. The slope of |its difference| was taken for that of the eigenvectors."""
+    # The scores without variance are far in the tail, in which differences need a small step.
+    assert_slopes(FUNCTIONS[name], end(changes), LOWER, UPPER, step=1e-5)
+
+
+def test_slopes_of_a_jump_are_nan():
+    """Without noise and variance at p = 1 both features say the same: half of the conflicting group is right."""
+
+    @jax.jit
+    def at(x):
+        return groups(mmcl_accuracy(*parts(x))), jax.jacfwd(lambda x: groups(mmcl_accuracy(*parts(x))))(x)
+
+    silent = {"p": 1.0, "s_c": 0.0, "s_s": 0.0, "s_I": 0.0, "s_T": 0.0, "pi_c": 1.0, "pi_s": 1.0}
+    value, slopes = at(jnp.asarray(end(silent)))
+    np.testing.assert_array_equal(value, [1.0, 0.5])
+    assert np.isnan(slopes[1, :7]).all() and (slopes[0] == 0).all()
+    value, slopes = at(jnp.asarray(end(silent | {"m_s": 0.9})))
+    assert value[1] == 1 and (slopes == 0).all()
+
+
+def test_rank_one_at_equal_singular_values_has_no_slope():
+    """Each of two rules is a minimiser; which one is judged is arbitrary."""
+    x = {"p": 0.5, "s_c": 0.5, "s_s": 0.5, "pi_c": 1.0, "pi_s": 1.0}
+
+    @jax.jit
+    def slope(x):
+        return jax.jacrev(lambda x: groups(mmcl_accuracy(*parts(x), embed_dim=1)))(x)
+
+    assert np.isnan(slope(jnp.asarray(end(x)))[:, :7]).all()  # all but the noises
+    assert np.isfinite(slope(jnp.asarray(end(x | {"p": 0.6})))).all()

@@ -1,12 +1,15 @@
 """The population optimum of bilinear InfoNCE (X10) against batches in ambient space, limits, trained encoders."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as t_law
 
 from mmcl_theory import losses
 from mmcl_theory.data import (
@@ -25,13 +28,23 @@ from mmcl_theory.theory import (
     info_nce_optimum,
     whitened_rule,
 )
+from mmcl_theory.theory.info_nce_mixtures import (
+    _text_cumulant,
+    pair_law,
+    population_derivatives,
+    population_loss,
+    quadrature,
+    quasi_random,
+    shifted_points,
+)
+from tests.differences import assert_slopes
 from tests.statistics import assert_mean_close, rejects
 from tests.theory.learnt import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
 balanced = jit(info_nce_balanced_captions, static_argnames=("nodes",))
-optimum = jit(info_nce_optimum, static_argnames=("nodes",))
+optimum = jit(info_nce_optimum, static_argnames=("nodes", "points"))
 batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 # Sizes 6 and 5 everywhere, as each would be compiled; optima depend on the noise per coordinate alone.
 MODEL, CAPS, OBS = intra_class(0.95, 0.8, 0.3), captions(0.7, 0.6), noise(6, 5, 0.5, 0.6)
@@ -256,12 +269,133 @@ def test_four_groups_have_the_optimum_of_the_intra_class_model():
     assert np.abs(score - found(0.93, True)[0][1]).max() > 0.01
 
 
-def test_what_the_quadrature_does_not_cover():
-    model = intra_class(0.9, 0.8, 0.3).as_mixture()
-    wrong = group_captions(model, wrong=0.1)
-    assert np.isnan(optimum(model, wrong, OBS, nodes=4).score).all()
-    four = mixture([0.5, 0.5], np.eye(2, 4), np.eye(4), [0, 1])
-    with pytest.raises(NotImplementedError, match="4 latents"):
-        info_nce_optimum(four, group_captions(four), OBS)
+def two_groups(l):
+    """Two classes of l latents that err in their captions, and are told apart by a mean and a covariance."""
+    rng = np.random.default_rng(l)
+    mean, root = rng.normal(size=(2, l)), rng.normal(size=(2, l, l)) / 2
+    model = mixture([0.6, 0.4], mean, root @ root.mT + 0.1 * np.eye(l), [0, 1])
+    return model, group_captions(model, 0.7, wrong=[0.3, *[0.1] * (l - 1)], blur=0.2)
+
+
+def test_cumulants_are_sums_over_all_states_of_captions():
+    """Against every case, one by one: 3 states of each coordinate, at points that no case makes likely."""
+    model, caps = two_groups(3)
+    law, a = pair_law(model, caps, OBS), np.random.default_rng(0).normal(size=(5, 3))
+    probability, mean, variance = (np.asarray(x) for x in law.states)
+    total = np.zeros(5)
+    for g, states in itertools.product(range(2), itertools.product(range(3), repeat=3)):
+        at = (g, states, range(3))
+        right = np.array(states) == 1
+        covariance = np.asarray(model.covariance)[g] * np.outer(right, right) + np.diag(variance[at] + 0.6**2)
+        share = model.weight[g] * probability[at].prod()
+        total += share * np.exp(a @ mean[at] + np.einsum("ni,ij,nj->n", a, covariance, a) / 2)
+    np.testing.assert_allclose(_text_cumulant(law, jnp.asarray(a)), np.log(total), rtol=1e-12)
+    wrong = pair_law(model, dataclasses.replace(caps, wrong=0.9 * caps.wrong), OBS)
+    assert np.abs(_text_cumulant(wrong, jnp.asarray(a)) - np.log(total)).max() > 1e-3
+
+
+def test_both_rules_give_the_derivatives_of_the_loss():
+    model, caps = two_groups(2)
+    law, m = pair_law(model, caps, OBS), jnp.array([0.3, -0.1, 0.2, 0.4])
+
+    @jit
+    def both(sides):
+        loss = functools.partial(population_loss, law, *sides, jnp.asarray(0.3))
+        want = loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
+        return population_derivatives(law, *sides, jnp.asarray(0.3), m), want
+
+    for points in (quadrature(law, 3)[:2], quasi_random(law, jnp.asarray(shifted_points(4, 2)[0]))):
+        for got, expected in zip(*both(points), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-13)
+            assert np.abs(expected).max() > 0.01
+
+
+def check_replicates(replicates, want):
+    """A t-test of 16 independent replicates, entry by entry."""
+    x = np.asarray(replicates).reshape(16, -1)
+    z = np.abs(x.mean(0) - np.ravel(want)) / (x.std(0, ddof=1) / 4)
+    limit = t_law.isf(1e-6 / (2 * z.size), 15)
+    assert z.max() <= limit, f"z = {z.max():.1f} > {limit:.1f}"
+
+
+def test_quasi_random_points_give_what_quadrature_gives():
+    model, caps = two_groups(2)
+    exact, drawn = (optimum(model, caps, OBS, nodes=24, points=points) for points in (None, 256))
+    check_replicates(drawn.replicates, exact.score)
+    rejects(
+        check_replicates,
+        drawn.replicates,
+        optimum(model, dataclasses.replace(caps, wrong=0 * caps.wrong), OBS, nodes=24).score,
+    )
+    np.testing.assert_allclose(drawn.replicates.mean(0), drawn.score, atol=1e-14)
+    assert drawn.standard_error.max() < 0.01 and drawn.residual < 1e-10
+    accuracies = drawn.accuracy(model, OBS)
+    assert (accuracies.error > 0).all() and (accuracies.error < 2e-3).all()
+    want = exact.accuracy(model, OBS)
+    assert (want.error == 0).all()
+    assert (np.abs(accuracies.by_group - want.by_group) < 8 * accuracies.error).all()
+
+
+def test_a_single_captions_error_is_another_law():
+    """Two groups, always wrong about a coordinate: the captions of the other group, of independent noise."""
+    model, _ = two_groups(1)
+    wrong = group_captions(model, wrong=1.0)
+    found = optimum(model, wrong, OBS, nodes=24).score
+    # E[t | g] is the other group's mean, and t is independent of x in a group.
+    assert np.sign(found) == -np.sign(optimum(model, group_captions(model), OBS, nodes=24).score)
+    # An error that says what the truth would say changes only the dependence within the group.
+    mean = model.mean[:1] + 0 * model.mean
+    same = dataclasses.replace(model, mean=mean, covariance=0 * model.covariance + 1)
+    np.testing.assert_allclose(optimum(same, group_captions(same, wrong=1.0), OBS, nodes=24).score, 0, atol=1e-10)
+
+
+def test_derivatives_in_errors_of_captions():
+    """From within at no error, and inside; those of quasi-random points are NaN."""
+
+    def score(x):
+        model, caps = two_groups(2)
+        caps = dataclasses.replace(caps, wrong=caps.wrong * x[0], blur=caps.blur * x[1], mention=caps.mention * x[2])
+        return info_nce_optimum(model, caps, OBS, 16).score.ravel()
+
+    for x in ([0.0, 0.5, 0.9], [0.8, 1.0, 1.0]):
+        assert_slopes(score, x, [0, 0, 0], [3, 9, 1 / 0.7])
+    model, caps = two_groups(2)
+
+    def drawn(x):
+        found = info_nce_optimum(model, dataclasses.replace(caps, wrong=x * caps.wrong), OBS, points=2)
+        return found.score.sum(), found.loss
+
+    assert all(jnp.isnan(slope) for slope in jit(jax.jacrev(drawn))(1.0))
+
+
+def test_four_latents_have_an_optimum():
+    """Two latents beside two that are nothing but noise in images and texts: the optimum of the two."""
+    model, caps = two_groups(2)
+    nothing = np.zeros((2, 2))
+    mean = np.concatenate([model.mean, nothing], 1)
+    covariance = np.stack([np.block([[x, nothing], [nothing, 0.1 * np.eye(2)]]) for x in np.asarray(model.covariance)])
+    four = mixture(model.weight, mean, covariance, model.classes)
+    wide = group_captions(four, np.append(caps.mention[0], [0.0, 0.0]), "named", np.append(caps.wrong[0], [0, 0]), 0.2)
+    wide = dataclasses.replace(wide, base=jnp.concatenate([caps.base, nothing], 1))
+    want = np.zeros((4, 4))
+    want[:2, :2] = optimum(model, caps, OBS, nodes=24).score
+    found = optimum(four, wide, OBS, points=64)
+    check_replicates(found.replicates, want)
+    rejects(check_replicates, found.replicates, 1.2 * want)
+
+
+def test_what_is_not_covered():
+    model = intra_class(0.9, 0.8, 0.3)
+    caps = group_captions(model)
+    for wrong, with_captions, points in (
+        (model, CAPS, 64),
+        (model.as_mixture(), caps, 48),
+        (model.as_mixture(), caps, 1),
+    ):
+        with pytest.raises(ValueError, match="points must be"):
+            info_nce_optimum(wrong, with_captions, OBS, points=points)
     with pytest.raises(TypeError, match="InterClass must define as_mixture"):
         info_nce_optimum(inter_class(2, 0.9, 1.0, 0.4), CAPS, OBS)
+    silent = mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), np.zeros((1, 1)), [0, 1])
+    found = optimum(silent, group_captions(silent), noise(6, 5, 0.0, 0.0), points=64)
+    assert jnp.isnan(found.score).all() and jnp.isnan(found.replicates).all() and found.residual == jnp.inf

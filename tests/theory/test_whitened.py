@@ -10,7 +10,18 @@ import scipy.linalg
 import scipy.optimize
 from scipy.stats import norm
 
-from mmcl_theory.data import captions, draw_dictionaries, inter_class, intra_class, moments, observation, sample_pairs
+from mmcl_theory.data import (
+    captions,
+    draw_dictionaries,
+    group_captions,
+    inter_class,
+    intra_class,
+    mixture,
+    moments,
+    observation,
+    sample_pairs,
+)
+from mmcl_theory.data.captions import second_moments
 from mmcl_theory.learners import cross_covariance, whitened_optimum
 from mmcl_theory.theory import (
     balanced_pi_spu,
@@ -270,3 +281,45 @@ def test_gradients_are_those_of_differences_where_eigenvalues_coincide_too(theta
         h = 1e-4
         central = (8 * (value(p + h) - value(p - h)) - value(p + 2 * h) + value(p - 2 * h)) / (12 * h)
         np.testing.assert_allclose(gradient(jnp.asarray(p)), central, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_number_of_samples_that_a_whitened_rule_needs():
+    """|w_hat - w|^2 / |w|^2 in the norm of S_I is (1 - rho^2) d_I / (rho^2 (n - d_I)), up to terms without d_I."""
+    model, n = (
+        mixture([0.4, 0.1, 0.2, 0.3], [[-1.0, -1], [-1, 1], [1, -1], [1, 1]], 0.3 * np.eye(2), [0, 0, 1, 1]),
+        4000,
+    )
+    prompt, s = np.array([[-1.0, 0.0], [1.0, 0.0]]), 0.6
+    caps = group_captions(model, 0.7, wrong=0.5)
+    zz, zu, uu = (np.asarray(x) for x in second_moments(model, caps))
+    image, text = zz + s**2 * np.eye(2), uu + s**2 * np.eye(2)
+    beta = np.linalg.solve(text, prompt[1])
+    w = np.linalg.solve(image, zu @ beta)
+    rho_squared = (w @ image @ w) / (prompt[1] @ beta)
+    assert rho_squared < 0.2
+
+    def predicted(d):
+        return (1 - rho_squared) * d / ((n - d) * rho_squared)
+
+    def sampled(d):
+        obs = noise(d, 3, s, s)
+
+        @jit
+        def run(key):
+            key_d, key_pairs = jax.random.split(key)
+            d = draw_dictionaries(key_d, model, obs)
+            pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
+            x, t = pairs.image, pairs.text
+            covariances = [cross_covariance(a, b) for a, b in ((x, t), (x, x), (t, t))]
+            off = whitened_optimum(*covariances, 1.0) @ d.text @ prompt[1] - d.image @ jnp.asarray(w)
+            latent = off @ d.image
+            return (latent @ jnp.asarray(image) @ latent + s**2 * (off @ off - latent @ latent)) / (w @ image @ w)
+
+        return np.array([run(key) for key in jax.random.split(jax.random.key(d), 60)])
+
+    # The difference of two dimensions has none of the other terms.
+    gap = sampled(60) - sampled(20)
+    check = functools.partial(assert_mean_close, gap, resolution=0.01)
+    check(predicted(60) - predicted(20))
+    rejects(check, 40 / n)  # without rho
