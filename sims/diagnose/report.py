@@ -104,13 +104,12 @@ def _change(estimate: Any) -> str:
 def draw(found: Diagnosis) -> Figure:
     """Accuracy of each learner by group, with the Gaussian prediction; below, the effects of changes on P*."""
     changes = best_changes(found, _MOST)
-    tall = 0.26 * len(changes) + 1.0 if changes else 0.0
-    figure, axes = plt.subplots(
-        2 if changes else 1, 1, figsize=(9.5, 4.2 + tall), layout="constrained", squeeze=False,
-        height_ratios=[4.2, tall] if changes else None,
-    )  # fmt: skip
-    ax = axes[0, 0]
-    columns = [*(f"{x}\n(n = {n})" for x, n in zip(found.groups, found.size, strict=True)), *_WHERE.values()]
+    tall = 0.26 * len(changes) + 1.0
+    figure = plt.figure(figsize=(9.5, 4.4 + tall * bool(changes)), layout="constrained", dpi=120)
+    parts = figure.subfigures(2, 1, height_ratios=[4.4, tall]) if changes else [figure]
+    ax = parts[0].subplots()
+    named = [(*group.split(", ", 1), n) for group, n in zip(found.groups, found.size, strict=True)]
+    columns = [*(f"{c},\n{a}\n(n = {n})" for c, a, n in named), *(x.replace(", ", ",\n") for x in _WHERE.values())]
     for i, (name, outcome) in enumerate(found.outcomes.items()):
         colour, marker, label = LOOKS[name]
         x = np.arange(len(columns)) + (i - (len(found.outcomes) - 1) / 2) * 0.16
@@ -127,8 +126,7 @@ def draw(found: Diagnosis) -> Figure:
     ax.grid(axis="y", alpha=0.25, lw=0.6)
     ax.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     if changes:
-        _effects(axes[1, 0], changes)
-    figure.set_dpi(120)
+        _effects(parts[1].subplots(), changes)
     return figure
 
 
@@ -140,7 +138,10 @@ def _effects(ax: Any, changes: list[Advice]) -> None:
         ax.errorbar(e.value, -i, xerr=ends, fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2)
     ax.set_yticks([-i for i in range(len(changes))], [told_in_words(change) for change in changes], fontsize=8)
     ax.axvline(0, color="0.4", lw=0.8)
-    ax.set_xlabel("change of accuracy on P* (95% interval); best setting of each knob that has evidence")
+    ax.set_xlabel("change of accuracy on P* (95% interval)")
+    ax.set_title(
+        "what would change it: of each knob with evidence, the setting of largest effect", fontsize=9, loc="right"
+    )
     ax.grid(axis="x", alpha=0.25, lw=0.6)
 
 

@@ -1,0 +1,182 @@
+"""`sims.diagnose`: what it reads, what it writes, and what it refuses."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from sims.diagnose import __main__ as diagnose
+from sims.diagnose import reading, report
+from sims.engine.flags import UsageError, run_main
+from tests.helpers import assert_refused, contents, own_flags
+
+GROUPS = [("cat", "grass"), ("cat", "sofa"), ("dog", "grass"), ("dog", "sofa")]
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """120 pairs in four groups; the first feature tells the class, the second the attribute."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(4), [20, 40, 45, 15])
+    sign = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])[group]
+    image = np.c_[sign + 0.5 * rng.normal(size=(120, 2)), rng.normal(size=(120, 2))]
+    text = image[:, :3] + 0.3 * rng.normal(size=(120, 3))
+    names = np.array(GROUPS)[group]
+    return {"image": image, "text": text.astype(np.float16), "labels": names[:, 0], "attributes": names[:, 1]}
+
+
+@pytest.fixture
+def files(arrays, tmp_path):
+    """The arrays in one file of each kind, and the labels in a table."""
+    np.savez(tmp_path / "all.npz", **arrays)
+    np.save(tmp_path / "image.npy", arrays["image"])
+    rows = ["class,place,x", *(f"{c},{a},1" for c, a in zip(arrays["labels"], arrays["attributes"], strict=True))]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+VALUES = dict.fromkeys(("data", *diagnose.NEEDED, "prompts"))
+
+
+def test_sources_of_all_kinds_give_the_arrays(files, arrays):
+    st = pytest.importorskip("safetensors.numpy")
+    st.save_file({"t": np.asarray(arrays["text"])}, files / "t.safetensors")
+    names = {
+        "image": "image.npy",
+        "text": "t.safetensors:t",
+        "labels": "table.csv:class",
+        "attributes": "table.csv:place",
+    }
+    mixed = {flag: files / name for flag, name in names.items()}
+    for values in ({"data": str(files / "all.npz")}, {k: str(v) for k, v in mixed.items()}):
+        found = diagnose.load({**VALUES, **values})
+        assert set(found) == set(arrays)
+        assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    prompts = {**arrays, "prompts": np.zeros((2, 3))}
+    np.savez(files / "more.npz", **prompts)
+    assert diagnose.load({**VALUES, "data": str(files / "more.npz")})["prompts"].shape == (2, 3)
+
+
+def test_columns_of_lists_are_features(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"image": [[1.0, 2.0], [3.0, 4.0]], "labels": [0, 1]}).to_parquet(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(reading.read("image", str(tmp_path / "t.parquet"), "image"), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    "make, flag, source, said",
+    [
+        ("x,y\n1,\n", "labels", "bad.csv:y", "row 0 has no value"),
+        ("x,y\n1,2\n", "labels", "bad.csv:z", "has no 'z'; it has x, y; give one as "),
+        ("nonsense", "image", "bad.npy", "cannot be read ("),
+        ("nonsense", "image", "bad.npz:image", "cannot be read ("),
+        ("nonsense", "image", "bad.safetensors", "cannot be read ("),
+        ("nonsense", "image", "bad.pt", "must be a file of .npy, .npz, .safetensors, .csv, .parquet"),
+        (None, "image", "absent.npy", "cannot be read (No such file or directory)"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, make, flag, source, said):
+    if make is not None:
+        (tmp_path / source.split(":")[0]).write_text(make)
+    with pytest.raises(UsageError) as error:
+        reading.read(flag, str(tmp_path / source), flag)
+    assert str(error.value).startswith(f"--{flag}") and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    objects = np.empty(1, object)
+    objects[0] = Harm()
+    np.save(tmp_path / "a.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "a.npz", image=objects)
+    for name in ("a.npy", "a.npz:image"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            reading.read("image", str(tmp_path / name), "image")
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """(arguments) -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+
+    def call(*args):
+        code = 0
+        with own_flags():
+            try:
+                run_main(diagnose.__doc__, diagnose._define_flags, diagnose._main, ["diagnose", *args])
+            except SystemExit as end:
+                code = end.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_writes_a_report(files, command):
+    code, out, err = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--folds=5", "--noadvice")
+    assert code == 0 and out.rstrip().endswith("report.html") and "MMCL, linear loss: P, as in training" in out
+    assert err.splitlines() == [
+        "warning: group (cat, grass) has 20 samples, fewer than 30: its intervals are wide.",
+        "warning: group (dog, sofa) has 15 samples, fewer than 30: its intervals are wide.",
+    ]
+    assert (files / "out" / "report.html").exists()
+
+
+def test_bad_input_writes_nothing(files, command, arrays):
+    np.savez(files / "nan.npz", **{**arrays, "image": np.where(arrays["image"] > 1.5, np.nan, arrays["image"])})
+    np.savez(files / "one.npz", **{**arrays, "labels": np.zeros(120, int)})
+    data = f"--data={files / 'all.npz'}"
+    cases = [
+        ([f"--data={files / 'nan.npz'}"], "image features must be finite, got another value in row"),
+        ([f"--data={files / 'one.npz'}"], "labels must have at least two values, got 1."),
+        ([data, f"--labels={files / 'table.csv'}:x"], "labels must have at least two values, got 1."),
+        ([data, f"--prompts={files / 'image.npy'}"], "prompts must have shape (2, 3), got (120, 4)."),
+        ([data, "--shifted_weight=0.5,0.5"], "shifted_weight must have one entry for each of 4 groups"),
+        ([data, "--rank=9"], "rank of mmcl must be at most the number of features, got 9."),
+        (["--image=x.npy"], "--image=x.npy: cannot be read (No such file or directory)."),
+        ([], "--image must name a file, or --data one that has image, text, labels, attributes."),
+    ]
+    for arguments, said in cases:
+        assert_refused(command(*arguments, f"--out={files / 'out'}"), said)
+    assert not (files / "out").exists()
+
+
+def test_the_report_has_everything_in_one_file(arrays, tmp_path):
+    import mmcl_theory as mt
+
+    with pytest.warns(UserWarning, match="fewer than 30"):
+        found = mt.diagnose(**arrays, folds=5, knobs={"attribute": [0.0], "minority": [4.0]})
+    report.write(found, {"folds": 5}, ["group (dog, sofa) has 15 samples"], tmp_path)
+    assert {path.name for path in contents(tmp_path)} == {
+        "report.html", "accuracies.csv", "advice.csv", "diagnosis.json", "diagnose.png", "diagnose.pdf"
+    }  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page and "Warning: group (dog, sofa)" in page
+    assert 'src="http' not in page and "<script" not in page and "href" not in page
+    content = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert [g["samples"] for g in content["groups"]] == [20, 40, 45, 15]
+    rows = {(r["learner"], r["group"]): r["accuracy"] for r in content["accuracies"]}
+    assert rows["mmcl", "shifted"] == pytest.approx(found.outcomes["mmcl"].by_fold.mean())
+    assert content["regimes"]["supervised"] == found.regime("supervised")
+    said = report.text(found)
+    assert said.startswith("120 pairs: 20 cat, grass, 40 cat, sofa, 45 dog, grass, 15 dog, sofa")
+    assert f"of {len(found.advice)} changes have evidence" in said
+
+
+def test_names_are_escaped(arrays, tmp_path):
+    import mmcl_theory as mt
+
+    labels = np.where(arrays["labels"] == "cat", "<b>cat</b>", "dog")
+    with pytest.warns(UserWarning, match="fewer than 30"):
+        found = mt.diagnose(
+            **{**arrays, "labels": labels}, folds=5, knobs={}, learners={"mmcl": mt.features.Learner("mmcl")}
+        )
+    report.write(found, {}, [], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>cat" not in page and "&lt;b&gt;cat" in page
