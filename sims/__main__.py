@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep-model": "sims.sweep_model",
     "phase-diagram": "sims.phase_diagram",
     "dynamics": "sims.dynamics",
+    "captions": "sims.captions_audit",
     "diagnose": "sims.diagnose",
     "digits": "sims.digits",
     "digits-readouts": "sims.digits.readouts",

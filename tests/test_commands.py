@@ -108,6 +108,7 @@ REFUSED = {
     "sweep-model": ("--prompts=other", "--prompts must be of core, train_mean, got 'other'.", f"{_MODEL} --out=mine"),
     "phase-diagram": ("--diagram=other", "--diagram must be of robustness,", "--out=mine"),
     "dynamics": ("--rate=nan", "flag --rate=nan: needs finite numbers", "--out=mine"),
+    "captions": ("--least=0", "--least must be >= 1, got 0.", "--captions=mine/thesis.tex --labels=a --attributes=b"),
     "diagnose": ("--learners=other", "--learners must be of mmcl, whitened", "--data=mine/thesis.tex --out=out"),
     "digits": ("--preset=other", "--preset must be of ", "--preset=smoke --study=captions --out=mine"),
     "digits-readouts": ("--cpu_devices=0", "--cpu_devices must be >= 1, got 0.", "mine"),

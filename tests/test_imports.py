@@ -45,6 +45,7 @@ ROOMS = {
         *("sims.clip.records", "sims.clip.config", "sims.engine", *LIBRARY),
     ),
     "sims.bench": ("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.clip", "sims.engine", *LIBRARY),
+    "sims.captions_audit": ("sims.engine",),
     "sims.lines": ("sims.engine",),
     "sims": ("sims.engine",),
     "sims.show": (

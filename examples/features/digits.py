@@ -26,12 +26,13 @@ def main(file: str) -> None:
     image = ink + np.where(bright, 0.5, 0.0)[:, None] * (1 - ink)
     stroke = np.where(ink.sum(1) > np.median(ink.sum(1)), "thick", "thin")
     words = {"digit": digits.target.astype(str), "ground": np.where(bright, "bright", "dark"), "stroke": stroke}
-    text = np.zeros((len(ink), len(WORDS)))
-    text[np.arange(len(ink)), [WORDS.index(word) for word in parity]] = 1
+    captions = [[word] for word in parity]
     for detail, rate in MENTIONS.items():
-        named = np.flatnonzero(rng.uniform(size=len(ink)) < rate)
-        text[named, [WORDS.index(word) for word in words[detail][named]]] = 1
-    np.savez(file, image=image, text=text, labels=parity, attributes=words["ground"])
+        for i in np.flatnonzero(rng.uniform(size=len(ink)) < rate):
+            captions[i].append(words[detail][i])
+    text = np.array([[word in caption for word in WORDS] for caption in captions], float)
+    lines = np.array([" ".join(caption) for caption in captions])
+    np.savez(file, image=image, text=text, captions=lines, labels=parity, attributes=words["ground"])
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def weights(text: str) -> tuple[float, ...]:
 
 def load(values: dict[str, Any]) -> dict[str, Any]:
     """The arrays that the flags name. Raises: UsageError."""
-    from sims.diagnose import reading
+    from sims.engine import reading
 
     found = {}
     for flag in (*NEEDED, "prompts"):

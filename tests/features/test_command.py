@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sims.diagnose import __main__ as diagnose
-from sims.diagnose import reading, report
+from sims.diagnose import report
+from sims.engine import reading
 from sims.engine.flags import UsageError, run_main
 from tests.helpers import assert_refused, contents, own_flags
 
