@@ -23,6 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import mmcl_theory as mt
 from mmcl_theory import learners
+from mmcl_theory.data.mixture import covariances
 from mmcl_theory.learners import supervised
 from sims.digits import encoders, scenes
 from sims.digits.images import Items
@@ -66,6 +67,9 @@ class Sizes:
     clip_batch: int | None = None  # 8 on a CPU, 256 on a GPU
     peak: int = 2048  # size of the matrices that measure the peak
     layouts: tuple[int | None, ...] = (None, 1, 4, 16, 64)
+    mixture_cells: int = 20_000
+    features_n: int = 50_000
+    features_dim: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,6 +533,57 @@ def max_margin(sizes: Sizes, repeats: int) -> Result:
     return Result([row], [f"max_margin: n = {n}, d = {sizes.margin_dim}, {gap}"])
 
 
+def mixture(sizes: Sizes, repeats: int) -> Result:
+    """The paper's model as a mixture of four groups, beside its own formulas; both are this library's."""
+    p_spu, sigma_core = (jnp.linspace(*ends, sizes.mixture_cells) for ends in ((0.5, 1), (0.1, 3)))
+    model = mt.intra_class(p_spu, sigma_core, _SIGMA_SPU)
+    obs, n = _observation(1000), 500
+    predictions: dict[str, Callable[[Any], jax.Array]] = {
+        "linear, n samples": lambda m: mt.theory.mmcl_accuracy(m, None, obs, n).shifted,
+        "linear, population": lambda m: mt.theory.mmcl_accuracy(m, None, obs).shifted,
+        "whitened": lambda m: mt.theory.whitened_accuracy(m, None, obs).shifted,
+        "max-margin": lambda m: mt.theory.supervised_accuracy(m, obs, n).shifted,
+    }
+    rows = []
+    for name, predict in predictions.items():
+        ours, pair = jax.jit(lambda m, predict=predict: predict(m.as_mixture())), jax.jit(predict)
+        agree(f"accuracies, {name}", ours(model), pair(model), 1e-3)
+        times = interleaved(repeats, lambda ours=ours: ours(model), lambda pair=pair: pair(model))
+        row = compare(f"mixture, {name}", "cell", *(t / sizes.mixture_cells for t in times), most=3)
+        rows.append(dataclasses.replace(row, bound="the intra-class formula is the baseline"))
+    return Result(rows)
+
+
+def features(sizes: Sizes, repeats: int) -> Result:
+    """Streamed moments of features in four groups and CCA from them, beside scikit-learn's CCA of four components."""
+    cca = baseline("sklearn_cca", "scikit-learn")
+    n, d = sizes.features_n, sizes.features_dim
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(n, d)).astype(np.float32)
+    text = rng.normal(size=(n, d)).astype(np.float32)
+    text[:, :4] += np.array([2.0, 1.5, 1.0, 0.7], np.float32) * image[:, :4]
+    group = rng.integers(0, 4, n)
+
+    def moments() -> mt.features.GroupSums:
+        return mt.features.group_sums(image, text, group, 4, np.float32)
+
+    def ours() -> np.ndarray:
+        mom = mt.features.policy_moments(moments(), np.array([0, 0, 1, 1]))
+        left, cross, right = map(np.asarray, covariances(mom))
+        roots = [np.linalg.cholesky(s).astype(float) for s in (left, right)]
+        whitened = np.linalg.solve(roots[1], np.linalg.solve(roots[0], cross).T)
+        return np.linalg.svd(whitened, compute_uv=False)[:4]
+
+    agree("canonical correlations", ours(), cca.correlations(image, text, 4), 1e-3)
+    mine, alone, theirs = interleaved(repeats, ours, moments, lambda: cca.correlations(image, text, 4))
+    rate = 2 * n * 3 * d**2 / np.median(alone)
+    row = compare(
+        "features", "sample", mine / n, theirs / n, least=5,
+        bound=f"flops: {rate / 1e9:.0f} of {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s",
+    )  # fmt: skip
+    return Result([row])
+
+
 def crossover(sizes: Sizes, repeats: int) -> Result:
     """The n from which on the statistics sampler is cheaper than the latent one, for many runs at once."""
     keys = _keys(sizes.runs)
@@ -681,6 +736,8 @@ JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "prng": prng,
     "gradient": gradient,
     "max_margin": max_margin,
+    "mixture": mixture,
+    "features": features,
     "crossover": crossover,
     "devices": devices,
     "digits": digits,

@@ -21,6 +21,8 @@ JOBS = (
     "prng",
     "gradient",
     "max_margin",
+    "mixture",
+    "features",
     "crossover",
     "devices",
     "digits",

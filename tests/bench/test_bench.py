@@ -41,6 +41,9 @@ TINY = Sizes(
     batch=256,
     peak=16,
     layouts=(None, 2),
+    mixture_cells=8,
+    features_n=400,
+    features_dim=6,
 )
 
 
@@ -69,7 +72,14 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "job",
-    ["draws", "gradient", "start", *(pytest.param(j, marks=LONG) for j in "sampler crossover devices digits".split())],
+    [
+        "draws",
+        "gradient",
+        "start",
+        "features",
+        "mixture",
+        *(pytest.param(j, marks=LONG) for j in "sampler crossover devices digits".split()),
+    ],
 )
 def test_the_other_jobs(job):
     if job == "gradient":
