@@ -1,6 +1,7 @@
 """Imports point one way: what a room may import, and no circle of modules (docs: CONTRIBUTING.md)."""
 
 import ast
+import functools
 import graphlib
 
 import pytest
@@ -73,6 +74,7 @@ def file_of(module):
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@functools.cache
 def imported(source, late=True):
     """Names of this project's modules that the source imports; not late: at once, when it is imported itself."""
     nodes = list(ast.walk(ast.parse(source)))

@@ -163,11 +163,11 @@ def test_a_single_pair_has_a_closed_form(t):
 def test_many_pairs_without_strength_of_foreign_details():
     """beta = beta_spu = 0 leaves m - 1 competitors |N(0, t^2)|; the accuracy falls with m, to 0, with no step lost."""
     t, accuracies = 0.3, []
-    for m in (1, 10, 100, 10_000, 10**8, 10**12):
+    for m in (1, 4, 50, 1000, 10**6, 10**12):  # all but the last in other tests too
         accuracies.append(float(exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, B), t**2, 1.0).conflicting))
     assert (np.diff(accuracies) < 0).all() and accuracies[-1] < 1e-6
     # With own mean A - B = 0 too the own score is one more |N(0, t^2)|: positive, and the largest of m.
-    for m in (1, 2, 10, 1000):
+    for m in (1, 2, 4, 1000):
         got = exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, A), t**2, 1.0).conflicting
         np.testing.assert_allclose(got, 1 / (2 * m), rtol=1e-10)
 

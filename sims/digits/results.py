@@ -1,7 +1,6 @@
 """Read a study's results: accuracies with intervals, the rows of its table, and each theory's score over its cells."""
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,12 @@ from sims.engine import store
 
 VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
 _CONFIDENCE = 0.95
+_RIVALS = {  # the other rule on the same features, for each of moments.THEORIES
+    "linear_pixels": "whitened_pixels",
+    "whitened_pixels": "linear_pixels",
+    "linear_features": "whitened_features",
+    "whitened_features": "linear_features",
+}
 
 
 def accuracy(dataset: xr.Dataset) -> xr.DataArray:
@@ -29,29 +34,42 @@ def accuracy(dataset: xr.Dataset) -> xr.DataArray:
       train: on the training distribution P.
       worst: the smallest of the four cells (label, attribute).
     """
-    found = dataset.measured
-    prompts = []
     readouts = _readouts(dataset)
-    for prompt in readouts:
-        cells = [
-            [found.sel(measure=f"{prompt} {group} {label}", drop=True) for label in training.LABELS]
-            for group in training.GROUPS
-        ]
-        aligned, conflicting = (sum(both) / 2 for both in cells)
-        train = dataset.p_spu * aligned + (1 - dataset.p_spu) * conflicting
-        worst = functools.reduce(np.minimum, [cell for both in cells for cell in both])
-        values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
-        named = xr.DataArray(store.labels(VALUES), dims="value", name="value")
-        prompts.append(xr.concat([value.transpose(*found.dims[:-1]) for value in values], named))
-    return xr.concat(prompts, xr.DataArray(store.labels(readouts), dims="prompt", name="prompt"))
+    names = [
+        _measure(readout, group, label)
+        for readout in readouts
+        for group in training.GROUPS
+        for label in training.LABELS
+    ]
+    measured = dataset.measured.sel(measure=names).transpose(..., "measure")
+    cells = xr.DataArray(
+        measured.values.reshape(*measured.shape[:-1], len(readouts), len(training.GROUPS), len(training.LABELS)),
+        dims=(*measured.dims[:-1], "prompt", "group", "label"),
+        coords={
+            **measured.drop_vars("measure").coords,
+            "prompt": store.labels(readouts),
+            "group": store.labels(training.GROUPS),
+        },
+    )
+    groups = cells.mean("label", skipna=False)
+    aligned, conflicting = (groups.sel(group=group, drop=True) for group in training.GROUPS)
+    train = aligned * dataset.p_spu + conflicting * (1 - dataset.p_spu)
+    worst = cells.min(["group", "label"], skipna=False)
+    values = [aligned, conflicting, (aligned + conflicting) / 2, train, worst]
+    named = xr.DataArray(store.labels(VALUES), dims="value", name="value")
+    return xr.concat(values, named).transpose(..., "value")
+
+
+def _measure(readout: str, group: str, label: str) -> str:
+    """The name under which a cell's accuracy is stored."""
+    return f"{readout} {group} {label}"
 
 
 def _readouts(dataset: xr.Dataset) -> list[str]:
     """The measured ones of READOUTS: runs of earlier versions have no regression prompt."""
     measured = set(dataset.measure.values)
-    return [
-        readout for readout in training.READOUTS if f"{readout} {training.GROUPS[0]} {training.LABELS[0]}" in measured
-    ]
+    one = training.GROUPS[0], training.LABELS[0]
+    return [readout for readout in training.READOUTS if _measure(readout, *one) in measured]
 
 
 def headline(arm: str) -> str:
@@ -167,23 +185,25 @@ def scores(dataset: xr.Dataset) -> list[Score]:
 
     A closed form is scored once.
     """
+    measured = accuracy(dataset)
+    theories = [str(theory) for theory in dataset.theory.values]
     table = []
     for arm in (str(a) for a in dataset.arm.values if ARMS[str(a)].reads):
         predicted = dataset.accuracy_predicted.sel(arm=arm, predicted_prompt=headline(arm))
         flat = predicted.transpose("theory", *AXES, "group").values.reshape(dataset.sizes["theory"], -1, 2)
-        of_arm = accuracy(dataset).sel(arm=arm, prompt=headline(arm))
+        of_arm = measured.sel(arm=arm, prompt=headline(arm))
         trained = ARMS[arm].loss is not None
         for step in dataset.step.values[0 if trained else -1 :]:
             groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
             gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
             means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
-            errors = np.abs(flat - means[None]).mean(-1)
-            for i, theory in enumerate(str(t) for t in dataset.theory.values):
-                if np.isnan(flat[i]).any():
+            error_of = dict(zip(theories, np.abs(flat - means).mean(-1), strict=True))
+            for theory, groups_of in zip(theories, flat, strict=True):
+                if np.isnan(groups_of).any():
                     continue
-                other = errors[i ^ 1]  # THEORIES has linear and whitened in pairs
-                expected = flat[i, :, 1] - flat[i, :, 0]
-                table.append(_score(arm, int(step), theory, expected, gap, half, errors[i], other))
+                expected = groups_of[:, 1] - groups_of[:, 0]
+                errors = error_of[theory], error_of[_RIVALS[theory]]
+                table.append(_score(arm, int(step), theory, expected, gap, half, *errors))
     return table
 
 

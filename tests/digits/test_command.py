@@ -287,6 +287,20 @@ def test_scores_tell_a_right_theory_from_a_wrong_one():
     assert wrong.rank == -1.0 and wrong.signs == 0.0 and wrong.error > 0.1
 
 
+def test_a_theory_is_compared_with_the_other_rule_on_the_same_features():
+    gap = np.array([-0.4, -0.1, 0.2, 0.3])
+    measured = np.tile(np.stack([0.5 - gap / 2, 0.5 + gap / 2], -1), (1, 4, 1, 1))
+    dataset = a_dataset(measured, measured[0, 0])
+    errors = {"linear_pixels": 0.1, "whitened_pixels": 0.2, "linear_features": 0.04, "whitened_features": 0.03}
+    for theory, error in errors.items():
+        dataset.accuracy_predicted.loc[{"theory": theory}] += error
+    nearer = {score.theory: score.nearer for score in results.scores(dataset)}
+    assert nearer == {"linear_pixels": 4, "whitened_pixels": 0, "linear_features": 0, "whitened_features": 4}
+    dataset.accuracy_predicted.loc[{"theory": "linear_pixels"}] = np.nan
+    nearer = {score.theory: score.nearer for score in results.scores(dataset)}
+    assert np.isnan(nearer.pop("whitened_pixels")) and nearer == {"linear_features": 0, "whitened_features": 4}
+
+
 @pytest.mark.parametrize("arms", [("whitened",), ("linear_mmcl", "whitened"), ("clip_linear",)])
 def test_captions_are_drawn_for_any_of_their_arms(arms):
     rng = np.random.default_rng(0)

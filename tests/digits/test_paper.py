@@ -38,27 +38,33 @@ def source():
     return images.load("builtin", KINDS)
 
 
+def lenet(params, image):
+    return encoders.LeNet(5).apply({"params": params}, image)
+
+
+# Operation by operation each would be compiled by itself.
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(apply, params, image):
+    value, back = jax.vjp(lambda p: apply(p, image), params)
+    return value, back(2 * value)[0]  # the gradient of the sum of squares
+
+
 @pytest.mark.parametrize("side, plain", [(28, False), (28, True), (16, False)])
 def test_lenet_is_convolution_and_pooling_with_their_gradient(side, plain):
-    image = np.array(jax.random.uniform(jax.random.key(0), (3, side, side, 3)))
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=(3, side, side, 3))
     if plain:  # as in the paper's images most of a background is: there all four that are pooled are the largest
         image[:, :, side // 2 :] = 0.25
-    net = encoders.LeNet(5)
-    params = jax.tree.map(np.asarray, jax.jit(net.init)(jax.random.key(1), image)["params"])
-
-    # Operation by operation each would be compiled by itself.
-    @functools.partial(jax.jit, static_argnums=0)
-    def both(apply, params):
-        value, back = jax.vjp(lambda p: apply(p, image), params)
-        return value, back(2 * value)[0]  # the gradient of the sum of squares
-
-    expected, gradient = both(flax_lenet.apply, params)
-    value, found = both(lambda p, image: net.apply({"params": p}, image), params)
+    shapes = jax.eval_shape(encoders.LeNet(5).init, jax.random.key(1), image)["params"]
+    # About as large as PyTorch's start; to draw that one is a program of its own for each shape.
+    params = jax.tree.map(lambda x: rng.uniform(-0.1, 0.1, x.shape), shapes)
+    expected, gradient = value_and_gradient(flax_lenet.apply, params, image)
+    value, found = value_and_gradient(lenet, params, image)
     np.testing.assert_allclose(value, expected, atol=1e-6)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1e-3, float(np.abs(other).max())), rtol=1e-4)
     flipped = params | {name: np.flip(params[name], 0) for name in ("kernel_6", "kernel_16")}
-    assert not np.allclose(expected, both(flax_lenet.apply, flipped)[0], atol=1e-4)
+    assert not np.allclose(expected, value_and_gradient(flax_lenet.apply, flipped, image)[0], atol=1e-4)
 
 
 def test_pytorch_s_uniform_start():

@@ -392,7 +392,7 @@ def angle(a, b):
     return np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
 
 
-@pytest.mark.parametrize("shape", [(20, 40), (30, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(30, 60), (30, 4)], ids=str)
 def test_normalized_descent_tends_to_the_max_margin_rule(shape):
     """The angle falls about like 1 / steps; plain descent (1 / log steps) is far behind; least squares is elsewhere."""
     x, y = separable_data(*shape)

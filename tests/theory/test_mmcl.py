@@ -296,8 +296,8 @@ CASES = {
 }
 
 
-# The ledger has rows of the others too (T2, T5, X3).
-_QUICK = ("T2 p=.95", "T5 pi=.5", "X2", "X3 lambda=0", "X3 lambda=1")
+# The ledger has rows of the others too (T2, T5, X2, X3). X3 at lambda = .5 is the ordinary loss of X2, at X3's sizes.
+_QUICK = ("T2 p=.95", "T5 pi=.5", "X3 lambda=0", "X3 lambda=.5", "X3 lambda=1")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in CASES])
