@@ -113,11 +113,15 @@ def diagnosis(key, model, caps, n, **arguments):
 
 
 def held_out_accuracies(effort):
-    """Means over 32 data sets of 4,000 pairs against the theory of the mixture itself, at 3,600 samples."""
+    """Means over 32 data sets of 4,000 pairs against the theory of the mixture itself, at 3,600 samples.
+
+    The theory of the whitened rule is of the population: its scores' extra variance, about 6/3600 of the noise's share,
+    moves accuracies by less than .006.
+    """
     model, caps = a_model(1)
     chosen = {"mmcl": Learner("mmcl"), "whitened": Learner("whitened", shrinkage=0.0)}
     found = [diagnosis(jax.random.key(i), model, caps, 4000, learners=chosen, knobs={}) for i in range(32 * effort)]
-    samples = np.array([[f.outcomes[name].by_fold.mean(0) for name in chosen] for f in found])
+    samples = np.array([[f.outcomes[name].by_group for name in chosen] for f in found])
     gaussian = np.array([[f.outcomes[name].predicted for name in chosen] for f in found])
 
     def predicted(model, caps, learner=None):
@@ -185,12 +189,13 @@ def signs_of_the_advice(effort):
     other = {"mmcl": "whitened", "whitened": "mmcl"}
 
     def compare(effects):
-        wrong = (np.sign(values) != np.sign([list(each.values()) for each in effects]))[told]
+        signs = np.sign([list(each.values()) for each in effects])  # 0: no statement
+        wrong = (np.sign(values) != signs)[told & (signs != 0)]
         se = (0.05 * 0.95 / len(wrong)) ** 0.5
         z = (wrong.mean() - 0.05) / se
         return ledger.Gap(0.05, float(wrong.mean()), se, float(z), float(scipy.stats.norm.isf(ledger.FALSE_ALARM)))
 
-    exchanged = [{(x, *case): each.get((other[x], *case), -e) for (x, *case), e in each.items()} for each in effects]
+    exchanged = [{(x, *case): each.get((other[x], *case), 0.0) for (x, *case), e in each.items()} for each in effects]
     larger = [{case: -e if case[1] == "minority" else e for case, e in each.items()} for each in effects]
     wrong = {"effects on the other learner": exchanged, "more samples of the large groups": larger}
     return ledger.judge(

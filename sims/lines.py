@@ -86,6 +86,8 @@ def table_points(
     points = []
     for line, row in rows:
         where = f"{file}, line {line}"
+        if None in row or None in row.values():
+            raise UsageError(f"{where}: must have {len(columns)} cells, as the first line has.")
         value = _number(row, acc_id, where) / unit
         mean = math.fsum(_number(row, name, where) for name in acc_ood) / len(acc_ood) / unit
         points.append(Point("", str(row[arm]), value, mean, None if seed is None else str(row[seed]), where))

@@ -18,7 +18,7 @@ def public_modules():
     for package in map(importlib.import_module, PACKAGES):
         for exported in (getattr(package, name) for name in package.__all__):
             if not isinstance(exported, types.ModuleType):
-                names.add(exported.__module__)
+                names.add(getattr(exported, "__module__", ""))  # "" of a constant
             elif exported.__name__ not in PACKAGES:
                 names.add(exported.__name__)
     return sorted(name for name in names if name.startswith("mmcl_theory."))

@@ -186,3 +186,12 @@ def test_what_cannot_be_compared_is_refused(call, tmp_path, arguments, said):
     before = contents(tmp_path)
     assert_refused(call(*arguments.format(tmp_path).split(), f"--out={tmp_path}/out"), said.format(tmp_path))
     assert contents(tmp_path) == before
+
+
+def test_a_torn_row_is_refused(call, tmp_path):
+    table = "id,ood,arm\n0.5,0.4,a\n0.6,0.5,a\n{}\n0.7,0.6,b\n0.8,0.7,b\n"
+    for row in ("0.5,0.4", "0.5,0.4,a,1"):
+        (tmp_path / "t.csv").write_text(table.format(row))
+        refused = call(f"--points={tmp_path / 't.csv'}", f"--out={tmp_path / 'out'}")
+        assert_refused(refused, "t.csv, line 4: must have 3 cells, as the first line has.")
+    assert not (tmp_path / "out").exists()

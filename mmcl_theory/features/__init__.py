@@ -1,7 +1,9 @@
 """A user's own features: how learners classify their groups, and what would change it."""
 
-from mmcl_theory.features.diagnosis import KNOBS, Advice, Diagnosis, Estimate, Learner, Outcome, diagnose, feature_rules
+from mmcl_theory.features.closed_form import KNOBS, Learner, feature_rules
+from mmcl_theory.features.diagnosis import diagnose
 from mmcl_theory.features.moments import GroupSums, Policy, group_sums, policy_moments
+from mmcl_theory.features.results import Advice, Diagnosis, Estimate, Outcome, verdict
 
 __all__ = [
     "KNOBS",
@@ -16,4 +18,5 @@ __all__ = [
     "feature_rules",
     "group_sums",
     "policy_moments",
+    "verdict",
 ]

@@ -5,6 +5,7 @@ covariances within the group; t_y mean text of class y; d_i, d_t sizes of the fe
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,17 +43,17 @@ class GroupSums:
     image_origin: np.ndarray  # (d_i,)
     text_origin: np.ndarray  # (d_t,)
 
-    def without(self, fold: int) -> "GroupSums":
-        """The sums over all folds but one; the first dimension is the folds."""
-        return self._map(lambda sums: sums.sum(0) - sums[fold])
+    def minus(self, folds: "GroupSums", fold: int) -> "GroupSums":
+        """These sums without those of one fold; the first dimension of `folds` is the folds."""
+        return self._map(lambda name: getattr(self, name) - getattr(folds, name)[fold])
 
     def total(self) -> "GroupSums":
         """The sums over all folds; the first dimension is the folds."""
-        return self._map(lambda sums: sums.sum(0))
+        return self._map(lambda name: getattr(self, name).sum(0))
 
-    def _map(self, f):  # type: ignore[no-untyped-def]
+    def _map(self, f: Callable[[str], np.ndarray]) -> "GroupSums":
         names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("origin")]
-        return dataclasses.replace(self, **{name: f(getattr(self, name)) for name in names})
+        return dataclasses.replace(self, **{name: f(name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +66,20 @@ class Policy:
 
         t' = t_y + b (t_g - t_y) + h (t - t_g)
 
+    Example:
+        The weights of two classes, 90 to 10 and 30 to 70, when small groups count four times:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> policy = mt.features.Policy(minority=4.0)
+        >>> print(policy.weights(np.array([90.0, 10.0, 30.0, 70.0]), np.array([0, 0, 1, 1])).round(3))
+        [0.36 0.16 0.2  0.28]
+
     Attributes:
         attribute: in [0, 1]; 1: as the captions are.
         detail: in [0, 1]; 0: captions tell no more than the class and, if they name it, the attribute.
-        minority: factor >= 0 by which the number of samples is multiplied in every group that has less than an equal
-            part of its class, up to that part.
+        minority: factor >= 0 by which the weight of every group is multiplied that has less than an equal part of its
+            class, up to that part: as if there were so many times its samples, but with the moments of those there are.
     """
 
     attribute: float = 1.0
@@ -130,12 +140,13 @@ def group_sums(
     size = np.bincount(cell, minlength=cells).astype(float)
     sums = [np.zeros((cells, d)) for d in (di, dt)]
     products = [np.zeros((cells, a, b)) for a, b in ((di, di), (di, dt), (dt, dt))]
-    for start in range(0, len(cell), _CHUNK):
-        here = cell[start : start + _CHUNK]
+    chunk = max(_CHUNK, 64 * cells)  # each update of a cell costs O(d^2), however few its rows
+    for start in range(0, len(cell), chunk):
+        here = cell[start : start + chunk]
         order = np.argsort(here, kind="stable")
         rows = []
         for name, features, origin in zip(("image", "text"), (image, text), origins, strict=True):
-            values = (np.asarray(features[start : start + _CHUNK], np.float64) - origin)[order]
+            values = (np.asarray(features[start : start + chunk], np.float64) - origin)[order]
             if not np.isfinite(values).all():
                 row = start + int(order[np.argwhere(~np.isfinite(values))[0][0]])
                 raise ValueError(f"{name} features must be finite, got another value in row {row}.")
@@ -147,7 +158,8 @@ def group_sums(
             for mean_sum, values in zip(sums, rows, strict=True):
                 mean_sum[c] += values[part].sum(0)
             for product, left, right in zip(products, (x, x, t), (x, t, t), strict=True):
-                product[c] += left[part].T @ right[part]
+                with np.errstate(over="ignore", invalid="ignore"):  # `diagnose` refuses what overflows
+                    product[c] += left[part].T @ right[part]
     return GroupSums(size, *sums, *products, *origins)
 
 

@@ -4,13 +4,13 @@ The features are image and text embeddings of pairs, with a class and an attribu
 Linear MMCL, the whitened and the ridge rule (InfoNCE to second order), and least-squares SL are fitted in closed form
 and scored on held-out folds. Beside each accuracy stands what Gaussian scores would give: where both agree, the theory
 of mixtures holds for these features. Then every knob is turned: how often captions name the attribute or other details,
-more samples of small groups, same-class weight, whitening, ridge, shrinkage.
+more weight on small groups, same-class weight, whitening, ridge, shrinkage.
 
     python -m sims.diagnose --data=features.npz
     python -m sims.diagnose --image=image.npy --text=text.npy --labels=table.csv:class --attributes=table.csv:place
 
 A source is FILE or FILE:NAME, of .npy, .npz, .safetensors, .csv or .parquet. --data is the file of all that no other
-flag gives, under the names image, text, labels, attributes, and prompts if it has them.
+flag gives, under the names image, text, labels, attributes, and prompts and units if it has them.
 Writes report.html, accuracies.csv, advice.csv, diagnosis.json and the figure diagnose.png.
 """
 
@@ -36,6 +36,7 @@ from sims.engine.flags import (
 
 KINDS = ("mmcl", "whitened", "ridge", "supervised")
 NEEDED = ("image", "text", "labels", "attributes")
+_MORE = ("prompts", "units")
 _SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
 
 
@@ -58,11 +59,13 @@ def _define_flags() -> None:
     define(
         "shrinkage", 0.01, "multiple of its mean eigenvalue that is added to a covariance before it is inverted", number
     )
+    text = "what pairs belong together, such as the image of several captions; none: equal images"
+    define("units", None, text, optional(path))
     define(
         "shifted_weight", None, "weights of the groups under the shift, classes slowest; none: equal", optional(weights)
     )
     define("components", 256, "principal components that wider features are reduced to, >= 1", integer)
-    define("folds", 10, "folds, 2 to 100; fewer are used if a group has fewer samples", integer)
+    define("folds", 10, "folds, 2 to 100", integer)
     define("seed", 0, "of the division into folds, in [0, 2^32)", integer)
     flags.DEFINE_bool("advice", True, "turn the knobs; this takes most of the time")
     define("out", "runs/diagnose", "folder for the report, the tables and the figure", path)
@@ -78,11 +81,11 @@ def load(values: dict[str, Any]) -> dict[str, Any]:
     from sims.engine import reading
 
     found = {}
-    for flag in (*NEEDED, "prompts"):
+    for flag in (*NEEDED, *_MORE):
         source = values[flag] or values["data"]
         if source is None and flag in NEEDED:
             raise UsageError(f"--{flag} must name a file, or --data one that has {', '.join(NEEDED)}.")
-        optional_one = flag == "prompts" and not values[flag]
+        optional_one = flag in _MORE and not values[flag]
         if source is not None and not (optional_one and not reading.holds(source, flag)):
             found[flag] = reading.read(flag if values[flag] else "data", source, flag)
     return found
@@ -122,10 +125,11 @@ def _main() -> None:
             )
         except ValueError as error:
             raise UsageError(str(error)) from None
-    notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning) and "group" in str(w.message)]
+    notes = [str(w.message) for w in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    given = {name: values[name] for name in ("data", *NEEDED, "prompts", "learners", *_SETTINGS, *sizes)}
+    named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "shifted_weight", "advice", *sizes)
+    given = {name: values[name] for name in named}
     out.mkdir(parents=True, exist_ok=True)
     report.write(found, given, notes, out)
     print(f"{report.text(found)}\n\nReport: {out / 'report.html'}")

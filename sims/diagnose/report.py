@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import mmcl_theory as mt
-from mmcl_theory.features import Advice, Diagnosis
+from mmcl_theory.features import Advice, Diagnosis, verdict
 from sims.engine import files, store
 
 LOOKS = {
@@ -28,7 +28,7 @@ LOOKS = {
 KNOBS = {
     "attribute": "captions name the attribute at {:g} of the rate now",
     "detail": "captions tell other details at {:g} of the rate now",
-    "minority": "{:g} times the samples of small groups",
+    "minority": "{:g} times the weight of small groups, up to an equal part",
     "same_class_weight": "same-class weight {:g}",
     "theta": "whitening theta {:g}",
     "kappa": "ridge kappa {:g}",
@@ -37,60 +37,84 @@ KNOBS = {
 _WHERE = {"train": "P, as in training", "shifted": "P*, shifted", "worst": "worst group"}
 _MOST = 18  # changes that the figure shows
 _TOLD = 12  # that the text shows
-_GAUSSIAN = 0.02  # difference of predicted and measured accuracy up to which the theory is said to hold
+_GAUSSIAN = 0.02  # difference of predicted and measured accuracy up to which they agree
+_RESOLUTION = 0.05  # standard error of an accuracy up to which that can be told
 
 
-def best_changes(found: Diagnosis, most: int) -> list[Advice]:
-    """The changes with evidence, by the size of their effect on P*: the best setting of each learner and knob."""
-    best: dict[tuple[str, str], Advice] = {}
-    for change in found.advice:
-        if change.verdict == "no evidence":
-            continue
-        key = change.learner, change.knob
-        if key not in best or abs(change.shifted.value) > abs(best[key].shifted.value):
-            best[key] = change
-    return sorted(best.values(), key=lambda change: -abs(change.shifted.value))[:most]
+def changes_with_evidence(found: Diagnosis, most: int) -> list[Advice]:
+    """The best gain and the worst loss on P* of each learner and knob, and in the worst group where P* has none.
+
+    By the size of the effect on P*.
+    """
+    kept: dict[tuple[str, ...], Advice] = {}
+    for where in ("shifted", "worst"):
+        for change in found.advice:
+            told = verdict(getattr(change, where))
+            key = change.learner, change.knob
+            if told == "no evidence" or (where == "worst" and any(k[:2] == key and k[2] == "shifted" for k in kept)):
+                continue
+            best = kept.get((*key, where, told))
+            if best is None or abs(getattr(change, where).value) > abs(getattr(best, where).value):
+                kept[*key, where, told] = change
+    return sorted(dict.fromkeys(kept.values()), key=lambda change: -abs(change.shifted.value))[:most]
 
 
 def told_in_words(change: Advice) -> str:
     """What a change is."""
-    return f"{LOOKS[change.learner][2]}: {KNOBS[change.knob].format(change.setting)}"
+    return f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}"
+
+
+def look(learner: str) -> tuple[str, str, str]:
+    """Colour, marker and label of a learner; of a name of one's own, a grey one."""
+    return LOOKS.get(learner, ("#777777", "D", learner))
 
 
 def text(found: Diagnosis) -> str:
     """The diagnosis in lines: groups, learners, whether Gaussian scores predict them, directions, changes."""
-    lines = [
-        f"{found.size.sum()} pairs: " + ", ".join(f"{n} {x}" for n, x in zip(found.size, found.groups, strict=True))
-    ]
+    counted = ", ".join(f"{n} {x}" for n, x in zip(found.size, found.groups, strict=True))
+    lines = [f"{found.size.sum()} pairs: {counted}"]
     for name, outcome in found.outcomes.items():
         parts = [f"{label} {_value(outcome.at(where))}" for where, label in _WHERE.items()]
         gap = found.gap(name)
-        lines.append(
-            f"{LOOKS[name][2]}: {', '.join(parts)}; aligned - conflicting {gap.value:+.3f} ({found.regime(name)});"
-            f" Gaussian scores predict P* {outcome.predicted @ outcome.shifted_weight:.3f}, {_holds(found, name)}"
-        )
+        shown = "" if np.isnan(gap.value) else f"aligned - conflicting {_change(gap)}, "
+        lines.append(f"{look(name)[2]}: {', '.join(parts)}; {shown}{found.regime(name)}; {_gaussian(found, name)}")
     names = [f"class {c}" for c in found.classes[1:]] + [f"attribute {a}" for a in found.attributes[1:]]
     shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, found.told, strict=True))
     lines.append(f"Share of the variance within groups that captions tell, along each direction: {shares}")
-    for change in best_changes(found, _TOLD):
+    for change in changes_with_evidence(found, _TOLD):
         lines.append(
-            f"{change.verdict}: {told_in_words(change)}: P* {_change(change.shifted)}, worst group"
-            f" {_change(change.worst)}"
+            f"{told_in_words(change)}: P* {_change(change.shifted)}, {verdict(change.shifted)}; worst group"
+            f" {_change(change.worst)}, {verdict(change.worst)}"
         )
-    tried = len(found.advice)
-    if tried:
-        certain = sum(change.verdict != "no evidence" for change in found.advice)
-        lines.append(f"{certain} of {tried} changes have evidence at 95%; by chance about {tried / 20:.0f} would.")
+    if found.advice:
+        certain = sum(verdict(change.shifted) != "no evidence" for change in found.advice)
+        lines.append(
+            f"{certain} of {len(found.advice)} settings have evidence on P*, each at 95%; shown are the best and the"
+            " worst of each knob, which is optimistic."
+        )
     return "\n".join(lines)
 
 
-def _holds(found: Diagnosis, name: str) -> str:
+def _gaussian(found: Diagnosis, name: str) -> str:
+    """Where the accuracies of Gaussian scores agree with those measured."""
     outcome = found.outcomes[name]
     errors = np.array([outcome.group(g).error for g in range(len(found.size))])
-    far = np.abs(outcome.predicted - outcome.by_fold.mean(0)) > np.maximum(_GAUSSIAN, 2 * errors)
-    if not far.any():
-        return "so the theory holds in every group"
-    return "and the theory fails in " + "; ".join(x for x, bad in zip(found.groups, far, strict=True) if bad)
+    far = np.abs(outcome.predicted - outcome.by_group) > np.maximum(_GAUSSIAN, 2 * errors)
+    vague = ~far & (errors > _RESOLUTION)
+
+    def where(chosen: np.ndarray) -> str:
+        return "; ".join(x for x, c in zip(found.groups, chosen, strict=True) if c)
+
+    if np.isnan(outcome.predicted).any():
+        return "Gaussian scores are not computed for so many classes"
+    said = [f"Gaussian scores predict P* {outcome.predicted @ outcome.shifted_weight:.3f}"]
+    if far.any():
+        said.append(f"they disagree in {where(far)}")
+    if vague.any():
+        said.append(f"too few samples to tell in {where(vague)}")
+    if not (far | vague).all():
+        said.append("they agree elsewhere" if (far | vague).any() else "they agree in every group")
+    return ", ".join(said)
 
 
 def _value(estimate: Any) -> str:
@@ -103,7 +127,7 @@ def _change(estimate: Any) -> str:
 
 def draw(found: Diagnosis) -> Figure:
     """Accuracy of each learner by group, with the Gaussian prediction; below, the effects of changes on P*."""
-    changes = best_changes(found, _MOST)
+    changes = changes_with_evidence(found, _MOST)
     tall = 0.26 * len(changes) + 1.0
     figure = plt.figure(figsize=(9.5, 4.4 + tall * bool(changes)), layout="constrained", dpi=120)
     parts = figure.subfigures(2, 1, height_ratios=[4.4, tall]) if changes else [figure]
@@ -111,7 +135,7 @@ def draw(found: Diagnosis) -> Figure:
     named = [(*group.split(", ", 1), n) for group, n in zip(found.groups, found.size, strict=True)]
     columns = [*(f"{c},\n{a}\n(n = {n})" for c, a, n in named), *(x.replace(", ", ",\n") for x in _WHERE.values())]
     for i, (name, outcome) in enumerate(found.outcomes.items()):
-        colour, marker, label = LOOKS[name]
+        colour, marker, label = look(name)
         x = np.arange(len(columns)) + (i - (len(found.outcomes) - 1) / 2) * 0.16
         estimates = [outcome.group(g) for g in range(len(found.size))] + [outcome.at(where) for where in _WHERE]
         value = np.array([e.value for e in estimates])
@@ -121,7 +145,7 @@ def draw(found: Diagnosis) -> Figure:
         ax.plot(x, predicted, "_", color="black", ms=10, mew=1.2, label="if scores were Gaussian" if i == 0 else None)
     ax.axhline(1 / len(found.classes), color="0.6", lw=0.8, ls=":")
     ax.axvline(len(found.size) - 0.5, color="0.8", lw=0.8)
-    ax.set_xticks(range(len(columns)), columns, fontsize=8)
+    ax.set_xticks(range(len(columns)), [_plain(x) for x in columns], fontsize=8)
     ax.set(ylim=(-0.03, 1.03), ylabel="held-out accuracy (share correct)")
     ax.grid(axis="y", alpha=0.25, lw=0.6)
     ax.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
@@ -130,17 +154,23 @@ def draw(found: Diagnosis) -> Figure:
     return figure
 
 
+def _plain(label: str) -> str:
+    """A label in which Matplotlib sees no formula."""
+    return label.replace("$", r"\$")
+
+
 def _effects(ax: Any, changes: list[Advice]) -> None:
     for i, change in enumerate(changes):
-        colour, marker, _ = LOOKS[change.learner]
+        colour, marker, _ = look(change.learner)
         e = change.shifted
         ends = [[e.value - e.low], [e.high - e.value]]
         ax.errorbar(e.value, -i, xerr=ends, fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2)
-    ax.set_yticks([-i for i in range(len(changes))], [told_in_words(change) for change in changes], fontsize=8)
+    words = [_plain(told_in_words(change)) for change in changes]
+    ax.set_yticks([-i for i in range(len(changes))], words, fontsize=8)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.set_xlabel("change of accuracy on P* (95% interval)")
     ax.set_title(
-        "what would change it: of each knob with evidence, the setting of largest effect", fontsize=9, loc="right"
+        "what would change it: of each knob with evidence, the best and the worst setting", fontsize=9, loc="right"
     )
     ax.grid(axis="x", alpha=0.25, lw=0.6)
 
@@ -155,16 +185,19 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
     figure.savefig(picture, format="png", dpi=figure.dpi)
     runs.save_figure(figure, out, "diagnose", figure.dpi)
     fitted = found.fitted
+    gaps = {name: {k: _number(v) for k, v in found.gap(name)._asdict().items()} for name in found.outcomes}
     content = {
         "settings": given,
         "version": mt.__version__,
         "warnings": notes,
         "groups": [{"name": x, "samples": int(n)} for x, n in zip(found.groups, found.size, strict=True)],
         "regimes": {name: found.regime(name) for name in found.outcomes},
+        "aligned": [x for x, is_aligned in zip(found.groups, found.aligned(), strict=True) if is_aligned],
+        "gaps": gaps,
         "accuracies": _records(accuracies),
         "advice": _records(advice),
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
-        "told": found.told.tolist(),
+        "told": [_number(x) for x in found.told],
     }
     files.write_text(out / "diagnosis.json", json.dumps(content, indent=1))
     files.write_text(out / "report.html", page(found, given, notes, picture.getvalue()))
@@ -172,6 +205,10 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _number(x: float) -> float | None:
+    return None if np.isnan(x) else float(x)
 
 
 _STYLE = """
@@ -206,8 +243,8 @@ def page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: 
 <ul>{lines}</ul>
 <p>Accuracies are of held-out folds; intervals are of 95% (Nadeau and Bengio). <i>predicted</i> is the accuracy if the
 held-out scores were Gaussian in each group, as in the theory. <i>skewness</i> and <i>kurtosis</i> of the score
-difference to the closest rival are 0 for a Gaussian. A change counts as a gain or a loss if its interval on P* excludes
-0. The groups of largest share in each class are the aligned ones.</p>
+difference to the closest rival are 0 for a Gaussian. A change counts as a gain or a loss if its interval excludes 0. A
+group is aligned if its class and attribute occur together more often than if they were independent.</p>
 {"".join(tables)}
 </body></html>
 """

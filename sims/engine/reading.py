@@ -45,7 +45,7 @@ def holds(source: str, name: str) -> bool:
                 return name in arrays
         if file.suffix == ".safetensors":
             return name in _header(file)
-        return file.suffix in TABLES and name in _table(file).columns
+        return file.suffix in TABLES and name in _columns(file)
     except Exception:  # `read` says what is wrong
         return False
 
@@ -81,15 +81,26 @@ def _safetensors(flag: str, file: pathlib.Path, name: str) -> np.ndarray:
         return tensors.get_tensor(name)
 
 
-def _table(file: pathlib.Path) -> Any:
+def _columns(file: pathlib.Path) -> list[str]:
+    """The names of a table's columns."""
     import pandas as pd
 
-    return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+    if file.suffix == ".csv":
+        return list(map(str, pd.read_csv(file, nrows=0).columns))
+    from pyarrow import parquet  # type: ignore[import-not-found]  # what pandas reads Parquet with
+
+    return list(parquet.read_schema(file).names)
 
 
 def _column(flag: str, file: pathlib.Path, name: str) -> np.ndarray:
-    table = _table(file)
-    column = table[_known(flag, file, name, list(map(str, table.columns)))]
+    import pandas as pd
+
+    _known(flag, file, name, _columns(file))
+    if file.suffix == ".csv":  # "NA" and "None" are words; only an empty cell is none
+        table = pd.read_csv(file, usecols=[name], keep_default_na=False, na_values=[""])
+    else:
+        table = pd.read_parquet(file, columns=[name])
+    column = table[name]
     if column.isna().any():
         raise UsageError(f"--{flag}={file}:{name}: row {int(column.isna().to_numpy().argmax())} has no value.")
     values = column.to_numpy()

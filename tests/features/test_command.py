@@ -6,6 +6,8 @@ import signal
 import numpy as np
 import pytest
 
+import mmcl_theory as mt
+from mmcl_theory.features import Advice, Diagnosis, Estimate, Outcome
 from sims.diagnose import __main__ as diagnose
 from sims.diagnose import report
 from sims.engine import reading
@@ -37,7 +39,7 @@ def files(arrays, tmp_path):
     return tmp_path
 
 
-VALUES = dict.fromkeys(("data", *diagnose.NEEDED, "prompts"))
+VALUES = dict.fromkeys(("data", *diagnose.NEEDED, "prompts", "units"))
 
 
 def test_sources_of_all_kinds_give_the_arrays(files, arrays):
@@ -69,7 +71,7 @@ def test_columns_of_lists_are_features(tmp_path):
 @pytest.mark.parametrize(
     "make, flag, source, said",
     [
-        ("x,y\n1,\n", "labels", "bad.csv:y", "row 0 has no value"),
+        ("x,y\nNA,1\n1,\n", "labels", "bad.csv:y", "row 1 has no value"),
         ("x,y\n1,2\n", "labels", "bad.csv:z", "has no 'z'; it has x, y; give one as "),
         ("nonsense", "image", "bad.npy", "cannot be read ("),
         ("nonsense", "image", "bad.npz:image", "cannot be read ("),
@@ -139,7 +141,7 @@ def test_bad_input_writes_nothing(files, command, arrays):
         ([data, f"--labels={files / 'table.csv'}:x"], "labels must have at least two values, got 1."),
         ([data, f"--prompts={files / 'image.npy'}"], "prompts must have shape (2, 3), got (120, 4)."),
         ([data, "--shifted_weight=0.5,0.5"], "shifted_weight must have one entry for each of 4 groups"),
-        ([data, "--rank=9"], "rank of mmcl must be at most the number of features, got 9."),
+        ([data, "--rank=9"], "rank of mmcl must be at most the number of features, 3, got 9."),
         (["--image=x.npy"], "--image=x.npy: cannot be read (No such file or directory)."),
         ([], "--image must name a file, or --data one that has image, text, labels, attributes."),
     ]
@@ -149,8 +151,6 @@ def test_bad_input_writes_nothing(files, command, arrays):
 
 
 def test_the_report_has_everything_in_one_file(arrays, tmp_path):
-    import mmcl_theory as mt
-
     with pytest.warns(UserWarning, match="fewer than 30"):
         found = mt.diagnose(**arrays, folds=5, knobs={"attribute": [0.0], "minority": [4.0]})
     report.write(found, {"folds": 5}, ["group (dog, sofa) has 15 samples"], tmp_path)
@@ -163,17 +163,50 @@ def test_the_report_has_everything_in_one_file(arrays, tmp_path):
     content = json.loads((tmp_path / "diagnosis.json").read_text())
     assert [g["samples"] for g in content["groups"]] == [20, 40, 45, 15]
     rows = {(r["learner"], r["group"]): r["accuracy"] for r in content["accuracies"]}
-    assert rows["mmcl", "shifted"] == pytest.approx(found.outcomes["mmcl"].by_fold.mean())
+    assert rows["mmcl", "shifted"] == pytest.approx(found.outcomes["mmcl"].by_group.mean())
     assert content["regimes"]["supervised"] == found.regime("supervised")
     said = report.text(found)
     assert said.startswith("120 pairs: 20 cat, grass, 40 cat, sofa, 45 dog, grass, 15 dog, sofa")
-    assert f"of {len(found.advice)} changes have evidence" in said
+    assert f"of {len(found.advice)} settings have evidence" in said
+
+
+MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
+
+
+def an_outcome(measured, predicted, n):
+    """Answers of four groups of n samples, in ten folds alike."""
+    size = np.full((10, 4), n / 10)
+    equal = np.full(4, 0.25)
+    return Outcome(size * measured, size, size.sum(0), equal, equal, np.array(predicted), equal, equal)
+
+
+@pytest.mark.parametrize(
+    "predicted, n, said",
+    [
+        ([0.9, 0.7, 0.71, 0.9], 4000, "they agree in every group"),
+        ([0.9, 0.7, 0.75, 0.9], 4000, "they disagree in b, x, they agree elsewhere"),
+        ([0.9, 0.7, 0.75, 0.9], 40, "too few samples to tell in a, x; a, y; b, x; b, y"),
+        ([np.nan] * 4, 4000, "Gaussian scores are not computed for so many classes"),
+    ],
+)
+def test_the_report_says_where_gaussian_scores_agree(predicted, n, said):
+    outcome = an_outcome([0.9, 0.7, 0.7, 0.9], predicted, n)
+    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), {"mmcl": outcome}, (), MODEL, np.zeros(2))
+    assert said in report._gaussian(found, "mmcl")
+
+
+def test_the_best_gain_and_the_worst_loss_of_a_knob_are_shown():
+    def change(knob, setting, shifted, worst=0.0):
+        return Advice("ridge", knob, setting, *(Estimate(x, 0.01, x - 0.02, x + 0.02) for x in (shifted, worst)))
+
+    gains, losses = [change("kappa", 0.1, 0.05), change("kappa", 1.0, 0.03)], [change("kappa", 10.0, -0.09)]
+    worst, nothing = change("attribute", 0.0, 0.01, 0.2), change("detail", 0.0, 0.01, -0.01)
+    found = Diagnosis(("a", "b"), ("x", "y"), np.ones(4), {}, (*gains, *losses, worst, nothing), MODEL, np.zeros(2))
+    assert report.changes_with_evidence(found, 9) == [losses[0], gains[0], worst]
 
 
 def test_names_are_escaped(arrays, tmp_path):
-    import mmcl_theory as mt
-
-    labels = np.where(arrays["labels"] == "cat", "<b>cat</b>", "dog")
+    labels = np.where(arrays["labels"] == "cat", "<b>cat</b>", "dog $5^$")
     with pytest.warns(UserWarning, match="fewer than 30"):
         found = mt.diagnose(
             **{**arrays, "labels": labels}, folds=5, knobs={}, learners={"mmcl": mt.features.Learner("mmcl")}

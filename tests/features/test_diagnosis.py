@@ -9,8 +9,8 @@ import pytest
 
 import mmcl_theory as mt
 from mmcl_theory.data.mixture import covariances
-from mmcl_theory.features import Learner, feature_rules, group_sums, policy_moments
-from mmcl_theory.features.diagnosis import LEARNERS, interval
+from mmcl_theory.features import Diagnosis, Learner, Outcome, feature_rules, group_sums, policy_moments, verdict
+from mmcl_theory.features.closed_form import LEARNERS
 
 MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
 CAPS = mt.group_captions(MODEL, mention=[0.8, 0.6], base="mean")
@@ -92,10 +92,10 @@ def test_accuracies_meet_the_theory_s(found, learner, other):
     wanted, outcome = exact(learner, obs), found.outcomes[learner]
     errors = np.array([outcome.group(g).error for g in range(4)])
     assert (errors < 0.06).all()
-    assert (np.abs(outcome.by_fold.mean(0) - wanted) < 4 * errors + 0.02).all()
+    assert (np.abs(outcome.by_group - wanted) < 4 * errors + 0.02).all()
     assert (np.abs(outcome.predicted - wanted) < 4 * errors + 0.02).all()
     wrong = exact(other, obs)
-    assert (np.abs(outcome.by_fold.mean(0) - wrong) > 4 * errors + 0.02).any()
+    assert (np.abs(outcome.by_group - wrong) > 4 * errors + 0.02).any()
 
 
 def test_gaussian_scores_look_gaussian_and_others_do_not(data):
@@ -132,9 +132,9 @@ def test_the_regimes_and_the_advice_are_those_of_the_model(found):
     assert found.regime("whitened") == "over-correction"
     assert found.regime("supervised") == "the shortcut wins" and found.gap("supervised").value > 0.2
     advice = {(a.learner, a.knob, a.setting): a for a in found.advice}
-    assert advice["mmcl", "detail", 0.0].verdict == "loss"
-    assert advice["supervised", "minority", 8.0].verdict == "gain"
-    assert advice["mmcl", "attribute", 0.0].verdict == "no evidence"  # X5: the linear loss does not see it
+    assert verdict(advice["mmcl", "detail", 0.0].shifted) == "loss"
+    assert verdict(advice["supervised", "minority", 4.0].shifted) == "gain"
+    assert verdict(advice["mmcl", "attribute", 0.0].shifted) == "no evidence"  # X5: the linear loss does not see it
     assert advice["mmcl", "same_class_weight", 0.5].shifted.value == pytest.approx(0.0, abs=0.01)
     assert ("whitened", "theta", 1.0) not in advice  # the setting as it is
 
@@ -151,22 +151,154 @@ def test_the_fitted_mixture_tells_core_from_spurious(found):
     assert 0.2 < found.told[0] < 0.9 and found.told.shape == (2,)
 
 
+def outcome_of(hits, size, units=None):
+    """An outcome of these hits in each fold and group; equal weights."""
+    hits, size = np.asarray(hits, float), np.asarray(size, float)
+    equal = np.full(hits.shape[1], 1 / hits.shape[1])
+    return Outcome(hits, size, size.sum(0) if units is None else units, equal, equal, equal, equal, equal)
+
+
 def test_the_interval_is_nadeau_and_bengio_s():
-    values = np.array([0.5, 0.6, 0.7, 0.6])
-    estimate = interval(values)
+    values = np.array([0.5, 0.9, 0.7, 0.6])
+    estimate = outcome_of(1000 * values[:, None], np.full((4, 1), 1000)).group(0)
+    assert estimate.value == pytest.approx(values.mean())
     assert estimate.error == pytest.approx(values.std(ddof=1) * np.sqrt(1 / 4 + 1 / 3))
-    assert estimate.high - estimate.value == pytest.approx(3.182446305 * estimate.error)
+    paired = outcome_of([[700], [900], [700], [600]], np.full((4, 1), 1000)).minus(
+        outcome_of([[600], [700], [700], [600]], np.full((4, 1), 1000)), "shifted", np.array([400.0])
+    )
+    differences = np.array([0.1, 0.2, 0.0, 0.0])
+    assert paired.value == pytest.approx(0.075)
+    assert paired.error == pytest.approx(differences.std(ddof=1) * np.sqrt(1 / 4 + 1 / 3))
+    assert paired.high - paired.value == pytest.approx(3.182446305 * paired.error)
+
+
+@pytest.mark.parametrize(("n", "p"), [(4, 0.9), (5, 0.5), (10, 0.9), (29, 0.95), (300, 0.7)])
+def test_intervals_of_groups_of_any_size_cover(n, p):
+    """Independent answers, in 10 folds of which some may lack the group; half the interval does not cover."""
+    rng = np.random.default_rng(n)
+    size = np.bincount(np.arange(n) % 10, minlength=10)[:, None]
+    found = [outcome_of(rng.binomial(size, p), size).group(0) for _ in range(400)]
+    covered = np.mean([e.low <= p <= e.high for e in found])
+    assert covered >= 0.95 - 4 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.mean([abs(e.value - p) <= (e.high - e.value) / 3 for e in found]) < 0.9
+
+
+def test_nothing_is_certain_of_few_units():
+    """No zero width: all right, no answer that changes, and many samples of few units."""
+    full = np.full((5, 2), 2)
+    assert outcome_of(full, full).group(0).low < 0.9
+    same = outcome_of(full, full).minus(outcome_of(full, full), "shifted", np.zeros(2))
+    assert same.value == 0 and same.low < 0 < same.high
+    many = outcome_of(100 * full, 100 * full, units=np.array([10, 10])).group(0)
+    assert many.error == pytest.approx(outcome_of(full, full).group(0).error)
+
+
+def diagnosed(size, accuracy, classes=2):
+    """A diagnosis of groups of these sizes and accuracies, in ten folds alike."""
+    size = np.asarray(size)
+    outcome = outcome_of(np.tile(size * accuracy / 10, (10, 1)), np.tile(size / 10, (10, 1)))
+    names = ("a", "b", "c")[:classes], ("x", "y", "z")[: len(size) // classes]
+    return Diagnosis(*names, size, {"mmcl": outcome}, (), MODEL, np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("size", "accuracy", "regime"),
+    [
+        ([900, 100, 100, 900], [0.9, 0.5, 0.5, 0.9], "the shortcut wins"),
+        ([900, 100, 100, 900], [0.5, 0.9, 0.9, 0.5], "over-correction"),
+        ([9000, 1000, 1000, 9000], [0.9, 0.9, 0.9, 0.9], "balanced"),
+        ([90, 10, 10, 90], [0.9, 0.8, 0.9, 0.9], "no evidence"),
+        ([500, 500, 500, 500], [0.9, 0.9, 0.2, 0.2], "no shortcut in the data"),
+        (
+            [800, 200, 800, 200],
+            [0.9, 0.5, 0.9, 0.5],
+            "no shortcut in the data",
+        ),  # most have one attribute in each class
+    ],
+)
+def test_regimes(size, accuracy, regime):
+    assert diagnosed(size, np.array(accuracy)).regime("mmcl") == regime
+
+
+def test_aligned_groups_are_those_that_occur_together():
+    """Also where one attribute is the most frequent one in both classes, and with three of each."""
+    found = diagnosed([900, 100, 600, 400], np.array([0.9, 0.5, 0.5, 0.9]))
+    assert found.aligned().tolist() == [True, False, False, True]
+    assert found.gap("mmcl").value == pytest.approx(0.4)
+    three = np.array([80, 10, 10, 10, 80, 10, 5, 5, 90])
+    assert (
+        diagnosed(three, np.full(9, 0.5), classes=3).aligned().reshape(3, 3).tolist() == np.eye(3, dtype=bool).tolist()
+    )
+
+
+def test_repeated_images_stay_in_one_fold():
+    """Noise, each image five times: half right. By rows, told apart as units, the copies answer for each other."""
+    rng = np.random.default_rng(5)
+    image, text = np.repeat(rng.normal(size=(120, 80)), 5, 0), rng.normal(size=(600, 4))
+    label, attribute = (np.repeat(np.arange(120) // n % 2, 5) for n in (1, 2))
+    arguments = {"learners": {"supervised": Learner("supervised", shrinkage=1e-4)}, "knobs": {}}
+    by_image = mt.diagnose(image, text, label, attribute, **arguments).outcomes["supervised"]
+    by_row = mt.diagnose(image, text, label, attribute, units=np.arange(600), **arguments).outcomes["supervised"]
+    assert by_image.units.tolist() == [30] * 4
+    assert abs(by_image.at("shifted").value - 0.5) < 0.15 and by_row.at("shifted").value > 0.7
+    named = mt.diagnose(image, text, label, attribute, units=np.repeat(np.arange(120), 5), **arguments)
+    np.testing.assert_array_equal(named.outcomes["supervised"].hits, by_image.hits)
+
+
+def test_three_classes_and_attributes():
+    """Directions of both, answers better than chance, and no leak between groups."""
+    rng = np.random.default_rng(6)
+    label, attribute = rng.integers(0, 3, (2, 1500))
+    corner = np.array([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]])
+    image = np.c_[corner[label], corner[attribute], np.zeros((1500, 2))] + 0.5 * rng.normal(size=(1500, 6))
+    text = image[:, :4] + 0.2 * rng.normal(size=(1500, 4))
+    found = mt.diagnose(image, text, label, attribute, learners={"mmcl": LEARNERS["mmcl"]}, knobs={"attribute": [0.0]})
+    assert found.fitted.mean.shape == (9, 4) and len(found.groups) == 9
+    outcome = found.outcomes["mmcl"]
+    assert outcome.by_group.min() > 0.7 and np.abs(outcome.predicted - outcome.by_group).max() < 0.12
+    shuffled = mt.diagnose(
+        image, text, rng.permutation(label), attribute, learners={"mmcl": LEARNERS["mmcl"]}, knobs={}
+    )
+    assert abs(shuffled.outcomes["mmcl"].at("train").value - 1 / 3) < 0.08
+
+
+def test_settings_that_say_nothing_are_left_out(data):
+    """A policy that makes a covariance singular, weights that are capped, and the setting as it is."""
+    learner = {"whitened": Learner("whitened", shrinkage=0.0)}
+    knobs = {"detail": [0.0, 0.5], "theta": [1.0], "minority": [1.0, 2.0, 20.0, 50.0]}
+    found = mt.diagnose(*data, learners=learner, knobs=knobs)
+    assert [(a.knob, a.setting) for a in found.advice] == [("detail", 0.5), ("minority", 2.0), ("minority", 20.0)]
+
+
+def test_a_ridge_needs_no_regular_covariance(data):
+    image, *rest = data
+    twice = np.c_[image, image[:, :1]]
+    ridge = {"ridge": Learner("ridge", kappa=1.0, shrinkage=0.0)}
+    assert np.isfinite(mt.diagnose(twice, *rest, learners=ridge, knobs={}).outcomes["ridge"].by_group).all()
+    with pytest.raises(ValueError, match="a covariance is singular, which ridge inverts"):
+        mt.diagnose(twice, *rest, learners={"ridge": Learner("ridge", kappa=0.0, shrinkage=0.0)}, knobs={})
+
+
+def test_a_large_mean_costs_no_digits(data, found):
+    """The components of features far from the origin are those of the features at it."""
+    image, *rest = data
+    rng = np.random.default_rng(0)
+    wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
+    arguments = {"components": 6, "learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
+    near, far = (mt.diagnose(wide + c, *rest, **arguments).outcomes["mmcl"] for c in (0.0, 1e6))
+    np.testing.assert_allclose(near.by_group, far.by_group, atol=0.01)
+    assert near.by_group.min() > 0.6
 
 
 def test_prompts_of_one_s_own(data):
-    """Prompts exchanged between the classes exchange the answers; components beyond the features change nothing."""
+    """Prompts exchanged between the classes exchange the answers."""
     _, text, label, attribute = data
     means = np.stack(
         [np.stack([text[(label == y) & (attribute == a)].mean(0) for a in (0, 1)]).mean(0) for y in (0, 1)]
     )
     arguments = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
-    right = mt.diagnose(*data, prompts=means, **arguments).outcomes["mmcl"].by_fold
-    wrong = mt.diagnose(*data, prompts=means[::-1], **arguments).outcomes["mmcl"].by_fold
+    right = mt.diagnose(*data, prompts=means, **arguments).outcomes["mmcl"].by_group
+    wrong = mt.diagnose(*data, prompts=means[::-1], **arguments).outcomes["mmcl"].by_group
     np.testing.assert_allclose(right, 1 - wrong, atol=1e-12)
     assert right.mean() > 0.7
 
@@ -177,9 +309,9 @@ def test_principal_components_of_wide_features_keep_the_result(data, found):
     rng = np.random.default_rng(0)
     wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
     again = mt.diagnose(wide, text, label, attribute, components=6, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
-    np.testing.assert_allclose(again.outcomes["mmcl"].by_fold, found.outcomes["mmcl"].by_fold, atol=0.02)
+    np.testing.assert_allclose(again.outcomes["mmcl"].by_group, found.outcomes["mmcl"].by_group, atol=0.02)
     fewer = mt.diagnose(wide, text, label, attribute, components=1, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
-    assert np.abs(fewer.outcomes["mmcl"].by_fold - found.outcomes["mmcl"].by_fold).max() > 0.02
+    assert np.abs(fewer.outcomes["mmcl"].by_group - found.outcomes["mmcl"].by_group).max() > 0.02
 
 
 def test_tables(found):
@@ -187,8 +319,10 @@ def test_tables(found):
     table, advice = found.to_dataframe(), found.advice_dataframe()
     assert len(table) == 4 * (4 + 3) and set(table.group) == {*found.groups, "train", "shifted", "worst"}
     row = table[(table.learner == "mmcl") & (table.group == "shifted")].iloc[0]
-    assert row.accuracy == pytest.approx(found.outcomes["mmcl"].by_fold.mean(), abs=1e-12)
-    assert len(advice) == len(found.advice) and set(advice.verdict) <= {"gain", "loss", "no evidence"}
+    assert row.accuracy == pytest.approx(found.outcomes["mmcl"].by_group.mean(), abs=1e-12)
+    assert len(advice) == len(found.advice)
+    row = advice[(advice.learner == "mmcl") & (advice.knob == "detail") & (advice.setting == 0)].iloc[0]
+    assert row.shifted_verdict == "loss" and row.shifted_gain < 0
 
 
 @pytest.mark.parametrize(
@@ -200,16 +334,25 @@ def test_tables(found):
         ({"labels": np.zeros(20, int)}, "labels must have at least two values, got 1."),
         ({"labels": np.zeros(19, int)}, "labels must be 20 whole numbers or strings, got int64 of shape (19,)."),
         ({"attributes": np.zeros(20)}, "attributes must be 20 whole numbers or strings, got float64 of shape (20,)."),
-        ({"labels": np.arange(20) % 2 * 1}, "every group must have at least 2 samples, got 0 of (0, 1)."),
+        ({"labels": np.arange(20) % 2 * 1}, "every group must have at least 2 different samples, got 0 of (0, 1)."),
+        ({"prompts": np.zeros((2, 2))}, "prompts must differ from class to class, got two equal ones."),
+        ({"prompts": np.full((2, 2), np.nan)}, "prompts must be finite."),
+        ({"text": np.ones((20, 2))}, "text features must differ from sample to sample."),
+        (
+            {"image": np.full((20, 3), 1e160) * np.arange(60).reshape(20, 3)},
+            "image features are too large for their squares.",
+        ),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1."),
+        ({"units": np.zeros(20)}, "units must be 20 whole numbers or strings, got float64 of shape (20,)."),
         ({"prompts": np.zeros((3, 2))}, "prompts must have shape (2, 2), got (3, 2)."),
         ({"shifted_weight": [0.5, 0.5]}, "shifted_weight must have one entry for each of 4 groups, got shape (2,)."),
         (
-            {"knobs": {"rank": [1]}},
+            {"knobs": {"rank": [1.0]}},
             "knobs must be one of attribute, detail, minority, same_class_weight, theta, kappa, shrinkage, got 'rank'.",
         ),
         ({"knobs": {"attribute": [1.5]}}, "attribute must be in [0, 1], got 1.5."),
         ({"folds": 1}, "folds must be an integer >= 2, got 1."),
-        ({"learners": {"a": Learner("mmcl", rank=9)}}, "rank of a must be at most the number of features, got 9."),
+        ({"learners": {"a": Learner("mmcl", rank=9)}}, "rank of a must be at most the number of features, 2, got 9."),
         (
             {"learners": {"a": Learner("whitened", shrinkage=0.0)}},
             "a covariance is singular, which whitened inverts; use shrinkage > 0, or fewer components.",

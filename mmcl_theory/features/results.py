@@ -1,0 +1,252 @@
+"""What a diagnosis finds: accuracies by group with intervals, differences that changes make, regimes.
+
+Symbols: g group of weight P_g, y its class, a its attribute; M folds; n_g samples and h_g right answers of a group.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.special
+from jaxtyping import Float
+
+from mmcl_theory.data import Mixture
+
+BALANCED = 0.05  # gap of two groups' accuracies up to which they count as alike
+_ASSOCIATED = 0.01  # p-value below which the attribute counts as a predictor of the class
+PLACES = ("train", "shifted", "worst")
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error and 95% interval."""
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+
+def verdict(difference: Estimate) -> str:
+    """ "gain", "loss" or "no evidence", by the interval of a difference.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> certain, vague = mt.features.Estimate(0.1, 0.02, 0.06, 0.14), mt.features.Estimate(0.1, 0.1, -0.1, 0.3)
+        >>> print(mt.features.verdict(certain), mt.features.verdict(vague), sep=", ")
+        gain, no evidence
+    """
+    if difference.low > 0:
+        return "gain"
+    return "loss" if difference.high < 0 else "no evidence"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """Held-out answers of a learner, and what Gaussian scores would give.
+
+    Attributes:
+        hits: number of right answers in each fold and group, (M, G).
+        size: number of samples, (M, G); a group may be absent from a fold.
+        units: number of different units, such as images, in each group, (G,).
+        weight: P_g in training, (G,).
+        shifted_weight: P*_g, (G,).
+        predicted: the accuracy in each group if its held-out scores were Gaussian, (G,); NaN beyond 10 classes.
+        skewness: of the held-out score of the own class minus that of its closest rival, in each group, (G,); 0 if
+            Gaussian.
+        kurtosis: its excess kurtosis, (G,); 0 if Gaussian.
+    """
+
+    hits: np.ndarray  # (M, G)
+    size: np.ndarray  # (M, G)
+    units: np.ndarray  # (G,)
+    weight: np.ndarray  # (G,)
+    shifted_weight: np.ndarray  # (G,)
+    predicted: np.ndarray  # (G,)
+    skewness: np.ndarray  # (G,)
+    kurtosis: np.ndarray  # (G,)
+
+    @property
+    def by_group(self) -> np.ndarray:
+        """The accuracy in each group, (G,), over all folds."""
+        return self.hits.sum(0) / self.size.sum(0)
+
+    def weights(self, where: str) -> np.ndarray:
+        """The weights of the groups on "train" (P) or "shifted" (P*); "worst": 1 on the group of lowest accuracy."""
+        if where == "worst":
+            return np.eye(len(self.weight))[self.by_group.argmin()]
+        return {"train": self.weight, "shifted": self.shifted_weight}[where]
+
+    def group(self, number: int) -> Estimate:
+        """The accuracy in a group."""
+        return self._accuracy(np.eye(len(self.weight))[number])
+
+    def at(self, where: str) -> Estimate:
+        """The accuracy on "train", "shifted" or in the "worst" group, which is the one that is worst here.
+
+        The interval of "worst" does not count that the group was chosen.
+        """
+        return self._accuracy(self.weights(where))
+
+    def _accuracy(self, weights: np.ndarray) -> Estimate:
+        found = self.contrast(weights)
+        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+    def contrast(self, weights: Float[np.ndarray, " g"]) -> Estimate:
+        """sum_g weights_g (h_g / n_g), with its standard error and interval.
+
+        Each of M folds is scored by rules learnt from the M - 1 others, which share samples. With s^2 the variance over
+        folds of M sum_g weights_g (h_fg - (h_g / n_g) n_fg) / n_g, the variance counts as s^2 (1/M + 1/(M - 1)), but at
+        least as that of independent units: sum_g weights_g^2 p (1 - p) / u_g, p = (h + 2) / (u + 4) in units.
+        Student's t of M - 1 degrees of freedom gives the interval.
+
+        Source: Nadeau and Bengio 2003, with test share 1/M; Agresti and Coull 1998.
+        """
+        return _interval(weights @ self.by_group, self._influence(weights), self._floor(weights))
+
+    def minus(self, now: "Outcome", where: str, changed: Float[np.ndarray, " g"]) -> Estimate:
+        """The difference to another outcome on the same folds, on P, P* or in each one's worst group.
+
+        changed: number of samples in each group of which one outcome alone is right. The variance is at least that of
+        independent units: (c + 1) / (u + 2)^2 in a group, c of whose u units change.
+        """
+        mine, theirs = self.weights(where), now.weights(where)
+        influence = self._influence(mine) - now._influence(theirs)
+        if (mine == theirs).all():
+            share = changed / self.size.sum(0)
+            floor = (mine**2 * (share * self.units + 1) / (self.units + 2) ** 2).sum()
+        else:
+            floor = self._floor(mine) + now._floor(theirs)
+        return _interval(mine @ self.by_group - theirs @ now.by_group, influence, floor)
+
+    def _influence(self, weights: np.ndarray) -> np.ndarray:
+        return len(self.hits) * ((self.hits - self.by_group * self.size) / self.size.sum(0)) @ weights
+
+    def _floor(self, weights: np.ndarray) -> float:
+        p = (self.by_group * self.units + 2) / (self.units + 4)
+        return float((weights**2 * p * (1 - p) / self.units).sum())
+
+
+def _interval(value: float, influence: np.ndarray, floor: float) -> Estimate:
+    m = len(influence)
+    error = np.sqrt(max(influence.var(ddof=1) * (1 / m + 1 / (m - 1)), floor))
+    half = scipy.special.stdtrit(m - 1, 0.975) * error
+    return Estimate(float(value), float(error), float(value - half), float(value + half))
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What a change of one knob does to a learner, beside the features as they are.
+
+    Attributes:
+        learner: name of the learner.
+        knob: of KNOBS.
+        setting: the knob's value.
+        shifted: the difference of accuracy on P*.
+        worst: the difference in the worst group; the groups that are worst before and after may differ.
+    """
+
+    learner: str
+    knob: str
+    setting: float
+    shifted: Estimate
+    worst: Estimate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """The result of `diagnose`.
+
+    Attributes:
+        classes: names of the classes, K.
+        attributes: names of the attributes, A.
+        size: number of samples of each group, (G,); group g is of class g // A and attribute g % A.
+        outcomes: the held-out answers of each learner, by its name.
+        advice: the differences that changes of knobs make.
+        fitted: the mixture model of the held-out images, in K - 1 directions that separate the classes and A - 1 that
+            separate the attributes, each about in units of its standard deviation within groups.
+        told: the share of each direction's variance within groups that the captions tell, on held-out samples, (l,);
+            <= 0 if they tell nothing.
+    """
+
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    size: np.ndarray
+    outcomes: dict[str, Outcome]
+    advice: tuple[Advice, ...]
+    fitted: Mixture
+    told: np.ndarray
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups, "class, attribute"."""
+        return tuple(f"{y}, {a}" for y in self.classes for a in self.attributes)
+
+    def aligned(self) -> np.ndarray:
+        """Whether a group is aligned, (G,): its class and attribute occur together more often than if independent."""
+        table = self.size.reshape(len(self.classes), len(self.attributes))
+        return np.greater(table * table.sum(), table.sum(1, keepdims=True) * table.sum(0, keepdims=True)).ravel()
+
+    def associated(self) -> bool:
+        """Whether the attribute predicts the class: their independence is rejected by a G test at 1%."""
+        table = self.size.reshape(len(self.classes), len(self.attributes)).astype(float)
+        expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
+        freedom = (len(table) - 1) * (table.shape[1] - 1)
+        statistic = 2 * scipy.special.rel_entr(table, expected).sum()
+        return bool(scipy.special.chdtrc(freedom, max(statistic, 0.0)) < _ASSOCIATED)
+
+    def gap(self, learner: str) -> Estimate:
+        """Accuracy in the aligned groups minus that in the others, in classes that have both; NaN if none has.
+
+        Classes count in equal parts, and within a class its groups of each kind.
+        """
+        aligned = self.aligned().reshape(len(self.classes), -1)
+        both = np.asarray(aligned.any(1) & ~aligned.all(1))
+        if not both.any():
+            return Estimate(np.nan, np.nan, np.nan, np.nan)
+        parts = [x / np.maximum(x.sum(1, keepdims=True), 1) for x in (aligned, ~aligned)]
+        weights = np.where(both[:, None], parts[0] - parts[1], 0.0) / both.sum()
+        return self.outcomes[learner].contrast(weights.ravel())
+
+    def regime(self, learner: str) -> str:
+        """ "the shortcut wins", "over-correction", "balanced" or "no evidence", by the interval of `gap`.
+
+        It is balanced if the whole interval is within .05 of 0. If the attribute does not predict the class it is "no
+        shortcut in the data".
+        """
+        gap = self.gap(learner)
+        if not self.associated() or np.isnan(gap.value):
+            return "no shortcut in the data"
+        if gap.low > 0:
+            return "the shortcut wins"
+        if gap.high < 0:
+            return "over-correction"
+        return "balanced" if max(-gap.low, gap.high) <= BALANCED else "no evidence"
+
+    def to_dataframe(self) -> Any:
+        """The accuracies as a pandas DataFrame: a row for each learner and group, and for P, P* and the worst group."""
+        import pandas as pd
+
+        rows = []
+        for name, outcome in self.outcomes.items():
+            for g, group in enumerate(self.groups):
+                shape = (float(outcome.skewness[g]), float(outcome.kurtosis[g]))
+                rows.append((name, group, int(self.size[g]), *outcome.group(g), outcome.predicted[g], *shape))
+            for where in ("train", "shifted", "worst"):
+                predicted = float(outcome.predicted @ outcome.weights(where))
+                rows.append((name, where, int(self.size.sum()), *outcome.at(where), predicted, np.nan, np.nan))
+        names = ["learner", "group", "samples", "accuracy", "se", "low", "high", "predicted", "skewness", "kurtosis"]
+        return pd.DataFrame(rows, columns=names)
+
+    def advice_dataframe(self) -> Any:
+        """The advice as a pandas DataFrame: a row for each learner, knob and setting."""
+        import pandas as pd
+
+        fields = ("gain", "se", "low", "high")
+        places = ("shifted", "worst")
+        names = ["learner", "knob", "setting", *(f"{w}_{x}" for w in places for x in fields)]
+        names += [f"{w}_verdict" for w in places]
+        rows = [
+            (a.learner, a.knob, a.setting, *a.shifted, *a.worst, verdict(a.shifted), verdict(a.worst))
+            for a in self.advice
+        ]
+        return pd.DataFrame(rows, columns=names)
