@@ -186,18 +186,17 @@ def signs_of_the_advice(effort):
         values.append([found[case].value for case in effects[-1]])
         halves.append([found[case].high - found[case].value for case in effects[-1]])
     told = np.abs(values) > np.array(halves)
-    other = {"mmcl": "whitened", "whitened": "mmcl"}
 
     def compare(effects):
-        signs = np.sign([list(each.values()) for each in effects])  # 0: no statement
-        wrong = (np.sign(values) != signs)[told & (signs != 0)]
+        wrong = (np.sign(values) != np.sign([list(each.values()) for each in effects]))[told]
         se = (0.05 * 0.95 / len(wrong)) ** 0.5
         z = (wrong.mean() - 0.05) / se
         return ledger.Gap(0.05, float(wrong.mean()), se, float(z), float(scipy.stats.norm.isf(ledger.FALSE_ALARM)))
 
-    exchanged = [{(x, *case): each.get((other[x], *case), 0.0) for (x, *case), e in each.items()} for each in effects]
-    larger = [{case: -e if case[1] == "minority" else e for case, e in each.items()} for each in effects]
-    wrong = {"effects on the other learner": exchanged, "more samples of the large groups": larger}
+    wrong = {
+        f"{text} the other way": [{case: -e if case[1] == knob else e for case, e in each.items()} for each in effects]
+        for knob, text in (("minority", "weights of small groups"), ("detail", "other details"))
+    }
     return ledger.judge(
         "where the interval of a change excludes 0, its sign is right in at least 95 of 100", compare, effects, wrong
     )
