@@ -453,7 +453,7 @@ def test_pages_hold_docstrings_and_rows(tmp_path):
     text = (tmp_path / "out" / "X6.md").read_text()
     assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
     assert "a \\| claim [ten]" in text and "| 0.1 |" in text and "Fails where" in text
-    assert (tmp_path / "out" / "README.md").read_text().count("](X") == 13
+    assert (tmp_path / "out" / "README.md").read_text().count("](X") == 14
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
 
 
@@ -469,7 +469,10 @@ def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
         if profile == "quick":
             pages.write(json.loads(target.read_text()), tmp_path / "one")
     error = refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
-    assert "different profiles or versions of the code (T1, X13)" in error and not (tmp_path / "two").exists()
+    assert (
+        f"different profiles or versions of the code (T1, {command.LABELS[-1]})" in error
+        and not (tmp_path / "two").exists()
+    )
     store.write(target, statements, [], "quick", "a")
     assert "no rows; judge all again" in refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
 
