@@ -8,6 +8,7 @@ import jax
 from absl import flags
 
 from sims.engine import store
+from sims.engine.flags import run_main
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -22,6 +23,16 @@ def own_flags():
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
+
+
+def exit_code(module, *args):
+    """The exit code of a command, run in this process."""
+    with own_flags():
+        try:
+            run_main(module.__doc__, module._define_flags, module._main, [module.__name__, *args])
+        except SystemExit as end:
+            return end.code
+    return 0
 
 
 @contextlib.contextmanager

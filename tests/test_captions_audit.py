@@ -9,8 +9,7 @@ import pytest
 
 from sims import captions_audit
 from sims.captions_audit import Names, audit, tokens, wilson
-from sims.engine.flags import run_main
-from tests.helpers import assert_refused, contents, own_flags
+from tests.helpers import assert_refused, contents, exit_code
 
 CAPTIONS = ["A dog on grass.", "Two dogs, a red ball", "cats", "a CAT on the sofa", "a bird", "A dog on grass."]
 LABELS = ["dog", "dog", "cat", "cat", "cat", "dog"]
@@ -112,13 +111,7 @@ def command(monkeypatch, capsys, tmp_path):
     (tmp_path / "words.json").write_text(json.dumps({"cat": ["cat", "bird"]}))
 
     def call(*args):
-        code = 0
-        with own_flags():
-            try:
-                run_main(captions_audit.__doc__, captions_audit._define_flags, captions_audit._main, ["audit", *args])
-            except SystemExit as end:
-                code = end.code
-        return code, *capsys.readouterr()
+        return exit_code(captions_audit, *args), *capsys.readouterr()
 
     return call
 

@@ -7,8 +7,7 @@ import pytest
 
 from sims import lines as command
 from sims.engine import lines
-from sims.engine.flags import run_main
-from tests.helpers import assert_refused, contents, own_flags
+from tests.helpers import assert_refused, contents, exit_code
 
 
 @pytest.fixture
@@ -16,13 +15,7 @@ def call(capsys, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
     def called(*args):
-        code = 0
-        with own_flags():
-            try:
-                run_main(command.__doc__, command._define_flags, command._main, ["lines", *args])
-            except SystemExit as end:
-                code = end.code
-        return code, *capsys.readouterr()
+        return exit_code(command, *args), *capsys.readouterr()
 
     return called
 

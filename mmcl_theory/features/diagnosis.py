@@ -16,13 +16,12 @@ import numpy as np
 from mmcl_theory import _checks
 from mmcl_theory.data import Mixture, mixture
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Learner, feature_rules
-from mmcl_theory.features.moments import AS_IT_IS, GroupSums, Policy, group_sums, policy_moments
+from mmcl_theory.features.moments import AS_IT_IS, CHUNK, GroupSums, Policy, group_sums, policy_moments
 from mmcl_theory.features.results import Advice, Diagnosis, Outcome
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
 _MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
-_ROWS = 8192  # that are handled at once
 
 
 class _Singular(ValueError):
@@ -374,6 +373,6 @@ def _reduced(name: str, x: np.ndarray, components: int) -> tuple[np.ndarray, np.
     basis = np.linalg.eigh(covariance)[1][:, ::-1][:, :components]
     middle = sums.image_origin + mean
     reduced = np.empty((len(x), components), np.float32)
-    for start in range(0, len(x), _ROWS):
-        reduced[start : start + _ROWS] = (np.asarray(x[start : start + _ROWS], float) - middle) @ basis
+    for start in range(0, len(x), CHUNK):
+        reduced[start : start + CHUNK] = (np.asarray(x[start : start + CHUNK], float) - middle) @ basis
     return reduced, basis, middle

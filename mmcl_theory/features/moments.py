@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from mmcl_theory.data import ClassMoments
 
-_CHUNK = 8192  # rows that are read at once
+CHUNK = 8192  # rows that are read at once
 _MOST_BYTES = 8 * 2**30
 
 
@@ -135,12 +135,12 @@ def group_sums(
             f"{cells} groups and folds of {di} and {dt} features need {needed / 2**30:.3g} GiB of moments, more than"
             f" {_MOST_BYTES / 2**30:g}; use fewer components or folds."
         )
-    first = [np.asarray(x[:_CHUNK], np.float64) for x in (image, text)]
+    first = [np.asarray(x[:CHUNK], np.float64) for x in (image, text)]
     origins = [np.where(np.isfinite(x), x, 0.0).mean(0) for x in first]
     size = np.bincount(cell, minlength=cells).astype(float)
     sums = [np.zeros((cells, d)) for d in (di, dt)]
     products = [np.zeros((cells, a, b)) for a, b in ((di, di), (di, dt), (dt, dt))]
-    chunk = max(_CHUNK, 64 * cells)  # each update of a cell costs O(d^2), however few its rows
+    chunk = max(CHUNK, 64 * cells)  # each update of a cell costs O(d^2), however few its rows
     for start in range(0, len(cell), chunk):
         here = cell[start : start + chunk]
         order = np.argsort(here, kind="stable")

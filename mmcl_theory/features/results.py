@@ -231,7 +231,7 @@ class Diagnosis:
             for g, group in enumerate(self.groups):
                 shape = (float(outcome.skewness[g]), float(outcome.kurtosis[g]))
                 rows.append((name, group, int(self.size[g]), *outcome.group(g), outcome.predicted[g], *shape))
-            for where in ("train", "shifted", "worst"):
+            for where in PLACES:
                 predicted = float(outcome.predicted @ outcome.weights(where))
                 rows.append((name, where, int(self.size.sum()), *outcome.at(where), predicted, np.nan, np.nan))
         names = ["learner", "group", "samples", "accuracy", "se", "low", "high", "predicted", "skewness", "kurtosis"]
@@ -242,7 +242,7 @@ class Diagnosis:
         import pandas as pd
 
         fields = ("gain", "se", "low", "high")
-        places = ("shifted", "worst")
+        places = PLACES[1:]
         names = ["learner", "knob", "setting", *(f"{w}_{x}" for w in places for x in fields)]
         names += [f"{w}_verdict" for w in places]
         rows = [

@@ -34,7 +34,7 @@ from sims.engine.flags import (
     run_main,
 )
 
-KINDS = ("mmcl", "whitened", "ridge", "supervised")
+KINDS = ("mmcl", "whitened", "ridge", "supervised")  # of mmcl_theory.features, which would load JAX for --help
 NEEDED = ("image", "text", "labels", "attributes")
 _MORE = ("prompts", "units")
 _SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
@@ -85,8 +85,7 @@ def load(values: dict[str, Any]) -> dict[str, Any]:
         source = values[flag] or values["data"]
         if source is None and flag in NEEDED:
             raise UsageError(f"--{flag} must name a file, or --data one that has {', '.join(NEEDED)}.")
-        optional_one = flag in _MORE and not values[flag]
-        if source is not None and not (optional_one and not reading.holds(source, flag)):
+        if values[flag] or flag in NEEDED or (source is not None and reading.holds(source, flag)):
             found[flag] = reading.read(flag if values[flag] else "data", source, flag)
     return found
 
@@ -98,9 +97,10 @@ def _main() -> None:
     check_range("theta", values["theta"], 0, 1)
     check_range("kappa", values["kappa"], 0)
     check_range("shrinkage", values["shrinkage"], 0)
-    for name, most in (("same_class_weight", 1), ("rank", 10**6)):
-        if values[name] is not None:
-            check_range(name, values[name], 0 if most == 1 else 1, most)
+    if values["same_class_weight"] is not None:
+        check_range("same_class_weight", values["same_class_weight"], 0, 1)
+    if values["rank"] is not None:
+        check_range("rank", values["rank"], 1)
     check_range("folds", values["folds"], 2, 100)
     check_range("components", values["components"], 1)
     check_range("seed", values["seed"], 0, 2**32 - 1)

@@ -11,8 +11,8 @@ from mmcl_theory.features import Advice, Diagnosis, Estimate, Outcome
 from sims.diagnose import __main__ as diagnose
 from sims.diagnose import report
 from sims.engine import reading
-from sims.engine.flags import UsageError, run_main
-from tests.helpers import assert_refused, contents, own_flags
+from sims.engine.flags import UsageError
+from tests.helpers import assert_refused, contents, exit_code
 
 GROUPS = [("cat", "grass"), ("cat", "sofa"), ("dog", "grass"), ("dog", "sofa")]
 
@@ -110,13 +110,7 @@ def command(monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
     def call(*args):
-        code = 0
-        with own_flags():
-            try:
-                run_main(diagnose.__doc__, diagnose._define_flags, diagnose._main, ["diagnose", *args])
-            except SystemExit as end:
-                code = end.code
-        return code, *capsys.readouterr()
+        return exit_code(diagnose, *args), *capsys.readouterr()
 
     return call
 
