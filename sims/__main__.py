@@ -19,6 +19,7 @@ COMMANDS = {
     "phase-diagram": "sims.phase_diagram",
     "dynamics": "sims.dynamics",
     "captions": "sims.captions_audit",
+    "features": "sims.features",
     "diagnose": "sims.diagnose",
     "digits": "sims.digits",
     "digits-readouts": "sims.digits.readouts",

@@ -38,7 +38,11 @@ COLUMNS = ("panel", "first", "second", "reading", *_VALUES, "extrapolated", "cov
 
 
 class Point(NamedTuple):
-    """A run: accuracies as shares.  panel: its data set; "" where there is one.  where: its place in the table."""
+    """A run: accuracies as shares.
+
+    panel: its data set; "" where there is one.  where: its place in the table.
+    id_images, ood_sets: where they are known, the number of ID images, and accuracy and images of each OOD set.
+    """
 
     panel: str
     arm: str
@@ -46,6 +50,8 @@ class Point(NamedTuple):
     acc_ood: float
     seed: str | None
     where: str
+    id_images: int | None = None
+    ood_sets: tuple[tuple[float, float], ...] = ()
 
 
 Arms = dict[str, dict[str, list[Point]]]  # by panel and arm, in the order of the table
@@ -129,12 +135,21 @@ def grouped(points: Sequence[Point], transform: str, unit: float, flag: str) -> 
     return found
 
 
-def family(points: Sequence[Point]) -> Any:
-    """The points of an arm as a `lines.Family`."""
+def family(points: Sequence[Point], rng: Any = None) -> Any:
+    """The points of an arm as a `lines.Family`. rng: redraws the test images, where their numbers are known."""
+    import numpy as np
+
     from sims.engine import lines
 
     seeds = None if points[0].seed is None else [point.seed for point in points]
-    return lines.family([point.acc_id for point in points], [point.acc_ood for point in points], seeds)
+    both = [point.acc_id for point in points], [point.acc_ood for point in points]
+    if rng is None or points[0].id_images is None:
+        return lines.family(*both, seeds)
+    images = np.array([point.id_images for point in points])
+    id_draws = lines.binomial_draws(images * both[0], images, rng)
+    accuracy, sizes = np.moveaxis(np.array([point.ood_sets for point in points]), -1, 0)  # (point, set)
+    ood_draws = [lines.binomial_draws(n * a, n, rng) for a, n in zip(accuracy.T, sizes.T, strict=True)]
+    return lines.family(*both, seeds, id_draws=id_draws, ood_draws=np.mean(ood_draws, 0))
 
 
 def compare(arms: Arms, at: Sequence[float] | None, transform: str, unit: float = 1.0) -> list[dict[str, Any]]:
@@ -149,7 +164,8 @@ def compare(arms: Arms, at: Sequence[float] | None, transform: str, unit: float 
     rows = []
     for panel, inside in arms.items():
         for first, second in itertools.combinations(inside, 2):
-            both = family(inside[first]), family(inside[second])
+            rng = np.random.default_rng(0)
+            both = family(inside[first], rng), family(inside[second], rng)
             where = [lines.middle(*both)] if at is None else at
             for reading in lines.READINGS:
                 rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from sims.engine.flags import UsageError, define, optional, path, run_main
 _MODULES = {
     **{
         name: f"sims.{name}.experiment"
-        for name in ("sweep_spurious", "sweep_captions", "sweep_model", "phase_diagram", "dynamics")
+        for name in ("sweep_spurious", "sweep_captions", "sweep_model", "phase_diagram", "dynamics", "features")
     },
     "digits": "sims.digits.studies",
 }

@@ -110,6 +110,7 @@ REFUSED = {
     "dynamics": ("--rate=nan", "flag --rate=nan: needs finite numbers", "--out=mine"),
     "captions": ("--least=0", "--least must be >= 1, got 0.", "--captions=mine/thesis.tex --labels=a --attributes=b"),
     "diagnose": ("--learners=other", "--learners must be of mmcl, whitened", "--data=mine/thesis.tex --out=out"),
+    "features": ("--arms=other", "--arms must be of clip, clip_no_intra,", "--train=mine/thesis.tex --out=mine"),
     "digits": ("--preset=other", "--preset must be of ", "--preset=smoke --study=captions --out=mine"),
     "digits-readouts": ("--cpu_devices=0", "--cpu_devices must be >= 1, got 0.", "mine"),
     "make-scenes": ("--side=0", "--side must be ", "--out=mine"),

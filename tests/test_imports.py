@@ -31,6 +31,7 @@ ROOMS = {
     "sims.dynamics": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.digits": ("sims.engine", *LIBRARY),
     "sims.diagnose": ("sims.engine", *LIBRARY),
+    "sims.features": ("sims.lines", "sims.engine", *LIBRARY),
     "sims.clip.config": ("sims.engine",),
     "sims.clip.records": ("sims.clip.config", "sims.engine"),
     "sims.clip.scenes": ("sims.clip.records", "sims.engine"),
@@ -51,7 +52,7 @@ ROOMS = {
     "sims": ("sims.engine",),
     "sims.show": (
         *("sims.sweep_spurious", "sims.sweep_captions", "sims.sweep_model", "sims.phase_diagram"),
-        *("sims.dynamics", "sims.digits"),
+        *("sims.dynamics", "sims.digits", "sims.features"),
         "sims.engine",
     ),
     "proofs_checks": ("sims.engine.flags", "sims.engine.files", *LIBRARY),

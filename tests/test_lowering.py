@@ -5,7 +5,9 @@ float64 emulated (TPU), shows on the device alone. `pytest tests/test_lowering.p
 """
 
 import dataclasses
+import functools
 import re
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +28,9 @@ from sims.dynamics import config as dynamics_config
 from sims.dynamics import experiment as dynamics
 from sims.engine import grid
 from sims.engine.grid import Grid, Task
+from sims.features import config as features_config
+from sims.features import heads
+from sims.features.config import CLOSED
 from sims.phase_diagram import config as phase_config
 from sims.phase_diagram import diagrams
 from sims.phase_diagram import experiment as phase_diagram
@@ -134,6 +139,24 @@ def of_scenes(companion: bool) -> list[Program]:
     return [(jax.jit(draw), (key, source.train, real))]
 
 
+@functools.cache
+def _features(bf16: bool) -> features_config.Config:
+    """The sets of files, in a folder that is gone when they are read."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        image, text = (rng.normal(size=(40, d)) for d in (6, 5))
+        np.savez(f"{folder}/a.npz", image=image, text=text, labels=np.arange(40) % 3, attributes=np.arange(40) % 2)
+        config = features_config.Config(train=f"{folder}/a.npz", batch_size=8, epochs=(1, 2), bf16=bf16)
+        config.check()
+    return config
+
+
+def of_features(arm: str, bf16: bool = False) -> list[Program]:
+    """An arm's start and its stage; a closed form alone. With bf16 the start is the same."""
+    config = _features(bf16)
+    return of_task(heads.task(arm, config), ("attribute", "detail"), {"width": 4, "percent": 100})[1 if bf16 else 0 :]
+
+
 # As the small ones of `models`, with as few layers as have every operation: tracing is what takes time.
 _TEXT = models.TextShape(context_length=8, vocabulary_size=400, width=16, heads=2, layers=1)
 NANO = {
@@ -191,6 +214,8 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
     "digits clip, vit, bf16": lambda _: of_digits("clip", image_encoder="vit", bf16=True),
     "digits clip, sharing": lambda _: of_digits("clip", "sharing"),
     "digits clip, temperature": lambda _: of_digits("clip", "temperature"),
+    **{f"features {x}": lambda _, x=x: of_features(x) for x in features_config.ARMS},
+    **{f"features {x}, bf16": lambda _, x=x: of_features(x, True) for x in features_config.ARMS if x not in CLOSED},
     **{f"digits {x}, paper": lambda _, x=x: of_paper(x) for x in ("clip_1_1", "cross_entropy")},
     **{
         f"clip {arm} {arch}{', bf16' if bf16 else ''}": (
@@ -216,7 +241,7 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
 # One of each kind; the others have the same parts.
 QUICK = ("sweep mmcl, embed_dim", "sweep supervised", "diagram whitening", "clip supervised ViT")
 # Of what differs in type or tower alone, one stays among the slow ones.
-ONE_OF = {", bf16": ("digits clip, bf16", "clip clip ViT, bf16"), " RN": ("clip clip RN",)}
+ONE_OF = {", bf16": ("digits clip, bf16", "features clip, bf16", "clip clip ViT, bf16"), " RN": ("clip clip RN",)}
 # Networks of "digits clip" under losses that arms of CLIP are lowered with.
 SAME_LOSS = [f"digits {x}" for x in ("no_intra_class", "weighted", "siglip", "cross_entropy", "sup_con")]
 SAME_LOSS += ["digits clip, sharing", "digits clip, temperature"]
@@ -244,6 +269,7 @@ def test_the_list_is_whole():
     same = {"rich_captions", "core_captions", "label_only", "clip_labels", "clip_masked"}
     paper = {x for x in digits_config.ARMS_OF["paper"] if x != "cross_entropy"}
     assert {x for x in arms.ARMS if f"digits {x}" not in KERNELS} <= same | paper
+    assert {f"features {x}" for x in features_config.ARMS} <= set(KERNELS)
     assert {x for x in clip_config.ARMS if f"clip {x} RN" not in KERNELS} <= same
 
 

@@ -1,0 +1,1 @@
+"""Heads on frozen features and their ID-OOD lines: sets reads, heads trains, experiment compares the arms."""

@@ -1,0 +1,135 @@
+"""Arms on frozen features, over widths, shares of the data and times: ID-OOD lines and matched accuracies."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sims import lines
+from sims.engine import runs
+from sims.engine.grid import Grid
+from sims.engine.lines import inside
+from sims.features import heads
+from sims.features.config import Config
+
+TRANSFORM = "probit"
+POLICY = ("attribute", "detail")
+
+
+def grid_of(config: Config) -> Grid:
+    """Every arm at every width, share of the data and caption policy; an outcome for each number of epochs."""
+    return Grid(
+        tasks={"arm": config.arms},
+        task=lambda arm: heads.task(arm, config),
+        axes={name: getattr(config, name) for name in ("width", "percent", *POLICY)},
+        outcomes={"epochs": tuple(map(int, config.epochs)), "measure": heads.measures(config)},
+        seeds=config.seeds,
+        seed=config.seed,
+        sizes=("width", "percent"),
+    )
+
+
+def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
+    """The sets, with the numbers of images behind the measured values; nothing is predicted."""
+    sets = [
+        {"name": s.name, "images": len(s.label), "groups": list(s.groups), "sizes": s.sizes.tolist()}
+        for s in config.data.sets
+    ]
+    return xr.Dataset(attrs={"sets": json.dumps(sets)})
+
+
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """A row for each run and number of epochs; `ood` is the mean over the OOD sets, or of the ID set's groups."""
+    rows = dataset["measured"].to_dataset("measure").to_dataframe().reset_index()
+    rows[["width", "percent"]] = rows[["width", "percent"]].astype(int)
+    names = list(dataset["measure"].values)
+    rows = rows[rows["id all"].notna()].reset_index(drop=True)
+    means = rows[list(_ood(dataset))].mean(axis=1)
+    front = [name for name in rows.columns if name not in names]
+    return pd.concat([rows[front], rows["id all"].rename("id"), means.rename("ood"), rows[names]], axis=1)
+
+
+def _ood(dataset: xr.Dataset) -> dict[str, int]:
+    """The columns that OOD accuracy is the mean of, and the number of images behind each."""
+    own, *rest = json.loads(dataset.attrs["sets"])
+    if rest:
+        return {f"{s['name']} all": s["images"] for s in rest}
+    return {"id groups": _harmonic(own["sizes"])}
+
+
+def _harmonic(sizes: list[int]) -> int:
+    """The whole n whose p (1 - p) / n is closest to the variance of the mean of G group accuracies, all of value p."""
+    return round(len(sizes) ** 2 / float(np.sum(1 / np.array(sizes))))
+
+
+def arms_of(dataset: xr.Dataset) -> lines.Arms:
+    """The points of each arm for `sims.lines`, a panel for OOD accuracy and one for the worst group."""
+    own, ood = json.loads(dataset.attrs["sets"])[0], _ood(dataset)
+    rows = table(dataset)
+    swept = [name for name in POLICY if dataset.sizes[name] > 1]
+    found: lines.Arms = {}
+    for panel, columns in _panels(dataset, ood):
+        arms: dict[str, list[lines.Point]] = {}
+        for row in rows.to_dict("records"):
+            policy = "".join(f", {name} {row[name]:g}" for name in swept)
+            values = [(float(row[name]), images) for name, images in columns.items()]
+            acc_id, *acc_ood = (float(inside(round(a * n), n)) for a, n in ((row["id"], own["images"]), *values))
+            point = lines.Point(
+                panel, heads.LABELS[row["arm"]] + policy, acc_id, float(np.mean(acc_ood)), str(row["seed"]), "",
+                own["images"], tuple(zip(acc_ood, columns.values(), strict=True)),
+            )  # fmt: skip
+            arms.setdefault(point.arm, []).append(point)
+        found[panel] = {arm: points for arm, points in arms.items() if len({p.acc_id for p in points}) > 1}
+    return {panel: arms for panel, arms in found.items() if arms}
+
+
+def _panels(dataset: xr.Dataset, ood: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+    own, *rest = json.loads(dataset.attrs["sets"])
+    names = ", ".join(s["name"] for s in rest)
+    yield (f"mean of {names}" if len(rest) > 1 else names or "groups of the ID set at equal weight"), ood
+    if own["groups"]:
+        yield "worst group of the ID set", {"id worst": min(own["sizes"])}
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """The lines of all arms, a panel for each accuracy."""
+    return lines.draw(arms_of(dataset), None, TRANSFORM, 1.0)
+
+
+def text(dataset: xr.Dataset) -> str:
+    """Accuracies of each arm at its best width, the lines, and the differences at matched ID accuracy."""
+    parts = [_best(dataset)]
+    for panel, arms in arms_of(dataset).items():
+        alone = {"": arms}
+        compared = lines.text(alone, lines.compare(alone, None, TRANSFORM), TRANSFORM, 1.0)
+        parts.append(f"OOD accuracy: {panel}\n{compared}")
+    return "\n\n".join(parts)
+
+
+def _best(dataset: xr.Dataset) -> str:
+    """Mean over seeds at the setting of highest mean ID accuracy, which says nothing of robustness."""
+    rows = table(dataset)
+    places = {"id": "ID", "ood": "OOD", **{f"id {name}": name for name in ("aligned", "conflicting", "worst")}}
+    shown = [["at its highest ID accuracy", "width", "percent", "epochs", *places.values()]]
+    keys = ["width", "percent", *POLICY, "epochs"]
+    for arm, mine in rows.groupby("arm", sort=False):
+        means = mine.groupby(keys)[list(places)].mean()
+        best = means.loc[means["id"].idxmax()]
+        spread = mine.set_index(keys).loc[best.name]
+        values = [
+            f"{best[name]:.3f}" + (f" +- {spread[name].std() / len(spread) ** 0.5:.3f}" if len(spread) > 1 else "")
+            for name in places
+        ]
+        setting = dict(zip(keys, best.name, strict=True))
+        policy = "".join(f", {x} {setting[x]:g}" for x in POLICY if dataset.sizes[x] > 1)
+        numbers = [f"{setting[x]:g}" for x in ("width", "percent", "epochs")]
+        shown.append([heads.LABELS[str(arm)] + policy, *numbers, *values])
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in shown)
+
+
+EXPERIMENT = runs.Experiment("features", "measured", grid_of, complete, table, draw, text)
+run, show = EXPERIMENT.run, EXPERIMENT.show

@@ -1,0 +1,338 @@
+"""`sims.features`: sets, captions, training and closed forms against other ways to compute them, and the command."""
+
+import csv
+import dataclasses
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mmcl_theory as mt
+from mmcl_theory import losses
+from sims import lines, show
+from sims.engine import devices
+from sims.engine.flags import UsageError
+from sims.features import __main__ as command
+from sims.features import experiment, heads, sets
+from sims.features.config import Config
+from tests.helpers import assert_refused, exit_code
+from tests.statistics import assert_mean_close, rejects
+
+CLASSES, PLACES = np.array(["cat", "dog"]), np.array(["grass", "sofa"])
+
+
+def pairs(n, seed, p_spu=0.8):
+    """Images of n units, and one caption each: the first feature tells the class, the second the place."""
+    rng = np.random.default_rng(seed)
+    y, usual = rng.integers(0, 2, n), rng.uniform(size=n) < p_spu
+    a = np.where(usual, y, 1 - y)
+    sign = np.stack([2 * y - 1, 2 * a - 1], 1)
+    image = np.c_[sign + [1.0, 0.5] * rng.normal(size=(n, 2)), 0.3 * rng.normal(size=(n, 2))]
+    text = image[:, :3] + 0.3 * rng.normal(size=(n, 3))
+    return {"image": image, "text": text, "labels": CLASSES[y], "attributes": PLACES[a]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A training set with two captions of every third image, and two evaluation sets, one with a class of its own."""
+    folder = tmp_path_factory.mktemp("features")
+    found = pairs(240, 0)
+    again = np.arange(0, 240, 3)
+    both = {name: np.concatenate([x, x[again]]) for name, x in found.items()}
+    both["text"][240:, 2] += 1
+    np.savez(folder / "train.npz", **both)
+    ood = pairs(300, 1, p_spu=0.5)
+    del ood["text"]
+    np.savez(folder / "ood.npz", **ood)
+    new = np.where(np.arange(300) < 50, "fox", ood["labels"])
+    own = {"prompts": np.array([[0.0, 0, 9], [1, 0, 0], [-1, 0, 0]]), "classes": np.array(["fox", "dog", "cat"])}
+    np.savez(folder / "new.npz", image=ood["image"], labels=new, **own)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    ood = tuple((name, str(folder / f"{name}.npz")) for name in ("ood", "new"))
+    return Config(train=str(folder / "train.npz"), ood=ood, width=(5,), epochs=(2, 3), layers=2, batch_size=50, seeds=2)
+
+
+def reference(config):
+    with np.load(config.train) as file:
+        return {name: file[name] for name in file}
+
+
+def test_the_id_set_is_a_share_of_the_images_of_every_group(config):
+    data, raw = config.data, reference(config)
+    own, train = data.sets[0], data.train
+    assert data.classes == ("cat", "dog") and data.sets[0].name == "id"
+    assert len(own.label) + len(train.first) == 240  # images, not captions
+    first = np.unique(raw["image"], axis=0, return_index=True)[1]
+    sizes = {(c, a): 0 for c in CLASSES for a in PLACES}
+    for i in first:
+        sizes[raw["labels"][i], raw["attributes"][i]] += 1
+    assert own.groups == tuple(f"({c}, {a})" for c, a in sizes)
+    np.testing.assert_array_equal(own.sizes, [round(0.3 * n) for n in sizes.values()])
+    np.testing.assert_array_equal(own.aligned, [1, 0, 0, 1])
+    rows = {row.tobytes() for row in own.image}
+    assert not rows & {row.tobytes() for row in train.image}
+    spread = np.asarray(train.image, float)
+    np.testing.assert_allclose([spread.mean(), (spread**2).mean()], [0, 1], atol=1e-6)
+    for u in (0, 7, len(train.first) - 1):
+        mine = slice(train.first[u], train.first[u] + train.count[u])
+        assert len(np.unique(train.image[mine], axis=0)) == 1
+    assert train.count.sum() == len(train.label) and set(train.count) == {1, 2}
+
+
+def test_prompts_are_in_the_order_of_the_classes(config, folder):
+    _, ood, new = config.data.sets
+    np.testing.assert_array_equal(new.known, [-1, 1, 0])
+    np.testing.assert_array_equal(ood.known, [0, 1])
+    assert (new.label[:50] == 0).all() and not new.groups and ood.groups
+    raw = reference(config)
+    turned = {**raw, "prompts": np.array([[3.0, 0, 0], [0, 3, 0]]), "classes": CLASSES[::-1]}
+    np.savez(folder / "turned.npz", **turned)
+    straight = {**raw, "prompts": np.array([[0, 3.0, 0], [3, 0, 0]])}
+    np.savez(folder / "straight.npz", **straight)
+    found = [dataclasses.replace(config, train=str(folder / f"{name}.npz")).data for name in ("turned", "straight")]
+    np.testing.assert_array_equal(found[0].train.prompts, found[1].train.prompts)
+    assert found[0].digest != found[1].digest
+    default = dataclasses.replace(config, train=str(folder / "train.npz")).data.train
+    means = [
+        np.mean([default.group_text[(default.label == k)][i] for i in of_group], 0)
+        for k in range(2)
+        for of_group in [np.unique(default.group_text[default.label == k], axis=0, return_index=True)[1]]
+    ]
+    np.testing.assert_allclose(default.prompts, means, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def point(config):
+    train = {name: jnp.asarray(x) for name, x in vars(config.data.train).items()}
+    parts = ("image", "label", "prompts", "known", "group")
+    found = [{name: jnp.asarray(getattr(s, name)) for name in parts} for s in config.data.sets]
+    return {"train": train, "sets": found, "width": 5, "percent": 100, "attribute": 1.0, "detail": 1.0}
+
+
+def test_captions_are_those_of_the_policy(config, point):
+    """Their moments are what `policy_moments` gives, which the advice of `sims.diagnose` is made of."""
+    train = point["train"]
+    rows = jnp.arange(len(train["label"]))
+
+    def texts(key, attribute, detail):
+        changed = {**point, "attribute": attribute, "detail": detail}
+        return heads.captions(heads.mentions(key, changed), changed, rows)
+
+    key = jax.random.key(0)
+    np.testing.assert_allclose(texts(key, 1.0, 1.0), train["text"], atol=1e-6)
+    np.testing.assert_allclose(texts(key, 1.0, 0.0), train["group_text"], atol=1e-6)
+    np.testing.assert_allclose(texts(key, 0.0, 0.0), train["class_text"], atol=1e-6)
+
+    def cross(key):
+        t = texts(key, 0.3, 0.6)
+        return jnp.concatenate([train["image"].T @ t, t.T @ t], 0) / len(rows)
+
+    samples = np.asarray(jax.vmap(cross)(jax.random.split(key, 2000)))
+    label, text = (np.asarray(train[name]) for name in ("label", "text"))
+    group = np.unique(train["group_text"], axis=0, return_inverse=True)[1].reshape(-1)
+    classes = np.array([label[group == g][0] for g in range(4)])
+    sums = mt.features.group_sums(np.asarray(train["image"], float), text.astype(float), group, 4)
+
+    def predicted(policy):
+        mom = mt.features.policy_moments(sums, classes, policy)
+        x, t = np.asarray(mom.z_mean) + sums.image_origin, np.asarray(mom.u_mean) + sums.text_origin
+        weight = np.asarray(mom.weight)
+        xt = np.einsum("k,kij->ij", weight, np.asarray(mom.zu) + x[:, :, None] * t[:, None])
+        tt = np.einsum("k,kij->ij", weight, np.asarray(mom.uu) + t[:, :, None] * t[:, None])
+        return np.concatenate([xt, tt])
+
+    assert_mean_close(samples, predicted(mt.features.Policy(0.3, 0.6)), resolution=0.02)
+    rejects(assert_mean_close, samples, predicted(mt.features.Policy(0.3, 0.7)), resolution=0.02)
+
+
+def test_the_closed_form_is_that_of_the_library(config, point):
+    """All captions of the training images; the library's rules come from moments, these from samples."""
+    train = point["train"]
+    x, t = (np.asarray(train[name], float) for name in ("image", "text"))
+    sums = mt.features.group_sums(x, t, np.zeros(len(x), int), 1)
+    mom = mt.features.policy_moments(sums, np.zeros(1, int))
+    for arm, kind in (("whitened", "whitened"), ("linear_mmcl", "mmcl")):
+        scores, *_ = heads.closed_form(arm, config, jax.random.key(0), {**point, "width": 2})
+        own, one = config.data.sets[2], np.asarray(scores[2])
+
+        def expected(own=own, kind=kind, **changed):
+            learner = mt.features.Learner(kind, rank=2, **changed)
+            rules, offsets = mt.features.feature_rules(mom, own.prompts.astype(float), learner)
+            return (own.image - sums.image_origin) @ np.asarray(rules).T + np.asarray(offsets)
+
+        ratio = one / expected()
+        assert np.ptp(ratio) < 0.02 * abs(ratio.mean())  # n and n - 1 in the covariances, and the shrinkage
+        assert np.argmax(one, 1).tolist() == np.argmax(expected(), 1).tolist()
+        wrong = np.argmax(expected(shrinkage=100.0), 1) if kind == "whitened" else np.argmin(expected(), 1)
+        assert np.argmax(one, 1).tolist() != wrong.tolist()
+
+
+def test_training_is_plain_gradient_descent_on_the_loss(config, point):
+    """With one batch of all images an epoch, the order does not matter, and a loop of optax gives the same."""
+    train = config.data.train
+    n = len(train.first)
+    whole = dataclasses.replace(config, batch_size=n, layers=1, epochs=(2,), weight_decay=0.1)
+    point = {**point, "train": {**point["train"], "count": jnp.ones(n, int)}}  # the first caption of each image
+    key = jax.random.key(3)
+    state = heads.start("clip_no_intra", whole, key, point)
+    found = jax.jit(lambda state: heads.fit("clip_no_intra", whole, key, point, jnp.array(0), state))(state)
+    x, t, label = train.image[train.first], train.text[train.first], jnp.asarray(train.label[train.first])
+    params = state["params"]
+
+    def dense(layer, x):
+        return x @ layer["Dense_0"]["kernel"] + layer["Dense_0"]["bias"][None]
+
+    def loss(params, weight=0.0):
+        scale = jnp.exp(params["scalars"]["log_scale"])
+        both = dense(params["image"], x), dense(params["text"], t)
+        given = {"labels": label, "same_class_weight": weight}
+        return losses.info_nce(*both, temperature=1 / scale, normalize=True, **given)
+
+    def trained(weight):
+        def decayed(params):
+            return jax.tree.map(lambda x: jnp.ndim(x) == 2, params)
+
+        optimizer = optax.adamw(whole.learning_rate, weight_decay=0.1, mask=decayed)
+
+        def step(carry, _):
+            params, inner = carry
+            updates, inner = optimizer.update(jax.grad(loss)(params, weight), inner, params)
+            return (optax.apply_updates(params, updates), inner), None
+
+        return jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), None, 2)[0][0])(params)
+
+    def apart(weight):
+        pair = jax.tree.leaves(found["params"]), jax.tree.leaves(trained(weight))
+        return max(float(jnp.abs(a - b).max()) for a, b in zip(*pair, strict=True))
+
+    assert apart(0.0) < 1e-6 < 1e-4 < apart(0.5)  # captions are put together in float32
+
+
+def test_a_head_is_dense_layers_with_batch_norm(point):
+    head, x = heads.Head(3, 2), jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)))
+    variables = head.init(jax.random.key(0), x, True)
+    p = variables["params"]
+    hidden = np.asarray(x @ p["Dense_0"]["kernel"])
+    seen, after = head.apply(variables, x, True, mutable=["batch_stats"])
+
+    def rest(mean, var):
+        z = np.maximum((hidden - mean) / np.sqrt(var + 1e-5), 0)
+        return z @ np.asarray(p["Dense_1"]["kernel"]) + np.asarray(p["Dense_1"]["bias"])
+
+    np.testing.assert_allclose(seen, rest(hidden.mean(0), hidden.var(0)), atol=1e-9)
+    running = 0.9 * 0 + 0.1 * hidden.mean(0), 0.9 * 1 + 0.1 * hidden.var(0)
+    np.testing.assert_allclose(head.apply({**variables, **after}, x, False), rest(*running), atol=1e-9)
+
+
+def test_accuracies_are_counted_in_each_group(config, point):
+    rng = np.random.default_rng(0)
+    scores = [rng.normal(size=(len(s.label), len(s.prompts))) for s in config.data.sets]
+    found = heads._measured(config, point, list(map(jnp.asarray, scores)), jnp.array(1.5), jnp.array(0.1))
+    values = dict(zip(heads.measures(config), np.asarray(found), strict=True))
+    for s, score in zip(config.data.sets, scores, strict=True):
+        right = score.argmax(1) == s.label
+        assert values[f"{s.name} all"] == pytest.approx(right.mean())
+        each = [right[s.group == g].mean() for g in range(len(s.sizes))]
+        expected = [np.mean(each), np.mean(each[::3]), np.mean(each[1:3]), min(each)] if s.groups else [np.nan] * 4
+        np.testing.assert_allclose([values[f"{s.name} {x}"] for x in heads.IN_SET[1:]], expected)
+    assert (values["loss"], values["temperature"]) == (1.5, 0.1)
+    scores[1][3, 0] = np.nan
+    broken = heads._measured(config, point, list(map(jnp.asarray, scores)), jnp.array(1.5), jnp.array(0.1))
+    assert np.isinf(broken[heads.measures(config).index("ood all")])
+
+
+@pytest.fixture
+def mmcl(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
+
+    def call(module, *args):
+        code = exit_code(module, *args)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+FLAGS = ("--epochs=2,12", "--layers=2", "--batch_size=50", "--learning_rate=0.03")
+
+
+def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
+    ood = f"--ood=ood={folder}/ood.npz,again={folder}/ood.npz"
+    given = (f"--train={folder}/train.npz", ood, "--arms=supervised,whitened", "--width=1,2", f"--out={tmp_path}/run")
+    code, out, err = mmcl(command, *given, *FLAGS)
+    assert code == 0, err
+    with (tmp_path / "run/summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * (2 + 1)  # seeds, widths; two times of training, and one closed form
+    for row in rows:
+        assert float(row["ood"]) == pytest.approx(float(row["ood all"])) == pytest.approx(float(row["again all"]))
+    shown = [row for row in rows if row["arm"] == "supervised" and (row["width"], row["epochs"]) == ("2", "12")]
+    assert np.mean([float(row["id"]) for row in shown]) > 0.6
+    assert "OOD accuracy: mean of ood, again" in out and "worst group of the ID set" in out
+    assert "over seeds, test items" in out and (tmp_path / "run/features.png").stat().st_size > 10_000
+    assert show.show(tmp_path / "run", tmp_path / "again") in out
+    points = (f"--points={tmp_path}/run/summary.csv", "--seed_column=seed", f"--out={tmp_path}/lines")
+    code, out, err = mmcl(lines, *points)
+    assert code == 0 and "supervised - whitened" in out, err
+
+
+@pytest.mark.parametrize(
+    "changed, flags, said",
+    [
+        ({"labels": np.array(["yak", *CLASSES[[0, 1] * 160]])[:320]}, "", "leaves class yak without"),
+        ({"labels": np.zeros(320, int)}, "--id={0}/ood.npz --ood=a={0}/ood.npz", "at least two classes, got 1"),
+        ({"image": np.full((320, 4), np.nan)}, "", "--train: image must be finite, got another value in row 0."),
+        ({"image": np.zeros((320, 4), int)}, "", "--train: image must be floats"),
+        ({"image": np.ones((320, 4))}, "--id={0}/ood.npz", "--train: image features must differ"),
+        ({"text": np.ones((319, 3))}, "", "--train: image has 320 rows and text has 319."),
+        ({"labels": np.linspace(0, 1, 320)}, "", "--train: labels must be whole numbers or words"),
+        ({"prompts": np.ones((3, 3))}, "", "--train: prompts must have shape (2, 3)"),
+        ({"prompts": np.ones((2, 3)), "classes": PLACES}, "", "--train: classes must name 'cat'"),
+        ({}, "--id={0}/new.npz", "has classes that training lacks, which --arms=supervised cannot"),
+        ({}, "--ood=a={0}/train.npz --id={0}/wide.npz", "--id: image must have 4 features, as in training, got 5."),
+        ({}, "--id={0}/strange.npz", "--id: label 'yak' in row 2 is none of the scored classes."),
+        ({"attributes": None}, "", "--ood must name a set"),
+        ({"attributes": None}, "--ood=a={0}/ood.npz --attribute=0.5,1", "--attribute below 1 needs a training set"),
+        ({}, "--batch_size=500", "--batch_size must be <= 168, the fewest training images, got 500."),
+        ({}, "--percent=10,100 --batch_size=20", "--batch_size must be <= 16"),
+        ({}, "--ood=a", "needs NAME=FILE"),
+        ({}, "--ood=id={0}/ood.npz", "needs names that differ from each other and from id"),
+        ({}, "--width=1.5", "--width must be whole numbers, got 1.5."),
+        ({}, "--percent=0,50", "--percent must be >= 1"),
+        ({}, "--holdout=1", "--holdout must be above 0 and below 1, got 1."),
+        ({}, "--ood=a={0}/none.npz", "--ood=a={0}/none.npz: cannot be read"),
+    ],
+)
+def test_what_is_refused(changed, flags, said, folder, tmp_path, mmcl):
+    raw = {**reference(Config(train=str(folder / "train.npz"))), **changed}
+    np.savez(tmp_path / "train.npz", **{k: v for k, v in raw.items() if v is not None})
+    ood = pairs(30, 2)
+    np.savez(tmp_path / "ood.npz", **ood)
+    np.savez(tmp_path / "wide.npz", image=np.ones((30, 5)), labels=ood["labels"])
+    ood["labels"][2] = "yak"
+    np.savez(tmp_path / "strange.npz", **ood)
+    (tmp_path / "new.npz").write_bytes((folder / "new.npz").read_bytes())
+    given = [x.format(tmp_path) for x in flags.split()]
+    given += [] if "batch_size" in flags else ["--batch_size=50"]
+    before = sorted(tmp_path.iterdir())
+    assert_refused(
+        mmcl(command, f"--train={tmp_path}/train.npz", *given, f"--out={tmp_path}/out"), said.format(tmp_path)
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_paper_preset_leaves_what_is_given(monkeypatch, mmcl, folder, tmp_path):
+    seen = []
+    monkeypatch.setattr(command.command, "run", lambda config, *_: seen.append(config))
+    mmcl(command, f"--train={folder}/train.npz", "--preset=paper", "--width=8,16", f"--out={tmp_path}")
+    assert (seen[0].width, seen[0].epochs) == ((8, 16), (100,)) and "sim_clr" in seen[0].arms
+    with pytest.raises(UsageError, match="--train must name"):
+        Config().check()
+    assert sets.ID == "id" and experiment.EXPERIMENT.figure == "features"
