@@ -3,7 +3,7 @@
 from mmcl_theory.features.closed_form import KNOBS, Learner, feature_rules
 from mmcl_theory.features.diagnosis import diagnose
 from mmcl_theory.features.moments import GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import Advice, Diagnosis, Estimate, Outcome, verdict
+from mmcl_theory.features.results import Advice, Diagnosis, Estimate, Outcome, Purchase, verdict
 
 __all__ = [
     "KNOBS",
@@ -14,6 +14,7 @@ __all__ = [
     "Learner",
     "Outcome",
     "Policy",
+    "Purchase",
     "diagnose",
     "feature_rules",
     "group_sums",

@@ -17,10 +17,11 @@ from mmcl_theory import _checks
 from mmcl_theory.data import Mixture, mixture
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Learner, feature_rules
 from mmcl_theory.features.moments import AS_IT_IS, CHUNK, GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import Advice, Diagnosis, Outcome
+from mmcl_theory.features.results import Advice, Diagnosis, Outcome, Purchase
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
+_PURCHASES = 9  # settings of captions that a budget may buy
 _MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
 
 
@@ -42,6 +43,8 @@ def diagnose(
     components: int = 256,
     seed: int = 0,
     knobs: Mapping[str, Sequence[float]] = KNOBS,
+    budget: float | None = None,
+    cost: tuple[float, float] = (1.0, 1.0),
 ) -> Diagnosis:
     """How each learner classifies the groups of one's own features, and which captions or samples would change it.
 
@@ -72,6 +75,10 @@ def diagnose(
         seed: of the division into folds, >= 0.
         knobs: the settings that the advice tries, by name; KNOBS has all. {} for no advice. Each learner is tried with
             the knobs that it has, and without settings that change nothing or make a covariance singular.
+        budget: share, above 0 and below 1, of what captions cost now. The best captions within it are then among the
+            results. None: no such search.
+        cost: of all mentions of the attribute, and of all other details, as captions are now; finite and > 0. Captions
+            that keep the shares b and h of them cost b cost[0] + h cost[1].
 
     Returns:
         The diagnosis.
@@ -139,6 +146,11 @@ def diagnose(
             raise ValueError("prompts must be finite.")
         if len(np.unique(prompts, axis=0)) < k:
             raise ValueError("prompts must differ from class to class, got two equal ones.")
+    if budget is not None and not 0 < budget < 1:
+        raise ValueError(f"budget must be above 0 and below 1, got {budget}.")
+    costs = np.asarray(_checks.real("cost", np.asarray(cost), "finite and > 0"), float)
+    if costs.shape != (2,):
+        raise ValueError(f"cost must be two numbers, of the attribute and of other details, got {cost}.")
     m = _checks.integer("folds", folds, 2)
     fold = _folds(group, unit, m, _checks.integer("seed", seed, 0))
     with jax.enable_x64(True):
@@ -154,13 +166,15 @@ def diagnose(
             if not np.trace(squares, axis1=1, axis2=2).sum() > 0:
                 raise ValueError(f"{name} features must differ from sample to sample.")
         data = _Data(image, fold, group, counts, sums, total, np.arange(groups) // num_attributes, prompts, shifted)
-        outcomes, right, advice = {}, {}, []
+        outcomes, right, advice, purchases = {}, {}, [], []
         for name, learner in learners.items():
             outcomes[name], right[name] = data.outcome(learner)
             advice += _advice(data, name, learner, outcomes[name], right[name], knobs)
+            if budget is not None and learner.kind in ONLY["attribute"]:
+                purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
         fitted, told = _fit(data, text, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
-    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), fitted, told)
+    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,6 +283,40 @@ def _advice(
             moved = np.bincount(data.group, after != right, len(data.classes))
             differences = [outcome.minus(now, where, moved) for where in ("shifted", "worst")]
             found.append(Advice(name, knob, setting, *differences))
+    return found
+
+
+def _purchases(
+    data: _Data, name: str, learner: Learner, now: Outcome, budget: float, cost: np.ndarray
+) -> list[Purchase]:
+    """The best captions within the budget, beside the same budget spent evenly.
+
+    All of the budget is spent, up to what there is to buy: the shares of the attribute's mentions are a grid, and the
+    other details get the rest.
+    """
+    total = budget * cost.sum()
+    most = min(1.0, total / cost[0])
+    attribute = np.unique([budget, *np.linspace(max(0.0, (total - cost[1]) / cost[0]), most, _PURCHASES)])
+    detail = np.clip((total - attribute * cost[0]) / cost[1], 0, 1)
+    policies = [Policy(float(b), float(h)) for b, h in zip(attribute, detail, strict=True)]
+    right = np.array([data.right(data.scores(learner, policy)) for policy in policies])
+    hits = np.array([data.hits(each) for each in right])  # (policies, M, G)
+    even = int(np.flatnonzero(attribute == budget)[0])
+    size, found = data.sums.size, []
+    for where in ("shifted", "worst"):
+
+        def value(kept: np.ndarray, where: str = where) -> np.ndarray:
+            """The accuracy of each policy on these folds."""
+            by_group = hits[:, kept].sum(1) / np.maximum(size[kept].sum(0), 1)
+            return by_group.min(1) if where == "worst" else by_group @ data.shifted
+
+        folds = np.arange(len(size))
+        best = np.array([value(folds != f).argmax() for f in folds])
+        answers = right[best[data.fold], np.arange(len(data.fold))]
+        chosen, plain = (dataclasses.replace(now, hits=h) for h in (data.hits(answers), hits[even]))
+        moved = np.bincount(data.group, answers != right[even], len(data.classes))
+        of_all = policies[int(value(folds >= 0).argmax())]
+        found.append(Purchase(name, where, of_all.attribute, of_all.detail, chosen.minus(plain, where, moved)))
     return found
 
 

@@ -152,6 +152,27 @@ class Advice:
     worst: Estimate
 
 
+@dataclasses.dataclass(frozen=True)
+class Purchase:
+    """The captions that are best for a learner within a budget.
+
+    Attributes:
+        learner: name of the learner.
+        where: what they are best for: "shifted" or "worst".
+        attribute: share of the mentions of the attribute that is kept.
+        detail: share of the mentions of other details that is kept.
+        gain: the difference of accuracy there to the same budget spent evenly, attribute = detail. It is not
+            optimistic: each fold is scored with the captions that are best on the others, so that they may differ from
+            `attribute` and `detail`, which are best on all folds.
+    """
+
+    learner: str
+    where: str
+    attribute: float
+    detail: float
+    gain: Estimate
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
     """The result of `diagnose`.
@@ -164,6 +185,7 @@ class Diagnosis:
         advice: the differences that changes of knobs make.
         fitted: the mixture model of the held-out images, in K - 1 directions that separate the classes and A - 1 that
             separate the attributes, each about in units of its standard deviation within groups.
+        purchases: the best captions within a budget, if one was given.
         told: the share of each direction's variance within groups that the captions tell, on held-out samples, (l,);
             <= 0 if they tell nothing.
     """
@@ -173,6 +195,7 @@ class Diagnosis:
     size: np.ndarray
     outcomes: dict[str, Outcome]
     advice: tuple[Advice, ...]
+    purchases: tuple[Purchase, ...]
     fitted: Mixture
     told: np.ndarray
 

@@ -24,6 +24,7 @@ from absl import flags
 from sims.engine.flags import (
     UsageError,
     check_choice,
+    check_positive,
     check_range,
     define,
     integer,
@@ -37,6 +38,7 @@ from sims.engine.flags import (
 KINDS = ("mmcl", "whitened", "ridge", "supervised")  # of mmcl_theory.features, which would load JAX for --help
 NEEDED = ("image", "text", "labels", "attributes")
 _MORE = ("prompts", "units")
+_COSTS = ("attribute_cost", "detail_cost")
 _SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
 
 
@@ -67,6 +69,10 @@ def _define_flags() -> None:
     define("components", 256, "principal components that wider features are reduced to, >= 1", integer)
     define("folds", 10, "folds, 2 to 100", integer)
     define("seed", 0, "of the division into folds, in [0, 2^32)", integer)
+    text = "share of what captions cost now, above 0 and below 1: finds the best captions within it; none: no search"
+    define("budget", None, text, optional(number))
+    define("attribute_cost", 1.0, "cost of all mentions of the attribute, > 0", number)
+    define("detail_cost", 1.0, "cost of all other details that captions tell, > 0", number)
     flags.DEFINE_bool("advice", True, "turn the knobs; this takes most of the time")
     define("out", "runs/diagnose", "folder for the report, the tables and the figure", path)
 
@@ -104,6 +110,10 @@ def _main() -> None:
     check_range("folds", values["folds"], 2, 100)
     check_range("components", values["components"], 1)
     check_range("seed", values["seed"], 0, 2**32 - 1)
+    if values["budget"] is not None and not 0 < values["budget"] < 1:
+        raise UsageError(f"--budget must be above 0 and below 1, got {values['budget']:g}.")
+    for name in _COSTS:
+        check_positive(name, values[name])
     arrays = load(values)
     out = pathlib.Path(values["out"])
 
@@ -121,14 +131,15 @@ def _main() -> None:
         warnings.simplefilter("always", UserWarning)
         try:
             found = mt.diagnose(
-                **arrays, learners=learners, shifted_weight=values["shifted_weight"], knobs=knobs, **sizes
-            )
+                **arrays, learners=learners, shifted_weight=values["shifted_weight"], knobs=knobs, **sizes,
+                budget=values["budget"], cost=tuple(values[name] for name in _COSTS),
+            )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error)) from None
     notes = [str(w.message) for w in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "shifted_weight", "advice", *sizes)
+    named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "shifted_weight", "budget", *_COSTS, "advice", *sizes)
     given = {name: values[name] for name in named}
     out.mkdir(parents=True, exist_ok=True)
     report.write(found, given, notes, out)

@@ -1,6 +1,7 @@
 """A diagnosis as text, figure, tables, JSON, and one HTML page that needs no other file."""
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -91,6 +92,12 @@ def text(found: Diagnosis) -> str:
         lines.append(
             f"{certain} of {len(found.advice)} settings have evidence on P*, each at 95%; shown are the best and the"
             " worst of each knob, which is optimistic."
+        )
+    for purchase in found.purchases:
+        kept = f"{purchase.attribute:.3g} of the attribute's mentions and {purchase.detail:.3g} of the other details"
+        lines.append(
+            f"{look(purchase.learner)[2]}, best captions within the budget for {_WHERE[purchase.where]}: keep {kept};"
+            f" {_change(purchase.gain)} to spending it evenly, {verdict(purchase.gain)}"
         )
     return "\n".join(lines)
 
@@ -196,6 +203,9 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
         "gaps": gaps,
         "accuracies": _records(accuracies),
         "advice": _records(advice),
+        "purchases": [
+            {**dataclasses.asdict(p), "gain": p.gain._asdict(), "verdict": verdict(p.gain)} for p in found.purchases
+        ],
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
         "told": [_number(x) for x in found.told],
     }

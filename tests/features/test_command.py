@@ -185,7 +185,7 @@ def an_outcome(measured, predicted, n):
 )
 def test_the_report_says_where_gaussian_scores_agree(predicted, n, said):
     outcome = an_outcome([0.9, 0.7, 0.7, 0.9], predicted, n)
-    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), {"mmcl": outcome}, (), MODEL, np.zeros(2))
+    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), {"mmcl": outcome}, (), (), MODEL, np.zeros(2))
     assert said in report._gaussian(found, "mmcl")
 
 
@@ -195,7 +195,7 @@ def test_the_best_gain_and_the_worst_loss_of_a_knob_are_shown():
 
     gains, losses = [change("kappa", 0.1, 0.05), change("kappa", 1.0, 0.03)], [change("kappa", 10.0, -0.09)]
     worst, nothing = change("attribute", 0.0, 0.01, 0.2), change("detail", 0.0, 0.01, -0.01)
-    found = Diagnosis(("a", "b"), ("x", "y"), np.ones(4), {}, (*gains, *losses, worst, nothing), MODEL, np.zeros(2))
+    found = Diagnosis(("a", "b"), ("x", "y"), np.ones(4), {}, (*gains, *losses, worst, nothing), (), MODEL, np.zeros(2))
     assert report.changes_with_evidence(found, 9) == [losses[0], gains[0], worst]
 
 

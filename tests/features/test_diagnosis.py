@@ -198,7 +198,7 @@ def diagnosed(size, accuracy, classes=2):
     size = np.asarray(size)
     outcome = outcome_of(np.tile(size * accuracy / 10, (10, 1)), np.tile(size / 10, (10, 1)))
     names = ("a", "b", "c")[:classes], ("x", "y", "z")[: len(size) // classes]
-    return Diagnosis(*names, size, {"mmcl": outcome}, (), MODEL, np.zeros(2))
+    return Diagnosis(*names, size, {"mmcl": outcome}, (), (), MODEL, np.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -384,3 +384,34 @@ def test_a_learner_out_of_range_is_refused(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
         Learner(**{"kind": "mmcl", **setting})
     dataclasses.replace(Learner("mmcl"), rank=1)
+
+
+def test_the_best_captions_within_a_budget():
+    """For the linear loss naming the attribute is worth nothing (Theorem 5.2): all goes to the other details."""
+    model, n = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.1), 40_000
+    caps, obs = mt.captions(), mt.observation(6, 5, 0.5, 0.5)
+    image, text, label, attribute = sampled(n, 7, model.as_mixture(), caps.as_group_captions(model), obs)
+    given = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}, "budget": 0.5}
+    shifted, worst = mt.diagnose(image, text, label, attribute, **given).purchases
+    assert (shifted.where, worst.where) == ("shifted", "worst")
+
+    def gain(detail):
+        """To half of all details, in the law; captions that do not tell a detail leave its group's mean."""
+
+        def accuracy(share):
+            caps = mt.captions(pi_core=share, pi_spu=share, masking="mean")
+            return mt.theory.mmcl_accuracy(model, caps, obs).shifted
+
+        return float(accuracy(detail) - accuracy(0.5))
+
+    for purchase in (shifted, worst):
+        assert purchase.detail > 0.85 and verdict(purchase.gain) == "gain"
+        assert purchase.attribute + purchase.detail == pytest.approx(1.0)
+    assert abs(shifted.gain.value - gain(shifted.detail)) < 3 * shifted.gain.error < abs(gain(0.3) - gain(1.0)) / 2
+    dear = mt.diagnose(image, text, label, attribute, **given, cost=(1.0, 8.0)).purchases[0]
+    assert dear.detail <= 4.5 / 8  # all of the budget for nothing else
+    assert dear.attribute + 8 * dear.detail == pytest.approx(4.5)
+    wrongs = {"budget": 1.0, "cost": (1.0, 0.0)}
+    for name, value in wrongs.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            mt.diagnose(image, text, label, attribute, **{**given, name: value})
