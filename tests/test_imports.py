@@ -46,7 +46,10 @@ ROOMS = {
         *("sims.clip.comparison", "sims.clip.zero_shot", "sims.clip.scenes", "sims.clip.fit", "sims.clip.model"),
         *("sims.clip.records", "sims.clip.config", "sims.engine", *LIBRARY),
     ),
-    "sims.bench": ("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.clip", "sims.engine", *LIBRARY),
+    "sims.bench": (
+        *("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.features", "sims.clip", "sims.engine"),
+        *LIBRARY,
+    ),
     "sims.captions_audit": ("sims.engine",),
     "sims.lines": ("sims.engine",),
     "sims": ("sims.engine",),

@@ -70,6 +70,8 @@ class Sizes:
     mixture_cells: int = 20_000
     features_n: int = 50_000
     features_dim: int = 128
+    head_runs: int = 16
+    head_epochs: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -584,6 +586,69 @@ def features(sizes: Sizes, repeats: int) -> Result:
     return Result([row])
 
 
+def heads(sizes: Sizes, repeats: int) -> Result:
+    """Two heads of three layers on frozen features, under the CLIP loss: a family of seeds, against PyTorch in turn."""
+    theirs_module = baseline("torch_heads", "torch")
+    from sims.features import heads as ours_module
+    from sims.features.config import Config
+
+    n, width, epochs = 16 * sizes.batch, 64, sizes.head_epochs
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(n, 32))
+    image, text = (
+        (latent @ rng.normal(size=(32, d)) / 32**0.5 + 0.3 * rng.normal(size=(n, d))).astype(np.float32)
+        for d in (512, 384)
+    )
+    label = jnp.zeros(n, jnp.int32)
+    whole = {"image": jnp.asarray(image), "text": jnp.asarray(text), "label": label, "first": jnp.arange(n)}
+    # Captions as they are: t_y + (t_g - t_y) + (t - t_g).
+    whole |= {"count": jnp.ones(n, jnp.int32), "class_text": whole["text"], "group_text": whole["text"]}
+    point = {"train": whole, "width": width, "percent": 100, "attribute": 1.0, "detail": 1.0}
+    config = Config(batch_size=sizes.batch, epochs=(epochs,), layers=3)
+
+    def start(key: jax.Array) -> ours_module.State:
+        return ours_module.start("clip", config, key, point)
+
+    def train(key: jax.Array, state: ours_module.State) -> jax.Array:
+        return ours_module.fit("clip", config, key, point, jnp.array(0), state)["loss"]
+
+    keys = _keys(sizes.head_runs)
+    states = jax.jit(jax.vmap(start))(keys)
+    ours = over_devices(train, in_cache(4))
+    order = jax.jit(
+        lambda key: jnp.concatenate(
+            [ours_module.order_of(key, ours_module.subset(config, key, point), jnp.array(i)) for i in range(epochs)]
+        )
+    )
+
+    def given(run: int) -> tuple[Any, ...]:
+        layers = [
+            [(np.array(part["kernel"][run]), np.array(part.get("bias", part["kernel"])[run])) for part in dense]
+            for dense in (
+                [states["params"][tower][f"Dense_{i}"] for i in range(config.layers)] for tower in ("image", "text")
+            )
+        ]
+        batches = np.asarray(order(keys[run]), np.int64).reshape(-1, sizes.batch)
+        return image, text, tuple(layers), batches, config.learning_rate, config.temperature
+
+    runs = [given(run) for run in range(min(sizes.torch_runs, sizes.head_runs))]
+    threads = theirs_module.fastest_threads(*runs[0], cores=os.cpu_count() or 1)
+
+    def loop() -> np.ndarray:
+        return np.array([theirs_module.train(*run)[-n // sizes.batch :].mean() for run in runs])
+
+    agree("losses of the last epoch", ours(keys, states)[: len(runs)], loop(), 0.02)
+    mine, theirs = interleaved(repeats, lambda: ours(keys, states), loop)
+    steps = epochs * (n // sizes.batch)
+    mine, theirs = mine / len(keys) / steps, theirs / len(runs) / steps
+    products = 2 * sizes.batch * width * (512 + 384 + 4 * width) + 2 * sizes.batch**2 * width
+    row = compare(
+        f"heads, torch {threads} thread(s)", "step", mine, theirs, least=10,
+        bound=f"flops: {3 * products / np.median(mine) / 1e9:.0f} of {peaks(sizes.peak).flops / 1e9:.0f} Gflop/s",
+    )  # fmt: skip
+    return Result([row])
+
+
 def crossover(sizes: Sizes, repeats: int) -> Result:
     """The n from which on the statistics sampler is cheaper than the latent one, for many runs at once."""
     keys = _keys(sizes.runs)
@@ -738,6 +803,7 @@ JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "max_margin": max_margin,
     "mixture": mixture,
     "features": features,
+    "heads": heads,
     "crossover": crossover,
     "devices": devices,
     "digits": digits,

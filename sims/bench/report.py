@@ -23,6 +23,7 @@ JOBS = (
     "max_margin",
     "mixture",
     "features",
+    "heads",
     "crossover",
     "devices",
     "digits",

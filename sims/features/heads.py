@@ -129,7 +129,7 @@ def fit(arm: str, config: Config, key: Key[Array, ""], point: Point, number: Int
     optimizer, named = _optimizer(config), mentions(key, point)
 
     def epoch(i: Array, state: State) -> State:
-        order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), i), units)
+        order = order_of(key, units, i)
 
         def step(j: Array, state: State) -> State:
             at = jax.lax.dynamic_slice(order, (j * config.batch_size,), (config.batch_size,))
@@ -145,6 +145,11 @@ def fit(arm: str, config: Config, key: Key[Array, ""], point: Point, number: Int
         return jax.lax.fori_loop(0, steps, step, {**state, "loss": jnp.zeros(())})
 
     return jax.lax.fori_loop(bounds[number], bounds[number + 1], epoch, state)
+
+
+def order_of(key: Key[Array, ""], units: Int[Array, " u"], epoch: Int[Array, ""]) -> Int[Array, " u"]:
+    """The images in the order of an epoch."""
+    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), units)
 
 
 def subset(config: Config, key: Key[Array, ""], point: Point) -> Int[Array, " u"]:

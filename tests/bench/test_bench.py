@@ -44,6 +44,8 @@ TINY = Sizes(
     mixture_cells=8,
     features_n=400,
     features_dim=6,
+    head_runs=2,
+    head_epochs=2,
 )
 
 
@@ -75,6 +77,7 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     [
         "draws",
         "gradient",
+        "heads",
         "start",
         "features",
         "mixture",
@@ -82,7 +85,7 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     ],
 )
 def test_the_other_jobs(job):
-    if job == "gradient":
+    if job in ("gradient", "heads"):
         pytest.importorskip("torch")
     result = bench_jobs.run(job, TINY, 5)
     assert all(row.remark == "" and row.ratio > 0 for row in result.rows), result.rows
