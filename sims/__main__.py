@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": "sims.clip.compare",
     "lines": "sims.lines",
     "show": "sims.show",
+    "report": "sims.report",
     "bench": "sims.bench",
     "check": "proofs_checks",
 }

@@ -11,7 +11,7 @@ from absl import flags
 
 from sims.engine.flags import UsageError, define, optional, path, run_main
 
-_MODULES = {
+MODULES = {
     **{
         name: f"sims.{name}.experiment"
         for name in ("sweep_spurious", "sweep_captions", "sweep_model", "phase_diagram", "dynamics", "features")
@@ -33,7 +33,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
 
     config = store.read_config(folder)
     command = str(config.get("command"))
-    if command not in _MODULES:
+    if command not in MODULES:
         raise UsageError(f"{folder} is a run of sims.{command}: {_OTHERS.get(command, 'repeat that command')}.")
     done, blocks = store.progress(folder)
     if done < blocks:
@@ -47,7 +47,7 @@ def show(folder: pathlib.Path, out: pathlib.Path) -> str:
         ) from None
     files.check_folder(out, f"--out={out}")
     out.mkdir(parents=True, exist_ok=True)
-    text = importlib.import_module(_MODULES[command]).show(dataset, out)
+    text = importlib.import_module(MODULES[command]).show(dataset, out)
     if dataset.attrs["failed"]:
         text += f"\n{dataset.attrs['failed']} runs failed: {folder / 'failed.csv'}"
     return text

@@ -119,6 +119,7 @@ REFUSED = {
     "compare": ("--workers=0", "--workers must be >= 1, got 0.", "--root=mine"),
     "lines": ("--scale=other", "--scale must be of share, percent, got 'other'.", "--points=mine/thesis.tex --out=out"),
     "show": ("--out=", "needs the name of a folder", "mine"),
+    "report": ("--rows=0", "--rows must be >= 1, got 0.", "mine --out=out.html"),
     "bench": ("--repeats=4", "--repeats must be ", "--json=mine/thesis.tex/table"),
     "check": ("--only=T99", "--only must be of T1, ", "--json=mine"),
 }
@@ -126,6 +127,7 @@ NEEDED = {
     "lines": ["--points=paper:3a"],
     "digits-readouts": ["run"],
     "show": ["run"],
+    "report": ["run"],
     "evaluate": ["--run=run"],
     "make-scenes": ["--out=out"],
 }

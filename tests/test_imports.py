@@ -58,6 +58,7 @@ ROOMS = {
         *("sims.dynamics", "sims.digits", "sims.features"),
         "sims.engine",
     ),
+    "sims.report": ("sims.show", "sims.engine"),
     "proofs_checks": ("sims.engine.flags", "sims.engine.files", *LIBRARY),
 }
 # All modules of the rooms that hold others: a new module belongs to a room of its own, or to one of these.

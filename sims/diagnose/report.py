@@ -1,6 +1,5 @@
 """A diagnosis as text, figure, tables, JSON, and one HTML page that needs no other file."""
 
-import base64
 import dataclasses
 import html
 import io
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 
 import mmcl_theory as mt
 from mmcl_theory.features import Advice, Diagnosis, verdict
-from sims.engine import files, store
+from sims.engine import files, page, store
 
 LOOKS = {
     "mmcl": ("#0072B2", "o", "MMCL, linear loss"),
@@ -210,7 +209,7 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
         "told": [_number(x) for x in found.told],
     }
     files.write_text(out / "diagnosis.json", json.dumps(content, indent=1))
-    files.write_text(out / "report.html", page(found, given, notes, picture.getvalue()))
+    files.write_text(out / "report.html", html_page(found, given, notes, picture.getvalue()))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -221,40 +220,26 @@ def _number(x: float) -> float | None:
     return None if np.isnan(x) else float(x)
 
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-img { max-width: 100% } table { border-collapse: collapse; font-size: 14px; margin: 1em 0 }
-td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd } td:first-child { text-align: left }
-.scroll { overflow-x: auto } code { background: #f3f3f3; padding: 0 .2em }
-"""
-
-
-def page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:
+def html_page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:
     """The HTML page, with style and picture in it."""
     lines = "\n".join(
         f"<li>{html.escape(line)}</li>" for line in [*(f"Warning: {n}" for n in notes), *text(found).split("\n")]
     )
     settings = ", ".join(f"{k} = {v}" for k, v in given.items() if v is not None)
-    image = base64.b64encode(picture).decode()
     tables = [
-        f"<h2>{title}</h2><div class=scroll>{frame.round(4).to_html(index=False, border=0, na_rep='')}</div>"
+        f"<h2>{title}</h2>{page.table(list(frame.columns), frame.round(4).astype(object).fillna('').to_numpy())}"
         for title, frame in (
             ("Accuracies", found.to_dataframe()),
             ("Changes", found.advice_dataframe()),
         )
         if len(frame)
     ]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Diagnosis of features</title><style>{_STYLE}</style></head><body>
-<h1>Diagnosis of features</h1>
-<p><code>{html.escape(settings)}</code></p>
-<img alt="held-out accuracy by group, and effects of changes" src="data:image/png;base64,{image}">
+    body = f"""<p><code>{html.escape(settings)}</code></p>
+{page.picture(picture, "held-out accuracy by group, and effects of changes")}
 <ul>{lines}</ul>
 <p>Accuracies are of held-out folds; intervals are of 95% (Nadeau and Bengio). <i>predicted</i> is the accuracy if the
 held-out scores were Gaussian in each group, as in the theory. <i>skewness</i> and <i>kurtosis</i> of the score
 difference to the closest rival are 0 for a Gaussian. A change counts as a gain or a loss if its interval excludes 0. A
 group is aligned if its class and attribute occur together more often than if they were independent.</p>
-{"".join(tables)}
-</body></html>
-"""
+{"".join(tables)}"""
+    return page.page("Diagnosis of features", body)

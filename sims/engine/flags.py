@@ -189,11 +189,12 @@ def run_main(
     main: Callable[..., int | None],
     argv: list[str] | None = None,
     operands: tuple[str, ...] = (),
+    repeated: bool = False,
 ) -> None:
     """Define and parse flags, then run main(); an error becomes an exit code and one line on stderr.
 
     Exit codes: 2 for bad usage; 1 if the work failed, or main() returned 1; 130 after Ctrl-C; 143 after SIGTERM.
-    operands: names of the positional arguments, which are passed to main.
+    operands: names of the positional arguments, which are passed to main. repeated: the last may be several.
 
     Flags are defined only here, so that two experiments can be imported together.
     """
@@ -211,7 +212,7 @@ def run_main(
             name = line.removeprefix("flag ").partition("=")[0]
             _exit(2, f"{name} is given more than once; quote a value that the shell would expand; see --help.")
         _exit(2, f"{line.rstrip('.')}; see --help.")
-    if not flags.FLAGS.help and len(rest) > 1 + len(operands):
+    if not flags.FLAGS.help and len(rest) > 1 + len(operands) and not repeated:
         extra = rest[1 + len(operands)]
         _exit(2, f"unexpected argument {extra!r}: options are given as --name=value; see --help.")
     if not flags.FLAGS.help and len(rest) < 1 + len(operands):

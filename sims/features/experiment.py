@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -95,8 +96,15 @@ def _panels(dataset: xr.Dataset, ood: dict[str, int]) -> Iterator[tuple[str, dic
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """The lines of all arms, a panel for each accuracy."""
-    return lines.draw(arms_of(dataset), None, TRANSFORM, 1.0)
+    """The lines of all arms, a panel for each accuracy; where no arm has two ID accuracies, the points alone."""
+    if arms := arms_of(dataset):
+        return lines.draw(arms, None, TRANSFORM, 1.0)
+    figure, ax = plt.subplots(layout="constrained")
+    for arm, rows in table(dataset).groupby("arm", sort=False):
+        ax.plot(rows["id"], rows["ood"], "o", label=heads.LABELS[str(arm)])
+    ax.set(xlabel="ID accuracy (share)", ylabel="OOD accuracy (share)", title="one ID accuracy an arm: no lines")
+    ax.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def text(dataset: xr.Dataset) -> str:

@@ -13,7 +13,7 @@ import pytest
 import mmcl_theory as mt
 from mmcl_theory import losses
 from sims import lines, show
-from sims.engine import devices
+from sims.engine import devices, store
 from sims.engine.flags import UsageError
 from sims.features import __main__ as command
 from sims.features import experiment, heads, sets
@@ -336,3 +336,17 @@ def test_the_paper_preset_leaves_what_is_given(monkeypatch, mmcl, folder, tmp_pa
     with pytest.raises(UsageError, match="--train must name"):
         Config().check()
     assert sets.ID == "id" and experiment.EXPERIMENT.figure == "features"
+
+
+def test_arms_of_one_point_have_no_lines(config):
+    """One run of a closed form: its accuracies, and its point."""
+    alone = dataclasses.replace(config, arms=("whitened",), width=(2,), seeds=1)
+    shape = experiment.grid_of(alone).shape
+    measured = np.full(shape, np.nan)
+    measured[..., -1, :-2] = 0.75
+    dataset = experiment.complete(alone, measured)
+    grid = experiment.grid_of(alone)
+    dataset = dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
+    assert "whitened rule, closed form" in experiment.text(dataset) and experiment.arms_of(dataset) == {}
+    (axes,) = experiment.draw(dataset).axes
+    assert axes.lines[0].get_xydata().tolist() == [[0.75, 0.75]]
