@@ -69,19 +69,18 @@ def _main() -> None:
 
     from sims.clip.records import sources
     from sims.clip.records.reading import read_lines
-    from sims.clip.zero_shot import features, prompts
+    from sims.clip.zero_shot import features, prompts, towers
 
     templates = prompts.read_templates(values.templates)
     classes = read_lines(values.classes, "--classes") if values.classes else ()
     source = sources.open_source(values.data, classes=classes)
     indices = features.used(source)
     if values.encoder is not None:
-        towers = features.of_function(values.encoder)
+        encoder = towers.of_function(values.encoder)
     else:
-        name, encoder = model_flags.load()
-        towers = features.of_clip(name, encoder, values.batch_size)
+        encoder = towers.of_clip(*model_flags.load(), values.batch_size)
     work = features.Work(
-        towers, source, indices, templates, values.precision, values.batch_size, threads=values.threads
+        encoder, source, indices, templates, values.precision, values.batch_size, threads=values.threads
     )
     print(features.text(features.embed(work, out, values.overwrite), out))
 

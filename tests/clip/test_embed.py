@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.features import cifar10
 from sims.clip import embed as command
 from sims.clip.model.encoder import Encoder
 from sims.clip.records.sources import open_source
-from sims.clip.zero_shot import features, scoring
-from sims.clip.zero_shot.features import Towers, Work
+from sims.clip.zero_shot import features, scoring, towers
+from sims.clip.zero_shot.features import Work
+from sims.clip.zero_shot.towers import Towers
 from sims.diagnose import __main__ as diagnose
 from sims.engine import store
 from sims.engine.flags import UsageError
@@ -246,12 +248,12 @@ TOO = {
 
 @pytest.mark.parametrize("said, change", TOO.items())
 def test_what_is_no_features_is_refused_before_anything_is_written(data, tmp_path, said, change):
-    for towers in (
+    for changed in (
         Towers("mine", lambda x: change(image(x)), text),
         Towers("mine", image, lambda x: change(image([np.ones((2, 2, 3))] * len(x)))),
     ):
         with pytest.raises(UsageError) as caught:
-            features.embed(work(data, towers=towers), tmp_path / "out")
+            features.embed(work(data, towers=changed), tmp_path / "out")
         assert said in str(caught.value) and "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
 
@@ -292,8 +294,8 @@ def test_a_clips_features_have_length_1_and_its_prompts_are_those_of_evaluate(da
         shapes.add(batch.shape)
         return image(list(batch))
 
-    towers = features.of_clip("clip", Encoder("clip", 6, encode_image, text), 2)
-    features.embed(work(data, towers=towers, precision="float32"), tmp_path / "out")
+    clip = towers.of_clip("clip", Encoder("clip", 6, encode_image, text), 2)
+    features.embed(work(data, towers=clip, precision="float32"), tmp_path / "out")
     assert shapes == {(2, 6, 6, 3)}
     arrays = {name: np.load(tmp_path / "out" / f"{name}.npy") for name in ("image", "text", "prompts")}
     for x in arrays.values():
@@ -303,7 +305,7 @@ def test_a_clips_features_have_length_1_and_its_prompts_are_those_of_evaluate(da
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(arrays["prompts"], expected[::-1], rtol=1e-6)
     with pytest.raises(UsageError, match="sl has no text tower"):
-        features.of_clip("sl", Encoder("sl", 6, encode_image), 2)
+        towers.of_clip("sl", Encoder("sl", 6, encode_image), 2)
 
 
 @pytest.fixture
@@ -375,3 +377,39 @@ def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, run):
     for arguments, said in cases:
         assert_refused(run(*arguments, f"--out={tmp_path}/out"), said)
     assert contents(tmp_path) == before
+
+
+def test_the_example_frames_cats_and_dogs(tmp_path):
+    """As CIFAR-10's binary version has them: a label, then red, green and blue."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, 7, (6, 100))  # cats, deer, dogs, frogs
+    pictures = rng.integers(0, 256, (6, 100, 3, 32, 32), np.uint8)
+    (tmp_path / "package").mkdir()
+    for name, y, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], labels, pictures, strict=True):
+        (tmp_path / "package" / f"{name}.bin").write_bytes(np.c_[y, x.reshape(100, -1)].astype(np.uint8).tobytes())
+    cifar10.main(str(tmp_path / "package"), str(tmp_path / "images"))
+    with open(tmp_path / "images" / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    chosen = np.isin(labels.ravel(), [3, 5])
+    assert [row["label"] for row in rows] == [{3: "cat", 5: "dog"}[y] for y in labels.ravel()[chosen]]
+    agrees = [row["attribute"] == cifar10.USUAL[row["label"]] for row in rows]
+    assert 0.8 < np.mean(agrees) < 0.97
+    for row, picture in list(zip(rows, pictures.reshape(-1, 3, 32, 32)[chosen], strict=True))[:20]:
+        framed = np.asarray(Image.open(tmp_path / "images" / row["path"]))
+        assert (framed[4:-4, 4:-4] == picture.transpose(1, 2, 0)).all()
+        assert (framed[[0, 3, -4, -1]] == cifar10.COLOURS[row["attribute"]]).all()
+        assert row["caption"].startswith(f"a photo of a {row['label']}")
+        assert ("border" in row["caption"]) == (f"with a {row['attribute']} border" in row["caption"])
+
+
+def test_the_example_measures_the_pixels():
+    """Of two pictures, the first is brighter, colder and has all its edges on the left."""
+    first, second = np.full((2, 32, 32, 3), 40, np.uint8)
+    first[::2, :16], first[..., 2] = 250, 255
+    second[::2, 16:, 0] = 90
+    words = cifar10.measured(np.stack([first, second]))
+    assert [list(x) for x in words] == [
+        ["bright", "dark"],
+        ["cold", "warm"],
+        ["busier on the left", "busier on the right"],
+    ]

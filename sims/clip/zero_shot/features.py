@@ -5,26 +5,24 @@ or not a run was stopped, since batches do not cross shards.
 """
 
 import dataclasses
-import functools
 import hashlib
-import importlib
+import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from sims.clip.model.encoder import Encoder
-from sims.clip.records import images
 from sims.clip.records.images import BadImage
 from sims.clip.records.reading import arrays_of, brief
 from sims.clip.records.sources import FileBytes, Source
 from sims.clip.zero_shot.prompts import prompts
 from sims.clip.zero_shot.scoring import in_order
+from sims.clip.zero_shot.towers import Towers
 from sims.engine import files, processes, store
 from sims.engine.flags import UsageError
 
@@ -32,72 +30,6 @@ SUMMARY = "features.json"  # written last: a folder that has it is complete
 _SHARDS = "checkpoints"  # a name that store.begin removes when it overwrites
 _SHARD = 1024  # images
 _MOST_LOST = {"float16": 2.0**-10, "float32": 2.0**-23}  # of a row's length; twice what rounding moves a normal number
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Towers:
-    """What makes features of a batch.
-
-    Attributes:
-      name: what error messages call it.
-      image: n arrays (h, w, 3) uint8 -> (n, d_i) floats.
-      text: n captions -> (n, d_t) floats.
-      view: an image as `image` takes it, made in a thread.
-      unit: the features have length 1, so the mean of a class's prompts is scaled to it too.
-    """
-
-    name: str
-    image: Callable[[list[np.ndarray]], Any]
-    text: Callable[[list[str]], Any]
-    view: Callable[[np.ndarray], np.ndarray] = lambda image: image
-    unit: bool = False
-
-
-def of_clip(name: str, encoder: Encoder, batch_size: int) -> Towers:
-    """The two towers of a CLIP of this name. Features have length 1, since its loss compares directions.
-
-    Raises: UsageError for a model without text.
-    """
-    if encoder.encode_text is None:
-        raise UsageError(f"{encoder.name} has no text tower; features of pairs need one.")
-
-    def unit(encode: Callable[[Any], np.ndarray], batch: list[Any]) -> np.ndarray:
-        whole = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, compiled once
-        x = np.asarray(encode(whole), np.float32)[: len(batch)]
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(length > 0, length, 1)
-
-    image = functools.partial(unit, lambda views: encoder.encode_image(np.stack(views)))
-    view = functools.partial(images.evaluation_view, size=encoder.image_size)
-    return Towers(name, image, functools.partial(unit, encoder.encode_text), view, unit=True)
-
-
-def of_function(spec: str) -> Towers:
-    """What MODULE:FUNCTION() returns: an object with the functions image and text, or a pair of them.
-
-    Raises: UsageError if there is no such module or function, or it returns something else.
-    """
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise UsageError(f"--encoder must be MODULE:FUNCTION, got {spec!r}.")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"--encoder={spec} cannot be imported ({brief(error)}).") from None
-    if not callable(function):
-        raise UsageError(f"--encoder={spec} is no function.")
-    found = function()
-    image, text = found if isinstance(found, tuple) and len(found) == 2 else (
-        getattr(found, part, None) for part in ("image", "text")
-    )  # fmt: skip
-    if not callable(image) or not callable(text):
-        raise UsageError(
-            f"--encoder={spec} must return an object with the functions image and text, or a pair of them, got"
-            f" {brief(type(found).__name__)}."
-        )
-    return Towers(spec, image, text)
 
 
 def used(source: Source) -> np.ndarray:
@@ -155,24 +87,23 @@ class Work:
             "classes_and_templates": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
         }  # fmt: skip
 
-    def encoded(self, which: str, items: Sequence[Any], width: int | None = None) -> np.ndarray:
+    def encoded(self, which: str, items: Iterable[Any], width: int | None = None) -> np.ndarray:
         """Features of images or captions, (n, d).
 
         width: d; None: any.
         Raises: UsageError if the encoder gives no finite floats, another number of rows, or another width.
         """
-        parts = []
-        for at in range(0, len(items), self.batch_size):
-            batch = list(items[at : at + self.batch_size])
-            parts.append(
-                _checked(f"{which} of {self.towers.name}", getattr(self.towers, which)(batch), len(batch), width)
-            )
+        what, encode = f"{which} of {self.towers.name}", getattr(self.towers, which)
+        parts, rest = [], iter(items)
+        while batch := list(itertools.islice(rest, self.batch_size)):
+            parts.append(_checked(what, encode(batch), len(batch), width))
             width = parts[-1].shape[1]
         return np.concatenate(parts) if parts else np.empty((0, width or 1), self.precision)
 
     def part(self, records: np.ndarray, widths: Sequence[int | None] = (None, None)) -> dict[str, np.ndarray]:
         """The arrays of a shard: features, the records that could be read with the number of their captions, others."""
-        views, kept, bad = [], [], {}
+        kept: list[int] = []
+        bad: dict[str, str] = {}
 
         def read(i: int) -> np.ndarray | BadImage:
             try:
@@ -180,15 +111,18 @@ class Work:
             except BadImage as error:
                 return error
 
-        threads = self.threads or processes.cores()
-        for i, view in zip(records, in_order(read, map(int, records), threads, 2 * self.batch_size), strict=True):
-            if isinstance(view, BadImage):
-                bad[view.id] = view.why
-            else:
-                views.append(view)
-                kept.append(i)
-        captions = [self.source.captions(int(i)) for i in kept]
-        image = self.encoded("image", views, widths[0])
+        def good() -> Iterator[np.ndarray]:
+            threads = self.threads or processes.cores()
+            views = in_order(read, map(int, records), threads, 2 * self.batch_size)
+            for i, view in zip(map(int, records), views, strict=True):
+                if isinstance(view, BadImage):
+                    bad[view.id] = view.why
+                else:
+                    kept.append(i)
+                    yield view
+
+        image = self.encoded("image", good(), widths[0])
+        captions = [self.source.captions(i) for i in kept]
         text = self.encoded("text", [caption for group in captions for caption in group], widths[1])
         (image, lost_image), (text, lost_text) = (self.rounded(x) for x in (image, text))
         return {
