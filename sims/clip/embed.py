@@ -1,10 +1,10 @@
 """Image and text features of captioned images, by a CLIP or an encoder of one's own, for `sims.diagnose`.
 
-    python -m sims.clip.embed --run=runs/clip --data=csv:table.csv --out=runs/features
+    python -m sims.clip.embed --run=runs/clip --data=csv:table.csv --out=runs/embed
     python -m sims.clip.embed --weights=RN50.safetensors --architecture=RN50-quickgelu \\
-        --vocabulary=bpe_simple_vocab_16e6.txt.gz --data=coco:/data/coco:val2017 --out=runs/features
-    python -m sims.clip.embed --encoder=my_module:encoder --data=parquet:table.parquet --out=runs/features
-    python -m sims.diagnose --data=runs/features
+        --vocabulary=bpe_simple_vocab_16e6.txt.gz --data=coco:/data/coco:val2017 --out=runs/embed
+    python -m sims.clip.embed --encoder=my_module:encoder --data=parquet:table.parquet --out=runs/embed
+    python -m sims.diagnose --data=runs/embed
 
 data: coco:DIR[:SPLIT], tars:GLOB (img2dataset), csv:FILE, parquet:FILE, cifar10:DIR[:test]. A table has the columns
 path and caption, and label and attribute if there.
@@ -41,7 +41,7 @@ def _define_flags() -> None:
     define("batch_size", 64, "images, or captions, encoded at once, >= 1", integer)
     define("threads", None, "that decode images, >= 1; none: one a core", optional(integer))
     flags.DEFINE_bool("overwrite", False, "start again, whatever --out holds")
-    define("out", "runs/features", "folder of the features; another run's is refused", path)
+    define("out", "runs/embed", "folder of the features; another run's is refused", path)
 
 
 def _check() -> None:
