@@ -26,6 +26,7 @@ COMMANDS = {
     "make-scenes": "sims.clip.make_scenes",
     "train": "sims.clip.train",
     "evaluate": "sims.clip.evaluate",
+    "embed": "sims.clip.embed",
     "compare": "sims.clip.compare",
     "lines": "sims.lines",
     "show": "sims.show",

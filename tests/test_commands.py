@@ -116,6 +116,11 @@ REFUSED = {
     "make-scenes": ("--side=0", "--side must be ", "--out=mine"),
     "train": ("--log_every=0", "--log_every must be >= 1, got 0.", "--data=coco:mine --out=mine"),
     "evaluate": ("--batch_size=0", "--batch_size must be >= 1, got 0.", "--run=mine --root=mine"),
+    "embed": (
+        "--precision=float64",
+        "--precision must be of float16, float32,",
+        "--encoder=json:loads --data=csv:mine",
+    ),
     "compare": ("--workers=0", "--workers must be >= 1, got 0.", "--root=mine"),
     "lines": ("--scale=other", "--scale must be of share, percent, got 'other'.", "--points=mine/thesis.tex --out=out"),
     "show": ("--out=", "needs the name of a folder", "mine"),

@@ -10,7 +10,7 @@ from tests.helpers import ROOT
 
 # A room and the rooms that it may import from, beside itself. A module belongs to the longest name that begins its own.
 LIBRARY = ("mmcl_theory",)
-ENTRIES = ("make_scenes", "train", "evaluate", "compare")
+ENTRIES = ("make_scenes", "train", "evaluate", "embed", "compare")
 ROOMS = {
     "mmcl_theory": (
         "mmcl_theory.data",

@@ -1,5 +1,6 @@
-"""CLIP on captioned images. Commands: make_scenes, train, evaluate, compare; config.py: the settings of a training run.
+"""CLIP on captioned images. Commands: make_scenes, train, evaluate, embed, compare.
 
+config.py    the settings of a training run
 records/     the data: images, captions and classes from disk, tokens, batches
 model/       the towers, published weights, one sharded training step, a linear probe
 fit/         a training run and its folder: loop, checkpoints, log

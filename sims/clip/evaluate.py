@@ -31,6 +31,7 @@ import sys
 from absl import flags
 
 from sims.clip.config import SCENES
+from sims.clip.zero_shot import model_flags
 from sims.engine import files
 from sims.engine.flags import Terminated, UsageError, define, integer, names, path, run_main
 
@@ -38,11 +39,7 @@ _LINES = ("auto", "standard", "weak", "fit")
 
 
 def _define_flags() -> None:
-    define("run", None, "folder of a training run; or else --weights", path)
-    define("checkpoint", "last", "of the run: last, or best by held-out loss", str)
-    define("weights", None, "state dict of open_clip or OpenAI, .safetensors or .npz; with --architecture", path)
-    define("architecture", None, "of the weights, such as RN50, ViT-B-16; OpenAI's own: RN50-quickgelu", str)
-    define("vocabulary", None, "of the weights: bpe_simple_vocab_16e6.txt.gz, or a tokenizer.json of a run", path)
+    model_flags.define_model()
     define("data", None, "in the place of --root: labelled data as train's --data, such as cifar10:DIR:test", str)
     define("root", SCENES, "folder of the evaluation sets' folders", path)
     define("sets", None, "of val, balanced, v2, sketch, r, a, objectnet; none: all that are there", names)
@@ -72,16 +69,9 @@ def _define_flags() -> None:
 
 
 def _check() -> None:
+    model_flags.check()
     values = flags.FLAGS
-    if (values.run is None) == (values.weights is None):
-        raise UsageError("needs one of --run=DIR and --weights=FILE; python -m sims.clip.train makes a run.")
-    if values.weights is not None and (values.architecture is None or values.vocabulary is None):
-        raise UsageError("--weights needs --architecture and --vocabulary.")
-    if values.weights is not None and values["checkpoint"].present:
-        raise UsageError("--checkpoint belongs to --run; leave it out.")
-    if values.weights is None and (values.architecture is not None or values.vocabulary is not None):
-        raise UsageError("--architecture and --vocabulary belong to --weights; a run has its own.")
-    for name, allowed in (("line", _LINES), ("transform", ("logit", "probit")), ("checkpoint", ("last", "best"))):
+    for name, allowed in (("line", _LINES), ("transform", ("logit", "probit"))):
         if values[name].value not in allowed:
             raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {values[name].value!r}.")
     if values.line == "weak" and values.transform == "probit":
@@ -135,11 +125,7 @@ def _main() -> int | None:
         raise UsageError(
             f"--line=fit: --models={values.models} has no set here with two models or more of different id_accuracy."
         )
-    if values.run:
-        run, encoder = evaluation.load_run(pathlib.Path(values.run), values.checkpoint)
-    else:
-        vocabulary = pathlib.Path(values.vocabulary)
-        run, encoder = evaluation.load_weights(pathlib.Path(values.weights), values.architecture, vocabulary)
+    run, encoder = model_flags.load()
     rows = []
     try:
         for row in evaluation.evaluate(run, encoder, found, classes, templates, models, how, choice):

@@ -5,7 +5,7 @@
     python -m sims.clip.train --preset=coco_rn50 --data=coco:/data/coco --arm=clip_no_intra --out=runs/coco_no_intra
 
 data: scenes (those of make_scenes, in runs/scenes; made with its defaults if absent), coco:DIR[:SPLIT], tars:GLOB
-(img2dataset), csv:FILE, cifar10:DIR[:test].
+(img2dataset), csv:FILE, parquet:FILE, cifar10:DIR[:test].
 arms: clip; clip_no_intra (no same-class negatives); clip_labels (captions name the class only); clip_masked (each word
 of a caption kept w.p. --pi); siglip; supervised; sup_con.
 Each line of a tar's KEY.txt is a caption. Images that cannot be decoded are bad records: see --max_bad. So are images
@@ -25,7 +25,7 @@ from sims.engine.flags import UsageError, define, integer, number, path, run_mai
 
 _TEXTS = {
     "arm": f"of {', '.join(ARMS)}",
-    "data": "scenes, coco:DIR[:SPLIT], tars:GLOB, csv:FILE or cifar10:DIR[:test]",
+    "data": "scenes, coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR[:test]",
     "captions": "JSON of COCO's layout in the place of its own captions",
     "classes": "JSON list of class names: gives tars labels, where a caption names exactly one",
     "architecture": "RN50, ViT-B-16, ViT-B-32, each also with -quickgelu, RN-tiny or ViT-tiny",

@@ -9,8 +9,9 @@ more weight on small groups, same-class weight, whitening, ridge, shrinkage.
     python -m sims.diagnose --data=features.npz
     python -m sims.diagnose --image=image.npy --text=text.npy --labels=table.csv:class --attributes=table.csv:place
 
-A source is FILE or FILE:NAME, of .npy, .npz, .safetensors, .csv or .parquet. --data is the file of all that no other
-flag gives, under the names image, text, labels, attributes, and prompts and units if it has them.
+A source is FILE or FILE:NAME, of .npy, .npz, .safetensors, .csv or .parquet. --data is the file, or the folder of .npy
+files, of all that no other flag gives, under the names image, text, labels, attributes, and prompts and units if it has
+them. `sims.clip.embed` makes such a folder.
 Writes report.html, accuracies.csv, advice.csv, diagnosis.json and the figure diagnose.png.
 """
 
@@ -43,7 +44,7 @@ _SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
 
 
 def _define_flags() -> None:
-    define("data", None, "file of all that the flags below do not give", optional(path))
+    define("data", None, "file, or folder of .npy files, of all that the flags below do not give", optional(path))
     define("image", None, "image features, a row for each pair", optional(path))
     define("text", None, "text features of the captions, a row for each pair", optional(path))
     define("labels", None, "class of each pair: whole numbers or words", optional(path))

@@ -1,6 +1,7 @@
 """Arrays of features and labels from files. Imports neither JAX nor plotting; pickled objects are never loaded.
 
 A source is FILE or FILE:NAME. FILE is .npy, .npz, .safetensors, .csv or .parquet, and NAME an array or a column of it.
+A folder of .npy files, each named after its array, is a source too.
 """
 
 import json
@@ -20,7 +21,7 @@ def read(flag: str, source: str, name: str) -> np.ndarray:
 
     Raises: UsageError that names the flag, the file and what it holds.
     """
-    file, given = _split(source)
+    file, given = _split(source, name)
     if file.suffix not in KINDS:
         raise UsageError(
             f"--{flag} must be a file of {', '.join(KINDS)}, with :NAME if it holds several, got {source}."
@@ -37,9 +38,11 @@ def read(flag: str, source: str, name: str) -> np.ndarray:
 
 
 def holds(source: str, name: str) -> bool:
-    """Whether a file that can hold several arrays has this one."""
-    file, _ = _split(source)
+    """Whether a folder, or a file that can hold several arrays, has this one."""
+    file, _ = _split(source, name)
     try:
+        if pathlib.Path(source).is_dir():
+            return file.is_file()
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return name in arrays
@@ -50,7 +53,10 @@ def holds(source: str, name: str) -> bool:
         return False
 
 
-def _split(source: str) -> tuple[pathlib.Path, str | None]:
+def _split(source: str, array: str) -> tuple[pathlib.Path, str | None]:
+    """(the file, what follows its colon); of a folder, the file of the array."""
+    if (folder := pathlib.Path(source)).is_dir():
+        return folder / f"{array}.npy", None
     path, colon, name = source.rpartition(":")
     if colon and pathlib.Path(path).suffix in KINDS:
         return pathlib.Path(path), name

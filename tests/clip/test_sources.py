@@ -16,6 +16,7 @@ import warnings
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from PIL import Image
@@ -427,6 +428,32 @@ def test_quotes_in_a_tsv_swallow_no_lines(tmp_path, lines, told):
     (tmp_path / "t.tsv").write_text('path\tcaption\na\tthe 6" tall "dog"\nb\t"""big"" dog"\n')
     source = open_source(f"csv:{tmp_path}/t.tsv")
     assert [source.captions(i) for i in range(2)] == [('the 6" tall "dog"',), ('"big" dog',)]
+
+
+def test_attributes_are_words_of_images(tmp_path):
+    (tmp_path / "t.csv").write_text("path,caption,Attribute\na,x,sofa\nb,y,\na,z,sofa\n")
+    source = open_source(f"csv:{tmp_path}/t.csv")
+    assert list(source.attributes) == ["sofa", ""] and source.classes == ()
+    (tmp_path / "t.csv").write_text("path,caption,attribute\na,x,sofa\na,z,grass\n")
+    assert "line 3: a has the attribute 'grass' here and 'sofa' in an earlier" in refused(f"csv:{tmp_path}/t.csv")
+    (tmp_path / "t.csv").write_text("path,caption\na,x\n")
+    assert open_source(f"csv:{tmp_path}/t.csv").attributes is None
+
+
+def test_a_parquet_table_is_read_as_a_list(tmp_path, monkeypatch):
+    """Its file is read by pyarrow, which the tests do not need; what pandas makes of it is the frame below."""
+    columns = {"path": ["a", "b", "c", "a"], "caption": ["x", "y", None, "z"], "label": [1, None, 2, 1], "n": [[1]] * 4}
+    frame = pd.DataFrame(columns).convert_dtypes(dtype_backend="numpy_nullable")
+    monkeypatch.setattr(pd, "read_parquet", lambda path, dtype_backend: frame)
+    source = open_source("parquet:t.parquet")
+    assert [source.captions(i) for i in range(len(source))] == [("x", "z"), ("y",)]
+    assert source.classes == ("1",) and source.labels.tolist() == [0, -1]
+    frame.loc[3, "label"] = 2
+    assert "t.parquet, row 3: a has the label '2' here and '1' in an earlier" in refused("parquet:t.parquet")
+    monkeypatch.undo()
+    (tmp_path / "t.parquet").write_text("nonsense")
+    said = refused(f"parquet:{tmp_path}/t.parquet")
+    assert "cannot be read as Parquet" in said or "needs the package pyarrow" in said
 
 
 def test_an_absent_table_is_told(tmp_path):

