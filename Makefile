@@ -109,7 +109,7 @@ $(VENV)/whole: FORCE
 	"$$python" -m venv $(VENV); \
 	touch $@
 
-# No --compile: of all modules a third is ever imported, and Python compiles those then. Pip takes 100 s for all.
+# Not compiled: of all modules a third is ever imported, and Python compiles those then. Pip would take 100 s for all.
 define install
 @rm -f $(VENV)/whole $(VENV)/core $(VENV)/test
 $(PY) -m pip install --no-compile -c requirements.lock -e '.$(1)'
