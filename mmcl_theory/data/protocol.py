@@ -65,7 +65,8 @@ class LatentModel(Protocol):
         >>> print(f"{accuracy.train:.3f}")
         0.799
         >>> caps = mt.group_captions(HeavyTail(3.0))
-        >>> pairs = mt.sample_pairs(jax.random.key(0), HeavyTail(3.0), caps, mt.observation(8, 6), n=5)
+        >>> draw = jax.jit(mt.sample_pairs, static_argnames="n")
+        >>> pairs = draw(jax.random.key(0), HeavyTail(3.0), caps, mt.observation(8, 6), n=5)
         >>> print(pairs.image.shape)
         (5, 8)
 

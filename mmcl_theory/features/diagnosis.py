@@ -99,8 +99,9 @@ def diagnose(
         >>> import mmcl_theory as mt
         >>> model, obs = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3), mt.observation(8, 6, 0.5, 0.5)
         >>> key_dictionaries, key_pairs = jax.random.split(jax.random.key(0))
-        >>> dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
-        >>> pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, 2000, dictionaries)
+        >>> dictionaries = jax.jit(mt.draw_dictionaries)(key_dictionaries, model, obs)
+        >>> draw = jax.jit(mt.sample_pairs, static_argnames="n")
+        >>> pairs = draw(key_pairs, model, mt.captions(), obs, n=2000, dictionaries=dictionaries)
         >>> found = mt.diagnose(*map(np.asarray, (pairs.image, pairs.text, pairs.label, pairs.attribute)), knobs={})
         >>> for name in ("mmcl", "whitened"):
         ...     print(f"{name}: {found.regime(name)}")

@@ -1,6 +1,7 @@
 """`mt.diagnose`: rules from moments, cross-validated accuracies, and advice."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,16 @@ MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
 CAPS = mt.group_captions(MODEL, mention=[0.8, 0.6], base="mean")
 
 
+@functools.partial(jax.jit, static_argnames="n")
+def drawn(seed, model, caps, obs, n):
+    key_dictionaries, key_pairs = jax.random.split(jax.random.key(seed))
+    return mt.sample_pairs(key_pairs, model, caps, obs, n, mt.draw_dictionaries(key_dictionaries, model, obs))
+
+
 def sampled(n, seed, model=MODEL, caps=CAPS, obs=None):
     """(image, text, class, attribute) of n pairs, as NumPy arrays; the attribute is the sign of the spurious mean."""
     obs = mt.observation(6, 5, 0.5, 0.5) if obs is None else obs
-    key_dictionaries, key_pairs = jax.random.split(jax.random.key(seed))
-    dictionaries = mt.draw_dictionaries(key_dictionaries, model, obs)
-    pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, dictionaries)
+    pairs = drawn(seed, model, caps, obs, n)
     group = np.asarray(pairs.attribute)
     attribute = (np.asarray(model.mean)[group, 1] > 0).astype(int)
     return np.asarray(pairs.image), np.asarray(pairs.text), np.asarray(model.classes)[group], attribute
