@@ -71,7 +71,19 @@ class IntraClass:
 
     def as_mixture(self) -> Mixture:
         """The model as a mixture of four groups, (y, a) = (-1, -1), (-1, 1), (1, -1), (1, 1), of classes 0, 0, 1, 1."""
-        return _as_mixture(self.p_spu, self.sigma_core, self.sigma_spu, self.mu_core, self.mu_spu)
+        leaves = (self.p_spu, self.sigma_core, self.sigma_spu, self.mu_core, self.mu_spu)
+        p, sigma_core, sigma_spu, mu_core, mu_spu = jnp.broadcast_arrays(*leaves)
+        zero = 0 * p
+        weight = jnp.stack([p, 1 - p, 1 - p, p], -1) / 2
+        mean = [jnp.stack([y * mu_core, a * mu_spu], -1) for y in (-1, 1) for a in (-1, 1)]
+        covariance = pair_matrix(sigma_core**2, zero, zero, sigma_spu**2)
+        return Mixture(
+            weight=weight,
+            shifted_weight=jnp.full_like(weight, 0.25),
+            mean=jnp.stack(mean, -2),
+            covariance=jnp.stack([covariance] * 4, -3),
+            classes=(0, 0, 1, 1),
+        )
 
     def latent_moments(self) -> LatentMoments:
         """Exact second moments of z and of its conditional means; see `LatentMoments`."""
@@ -92,22 +104,6 @@ class IntraClass:
             class_core=jnp.stack([mu_core, zero], -1),
             weight=jnp.ones((), self.p_spu.dtype),
         )
-
-
-@jax.jit
-def _as_mixture(*leaves: Array) -> Mixture:
-    p, sigma_core, sigma_spu, mu_core, mu_spu = jnp.broadcast_arrays(*leaves)
-    zero = 0 * p
-    weight = jnp.stack([p, 1 - p, 1 - p, p], -1) / 2
-    mean = [jnp.stack([y * mu_core, a * mu_spu], -1) for y in (-1, 1) for a in (-1, 1)]
-    covariance = pair_matrix(sigma_core**2, zero, zero, sigma_spu**2)
-    return Mixture(
-        weight=weight,
-        shifted_weight=jnp.full_like(weight, 0.25),
-        mean=jnp.stack(mean, -2),
-        covariance=jnp.stack([covariance] * 4, -3),
-        classes=(0, 0, 1, 1),
-    )
 
 
 def intra_class(

@@ -130,7 +130,13 @@ class Mixture:
             if (total == 0).any():
                 place = "under the shift" if kind == "core" else "in training"
                 raise ValueError(f"class {np.argwhere(total == 0)[0][-1]} has no weight {place}; pass its prompt.")
-        return over_batches(_class_means, self, (weight, 1))
+
+        def means(model: Mixture) -> Array:
+            share = model.shifted_weight if kind == "core" else model.weight
+            member = share[None, :] * model.membership()
+            return member @ model.mean / member.sum(1, keepdims=True)
+
+        return over_batches(means, self)
 
     def class_moments(self, caps: Any = None) -> ClassMoments:
         """The moments of latents and captions in each class; see `ClassMoments`. None is rich captions, u = z.
@@ -252,14 +258,14 @@ def mixture(weight: Any, mean: Any, covariance: Any, classes: Any, shifted_weigh
 
 def covariances(mom: ClassMoments) -> tuple[Array, Array, Array]:
     """Cov(z), Cov(z, u), Cov(u), each (..., l, l), of all classes together."""
-    return over_batches(_covariances, mom)
 
+    def total(mom: ClassMoments) -> tuple[Array, Array, Array]:
+        z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
+        pairs = ((mom.zz, z, z), (mom.zu, z, u), (mom.uu, u, u))
+        zz, zu, uu = (jnp.einsum("k,kij->ij", mom.weight, x + a[:, :, None] * b[:, None, :]) for x, a, b in pairs)
+        return zz, zu, uu
 
-def _covariances(mom: ClassMoments) -> tuple[Array, Array, Array]:
-    z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
-    pairs = ((mom.zz, z, z), (mom.zu, z, u), (mom.uu, u, u))
-    zz, zu, uu = (jnp.einsum("k,kij->ij", mom.weight, x + a[:, :, None] * b[:, None, :]) for x, a, b in pairs)
-    return zz, zu, uu
+    return over_batches(total, mom)
 
 
 def _class_numbers(classes: Any) -> tuple[int, ...]:
@@ -305,12 +311,6 @@ def covariance_roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]
     """A_g with A_g A_g^T = S_g, also for singular S_g."""
     values, vectors = jnp.linalg.eigh(covariance)
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :]
-
-
-def _class_means(model: Mixture, weight: Float[Array, " g"]) -> Float[Array, "c l"]:
-    """E[z | y] at these weights of the groups, of a single model."""
-    member = weight[None, :] * model.membership()
-    return member @ model.mean / member.sum(1, keepdims=True)
 
 
 def _class_moments(model: Mixture, caps: GroupCaptions) -> ClassMoments:

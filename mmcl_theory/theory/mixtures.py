@@ -6,8 +6,6 @@ Symbols: y class of weight P_y, C cross-covariance of latents z and captions u, 
 S_T = Cov(u) + s_T^2, lambda same-class weight, P prompts and R rules, one row a class, o_y mean over the other classes.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -130,17 +128,15 @@ def whitened_rule(
     zz, zu, uu = second_moments(model, caps)
     sd_image, sd_text = _noises(obs)
 
+    def rules(zz: Array, zu: Array, uu: Array, prompt: Array, sd_image: Array, sd_text: Array, theta: Array) -> Array:
+        eye = jnp.eye(len(zu), dtype=zu.dtype)
+        left, left_singular = inverse_power(zz + sd_image**2 * eye, theta)
+        right, right_singular = inverse_power(uu + sd_text**2 * eye, theta)
+        singular = (theta > 0) & (left_singular | right_singular)
+        return undefined_slope(prompt @ right @ zu.T @ left, singular)
+
     prompt = prompts_of(model, prompts)
-    return over_batches(_whitened, (zz, 2), (zu, 2), (uu, 2), (prompt, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
-
-
-def _whitened(zz: Array, zu: Array, uu: Array, prompt: Array, sd_image: Array, sd_text: Array, theta: Array) -> Array:
-    """`whitened_rule` of a single model."""
-    eye = jnp.eye(len(zu), dtype=zu.dtype)
-    left, left_singular = inverse_power(zz + sd_image**2 * eye, theta)
-    right, right_singular = inverse_power(uu + sd_text**2 * eye, theta)
-    singular = (theta > 0) & (left_singular | right_singular)
-    return undefined_slope(prompt @ right @ zu.T @ left, singular)
+    return over_batches(rules, (zz, 2), (zu, 2), (uu, 2), (prompt, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
 
 
 def ridge_rule(
@@ -154,28 +150,27 @@ def ridge_rule(
     zz, zu, uu = second_moments(model, caps)
     sd_image, sd_text = _noises(obs)
     prompt = prompts_of(model, prompts)
-    return over_batches(_ridge, (zz, 2), (zu, 2), (uu, 2), (prompt, 2), (sd_image, 0), (sd_text, 0), (kappa, 0))
 
+    def rules(zz: Array, zu: Array, uu: Array, prompt: Array, sd_image: Array, sd_text: Array, kappa: Array) -> Array:
+        l = len(zu)
+        eye = jnp.eye(l, dtype=zu.dtype)
+        finite, whitened = jnp.isfinite(kappa), kappa == 0
+        share = jnp.where(finite, jnp.where(finite, kappa, 1.0) / (1 + jnp.where(finite, kappa, 1.0)), 1.0)
+        image, text = (x + sd**2 * eye for x, sd in ((zz, sd_image), (uu, sd_text)))
+        # At kappa = 0 the pseudo-inverses decide, and the system may be singular.
+        inside = jnp.where(whitened, 0.5, share)
+        system = (1 - inside) * jnp.kron(image, text) + inside * jnp.eye(l * l, dtype=zu.dtype)
+        score = jnp.linalg.solve(system, zu.reshape(-1)).reshape(l, l)
+        one = jnp.ones_like(kappa)
+        # Elsewhere noise keeps derivatives that are undefined without it from spreading.
+        left, left_singular = inverse_power(jnp.where(whitened, image, image + eye), one)
+        right, right_singular = inverse_power(jnp.where(whitened, text, text + eye), one)
+        end = undefined_slope(left @ zu @ right, whitened & (left_singular | right_singular))
+        # Around kappa = 0, M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
+        bend = jax.lax.stop_gradient(end - left @ left @ zu @ right @ right)
+        return prompt @ jnp.where(whitened, end + jnp.where(whitened, kappa, 0.0) * bend, score).T
 
-def _ridge(zz: Array, zu: Array, uu: Array, prompt: Array, sd_image: Array, sd_text: Array, kappa: Array) -> Array:
-    """`ridge_rule` of a single model."""
-    l = len(zu)
-    eye = jnp.eye(l, dtype=zu.dtype)
-    finite, whitened = jnp.isfinite(kappa), kappa == 0
-    share = jnp.where(finite, jnp.where(finite, kappa, 1.0) / (1 + jnp.where(finite, kappa, 1.0)), 1.0)
-    image, text = (x + sd**2 * eye for x, sd in ((zz, sd_image), (uu, sd_text)))
-    # At kappa = 0 the pseudo-inverses decide, and the system may be singular.
-    inside = jnp.where(whitened, 0.5, share)
-    system = (1 - inside) * jnp.kron(image, text) + inside * jnp.eye(l * l, dtype=zu.dtype)
-    score = jnp.linalg.solve(system, zu.reshape(-1)).reshape(l, l)
-    one = jnp.ones_like(kappa)
-    # Elsewhere noise keeps derivatives that are undefined without it from spreading.
-    left, left_singular = inverse_power(jnp.where(whitened, image, image + eye), one)
-    right, right_singular = inverse_power(jnp.where(whitened, text, text + eye), one)
-    end = undefined_slope(left @ zu @ right, whitened & (left_singular | right_singular))
-    # Around kappa = 0, M = (1 + kappa) S_I^-1 C S_T^-1 - kappa S_I^-2 C S_T^-2.
-    bend = jax.lax.stop_gradient(end - left @ left @ zu @ right @ right)
-    return prompt @ jnp.where(whitened, end + jnp.where(whitened, kappa, 0.0) * bend, score).T
+    return over_batches(rules, (zz, 2), (zu, 2), (uu, 2), (prompt, 2), (sd_image, 0), (sd_text, 0), (kappa, 0))
 
 
 def probe_accuracy(
@@ -237,15 +232,6 @@ def probe_accuracy(
         raise ValueError(f"embed_dim must be an integer in 1..{zu.shape[-1]}, got {rank}.")
     sd_image, sd_text = _noises(obs)
 
-    arrays = ((zz, 2), (zu, 2), (uu, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
-    rules, offsets = over_batches(_probe(rank), mom, *arrays)
-    return offers.rule_accuracy(rules, rules @ rules.mT, sd_image, offsets)
-
-
-@functools.cache
-def _probe(rank: int) -> Callable[..., tuple[Array, Array]]:
-    """The function that gives the probe of `probe_accuracy`, rules and offsets, for a single model."""
-
     def probe(
         mom: ClassMoments, zz: Array, zu: Array, uu: Array, sd_image: Array, sd_text: Array, theta: Array
     ) -> tuple[Array, Array]:
@@ -266,7 +252,9 @@ def _probe(rank: int) -> Callable[..., tuple[Array, Array]]:
         lost = left_singular | ~learnt[:rank].all() | ((theta > 0) & (rank < len(zu)) & right_singular)
         return undefined_slope(rules, lost), mom.weight - rules @ mean
 
-    return probe
+    arrays = ((zz, 2), (zu, 2), (uu, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
+    rules, offsets = over_batches(probe, mom, *arrays)
+    return offers.rule_accuracy(rules, rules @ rules.mT, sd_image, offsets)
 
 
 def _lambda(same_class_weight: Scalar | None) -> tuple[Array, int]:
@@ -369,16 +357,15 @@ def _unsteady(
 def _truncated_rules(signal: Outliers, embed_dim: int, prompt: Array) -> tuple[Array, Array]:
     """R and its Gram matrix: w_k = sum_j s_j l_j (r_j . p_k) over the outliers among the largest singular values."""
     rank = embed_dim
+
+    def rules(strength: Array, left: Array, right: Array, exists: Array, prompt: Array) -> tuple[Array, Array]:
+        left, right = (jnp.where(exists[:, None], x, 0.0) for x in (left, right))
+        scale = (prompt @ right.T) * jnp.where(exists, strength, 0.0)[None, :]  # (K, r)
+        buried = jnp.broadcast_to(~exists.any(), (len(prompt), left.shape[1]))
+        return nan_where(buried, scale @ left), scale @ scale.T
+
     fields = ((signal.strength[..., :rank], 1), (signal.left[..., :rank, :], 2), (signal.right[..., :rank, :], 2))
-    return over_batches(_kept_rules, *fields, (signal.exists[..., :rank], 1), (prompt, 2))
-
-
-def _kept_rules(strength: Array, left: Array, right: Array, exists: Array, prompt: Array) -> tuple[Array, Array]:
-    """`_truncated_rules` of a single model."""
-    left, right = (jnp.where(exists[:, None], x, 0.0) for x in (left, right))
-    scale = (prompt @ right.T) * jnp.where(exists, strength, 0.0)[None, :]  # (K, r)
-    buried = jnp.broadcast_to(~exists.any(), (len(prompt), left.shape[1]))
-    return nan_where(buried, scale @ left), scale @ scale.T
+    return over_batches(rules, *fields, (signal.exists[..., :rank], 1), (prompt, 2))
 
 
 def inverse_power(matrix: Float[Array, "l l"], power: Float[Array, ""]) -> tuple[Float[Array, "l l"], Array]:

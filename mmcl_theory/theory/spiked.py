@@ -130,7 +130,8 @@ def outliers_of_moments(
     a_t: Float[Array, "..."],
 ) -> Outliers:
     """`outliers` from Cov(z), Cov(u), Cov(z, u), s_I^2, s_T^2, d_I/n and d_T/n; 2l entries for l latents."""
-    return Outliers(*_outliers_of_all(zz, uu, zu, v_i, v_t, a_i, a_t))
+    one = jnp.vectorize(_outliers, signature="(l,l),(l,l),(l,l),(),(),(),()->(k),(k),(k,l),(k,l),(k)")
+    return Outliers(*one(zz, uu, zu, v_i, v_t, a_i, a_t))
 
 
 def _squared_value(t: Array, a_i: Array, a_t: Array) -> Array:
@@ -198,9 +199,6 @@ def _outliers(*parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
         jnp.where(hide, right, jnp.nan),
         exists,
     )
-
-
-_outliers_of_all = jax.jit(jnp.vectorize(_outliers, signature="(l,l),(l,l),(l,l),(),(),(),()->(k),(k),(k,l),(k,l),(k)"))
 
 
 def _vectors(

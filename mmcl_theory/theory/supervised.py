@@ -151,18 +151,16 @@ def max_margin_rule(model: Model, obs: Observation, n: Scalar) -> tuple[Float[Ar
     weight, mean, covariance = _signed_groups(model)
     variance = obs.sigma_image**2
 
+    def rule(
+        weight: Array, mean: Array, covariance: Array, sd_image: Array, variance: Array, size: Array
+    ) -> tuple[Array, Array]:
+        # On the latent coordinates the observation noise adds to their variance. T belongs to the rest of the noise.
+        covariance = covariance + sd_image**2 * jnp.eye(mean.shape[1], dtype=mean.dtype)[None]
+        v, kappa = _direction(weight, mean, covariance, variance / size, variance / obs.dim_image)
+        return v / kappa, 1 / kappa**2  # from the scale of T = 1 to that of margin 1
+
     groups = ((weight, 1), (mean, 2), (covariance, 3))
-    return over_batches(_rule, *groups, (obs.sd_image, 0), (variance, 0), (variance / obs.dim_image, 0), (size, 0))
-
-
-def _rule(
-    weight: Array, mean: Array, covariance: Array, sd_image: Array, variance: Array, per_coordinate: Array, size: Array
-) -> tuple[Array, Array]:
-    """`max_margin_rule` of a single model."""
-    # On the latent coordinates the observation noise adds to their variance. T belongs to the rest of the noise.
-    covariance = covariance + sd_image**2 * jnp.eye(mean.shape[1], dtype=mean.dtype)[None]
-    v, kappa = _direction(weight, mean, covariance, variance / size, per_coordinate)
-    return v / kappa, 1 / kappa**2  # from the scale of T = 1 to that of margin 1
+    return over_batches(rule, *groups, (obs.sd_image, 0), (variance, 0), (size, 0))
 
 
 def _signed_groups(model: Model) -> tuple[Array, Array, Array]:
