@@ -20,7 +20,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures check test slow long ledger pages pythons lint types lock clean gpu wheels FORCE
+.PHONY: help sweep figures check test slow long ledger pages pythons lint types lock clean gpu wheels reproduce FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -71,6 +71,16 @@ lint: $(VENV)/test ## ruff: rules and format
 
 types: $(VENV)/test ## mypy on the library, the engine and what experiments share
 	$(PY) -m mypy
+
+# The folder that --data=idx:DIR of sims.digits takes. Without it the report has what was measured before, if anything.
+MNIST ?=
+
+reproduce: $(VENV)/test ## statements, the paper's experiment (MNIST=DIR; a day on 2 cores) and matched accuracies; runs/reproduction.html
+	mkdir -p runs
+	$(PY) -m proofs_checks --json=runs/ledger.json
+	$(PY) -m sims.lines --points=paper:3c --at=20 --transform=plain --out=runs/paper_lines
+	[ -z '$(MNIST)' ] || $(PY) -m sims.digits --preset=paper --data=idx:$(MNIST) --out=runs/paper
+	$(PY) -m sims.report runs/ledger.json runs/paper_lines $$(ls -d runs/paper 2>/dev/null) --out=runs/reproduction.html
 
 GPU_FLAGS ?=
 

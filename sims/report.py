@@ -19,6 +19,7 @@ from sims import show
 from sims.engine import page
 from sims.engine.flags import UsageError, check_range, define, integer, path, run_main
 
+_MARKS = ("config.json", "diagnosis.json", "lines.csv")  # one of which every command leaves
 _LEDGER = ("label", "claim", "predicted", "measured", "verdict", "wrong theories rejected")
 
 
@@ -29,11 +30,11 @@ def report(run: pathlib.Path, rows: int) -> str:
     """
     if run.is_file():
         return _ledger(run)
-    if (run / "config.json").exists() or (run / "diagnosis.json").exists():
+    if any((run / name).exists() for name in _MARKS):
         return _run(run, rows)
-    inner = sorted({file.parent for name in ("config.json", "diagnosis.json") for file in run.glob(f"*/{name}")})
+    inner = sorted({file.parent for name in _MARKS for file in run.glob(f"*/{name}")})
     if not inner:
-        raise UsageError(f"{run} is not the folder of a run: neither it nor a folder in it has a config.json.")
+        raise UsageError(f"{run} is not the folder of a run: neither it nor a folder in it has {' or '.join(_MARKS)}.")
     return "\n".join(_run(folder, rows) for folder in inner)
 
 
@@ -69,6 +70,8 @@ def _settings(folder: pathlib.Path) -> list[str]:
     """What the run is, whether it is finished, and what its command printed."""
     from sims.engine import runs, store
 
+    if (folder / "lines.csv").exists():
+        return []
     if not (folder / "config.json").exists():
         stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
         return [_list({k: v for k, v in stored["settings"].items() if v is not None}, "diagnose", {})]
