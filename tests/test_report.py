@@ -133,7 +133,7 @@ def test_a_ledger_is_counted(tmp_path, call):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("none", "none is not the folder of a run: neither it nor a folder in it has config.json or diagnosis.json or lines.csv."),
+    ("none", "neither it nor a folder in it has config.json or diagnosis.json or lines.csv."),
     ("other.json", "is not a ledger of `python -m proofs_checks --json`"),
     ("broken", "its config.json is damaged"),
 ])  # fmt: skip
