@@ -601,8 +601,8 @@ def heads(sizes: Sizes, repeats: int) -> Result:
     )
     label = jnp.zeros(n, jnp.int32)
     whole = {"image": jnp.asarray(image), "text": jnp.asarray(text), "label": label, "first": jnp.arange(n)}
-    # Captions as they are: t_y + (t_g - t_y) + (t - t_g).
-    whole |= {"count": jnp.ones(n, jnp.int32), "class_text": whole["text"], "group_text": whole["text"]}
+    whole |= {"group": label, "count": jnp.ones(n, jnp.int32), "class_text": jnp.zeros((1, text.shape[1]))}
+    whole["group_text"] = whole["class_text"]
     point = {"train": whole, "width": width, "percent": 100, "attribute": 1.0, "detail": 1.0}
     config = Config(batch_size=sizes.batch, epochs=(epochs,), layers=3)
 

@@ -113,7 +113,7 @@ def text(dataset: xr.Dataset) -> str:
     for panel, arms in arms_of(dataset).items():
         alone = {"": arms}
         compared = lines.text(alone, lines.compare(alone, None, TRANSFORM), TRANSFORM, 1.0)
-        parts.append(f"OOD accuracy: {panel}\n{compared}")
+        parts.append(f"Against ID accuracy: {panel}\n{compared}")
     return "\n\n".join(parts)
 
 

@@ -168,7 +168,9 @@ def mentions(key: Key[Array, ""], point: Point) -> tuple[Bool[Array, " n"], Bool
 
 def captions(named: tuple[Array, Array], point: Point, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
     """The texts of these rows: t_y + b (t_g - t_y) + h (t - t_g), as `mt.features.Policy` has them. named: b and h."""
-    of_class, of_group, text = (point["train"][name][rows] for name in ("class_text", "group_text", "text"))
+    train = point["train"]
+    of_class, of_group = train["class_text"][train["label"][rows]], train["group_text"][train["group"][rows]]
+    text = train["text"][rows]
     b, h = (x[rows, None] for x in named)
     return jnp.where(b, of_group, of_class) + jnp.where(h, text - of_group, 0.0)
 

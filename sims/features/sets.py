@@ -25,14 +25,16 @@ class Train:
     Attributes:
       image, text: (n, d_i) and (n, d_t), float32.
       label: (n,), in 0..K-1.
+      group: (n,), in 0..G-1: class and attribute.
       first, count: (U,) of each image.
-      class_text, group_text: (n, d_t), the mean text of the row's class, and of its class and attribute.
+      class_text, group_text: (K, d_t) and (G, d_t), mean texts of classes, and of classes and attributes.
       prompts: (K, d_t).
     """
 
     image: np.ndarray
     text: np.ndarray
     label: np.ndarray
+    group: np.ndarray
     first: np.ndarray
     count: np.ndarray
     class_text: np.ndarray
@@ -131,13 +133,11 @@ def load(config: Config) -> Data:
     label = _index(train.labels, classes)
     attribute, number = _attributes(train.attributes, len(label))
     assert train.text is not None  # `_read` needs it of a training set
-    text, means = np.asarray(train.text, np.float64), []
-    for group in (label, label * number + attribute):
-        _, inverse, size = np.unique(group, return_inverse=True, return_counts=True)
-        sums = np.zeros((len(size), text.shape[1]))
-        np.add.at(sums, inverse, text)
-        means.append((sums / size[:, None])[inverse])
-    prompts = _mean_prompts(means[1], label, attribute, len(classes))
+    text = np.asarray(train.text, np.float64)
+    pairs, group = np.unique(label * number + attribute, return_inverse=True)
+    class_text, group_text = _means(text, label), _means(text, group)
+    # A class's mean text, with its attributes in equal parts.
+    prompts = _means(group_text, pairs // number)
     if train.prompts is not None:
         prompts = _prompts(train, classes, text.shape[1])
     order = np.argsort(unit, kind="stable")
@@ -147,10 +147,11 @@ def load(config: Config) -> Data:
         image=images(train.image[order]),
         text=texts(text[order]),
         label=label[order].astype(np.int32),
+        group=group[order].astype(np.int32),
         first=first.astype(np.int32),
         count=count.astype(np.int32),
-        class_text=texts(means[0][order]),
-        group_text=texts(means[1][order]),
+        class_text=texts(class_text),
+        group_text=texts(group_text),
         prompts=texts(prompts),
     )
     joint = _joint(train.labels, train.attributes)
@@ -196,7 +197,7 @@ def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
         found[name] = reading.read(flag, source, name) if needed or (wanted and reading.holds(source, name)) else None
         if found[name] is not None:
             digest.update(f"{flag} {name} {found[name].dtype} {found[name].shape}".encode())
-            digest.update(np.ascontiguousarray(found[name]).tobytes())
+            digest.update(np.ascontiguousarray(found[name]).reshape(-1).view(np.uint8))
     rows = len(found["image"])
     for name in ("image", "text", "prompts"):
         x = found[name]
@@ -248,10 +249,11 @@ def _attributes(values: np.ndarray | None, rows: int) -> tuple[np.ndarray, int]:
     return number, len(kinds)
 
 
-def _mean_prompts(group_text: np.ndarray, label: np.ndarray, attribute: np.ndarray, classes: int) -> np.ndarray:
-    """The mean text of each class, with its attributes in equal parts."""
-    pairs, at = np.unique(np.stack([label, attribute]), axis=1, return_index=True)
-    return np.stack([group_text[at[pairs[0] == c]].mean(0) for c in range(classes)])
+def _means(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The mean row of each group, (G, d); groups are 0..G-1."""
+    sums = np.zeros((group.max() + 1, x.shape[1]))
+    np.add.at(sums, group, x)
+    return sums / np.bincount(group)[:, None]
 
 
 def _index(labels: np.ndarray, classes: Names) -> np.ndarray:
