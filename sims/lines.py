@@ -210,12 +210,17 @@ def draw(arms: Arms, at: Sequence[float] | None, transform: str, unit: float, ov
 
     import matplotlib.pyplot as plt  # isort: skip
 
-    size = (5.4 * len(arms), 5.2)
+    named = max(len(inside) for inside in arms.values()) + len({(p.panel, p.arm) for p in overlay}) + 2
+    size = (5.4 * len(arms), 4.8 + 0.2 * -(-named // (2 * len(arms))))
     figure, axes = plt.subplots(1, len(arms), figsize=size, layout="constrained", squeeze=False)
     for ax, (panel, inside) in zip(axes.flat, arms.items(), strict=True):
         below = [point for point in overlay if point.panel == panel] or overlay
         _panel(ax, inside, at, transform, unit, below)
         ax.set(title=panel, xlabel=f"ID accuracy ({_unit_name(unit)}, {transform} axis)")
+    labels = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        labels.values(), labels.keys(), loc="outside lower center", ncols=2 * len(arms), fontsize=8, frameon=False
+    )
     axes[0, 0].set_ylabel(f"OOD accuracy ({_unit_name(unit)}, {transform} axis)")
     return figure
 
@@ -253,7 +258,8 @@ def _panel(
         grid = np.linspace(*ends, 60)
         band = lines.read(mine, grid, np.random.default_rng(0), transform=transform)
         low, high = (forward(_within(x, transform)) for x in (band.low, band.high))
-        ax.fill_between(forward(grid), low, high, color=colour, alpha=0.15, lw=0, label=f"{arm}, 95% band", zorder=1)
+        ax.fill_between(forward(grid), low, high, color=colour, alpha=0.12, lw=0, zorder=1)
+    ax.fill([], [], color="0.6", alpha=0.3, lw=0, label="95% bands of the lines")
     limits = _limits(ax, arms, overlay, at, forward)
     ax.plot(limits[0], limits[0], ":", color="0.6", lw=1, label="OOD = ID", zorder=0)
     for x in at or ():
@@ -267,7 +273,6 @@ def _panel(
         ticks = ticks[:: 1 + len(ticks) // 10]
         axis.set_ticks(forward(ticks), [f"{t * unit:g}" for t in ticks])
     ax.grid(alpha=0.2)
-    ax.legend(fontsize=8, frameon=False)
 
 
 def _within(values: Any, transform: str) -> Any:

@@ -112,8 +112,14 @@ def text(dataset: xr.Dataset) -> str:
     parts = [_best(dataset)]
     for panel, arms in arms_of(dataset).items():
         alone = {"": arms}
-        compared = lines.text(alone, lines.compare(alone, None, TRANSFORM), TRANSFORM, 1.0)
-        parts.append(f"Against ID accuracy: {panel}\n{compared}")
+        rows = lines.compare(alone, None, TRANSFORM)
+        within = [row for row in rows if not row["extrapolated"]]
+        parts.append(f"Against ID accuracy: {panel}\n{lines.text(alone, within, TRANSFORM, 1.0)}")
+        if apart := sorted(
+            {(row["first"], row["second"]) for row in rows} - {(r["first"], r["second"]) for r in within}
+        ):
+            pairs = "; ".join(" and ".join(pair) for pair in apart)
+            parts[-1] += f"\nNo ID accuracy in common, so that nothing is compared: {pairs}"
     return "\n\n".join(parts)
 
 
