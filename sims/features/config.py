@@ -15,6 +15,7 @@ ALONE = ("supervised", "sup_con", "sim_clr")
 ARMS = (*READERS, *ALONE)
 CLOSED = ("linear_mmcl", "whitened")
 PAPER_WIDTHS = (16, 32, 64, 128, 256, 512, 768, 1024, 2048, 4096, 8192)
+PROMPTS = ("file", "means")
 _LARGEST_WIDTH = 1 << 16
 
 
@@ -26,6 +27,7 @@ class Config:
     id: source of the ID set; None: `holdout` of the training images, the same share of every class.
     ood: (name, source) of each OOD set; () where the groups of the ID set, at equal weight, stand for them.
     holdout: share of the images.
+    prompts: "file", those of the training set if it has any, or "means", the mean texts of the classes.
     width: of all layers, the embedding included; the rank of closed forms.
     percent: shares of the training images.
     attribute, detail: share of the captions that still name the attribute, and the other details.
@@ -40,6 +42,7 @@ class Config:
     id: str | None = None
     ood: tuple[tuple[str, str], ...] = ()
     holdout: float = 0.3
+    prompts: str = "file"
     arms: tuple[str, ...] = ("clip", "clip_no_intra", "clip_labels", "supervised")
     width: tuple[float, ...] = (16, 64, 256)
     percent: tuple[float, ...] = (100,)
@@ -69,6 +72,7 @@ class Config:
         """Raise UsageError naming the flag or the file, and what is allowed."""
         for arm in self.arms:
             check_choice("arms", arm, ARMS)
+        check_choice("prompts", self.prompts, PROMPTS)
         for name, least, most in (("width", 1, _LARGEST_WIDTH), ("percent", 1, 100), ("epochs", 1, 10**6)):
             for value in getattr(self, name):
                 if value != int(value):

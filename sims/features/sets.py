@@ -138,7 +138,7 @@ def load(config: Config) -> Data:
     class_text, group_text = _means(text, label), _means(text, group)
     # A class's mean text, with its attributes in equal parts.
     prompts = _means(group_text, pairs // number)
-    if train.prompts is not None:
+    if train.prompts is not None and config.prompts == "file":
         prompts = _prompts(train, classes, text.shape[1])
     order = np.argsort(unit, kind="stable")
     _, first, count = np.unique(unit[order], return_index=True, return_counts=True)

@@ -99,6 +99,9 @@ def test_prompts_are_in_the_order_of_the_classes(config, folder):
     found = [dataclasses.replace(config, train=str(folder / f"{name}.npz")).data for name in ("turned", "straight")]
     np.testing.assert_array_equal(found[0].train.prompts, found[1].train.prompts)
     assert found[0].digest != found[1].digest
+    means = dataclasses.replace(config, train=str(folder / "turned.npz"), prompts="means").data
+    np.testing.assert_array_equal(means.train.prompts, config.data.train.prompts)
+    assert np.abs(means.train.prompts - found[0].train.prompts).max() > 1
     default = config.data.train
     np.testing.assert_allclose(default.prompts, default.group_text.reshape(2, 2, -1).mean(1), atol=1e-6)
     for g in range(4):
