@@ -300,9 +300,16 @@ def _purchases(
     attribute = np.unique([budget, *np.linspace(max(0.0, (total - cost[1]) / cost[0]), most, _PURCHASES)])
     detail = np.clip((total - attribute * cost[0]) / cost[1], 0, 1)
     policies = [Policy(float(b), float(h)) for b, h in zip(attribute, detail, strict=True)]
-    right = np.array([data.right(data.scores(learner, policy)) for policy in policies])
+    even = next(policy for policy in policies if policy.attribute == budget)
+    answered: dict[Policy, np.ndarray] = {}
+    for policy in [even, *policies]:  # of equal ones the even one is kept
+        try:
+            answered[policy] = data.right(data.scores(learner, policy))
+        except _Singular:
+            if policy == even:
+                return []
+    policies, right = list(answered), np.array(list(answered.values()))
     hits = np.array([data.hits(each) for each in right])  # (policies, M, G)
-    even = int(np.flatnonzero(attribute == budget)[0])
     size, found = data.sums.size, []
     for where in ("shifted", "worst"):
 
@@ -314,8 +321,8 @@ def _purchases(
         folds = np.arange(len(size))
         best = np.array([value(folds != f).argmax() for f in folds])
         answers = right[best[data.fold], np.arange(len(data.fold))]
-        chosen, plain = (dataclasses.replace(now, hits=h) for h in (data.hits(answers), hits[even]))
-        moved = np.bincount(data.group, answers != right[even], len(data.classes))
+        chosen, plain = (dataclasses.replace(now, hits=h) for h in (data.hits(answers), hits[0]))
+        moved = np.bincount(data.group, answers != right[0], len(data.classes))
         of_all = policies[int(value(folds >= 0).argmax())]
         found.append(Purchase(name, where, of_all.attribute, of_all.detail, chosen.minus(plain, where, moved)))
     return found

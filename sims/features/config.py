@@ -27,7 +27,8 @@ class Config:
     id: source of the ID set; None: `holdout` of the training images, the same share of every class.
     ood: (name, source) of each OOD set; () where the groups of the ID set, at equal weight, stand for them.
     holdout: share of the images.
-    prompts: "file", those of the training set if it has any, or "means", the mean texts of the classes.
+    prompts: "file", those of the training set if it has any, or "means", the mean texts of
+      the classes, in every set whose classes training has.
     width: of all layers, the embedding included; the rank of closed forms.
     percent: shares of the training images.
     attribute, detail: share of the captions that still name the attribute, and the other details.

@@ -77,7 +77,7 @@ def arms_of(dataset: xr.Dataset) -> lines.Arms:
         for row in rows.to_dict("records"):
             policy = "".join(f", {name} {row[name]:g}" for name in swept)
             values = [(float(row[name]), images) for name, images in columns.items()]
-            acc_id, *acc_ood = (float(inside(round(a * n), n)) for a, n in ((row["id"], own["images"]), *values))
+            acc_id, *acc_ood = (float(inside(a * n, n)) for a, n in ((row["id"], own["images"]), *values))
             point = lines.Point(
                 panel, heads.LABELS[row["arm"]] + policy, acc_id, float(np.mean(acc_ood)), str(row["seed"]), "",
                 own["images"], tuple(zip(acc_ood, columns.values(), strict=True)),

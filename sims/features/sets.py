@@ -116,16 +116,14 @@ def load(config: Config) -> Data:
     """Read all sets of a config. Raises: UsageError."""
     digest = hashlib.sha256()
     train = _read("train", config.train, True, digest)
-    rest = [_read(f"ood={name}", source, False, digest) for name, source in config.ood]
+    rest = [_one_row_an_image(_read(f"ood={name}", source, False, digest)) for name, source in config.ood]
     unit = _units(train)
     if config.id is None:
         held = _held_out(train, unit, config.holdout, config.seed)
-        _, first = np.unique(unit[held], return_index=True)
-        own = train.rows(np.flatnonzero(held)[np.sort(first)])
-        own = dataclasses.replace(own, prompts=None, classes=None)
+        own = dataclasses.replace(_one_row_an_image(train.rows(held)), prompts=None, classes=None)
         train, unit = train.rows(~held), unit[~held]
     else:
-        own = _read(ID, config.id, False, digest)
+        own = _one_row_an_image(_read(ID, config.id, False, digest))
     kinds = np.unique(train.labels)
     classes = tuple(map(str, kinds))
     if len(classes) < 2:
@@ -162,7 +160,7 @@ def load(config: Config) -> Data:
             raise UsageError(f"--{raw.flag}: image must have {wanted}, got {raw.image.shape[1]}.")
         scored = classes if raw.classes is None else tuple(map(str, raw.classes))
         known = _index(np.array(scored), classes)
-        if raw.prompts is not None:
+        if raw.prompts is not None and (config.prompts == "file" or (known < 0).any()):
             own_prompts = _prompts(raw, scored, text.shape[1])
         elif (known < 0).any():
             unknown = scored[int((known < 0).argmax())]
@@ -193,7 +191,7 @@ def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
     found: dict[str, Any] = {}
     for name in ("image", "text", "labels", "attributes", "units", "prompts", "classes"):
         needed = name in ("image", "labels") or (training and name == "text")
-        wanted = training or name not in ("text", "units")
+        wanted = training or name != "text"
         found[name] = reading.read(flag, source, name) if needed or (wanted and reading.holds(source, name)) else None
         if found[name] is not None:
             digest.update(f"{flag} {name} {found[name].dtype} {found[name].shape}".encode())
@@ -224,6 +222,12 @@ def _units(raw: _Raw) -> np.ndarray:
         return np.unique(raw.units, return_inverse=True)[1]
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(raw.image)])
+
+
+def _one_row_an_image(raw: _Raw) -> _Raw:
+    """The first row of each image: its captions do not count as images."""
+    _, first = np.unique(_units(raw), return_index=True)
+    return raw.rows(np.sort(first))
 
 
 def _held_out(raw: _Raw, unit: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -102,6 +102,15 @@ def test_prompts_are_in_the_order_of_the_classes(config, folder):
     means = dataclasses.replace(config, train=str(folder / "turned.npz"), prompts="means").data
     np.testing.assert_array_equal(means.train.prompts, config.data.train.prompts)
     assert np.abs(means.train.prompts - found[0].train.prompts).max() > 1
+    # Captions of one image count once, and means are every set's prompts.
+    own = pairs(30, 5)
+    twice = {name: np.repeat(x, 2, axis=0) for name, x in own.items()}
+    np.savez(folder / "twice.npz", **twice, prompts=np.eye(2, 3))
+    given = {"id": str(folder / "twice.npz"), "train": str(folder / "turned.npz")}
+    of_file, of_means = (dataclasses.replace(config, **given, prompts=x).data for x in ("file", "means"))
+    assert len(of_file.sets[0].label) == 30
+    np.testing.assert_array_equal(of_means.sets[0].prompts, of_means.train.prompts)
+    assert np.abs(of_file.sets[0].prompts - of_file.train.prompts).max() > 0.1
     default = config.data.train
     np.testing.assert_allclose(default.prompts, default.group_text.reshape(2, 2, -1).mean(1), atol=1e-6)
     for g in range(4):
@@ -351,3 +360,26 @@ def test_arms_of_one_point_have_no_lines(config):
     assert "whitened rule, closed form" in experiment.text(dataset) and experiment.arms_of(dataset) == {}
     (axes,) = experiment.draw(dataset).axes
     assert axes.lines[0].get_xydata().tolist() == [[0.75, 0.75]]
+
+
+def test_an_accuracy_is_not_rounded_to_the_images_of_another_group(config):
+    """The worst group has .34, and the smallest group other images than a third of which are right."""
+    alone = dataclasses.replace(config, arms=("supervised",), width=(2,), seeds=1)
+    grid = experiment.grid_of(alone)
+    measured = np.full(grid.shape, 0.75)
+    measured[..., list(heads.measures(alone)).index("id worst")] = 0.34
+    measured[..., 0, 0] = 0.5
+    dataset = experiment.complete(alone, measured)
+    dataset = dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
+    points = experiment.arms_of(dataset)["worst group of the ID set"]["SL, cross-entropy"]
+    assert [point.acc_ood for point in points] == [0.34, 0.34]
+
+
+def test_a_singular_policy_does_not_end_the_search_of_captions():
+    """Captions that tell no detail have a singular covariance, which the whitened rule without shrinkage inverts."""
+    raw = pairs(600, 3)
+    image, text = raw["image"], raw["text"]
+    learner = {"whitened": mt.features.Learner("whitened", shrinkage=0.0)}
+    given = {"learners": learner, "knobs": {}, "folds": 3, "budget": 0.5}
+    shifted, _ = mt.diagnose(image, text, raw["labels"], raw["attributes"], **given).purchases
+    assert shifted.detail > 0
