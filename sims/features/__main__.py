@@ -63,7 +63,7 @@ def _define_flags() -> None:
     define("id", None, "ID set; none: --holdout of the training images, in every class and attribute", optional(path))
     define("ood", (), "OOD sets, NAME=FILE joined by commas", sets)
     define("holdout", config.holdout, "share of the images that are the ID set, without --id; in (0, 1)", number)
-    text = "file: the training set's prompts, if it has any; means: class means of the texts, where training has the classes"
+    text = "file: the training set's prompts, if any; means: class means of texts, where training has the classes"
     define("prompts", config.prompts, text, str)
     define("preset", None, "paper: the paper's widths, arms and 100 epochs; other flags still count", optional(str))
     define("arms", config.arms, f"of {', '.join(ARMS)}", names)
