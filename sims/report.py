@@ -73,14 +73,18 @@ def _settings(folder: pathlib.Path) -> list[str]:
     if (folder / "lines.csv").exists():
         return []
     if not (folder / "config.json").exists():
-        stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
-        return [_list({k: v for k, v in stored["settings"].items() if v is not None}, "diagnose", {})]
+        try:
+            stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return [f"<p class=bad>diagnosis.json is damaged: {html.escape(repr(error))}</p>"]
+        return [_list({k: v for k, v in stored.items() if v is not None}, "diagnose", {})]
     config = store.read_config(folder)
     provenance = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("provenance", {})
     command = str(config.pop("command", ""))
     parts = [_list(config, command, provenance)]
     if not (folder / store.RESULTS).exists():
-        return parts
+        begun = command in show.MODULES and "<p class=bad>Unfinished: nothing is measured yet.</p>"
+        return [*parts, begun] if begun else parts
     done, blocks = store.progress(folder)
     if done < blocks:
         return [*parts, f"<p class=bad>Unfinished: {done} of {blocks} blocks are done.</p>"]
@@ -92,8 +96,11 @@ def _settings(folder: pathlib.Path) -> list[str]:
     if dataset.attrs["failed"]:
         parts.append(f"<p class=bad>{dataset.attrs['failed']} runs failed; failed.csv lists them.</p>")
     module = show.MODULES.get(command)
-    experiment = getattr(importlib.import_module(module), "EXPERIMENT", None) if module else None
-    return parts if experiment is None else [*parts, f"<pre>{html.escape(experiment.text(dataset))}</pre>"]
+    if module is None:
+        return parts
+    loaded = importlib.import_module(module)
+    shown = getattr(loaded, "EXPERIMENT", loaded).text(dataset)  # the digits' module has its own
+    return [*parts, f"<pre>{html.escape(shown)}</pre>"]
 
 
 def _list(settings: dict[str, Any], command: str, provenance: dict[str, Any]) -> str:
@@ -105,15 +112,15 @@ def _list(settings: dict[str, Any], command: str, provenance: dict[str, Any]) ->
 
 def _table(file: pathlib.Path, rows: int) -> str:
     with file.open(encoding="utf-8", newline="") as opened:
-        header, *body = csv.reader(opened)
+        header, *body = list(csv.reader(opened)) or [[]]
     more = f"<p>{len(body) - rows:,} more rows are in {html.escape(file.name)}.</p>" if len(body) > rows else ""
     return f"<h3>{html.escape(file.name)}</h3>{page.table(header, [map(_short, row) for row in body[:rows]])}{more}"
 
 
 def _short(cell: str) -> str:
-    """A number with 6 digits; other text as it is."""
+    """A number with a point, with 6 digits; other text as it is, whole numbers too."""
     try:
-        return f"{float(cell):.6g}"
+        return f"{float(cell):.6g}" if "." in cell else cell
     except ValueError:
         return cell
 

@@ -154,3 +154,16 @@ def test_a_diagnosis_is_a_run(tmp_path, call):
     assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()
     assert "diagnose --folds=10" in page and "<td>3.14159</td>" in page and "rank" not in page
+
+
+def test_a_run_without_results_is_unfinished_and_a_broken_file_does_not_end_the_page(runs, tmp_path, call):
+    for name in ("begun", "broken", "done"):
+        (tmp_path / name).mkdir()
+    shutil.copy(runs / "done" / "config.json", tmp_path / "begun")
+    (tmp_path / "broken" / "diagnosis.json").write_text("{}")
+    (tmp_path / "broken" / "empty.csv").write_text("")
+    (tmp_path / "done" / "lines.csv").write_text("seed,share\n4294967295,0.123456789\n")
+    assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Unfinished: nothing is measured yet." in page and "diagnosis.json is damaged" in page
+    assert "<td>4294967295</td><td>0.123457</td>" in page

@@ -161,9 +161,10 @@ class Purchase:
         where: what they are best for: "shifted" or "worst".
         attribute: share of the mentions of the attribute that is kept.
         detail: share of the mentions of other details that is kept.
-        gain: the difference of accuracy there to the same budget spent evenly, attribute = detail. It is not
-            optimistic: each fold is scored with the captions that are best on the others, so that they may differ from
-            `attribute` and `detail`, which are best on all folds.
+        gain: the difference of accuracy there to the same budget spent evenly, attribute = detail. Each
+            fold is scored with the captions that are best on the others, so that it has not the optimism of a choice on
+            the images that are scored; they may differ from `attribute` and `detail`, which are best on all folds. All
+            of the budget is spent: naming less is not tried.
     """
 
     learner: str

@@ -76,7 +76,12 @@ def _define_flags() -> None:
     define("batch_size", config.batch_size, "images of a step, >= 2", integer)
     define("learning_rate", config.learning_rate, "of AdamW, constant, > 0", number)
     define("weight_decay", config.weight_decay, "of AdamW, >= 0", number)
-    define("temperature", config.temperature, "of the CLIP loss at the start, > 0; it is trained", number)
+    define(
+        "temperature",
+        config.temperature,
+        "of the CLIP loss at the start, in [0.01, 1]; trained",
+        number,
+    )
     define("theta", config.theta, "whitening of `whitened`, in [0, 1]", number)
     text = "multiple of its mean eigenvalue that `whitened` adds to a covariance before it is inverted, >= 0"
     define("shrinkage", config.shrinkage, text, number)

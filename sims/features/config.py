@@ -34,7 +34,7 @@ class Config:
     attribute, detail: share of the captions that still name the attribute, and the other details.
     epochs: after which heads are measured.
     layers: of a head; 1: linear.
-    temperature: at the start; SigLIP starts at .1.
+    temperature: at the start, in [.01, 1], where it stays; SigLIP starts at .1.
     theta, shrinkage: of `whitened`.
     dropout: of input features, for the two views of SupCon and SimCLR.
     """
@@ -88,7 +88,7 @@ class Config:
         check_range("layers", self.layers, 1, 10)
         check_range("batch_size", self.batch_size, 2)
         check_positive("learning_rate", self.learning_rate)
-        check_positive("temperature", self.temperature)
+        check_range("temperature", self.temperature, 0.01, 1)  # which training keeps it in, as CLIP does
         check_range("weight_decay", self.weight_decay, 0)
         check_range("theta", self.theta, 0, 1)
         check_range("shrinkage", self.shrinkage, 0)

@@ -132,7 +132,7 @@ def _best(dataset: xr.Dataset) -> str:
     for arm, mine in rows.groupby("arm", sort=False):
         means = mine.groupby(keys)[list(places)].mean()
         best = means.loc[means["id"].idxmax()]
-        spread = mine.set_index(keys).loc[best.name]
+        spread = mine.set_index(keys).loc[[best.name]]
         values = [
             f"{best[name]:.3f}" + (f" +- {spread[name].std() / len(spread) ** 0.5:.3f}" if len(spread) > 1 else "")
             for name in places

@@ -196,7 +196,7 @@ def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
         if found[name] is not None:
             digest.update(f"{flag} {name} {found[name].dtype} {found[name].shape}".encode())
             digest.update(np.ascontiguousarray(found[name]).reshape(-1).view(np.uint8))
-    rows = len(found["image"])
+    rows = len(np.atleast_1d(found["image"]))
     for name in ("image", "text", "prompts"):
         x = found[name]
         if x is None:
@@ -213,6 +213,8 @@ def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
             raise UsageError(f"--{flag}: {name} must be whole numbers or words, got {x.dtype} of shape {x.shape}.")
         if len(x) != rows:
             raise UsageError(f"--{flag}: image has {rows} rows and {name} has {len(x)}.")
+    if (x := found["classes"]) is not None and (x.ndim != 1 or x.dtype.kind not in "iuU" or len(np.unique(x)) < len(x)):
+        raise UsageError(f"--{flag}: classes must be words or whole numbers that differ, got {x.dtype} of {x.shape}.")
     return _Raw(flag, **found)
 
 
@@ -288,19 +290,20 @@ class _Scale:
         return ((np.asarray(x, np.float64) - self.mean) / self.size).astype(np.float32)
 
 
-def _joint(labels: np.ndarray, attributes: np.ndarray | None) -> dict[tuple[str, str], bool]:
-    """Whether class and attribute occur together more often than if they were independent, by their names."""
+def _joint(labels: np.ndarray, attributes: np.ndarray | None) -> dict[tuple[str, str], int]:
+    """1 where class and attribute occur together more often than if independent, 0 less often, -1 as often, by name."""
     if attributes is None:
         return {}
     kinds = [np.unique(x, return_inverse=True) for x in (labels, attributes)]
-    joint = np.zeros([len(names) for names, _ in kinds])
-    np.add.at(joint, tuple(number for _, number in kinds), 1 / len(labels))
-    more = joint > joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    return {(str(c), str(a)): bool(more[i, j]) for i, c in enumerate(kinds[0][0]) for j, a in enumerate(kinds[1][0])}
+    joint = np.zeros([len(names) for names, _ in kinds], np.int64)  # counts: rounding must not decide a tie
+    np.add.at(joint, tuple(number for _, number in kinds), 1)
+    excess = joint * len(labels) - joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    kind = np.where(excess == 0, -1, excess > 0)
+    return {(str(c), str(a)): int(kind[i, j]) for i, c in enumerate(kinds[0][0]) for j, a in enumerate(kinds[1][0])}
 
 
 def _evaluation(
-    name: str, raw: _Raw, scored: Names, known: np.ndarray, joint: dict[tuple[str, str], bool], image: np.ndarray,
+    name: str, raw: _Raw, scored: Names, known: np.ndarray, joint: dict[tuple[str, str], int], image: np.ndarray,
     prompts: np.ndarray,
 ) -> Set:  # fmt: skip
     label = _index(raw.labels, scored)
@@ -315,6 +318,6 @@ def _evaluation(
     else:
         values = np.unique(raw.attributes)
         named = [(scored[k // number], str(values[k % number])) for k in kinds]
-    aligned = np.array([int(joint[g]) if g in joint else -1 for g in named] or [-1])
+    aligned = np.array([joint.get(g, -1) for g in named] or [-1])
     groups = tuple(f"({c}, {a})" for c, a in named)
     return Set(name, image, label.astype(np.int32), prompts, known, group.astype(np.int32), sizes, aligned, groups)

@@ -220,7 +220,7 @@ def test_another_encoder_or_setting_is_refused(data, tmp_path, monkeypatch):
     assert np.load(out / "text.npy").dtype == np.float32
 
 
-def test_a_changed_folder_is_not_done_again(data, tmp_path, capsys):
+def test_a_finished_folder_is_not_done_again(data, tmp_path, capsys):
     found = features.embed(work(data), tmp_path / "out")
     never = Towers("mine", lambda _: pytest.fail("encoded again"), text)
     assert features.embed(work(data, towers=never), tmp_path / "out") == found

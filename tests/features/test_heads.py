@@ -357,6 +357,7 @@ def test_arms_of_one_point_have_no_lines(config):
     dataset = experiment.complete(alone, measured)
     grid = experiment.grid_of(alone)
     dataset = dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
+    assert "+-" not in experiment.text(dataset)  # one seed has no standard error
     assert "whitened rule, closed form" in experiment.text(dataset) and experiment.arms_of(dataset) == {}
     (axes,) = experiment.draw(dataset).axes
     assert axes.lines[0].get_xydata().tolist() == [[0.75, 0.75]]
@@ -383,3 +384,12 @@ def test_a_singular_policy_does_not_end_the_search_of_captions():
     given = {"learners": learner, "knobs": {}, "folds": 3, "budget": 0.5}
     shifted, _ = mt.diagnose(image, text, raw["labels"], raw["attributes"], **given).purchases
     assert shifted.detail > 0
+
+
+@pytest.mark.parametrize("n", [28, 84, 120, 360, 1000])
+def test_a_tie_is_neither_aligned_nor_conflicting(n):
+    """Independent class and attribute, in numbers at which rounded shares differ; one sample more decides."""
+    y, a = np.divmod(np.arange(n) % 4, 2)
+    assert set(sets._joint(CLASSES[y], PLACES[a]).values()) == {-1}
+    more = sets._joint(np.append(CLASSES[y], "cat"), np.append(PLACES[a], "sofa"))
+    assert more["cat", "sofa"] == more["dog", "grass"] == 1 and more["cat", "grass"] == more["dog", "sofa"] == 0

@@ -279,6 +279,7 @@ def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths:
             _prompts(work, summary["classes"], widths[1])
         )
         _save(out, "prompts", features)
+        _save(out, "classes", np.array(summary["classes"]))
         files.write_text(out / "classes.json", json.dumps(summary["classes"]) + "\n")
     if (attributes := getattr(work.source, "attributes", None)) is not None:
         words = np.array([attributes[int(i)] for i in kept])
