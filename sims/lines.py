@@ -146,10 +146,9 @@ def family(points: Sequence[Point], rng: Any = None) -> Any:
     if rng is None or points[0].id_images is None:
         return lines.family(*both, seeds)
     images = np.array([point.id_images for point in points])
-    id_draws = lines.binomial_draws(images * both[0], images, rng)
     accuracy, sizes = np.moveaxis(np.array([point.ood_sets for point in points]), -1, 0)  # (point, set)
-    ood_draws = [lines.binomial_draws(n * a, n, rng) for a, n in zip(accuracy.T, sizes.T, strict=True)]
-    return lines.family(*both, seeds, id_draws=id_draws, ood_draws=np.mean(ood_draws, 0))
+    items = lines.redraws((images * both[0], images), (sizes * accuracy, sizes), rng)
+    return lines.family(both[0], accuracy, seeds, **items)
 
 
 def compare(arms: Arms, at: Sequence[float] | None, transform: str, unit: float = 1.0) -> list[dict[str, Any]]:

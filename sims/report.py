@@ -19,7 +19,7 @@ from sims import show
 from sims.engine import page
 from sims.engine.flags import UsageError, check_range, define, integer, path, run_main
 
-_MARKS = ("config.json", "diagnosis.json", "lines.csv")  # one of which every command leaves
+_MARKS = ("config.json", "diagnosis.json", "lines.csv")  # any of which makes a folder that of a run
 _LEDGER = ("label", "claim", "predicted", "measured", "verdict", "wrong theories rejected")
 
 
@@ -83,8 +83,9 @@ def _settings(folder: pathlib.Path) -> list[str]:
     command = str(config.pop("command", ""))
     parts = [_list(config, command, provenance)]
     if not (folder / store.RESULTS).exists():
-        begun = command in show.MODULES and "<p class=bad>Unfinished: nothing is measured yet.</p>"
-        return [*parts, begun] if begun else parts
+        if command in show.MODULES:
+            parts.append("<p class=bad>Unfinished: nothing is measured yet.</p>")
+        return parts
     done, blocks = store.progress(folder)
     if done < blocks:
         return [*parts, f"<p class=bad>Unfinished: {done} of {blocks} blocks are done.</p>"]
@@ -99,7 +100,7 @@ def _settings(folder: pathlib.Path) -> list[str]:
     if module is None:
         return parts
     loaded = importlib.import_module(module)
-    shown = getattr(loaded, "EXPERIMENT", loaded).text(dataset)  # the digits' module has its own
+    shown = getattr(loaded, "EXPERIMENT", loaded).text(dataset)  # the digits have no EXPERIMENT, but a `text`
     return [*parts, f"<pre>{html.escape(shown)}</pre>"]
 
 

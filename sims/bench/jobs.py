@@ -479,7 +479,10 @@ def gradient(sizes: Sizes, repeats: int) -> Result:
     runs = min(sizes.torch_runs, len(image))
     arrays = [np.array(x)[:runs] for x in (image, text, start.image, start.text)]
     rates = [0.3 / np.linalg.norm(np.cov(x.T, t.T)[:dim, dim:]) for x, t in zip(arrays[0], arrays[1], strict=True)]
-    threads = theirs_module.fastest_threads(arrays[0][0], arrays[1][0], rank, os.cpu_count() or 1)
+    first_run = [array[0] for array in arrays]
+    threads = baseline("torch_threads", "torch").fastest_threads(
+        lambda: theirs_module.train(*first_run, rate=1e-3, steps=20), os.cpu_count() or 1
+    )
 
     def loop() -> np.ndarray:
         rows = zip(*arrays, rates, strict=True)
@@ -632,7 +635,9 @@ def heads(sizes: Sizes, repeats: int) -> Result:
         return image, text, tuple(layers), batches, config.learning_rate, config.temperature
 
     runs = [given(run) for run in range(min(sizes.torch_runs, sizes.head_runs))]
-    threads = theirs_module.fastest_threads(*runs[0], cores=os.cpu_count() or 1)
+    threads = baseline("torch_threads", "torch").fastest_threads(
+        lambda: theirs_module.train(*runs[0]), os.cpu_count() or 1
+    )
 
     def loop() -> np.ndarray:
         return np.array([theirs_module.train(*run)[-n // sizes.batch :].mean() for run in runs])

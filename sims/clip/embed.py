@@ -12,7 +12,8 @@ encoder: MODULE:FUNCTION is called once, without arguments. It returns an object
 image takes a list of arrays (h, w, 3) of uint8, text a list of captions; each returns floats, a row for each. A CLIP's
 features are scaled to length 1; those of a function are kept as they are.
 Written are image.npy, text.npy, labels.npy, attributes.npy, units.npy (the image of each caption), captions.csv;
-prompts.npy and classes.json, if there are classes; features.json, a summary. A prompt is the mean over --templates.
+prompts.npy, classes.npy and classes.json, if there are classes; features.json, a summary. A prompt is the mean over
+--templates.
 Rounding to float16 moves a row by less than .001 of its length; the largest share is printed. Features that float16
 does not hold are refused.
 The same command continues a stopped run, to the same bytes. Images that cannot be decoded are left out and counted.

@@ -172,6 +172,20 @@ def binomial_draws(correct: Any, images: Any, rng: np.random.Generator, draws: i
     return inside(scipy.stats.binom.ppf(rng.uniform(size=(draws, *[1] * k.ndim)), n, k / n), n)
 
 
+def redraws(
+    in_distribution: tuple[Any, Any], shifted: tuple[Any, Any], rng: np.random.Generator, draws: int = 1000
+) -> dict[str, np.ndarray]:
+    """`binomial_draws` of all sets, by the names that `family` takes them by.
+
+    in_distribution: numbers of correct and of all images of the ID set, (n,) each.
+    shifted: those of the OOD sets, (n, sets) each.
+    """
+    of_id = binomial_draws(*in_distribution, rng, draws)
+    correct, images = (np.moveaxis(np.asarray(counts, float), -1, 0) for counts in shifted)  # (sets, n)
+    of_ood = [binomial_draws(k, n, rng, draws) for k, n in zip(correct, images, strict=True)]
+    return {"id_draws": of_id, "ood_draws": np.stack(of_ood, -1)}
+
+
 def item_draws(right: Any, rng: np.random.Generator, draws: int = 1000) -> np.ndarray:
     """(draws, n) shares of `draws` sets of items drawn with replacement; see `inside`.
 

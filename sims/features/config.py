@@ -9,7 +9,7 @@ from sims.engine.flags import UsageError, check_choice, check_positive, check_ra
 if TYPE_CHECKING:
     from sims.features.sets import Data
 
-# Those that learn from captions come first. The first two of `CLOSED` are closed forms, of rank `width`.
+# Arms that learn from captions, and those that do not; of the former CLOSED are closed forms, of rank `width`.
 READERS = ("clip", "clip_no_intra", "clip_labels", "siglip", "linear_mmcl", "whitened")
 ALONE = ("supervised", "sup_con", "sim_clr")
 ARMS = (*READERS, *ALONE)
@@ -27,8 +27,8 @@ class Config:
     id: source of the ID set; None: `holdout` of the training images, the same share of every class.
     ood: (name, source) of each OOD set; () where the groups of the ID set, at equal weight, stand for them.
     holdout: share of the images.
-    prompts: "file", those of the training set if it has any, or "means", the mean texts of
-      the classes, in every set whose classes training has.
+    prompts: "file", those of the training set if it has any, or "means", the mean texts of the
+      classes, in every set whose classes training has.
     width: of all layers, the embedding included; the rank of closed forms.
     percent: shares of the training images.
     attribute, detail: share of the captions that still name the attribute, and the other details.
@@ -82,9 +82,9 @@ class Config:
         for name in ("attribute", "detail"):
             for value in getattr(self, name):
                 check_range(name, value, 0, 1)
-        for name, low, high in (("holdout", 0, 1), ("dropout", 0, 1)):
-            if not low < getattr(self, name) < high:
-                raise UsageError(f"--{name} must be above {low} and below {high}, got {getattr(self, name):g}.")
+        for name in ("holdout", "dropout"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"--{name} must be above 0 and below 1, got {getattr(self, name):g}.")
         check_range("layers", self.layers, 1, 10)
         check_range("batch_size", self.batch_size, 2)
         check_positive("learning_rate", self.learning_rate)

@@ -1,7 +1,8 @@
 """Arms on frozen features, over widths, shares of the data and times: ID-OOD lines and matched accuracies."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,9 +54,21 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.concat([rows[front], rows["id all"].rename("id"), means.rename("ood"), rows[names]], axis=1)
 
 
+def _sets(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """Name, images, groups and their sizes of each set, ID first."""
+    sets: list[dict[str, Any]] = json.loads(dataset.attrs["sets"])
+    return sets
+
+
+def _name(dataset: xr.Dataset, row: Mapping[Any, Any]) -> str:
+    """An arm's label, with its caption policy where the run has several."""
+    swept = [name for name in POLICY if dataset.sizes[name] > 1]
+    return heads.LABELS[row["arm"]] + "".join(f", {name} {row[name]:g}" for name in swept)
+
+
 def _ood(dataset: xr.Dataset) -> dict[str, int]:
     """The columns that OOD accuracy is the mean of, and the number of images behind each."""
-    own, *rest = json.loads(dataset.attrs["sets"])
+    own, *rest = _sets(dataset)
     if rest:
         return {f"{s['name']} all": s["images"] for s in rest}
     return {"id groups": _harmonic(own["sizes"])}
@@ -68,18 +81,15 @@ def _harmonic(sizes: list[int]) -> int:
 
 def arms_of(dataset: xr.Dataset) -> lines.Arms:
     """The points of each arm for `sims.lines`, a panel for OOD accuracy and one for the worst group."""
-    own, ood = json.loads(dataset.attrs["sets"])[0], _ood(dataset)
-    rows = table(dataset)
-    swept = [name for name in POLICY if dataset.sizes[name] > 1]
+    own, rows = _sets(dataset)[0], table(dataset)
     found: lines.Arms = {}
-    for panel, columns in _panels(dataset, ood):
+    for panel, columns in _panels(dataset):
         arms: dict[str, list[lines.Point]] = {}
         for row in rows.to_dict("records"):
-            policy = "".join(f", {name} {row[name]:g}" for name in swept)
             values = [(float(row[name]), images) for name, images in columns.items()]
             acc_id, *acc_ood = (float(inside(a * n, n)) for a, n in ((row["id"], own["images"]), *values))
             point = lines.Point(
-                panel, heads.LABELS[row["arm"]] + policy, acc_id, float(np.mean(acc_ood)), str(row["seed"]), "",
+                panel, _name(dataset, row), acc_id, float(np.mean(acc_ood)), str(row["seed"]), "",
                 own["images"], tuple(zip(acc_ood, columns.values(), strict=True)),
             )  # fmt: skip
             arms.setdefault(point.arm, []).append(point)
@@ -87,10 +97,11 @@ def arms_of(dataset: xr.Dataset) -> lines.Arms:
     return {panel: arms for panel, arms in found.items() if arms}
 
 
-def _panels(dataset: xr.Dataset, ood: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
-    own, *rest = json.loads(dataset.attrs["sets"])
+def _panels(dataset: xr.Dataset) -> Iterator[tuple[str, dict[str, int]]]:
+    """Titles, and the columns whose mean is drawn with the number of images behind each."""
+    own, *rest = _sets(dataset)
     names = ", ".join(s["name"] for s in rest)
-    yield (f"mean of {names}" if len(rest) > 1 else names or "groups of the ID set at equal weight"), ood
+    yield (f"mean of {names}" if len(rest) > 1 else names or "groups of the ID set at equal weight"), _ood(dataset)
     if own["groups"]:
         yield "worst group of the ID set", {"id worst": min(own["sizes"])}
 
@@ -115,9 +126,8 @@ def text(dataset: xr.Dataset) -> str:
         rows = lines.compare(alone, None, TRANSFORM)
         within = [row for row in rows if not row["extrapolated"]]
         parts.append(f"Against ID accuracy: {panel}\n{lines.text(alone, within, TRANSFORM, 1.0)}")
-        if apart := sorted(
-            {(row["first"], row["second"]) for row in rows} - {(r["first"], r["second"]) for r in within}
-        ):
+        pairs_of_all, compared = ({(row["first"], row["second"]) for row in some} for some in (rows, within))
+        if apart := sorted(pairs_of_all - compared):
             pairs = "; ".join(" and ".join(pair) for pair in apart)
             parts[-1] += f"\nNo ID accuracy in common, so that nothing is compared: {pairs}"
     return "\n\n".join(parts)
@@ -137,10 +147,9 @@ def _best(dataset: xr.Dataset) -> str:
             f"{best[name]:.3f}" + (f" +- {spread[name].std() / len(spread) ** 0.5:.3f}" if len(spread) > 1 else "")
             for name in places
         ]
-        setting = dict(zip(keys, best.name, strict=True))
-        policy = "".join(f", {x} {setting[x]:g}" for x in POLICY if dataset.sizes[x] > 1)
+        setting = {"arm": arm, **dict(zip(keys, best.name, strict=True))}
         numbers = [f"{setting[x]:g}" for x in ("width", "percent", "epochs")]
-        shown.append([heads.LABELS[str(arm)] + policy, *numbers, *values])
+        shown.append([_name(dataset, setting), *numbers, *values])
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in shown)
 

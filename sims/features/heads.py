@@ -5,6 +5,7 @@ other's negatives. Images left over at the end of an epoch wait for another epoc
 embedded with the running means of batch norm, and an image is given to the class whose prompt has the larger cosine.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mmcl_theory import learners, losses
 from sims.engine.grid import Task
 from sims.features.config import CLOSED, READERS, Config
+from sims.features.sets import Data
 
 Point = Mapping[str, Any]
 State = dict[str, Any]
@@ -66,11 +68,7 @@ def task(arm: str, config: Config) -> Task:
 
     Closed forms have outcomes at the last number of epochs alone; the others are NaN.
     """
-    data = config.data
-    train = {name: jnp.asarray(x) for name, x in vars(data.train).items()}
-    parts = ("image", "label", "prompts", "known", "group")
-    sets = [{name: jnp.asarray(getattr(s, name)) for name in parts} for s in data.sets]
-    shared = {"train": train, "sets": sets}
+    shared = on_device(config.data)
     epochs = tuple(map(int, config.epochs))
 
     def closed(key: Key[Array, ""], point: Point) -> Array:
@@ -87,6 +85,16 @@ def task(arm: str, config: Config) -> Task:
     if arm in CLOSED:
         return Task(closed, may_lack=True, shared=shared)
     return Task(stage, may_lack=True, start=begin, stages=tuple(np.diff([0, *epochs]).tolist()), shared=shared)
+
+
+@functools.lru_cache(maxsize=1)
+def on_device(data: Data) -> dict[str, Any]:
+    """The arrays of all sets, which the programs of all arms share."""
+    parts = ("image", "label", "prompts", "known", "group")
+    return {
+        "train": {name: jnp.asarray(x) for name, x in vars(data.train).items()},
+        "sets": [{name: jnp.asarray(getattr(s, name)) for name in parts} for s in data.sets],
+    }
 
 
 def _head(config: Config, point: Point) -> Head:

@@ -120,10 +120,7 @@ def test_prompts_are_in_the_order_of_the_classes(config, folder):
 
 @pytest.fixture(scope="module")
 def point(config):
-    train = {name: jnp.asarray(x) for name, x in vars(config.data.train).items()}
-    parts = ("image", "label", "prompts", "known", "group")
-    found = [{name: jnp.asarray(getattr(s, name)) for name in parts} for s in config.data.sets]
-    return {"train": train, "sets": found, "width": 5, "percent": 100, "attribute": 1.0, "detail": 1.0}
+    return {**heads.on_device(config.data), "width": 5, "percent": 100, "attribute": 1.0, "detail": 1.0}
 
 
 def test_captions_are_those_of_the_policy(config, point):

@@ -28,20 +28,3 @@ def train(
         (penalty - data).backward()
         optimizer.step()
     return (w_image.T @ w_text).detach().numpy()
-
-
-def fastest_threads(image: np.ndarray, text: np.ndarray, rank: int, cores: int) -> int:
-    """The number of threads, 1 or all cores, with which a few steps are faster: small matrices need only one."""
-    import time
-
-    start = (np.full((rank, image.shape[1]), 0.01, np.float32), np.full((rank, text.shape[1]), 0.01, np.float32))
-    seconds = {}
-    for threads in {1, cores}:
-        torch.set_num_threads(threads)
-        train(image, text, *start, rate=1e-3, steps=5)
-        begin = time.perf_counter()
-        train(image, text, *start, rate=1e-3, steps=20)
-        seconds[threads] = time.perf_counter() - begin
-    best = min(seconds, key=lambda threads: seconds[threads])
-    torch.set_num_threads(best)
-    return best

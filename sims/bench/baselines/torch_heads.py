@@ -41,19 +41,3 @@ def _head(layers: Layers) -> nn.Sequential:
                 dense.bias.copy_(torch.from_numpy(offset.copy()))
         parts += [dense] if last else [dense, nn.BatchNorm1d(kernel.shape[1], momentum=0.1), nn.ReLU()]
     return nn.Sequential(*parts)
-
-
-def fastest_threads(*given: object, cores: int) -> int:
-    """The number of threads, 1 or all cores, with which these runs are faster."""
-    import time
-
-    seconds = {}
-    for threads in {1, cores}:
-        torch.set_num_threads(threads)
-        train(*given)  # type: ignore[arg-type]
-        begin = time.perf_counter()
-        train(*given)  # type: ignore[arg-type]
-        seconds[threads] = time.perf_counter() - begin
-    best = min(seconds, key=lambda threads: seconds[threads])
-    torch.set_num_threads(best)
-    return best

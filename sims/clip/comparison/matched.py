@@ -28,10 +28,7 @@ def family(rows: Sequence[Row], arm: str, shift: str, rng: np.random.Generator |
     acc_id, acc_ood = lines.inside(*x), lines.inside(*y)
     if len(np.unique(acc_id)) < 2:
         return None
-    items = {} if rng is None else {
-        "id_draws": lines.binomial_draws(*x, rng, _DRAWS),
-        "ood_draws": np.stack([lines.binomial_draws(*y[..., i], rng, _DRAWS) for i in range(len(sets))], -1),
-    }  # fmt: skip
+    items = {} if rng is None else lines.redraws((x[0], x[1]), (y[0], y[1]), rng, _DRAWS)
     return lines.family(acc_id, acc_ood, [row["seed"] for row in val], **items)
 
 

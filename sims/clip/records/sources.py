@@ -325,9 +325,9 @@ class _Table:
         names = [name.strip().lower() for name in header]
         self.path = path
         self.captions: dict[str, list[str]] = {}
-        self.told: dict[str, dict[str, str]] = {name: {} for name in ("label", "attribute") if name in names}
+        self.values: dict[str, dict[str, str]] = {name: {} for name in ("label", "attribute") if name in names}
         self._at = {which: _column(path, names, which, hint) for which in _COLUMNS}
-        self._at |= {name: names.index(name) for name in self.told}
+        self._at |= {name: names.index(name) for name in self.values}
         self._left_out = 0
 
     def add(self, where: str, row: Sequence[str]) -> None:
@@ -337,12 +337,12 @@ class _Table:
             self._left_out += 1
             return
         self.captions.setdefault(name, []).append(text)
-        for column, told in self.told.items():
+        for column, values in self.values.items():
             value = row[self._at[column]].strip()
-            if told.setdefault(name, value) != value:
+            if values.setdefault(name, value) != value:
                 raise UsageError(
                     f"{where}: {brief(name)} has the {column} {brief(repr(value))} here and"
-                    f" {brief(repr(told[name]))} in an earlier line."
+                    f" {brief(repr(values[name]))} in an earlier line."
                 )
 
     def source(self, kind: str, classes: tuple[str, ...]) -> Stored:
@@ -355,16 +355,16 @@ class _Table:
                 file=sys.stderr,
             )
         labels = None
-        if (told := self.told.get("label")) is not None:
-            classes = classes or tuple(sorted(set(told.values()) - {""}))
+        if (words := self.values.get("label")) is not None:
+            classes = classes or tuple(sorted(set(words.values()) - {""}))
             number_of = {"": -1} | {name: i for i, name in enumerate(classes)}
-            if unknown := next((name for name in told.values() if name not in number_of), None):
+            if unknown := next((name for name in words.values() if name not in number_of), None):
                 raise UsageError(f"{self.path} has the label {brief(repr(unknown))}, which is not among the classes.")
-            labels = np.array([number_of[name] for name in told.values()], np.int32)
+            labels = np.array([number_of[name] for name in words.values()], np.int32)
         ids = tars.texts(self.captions)
         fetch = FileBytes(os.path.dirname(os.path.abspath(self.path)), ids)
         found = _stored(kind, classes, labels, ids, list(self.captions.values()), fetch)
-        attributes = self.told.get("attribute")
+        attributes = self.values.get("attribute")
         return found if attributes is None else dataclasses.replace(found, attributes=tars.texts(attributes.values()))
 
 

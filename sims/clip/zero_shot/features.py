@@ -174,8 +174,8 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
     """Write the features of all pairs into the folder `out`; returns the content of features.json.
 
     Written are image.npy and text.npy, a row for each caption; units.npy, the number of each row's image in the source;
-    captions.csv; labels.npy, prompts.npy and classes.json if the source has classes; attributes.npy if it has any.
-    Images that cannot be read are left out and counted.
+    captions.csv; labels.npy, prompts.npy, classes.npy and classes.json if the source has classes; attributes.npy if it
+    has any. Images that cannot be read are left out and counted.
     Raises: UsageError if the encoder gives no features, or other ones than the folder has; or if the folder holds
     another run. What the first batch shows is refused before anything is written.
     """
@@ -230,7 +230,7 @@ def _kept(file: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 def _write(file: pathlib.Path, part: Mapping[str, np.ndarray]) -> None:
     with files.whole(file) as new, new.open("wb") as opened:
-        np.savez(opened, **part)  # type: ignore[arg-type]
+        np.savez(opened, **part)  # type: ignore[arg-type]  # NumPy's types: any name may be `allow_pickle`
 
 
 def _check_same(work: Work, first: Mapping[str, np.ndarray], file: pathlib.Path) -> None:
@@ -248,8 +248,8 @@ def _check_same(work: Work, first: Mapping[str, np.ndarray], file: pathlib.Path)
 
 def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths: tuple[int, int]) -> dict[str, Any]:
     """Write the arrays of all shards as whole files, then the summary; returns its content."""
-    told = [{k: x for k, x in arrays_of(file).items() if k not in ("image", "text")} for file in shards]
-    kept, counts = (np.concatenate([part[name] for part in told]) for name in ("kept", "captions"))
+    parts = [{k: x for k, x in arrays_of(file).items() if k not in ("image", "text")} for file in shards]
+    kept, counts = (np.concatenate([part[name] for part in parts]) for name in ("kept", "captions"))
     pairs = int(counts.sum())
     for which, width in zip(("image", "text"), widths, strict=True):
         with files.whole(out / f"{which}.npy") as new:
@@ -264,12 +264,12 @@ def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths:
     ids = getattr(work.source, "ids", None)
     captions = [(ids[int(i)] if ids else int(i), text) for i in kept for text in work.source.captions(int(i))]
     store.write_csv(out / "captions.csv", {"image": [x for x, _ in captions], "captions": [x for _, x in captions]})
-    lost = np.max([part["lost"] for part in told], axis=0).tolist()
+    lost = np.max([part["lost"] for part in parts], axis=0).tolist()
     summary = {
         "images": len(kept), "pairs": pairs, "image_width": widths[0], "text_width": widths[1],
         "precision": work.precision, "largest_relative_rounding": dict(zip(("image", "text"), lost, strict=True)),
         "unlabelled": len(work.source) - len(work.indices),
-        "unreadable": {str(i): str(w) for part in told for i, w in zip(part["bad"], part["why"], strict=True)},
+        "unreadable": {str(i): str(w) for part in parts for i, w in zip(part["bad"], part["why"], strict=True)},
     }  # fmt: skip
     if work.source.classes:
         labels = np.array(work.source.classes)[work.source.labels[kept]]
