@@ -132,30 +132,30 @@ def _rules(
     mean = mom.weight @ mom.z_mean
     if kind == "supervised":
         towards = mom.weight[:, None] * (mom.z_mean - mean[None, :])  # Cov(e_y, x)
-        rules = jnp.linalg.solve(_regular(_shrunk(image, shrinkage)), towards.T).T
+        rules = jnp.linalg.solve(regular(shrunk(image, shrinkage)), towards.T).T
         return rules, mom.weight - rules @ mean
-    left, right = _shrunk(image, shrinkage), _shrunk(text, shrinkage)
+    left, right = shrunk(image, shrinkage), shrunk(text, shrinkage)
     if kind == "mmcl":
         score = linear_optimum(class_cross_covariance(mom, weight), rank=rank)
     elif kind == "whitened":
         inverted = theta > 0
-        left, right = (jnp.where(inverted, _regular(s), s) for s in (left, right))
+        left, right = (jnp.where(inverted, regular(s), s) for s in (left, right))
         score = whitened_optimum(cross, left, right, theta, rank)
     else:
         unit = jnp.trace(image) * jnp.trace(text) / (len(image) * len(text))
-        left, right = (jnp.where(kappa > 0, s, _regular(s)) for s in (left, right))
+        left, right = (jnp.where(kappa > 0, s, regular(s)) for s in (left, right))
         score = ridge_optimum(cross, left, right, kappa * unit)
     rules = prompts @ score.T
     return rules, -rules @ mean
 
 
-def _shrunk(covariance: Array, shrinkage: Array) -> Array:
+def shrunk(covariance: Array, shrinkage: Array) -> Array:
     """The covariance with a multiple of its mean eigenvalue on the diagonal."""
     d = len(covariance)
     return covariance + shrinkage * jnp.trace(covariance) / d * jnp.eye(d, dtype=covariance.dtype)
 
 
-def _regular(covariance: Array) -> Array:
+def regular(covariance: Array) -> Array:
     """The covariance, NaN if it is singular."""
     values = jnp.linalg.eigvalsh(covariance)
     singular = values[0] <= values[-1] * len(covariance) * jnp.finfo(covariance.dtype).eps

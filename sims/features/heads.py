@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmcl_theory import learners, losses
+from mmcl_theory.features.closed_form import regular, shrunk
 from sims.engine.grid import Task
 from sims.features.config import CLOSED, READERS, Config
 from sims.features.sets import Data
@@ -257,7 +258,7 @@ def measure(arm: str, config: Config, point: Point, state: State) -> Float[Array
 def closed_form(arm: str, config: Config, key: Key[Array, ""], point: Point) -> tuple[list[Array], Array, Array]:
     """The scores that a closed form of rank `width` gives to each set; it has no loss and no temperature.
 
-    It reads all captions of its training images.
+    It reads all captions of its training images. NaN where a covariance that it inverts is singular.
     """
     train = point["train"]
     chosen = jnp.zeros(len(train["first"]), bool).at[subset(config, key, point)].set(True)
@@ -274,8 +275,9 @@ def closed_form(arm: str, config: Config, key: Key[Array, ""], point: Point) -> 
     if arm == "linear_mmcl":
         score = learners.linear_optimum(covariance(x, t), rank=rank)
     else:
-        inverted = [covariance(z, z) for z in (x, t)]
-        inverted = [s + config.shrinkage * jnp.trace(s) / len(s) * jnp.eye(len(s)) for s in inverted]
+        inverted = [shrunk(covariance(z, z), jnp.asarray(config.shrinkage)) for z in (x, t)]
+        if config.theta > 0:
+            inverted = [regular(s) for s in inverted]
         score = learners.whitened_optimum(covariance(x, t), *inverted, config.theta, rank)
     rules = [(one["prompts"] @ score.T, one["image"] - image_mean[None]) for one in point["sets"]]
     return [images @ rule.T for rule, images in rules], jnp.asarray(jnp.nan), jnp.asarray(jnp.nan)

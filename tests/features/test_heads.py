@@ -390,3 +390,12 @@ def test_a_tie_is_neither_aligned_nor_conflicting(n):
     assert set(sets._joint(CLASSES[y], PLACES[a]).values()) == {-1}
     more = sets._joint(np.append(CLASSES[y], "cat"), np.append(PLACES[a], "sofa"))
     assert more["cat", "sofa"] == more["dog", "grass"] == 1 and more["cat", "grass"] == more["dog", "sofa"] == 0
+
+
+def test_a_singular_covariance_gives_no_scores(config, point):
+    """A feature that is always 0, and no shrinkage; with it there are scores."""
+    train = {**point["train"], "image": point["train"]["image"].at[:, 3].set(0.0)}
+    for shrinkage, theta, finite in ((0.0, 1.0, False), (0.01, 1.0, True), (0.0, 0.0, True)):
+        changed = dataclasses.replace(config, shrinkage=shrinkage, theta=theta)
+        scores, *_ = heads.closed_form("whitened", changed, jax.random.key(0), {**point, "train": train})
+        assert bool(jnp.isfinite(scores[0]).all()) is finite
