@@ -6,7 +6,8 @@
 A row of the table is a run. Its OOD accuracy is the mean of the columns --ood; a group's accuracy or a gap may stand
 there too, a gap with --transform=plain. Each arm is read at --at in two ways. `line` is the least-squares line on the
 axes of --transform. `curve` is straight between neighbouring points, and has no value beyond them. Intervals are of
-95%, by a bootstrap over seeds, or over points where there are no seeds.
+95%, by a bootstrap over seeds, or over points where there are no seeds. With --images, the numbers of test images of
+--id and of each set of --ood, they cover those images too, and accuracies of 0 and 1 count as half an image from there.
 The paper's figures with such points are 3a, 3b, 3c, 6 and 7; paper:3a,3b:coco joins two of them for one data set.
 Writes lines.csv and the figure lines.png.
 """
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from sims.engine.flags import UsageError, check_choice, define, names, numbers, optional, path, run_main
+from sims.engine.flags import UsageError, check_choice, count, define, names, numbers, optional, path, run_main
 
 TRANSFORMS = ("probit", "logit", "plain")
 _SCALES = {"share": 1.0, "percent": 100.0}
@@ -76,9 +77,20 @@ def paper_points(spec: str, flag: str) -> list[Point]:
 
 
 def table_points(
-    file: pathlib.Path, acc_id: str, acc_ood: Sequence[str], arm: str, seed: str | None, unit: float
+    file: pathlib.Path,
+    acc_id: str,
+    acc_ood: Sequence[str],
+    arm: Sequence[str],
+    seed: str | None,
+    unit: float,
+    images: Sequence[int] | None = None,
 ) -> list[Point]:
-    """The points of a CSV table, from these columns; accuracies are in 1/unit. Raises: UsageError for a bad table."""
+    """The points of a CSV table, from these columns; accuracies are in 1/unit.
+
+    arm: one column or more; rows that differ in any are of different arms.
+    images: of the ID set and of each OOD set, where they are known.
+    Raises: UsageError for a bad table.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
@@ -86,7 +98,12 @@ def table_points(
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--points={file} cannot be read ({reason}); give a CSV table, or paper:3a.") from None
-    for flag, name in (("id", acc_id), *(("ood", x) for x in acc_ood), ("arm", arm), ("seed_column", seed)):
+    for flag, name in (
+        ("id", acc_id),
+        *(("ood", x) for x in acc_ood),
+        *(("arm", x) for x in arm),
+        ("seed_column", seed),
+    ):
         if name is not None and name not in columns:
             raise UsageError(f"--{flag} must be a column of {file}, got {name!r}; it has {', '.join(columns)}.")
     points = []
@@ -94,10 +111,24 @@ def table_points(
         where = f"{file}, line {line}"
         if None in row or None in row.values():
             raise UsageError(f"{where}: must have {len(columns)} cells, as the first line has.")
-        value = _number(row, acc_id, where) / unit
-        mean = math.fsum(_number(row, name, where) for name in acc_ood) / len(acc_ood) / unit
-        points.append(Point("", str(row[arm]), value, mean, None if seed is None else str(row[seed]), where))
+        own, *shifted = (_number(row, name, where) / unit for name in (acc_id, *acc_ood))
+        name = ", ".join([str(row[arm[0]]), *(f"{x} {row[x]}" for x in arm[1:])])
+        known: dict[str, Any] = {}
+        if images is not None:
+            own, *shifted = (_inside(a, n, where) for a, n in zip((own, *shifted), images, strict=True))
+            known = {"id_images": images[0], "ood_sets": tuple(zip(shifted, images[1:], strict=True))}
+        mean = math.fsum(shifted) / len(shifted)
+        points.append(Point("", name, own, mean, None if seed is None else str(row[seed]), where, **known))
     return points
+
+
+def _inside(accuracy: float, images: int, where: str) -> float:
+    from sims.engine import lines
+
+    try:
+        return float(lines.inside(accuracy * images, images))
+    except ValueError:
+        raise UsageError(f"{where}: with --images, accuracies must be in [0, 1]; see --scale.") from None
 
 
 def _number(row: dict[str, Any], column: str, where: str) -> float:
@@ -293,11 +324,19 @@ def _limits(ax: Any, arms: dict[str, list[Point]], overlay: Sequence[Point], at:
     return found
 
 
+def _images(text: str) -> tuple[int, ...]:
+    """`5000,10000` as (5000, 10000)."""
+    return tuple(count(part, 1, 10**9) for part in text.split(","))
+
+
 def _define_flags() -> None:
     define("points", None, "a CSV table, or paper:FIGURE for the paper's own points; needed", optional(path))
     define("id", "id", "column of ID accuracies", str)
     define("ood", "ood", "columns of OOD accuracies, joined by commas; their mean is taken", names)
-    define("arm", "arm", "column that names the arm", str)
+    define(
+        "images", None, "test images of --id and of each of --ood, joined by commas; none: not known", optional(_images)
+    )
+    define("arm", "arm", "columns that name the arm, joined by commas: --arm=arm,attribute,detail", names)
     define("seed_column", None, "column that names the seed; none: each row is a run of its own", optional(str))
     define(
         "at", None, "ID accuracies, on the table's scale; none: the middle of what two arms reach", optional(numbers)
@@ -324,11 +363,18 @@ def _main() -> None:
     if values.overlay is not None and not values.overlay.startswith(_PAPER):
         raise UsageError(f"--overlay must be paper:FIGURE, such as paper:3a, got {values.overlay!r}.")
     overlay = [] if values.overlay is None else paper_points(values.overlay, "overlay")
+    if values.images is not None and (own or len(values.images) != 1 + len(values.ood)):
+        needed = (
+            "be left out for the paper's points"
+            if own
+            else f"have a number for --id and for each of --ood, {1 + len(values.ood)}"
+        )
+        raise UsageError(f"--images must {needed}, got {len(values.images)}.")
     if own:
         points = paper_points(values.points, "points")
     else:
         file = pathlib.Path(values.points)
-        points = table_points(file, values.id, values.ood, values.arm, values.seed_column, unit)
+        points = table_points(file, values.id, values.ood, values.arm, values.seed_column, unit, values.images)
     arms = grouped(points, values.transform, unit, f"--points={values.points}")
     out = pathlib.Path(values.out)
 

@@ -20,6 +20,7 @@ sim_clr. Writes results.zarr, summary.csv (a row for each run, which `python -m 
 """
 
 import dataclasses
+import sys
 
 from absl import flags
 
@@ -106,6 +107,9 @@ def _main() -> int:
         preset = {k: v for k, v in _PRESETS[values["preset"]].items() if flags.FLAGS[k].using_default_value}
     values["train"] = values["train"] or ""
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)} | preset)
+    config.check()
+    for note in config.data.notes:
+        print(f"note: {note}.", file=sys.stderr)
     return command.run(config, values["out"], "sims.features.experiment")
 
 

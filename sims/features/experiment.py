@@ -40,7 +40,7 @@ def complete(config: Config, measured: np.ndarray) -> xr.Dataset:
         {"name": s.name, "images": len(s.label), "groups": list(s.groups), "sizes": s.sizes.tolist()}
         for s in config.data.sets
     ]
-    return xr.Dataset(attrs={"sets": json.dumps(sets)})
+    return xr.Dataset(attrs={"sets": json.dumps(sets), "notes": json.dumps(config.data.notes)})
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:
@@ -130,7 +130,8 @@ def text(dataset: xr.Dataset) -> str:
         if apart := sorted(pairs_of_all - compared):
             pairs = "; ".join(" and ".join(pair) for pair in apart)
             parts[-1] += f"\nNo ID accuracy in common, so that nothing is compared: {pairs}"
-    return "\n\n".join(parts)
+    notes: list[str] = json.loads(dataset.attrs.get("notes", "[]"))  # runs of earlier versions have none
+    return "\n\n".join(parts + ["\n".join(f"note: {note}." for note in notes)] * bool(notes))
 
 
 def _best(dataset: xr.Dataset) -> str:

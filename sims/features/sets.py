@@ -6,6 +6,7 @@ sample. Features are moved and scaled as one: the mean of the training set is 0,
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sims.features.config import ALONE, Config
 
 Names = tuple[str, ...]
 ID = "id"
+FEW = 30  # images of a group below which a note is given
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,13 +73,17 @@ class Set:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """The training set, the evaluation sets (ID first), the classes of training, and the digest of all arrays."""
+    """The training set, the evaluation sets (ID first), the classes of training, and the digest of all arrays.
+
+    notes: a sentence for each thing that makes an accuracy mean less than it seems to.
+    """
 
     train: Train
     sets: tuple[Set, ...]
     classes: Names
     attributes: bool
     digest: str
+    notes: Names
 
     def check(self, config: Config) -> None:
         """Raise UsageError where the flags ask more than the sets have."""
@@ -168,7 +174,22 @@ def load(config: Config) -> Data:
         else:
             own_prompts = prompts[known]
         sets.append(_evaluation(name, raw, scored, known, joint, images(raw.image), texts(own_prompts)))
-    return Data(found, tuple(sets), classes, train.attributes is not None, digest.hexdigest())
+    seen = {row.tobytes() for row in found.image}
+    notes = tuple(note for s in sets for note in _notes(s, seen))
+    if train.attributes is not None and sets[0].groups:
+        trained = dict.fromkeys(f"({c}, {a})" for c, a in zip(train.labels, train.attributes, strict=True))
+        if missing := sorted(trained.keys() - set(sets[0].groups)):
+            notes = (*notes, f"{ID}: has no image of {', '.join(missing)}, which training has")
+    return Data(found, tuple(sets), classes, train.attributes is not None, digest.hexdigest(), notes)
+
+
+def _notes(s: Set, seen: set[bytes]) -> Iterator[str]:
+    """What to say of an evaluation set.  seen: the features of the training images."""
+    if both := sum(row.tobytes() in seen for row in s.image):
+        yield f"{s.name}: {both} of its {len(s.image)} images have the features of training images"
+    for name, size in zip(s.groups, s.sizes, strict=False):
+        if size < FEW:
+            yield f"{s.name}: group {name} has {size} images, fewer than {FEW}, so its accuracy is uncertain"
 
 
 def _prompts(raw: _Raw, classes: Names, width: int) -> np.ndarray:
@@ -227,8 +248,15 @@ def _units(raw: _Raw) -> np.ndarray:
 
 
 def _one_row_an_image(raw: _Raw) -> _Raw:
-    """The first row of each image: its captions do not count as images."""
-    _, first = np.unique(_units(raw), return_index=True)
+    """The first row of each image: its captions do not count as images. Raises: UsageError if rows of one disagree."""
+    _, first, unit = np.unique(_units(raw), return_index=True, return_inverse=True)
+    for name, values in (("labels", raw.labels), ("attributes", raw.attributes)):
+        if values is None or not (differ := values != values[first[unit]]).any():
+            continue
+        row = int(differ.argmax())
+        other = int(first[unit[row]])
+        raise UsageError(f"--{raw.flag}: rows {other} and {row} are one image by their features or `units`, but have"
+                         f" {name} {str(values[other])!r} and {str(values[row])!r}.")  # fmt: skip
     return raw.rows(np.sort(first))
 
 

@@ -287,7 +287,42 @@ def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
     assert show.show(tmp_path / "run", tmp_path / "again") in out
     points = (f"--points={tmp_path}/run/summary.csv", "--seed_column=seed", f"--out={tmp_path}/lines")
     code, out, err = mmcl(lines, *points)
-    assert code == 0 and "supervised - whitened" in out, err
+    assert code == 0 and "supervised - whitened" in out and "test items" not in out, err
+    images = "--images=72,300,300"  # 3 of 10 of the 240 training images, and those of `ood` twice
+    code, out, err = mmcl(lines, *points, images, "--ood=ood all,again all", "--id=id all", "--arm=arm,attribute")
+    assert code == 0 and "supervised, attribute 1.0 - whitened, attribute 1.0" in out, err
+    assert "over seeds, test items" in out
+
+
+def test_what_makes_an_accuracy_mean_less_is_said(folder, tmp_path, mmcl):
+    """An evaluation set that has training images, groups of few images, and groups that the hold-out lost.
+
+    Twin: none of it is said of sets without these.
+    """
+    raw = reference(Config(train=str(folder / "train.npz")))
+    raw["attributes"] = np.where(np.arange(320) == 7, "sea", raw["attributes"])
+    raw["units"] = np.r_[:240, :240:3]
+    raw["attributes"][240:] = raw["attributes"][np.arange(0, 240, 3)]
+    np.savez(tmp_path / "train.npz", **raw)
+    ood = pairs(300, 1, p_spu=0.5)
+    np.savez(tmp_path / "ood.npz", **{**ood, "image": np.r_[raw["image"][:5], ood["image"][5:]]})
+
+    def notes(train, other):
+        found = sets.load(Config(train=str(train), ood=(("ood", str(other)),), holdout=0.45, batch_size=50))
+        return found.notes
+
+    said = notes(tmp_path / "train.npz", tmp_path / "ood.npz")
+    held = sum("have the features of training images" in note for note in said)
+    assert held == 1 and any(
+        note.startswith("ood: ") and "of its 300 images have the features" in note for note in said
+    )
+    assert f"id: has no image of ({raw['labels'][7]}, sea), which training has" in said
+    assert any("fewer than 30, so its accuracy is uncertain" in note for note in said)
+    assert not any("have the features of" in note or "has no image" in note
+                   for note in notes(folder / "train.npz", folder / "ood.npz"))  # fmt: skip
+    given = (f"--train={tmp_path}/train.npz", f"--ood=ood={tmp_path}/ood.npz", "--holdout=0.45", "--batch_size=50")
+    code, _, err = mmcl(command, *given, "--dry_run", f"--out={tmp_path}/out")
+    assert code == 0 and [f"note: {note}." for note in said] == err.splitlines()[: len(said)]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +344,7 @@ def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
         ({"attributes": None}, "--ood=a={0}/ood.npz --attribute=0.5,1", "--attribute below 1 needs a training set"),
         ({}, "--batch_size=500", "--batch_size must be <= 168, the fewest training images, got 500."),
         ({}, "--percent=10,100 --batch_size=20", "--batch_size must be <= 16"),
+        ({}, "--ood=a={0}/torn.npz", "--ood=a: rows 0 and 2 are one image by their features or `units`, but have"),
         ({}, "--ood=a", "needs NAME=FILE"),
         ({}, "--ood=id={0}/ood.npz", "needs names that differ from each other and from id"),
         ({}, "--width=1.5", "--width must be whole numbers, got 1.5."),
@@ -322,7 +358,11 @@ def test_what_is_refused(changed, flags, said, folder, tmp_path, mmcl):
     np.savez(tmp_path / "train.npz", **{k: v for k, v in raw.items() if v is not None})
     ood = pairs(30, 2)
     np.savez(tmp_path / "ood.npz", **ood)
-    np.savez(tmp_path / "wide.npz", image=np.ones((30, 5)), labels=ood["labels"])
+    np.savez(tmp_path / "wide.npz", image=np.arange(150.0).reshape(30, 5), labels=ood["labels"])
+    torn = {**ood, "image": ood["image"][[0, 1, 0, *range(3, 30)]]}
+    torn["attributes"] = np.array(["sofa", "sofa", "grass", *ood["attributes"][3:]])
+    torn["labels"] = np.array([*ood["labels"][[0, 1, 0]], *ood["labels"][3:]])
+    np.savez(tmp_path / "torn.npz", **torn)
     ood["labels"][2] = "yak"
     np.savez(tmp_path / "strange.npz", **ood)
     (tmp_path / "new.npz").write_bytes((folder / "new.npz").read_bytes())
