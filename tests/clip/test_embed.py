@@ -221,10 +221,21 @@ def test_another_encoder_or_setting_is_refused(data, tmp_path, monkeypatch):
 
 
 def test_a_finished_folder_is_not_done_again(data, tmp_path, capsys):
-    found = features.embed(work(data), tmp_path / "out")
-    never = Towers("mine", lambda _: pytest.fail("encoded again"), text)
-    assert features.embed(work(data, towers=never), tmp_path / "out") == found
-    assert "already holds these features" in capsys.readouterr().err
+    """One batch alone is encoded, to see that it is the same encoder; images of another size are other images."""
+    out = tmp_path / "out"
+    found = features.embed(work(data), out)
+    before, batches = results(out), []
+    counted = Towers("mine", lambda batch: batches.append(len(batch)) or image(batch), text)
+    assert features.embed(work(data, towers=counted), out) == found
+    assert "already holds these features" in capsys.readouterr().err and batches == [2]
+    with pytest.raises(UsageError, match="mine gives other text features than those in the folder"):
+        features.embed(work(data, towers=Towers("mine", image, lambda x: text(x) + np.float32(1))), out)
+    picture = (data / "7.png").read_bytes()
+    (data / "7.png").write_bytes(picture + b" ")
+    with pytest.raises(UsageError, match="differs in image_sizes"):
+        features.embed(work(data), out)
+    (data / "7.png").write_bytes(picture)
+    assert features.embed(work(data), out) == found and results(out) == before
 
 
 def later(change):
@@ -240,6 +251,7 @@ TOO = {
     "got int64 of shape (2, 5)": lambda x: x.astype(int),
     "got float64 of shape (2, 0)": lambda x: x[:, :0],
     "gives no array": lambda x: [[1.0], [1.0, 2.0]],
+    " of mine raised ValueError in test_embed.py, line ": lambda x: x @ x,
     "gives a number that is not finite": lambda x: np.where(np.arange(5) == 3, np.nan, x),
     "which float16 does not hold; give --precision=float32": lambda x: x * 1e6,
     "of up to 1e-08 in a row, which float16 does not hold": lambda x: np.full_like(x, 1e-8),
@@ -368,6 +380,7 @@ def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, run):
         (["--encoder=no_such_module:f", table], "cannot be imported (No module named 'no_such_module')."),
         (["--encoder=tests.clip.test_embed:f", table], "cannot be imported (module 'tests.clip.test_embed' has no"),
         (["--encoder=tests.clip.test_embed:MINE", table], "is no function."),
+        (["--encoder=tests.clip.test_embed:work", table], "test_embed:work raised TypeError in "),
         (
             ["--encoder=tests.clip.test_embed:no_towers", table],
             "must return an object with the functions image and text",

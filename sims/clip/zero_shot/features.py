@@ -22,7 +22,7 @@ from sims.clip.records.reading import arrays_of, brief
 from sims.clip.records.sources import FileBytes, Source
 from sims.clip.zero_shot.prompts import prompts
 from sims.clip.zero_shot.scoring import in_order
-from sims.clip.zero_shot.towers import Towers
+from sims.clip.zero_shot.towers import Towers, raised
 from sims.engine import files, processes, store
 from sims.engine.flags import UsageError
 
@@ -80,10 +80,13 @@ class Work:
             attribute = None if attributes is None else attributes[i]
             digest.update(json.dumps([int(self.source.labels[i]), attribute, *self.source.captions(i)]).encode())
         words = [list(self.source.classes), list(self.templates)]
+        fetch = getattr(self.source, "fetch", None)
+        paths = [os.path.join(fetch.root, fetch.paths[i]) for i in self.indices] if isinstance(fetch, FileBytes) else []
+        sizes = [os.stat(path).st_size for path in paths]  # what most changes of an image change, and quick to read
         return {
             "command": "clip.embed", "encoder": self.towers.name, "images": len(self.indices),
             "precision": self.precision, "batch_size": self.batch_size, "shard": self.shard,
-            "pairs": digest.hexdigest(),
+            "pairs": digest.hexdigest(), "image_sizes": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
             "classes_and_templates": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
         }  # fmt: skip
 
@@ -91,12 +94,16 @@ class Work:
         """Features of images or captions, (n, d).
 
         width: d; None: any.
-        Raises: UsageError if the encoder gives no finite floats, another number of rows, or another width.
+        Raises: UsageError if the encoder fails, or gives no finite floats, another number of rows, or another width.
         """
         what, encode = f"{which} of {self.towers.name}", getattr(self.towers, which)
         parts, rest = [], iter(items)
         while batch := list(itertools.islice(rest, self.batch_size)):
-            parts.append(_checked(what, encode(batch), len(batch), width))
+            try:
+                given = encode(batch)
+            except Exception as error:  # the user's own code may raise anything
+                raise UsageError(f"{what} {raised(error)}.") from error
+            parts.append(_checked(what, given, len(batch), width))
             width = parts[-1].shape[1]
         return np.concatenate(parts) if parts else np.empty((0, width or 1), self.precision)
 
@@ -181,10 +188,12 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
     """
     config = work.identity()
     store.check(out, config, overwrite)
-    if not overwrite and (out / SUMMARY).exists():
+    finished = not overwrite and (out / SUMMARY).exists()
+    first = work.part(work.indices[: min(work.batch_size, work.shard)])
+    if finished:
+        _check_same(work, first, {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in ("image", "text")})
         print(f"{out} already holds these features; nothing was computed again.", file=sys.stderr)
         return json.loads((out / SUMMARY).read_text())
-    first = work.part(work.indices[: min(work.batch_size, work.shard)])
     if not len(first["kept"]):
         raise UsageError(
             f"none of the first {len(first['bad'])} images can be read, such as {first['bad'][0]} ({first['why'][0]})."
@@ -204,7 +213,8 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
         }
         done = {file for file in at if _kept(file) is not None}
         if done:
-            _check_same(work, first, next(iter(at)))
+            if (stored := _kept(next(iter(at)))) is not None:
+                _check_same(work, first, {which: _by_caption(stored, which) for which in ("image", "text")})
             print(f"resuming: {len(done)} of {len(at)} shards are there.", file=sys.stderr)
         with tqdm(total=len(work.indices), unit="image", disable=None, smoothing=0.1) as bar:
             for file, records in at.items():
@@ -233,17 +243,24 @@ def _write(file: pathlib.Path, part: Mapping[str, np.ndarray]) -> None:
         np.savez(opened, **part)  # type: ignore[arg-type]  # NumPy's types: any name may be `allow_pickle`
 
 
-def _check_same(work: Work, first: Mapping[str, np.ndarray], file: pathlib.Path) -> None:
-    """Raise UsageError unless the encoder gives what it gave for the first shard, to 1% of a row's length."""
-    if (stored := _kept(file)) is None:
-        return
+def _check_same(work: Work, first: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -> None:
+    """Raise UsageError unless the encoder gives what it gave before, to 1% of a row's length.
+
+    first: the shard of the first images.  before: image and text features of these and more, a row for each caption.
+    """
     for which in ("image", "text"):
-        now, before = (x[which][: len(first[which])].astype(float) for x in (first, stored))
-        same = now.shape == before.shape
-        if not same or (np.linalg.norm(now - before, axis=1) > 0.01 * np.linalg.norm(now, axis=1)).any():
+        now = _by_caption(first, which).astype(float)
+        then = before[which][: len(now)].astype(float)
+        same = now.shape == then.shape
+        if not same or (np.linalg.norm(now - then, axis=1) > 0.01 * np.linalg.norm(now, axis=1)).any():
             raise UsageError(
                 f"{work.towers.name} gives other {which} features than those in the folder; --overwrite starts again."
             )
+
+
+def _by_caption(part: Mapping[str, np.ndarray], which: str) -> np.ndarray:
+    """The features of a shard, a row for each caption."""
+    return np.repeat(part["image"], part["captions"], axis=0) if which == "image" else part["text"]
 
 
 def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths: tuple[int, int]) -> dict[str, Any]:
@@ -255,8 +272,7 @@ def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths:
         with files.whole(out / f"{which}.npy") as new:
             rows, start = np.lib.format.open_memmap(new, "w+", work.precision, (pairs, width)), 0
             for file in shards:
-                part = arrays_of(file)
-                x = np.repeat(part["image"], part["captions"], axis=0) if which == "image" else part["text"]
+                x = _by_caption(arrays_of(file), which)
                 rows[start : start + len(x)] = x
                 start += len(x)
             rows.flush()

@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,12 @@ def of_clip(name: str, encoder: Encoder, batch_size: int) -> Towers:
     return Towers(name, image, functools.partial(unit, encoder.encode_text), view, unit=True)
 
 
+def raised(error: Exception) -> str:
+    """What an error of someone else's code was, and where."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"raised {type(error).__name__} in {os.path.basename(last.filename)}, line {last.lineno}: {brief(error)}"
+
+
 def of_function(spec: str) -> Towers:
     """What MODULE:FUNCTION() returns: an object with the functions image and text, or a pair of them.
 
@@ -70,7 +77,10 @@ def of_function(spec: str) -> Towers:
         raise UsageError(f"--encoder={spec} cannot be imported ({brief(error)}).") from None
     if not callable(function):
         raise UsageError(f"--encoder={spec} is no function.")
-    found = function()
+    try:
+        found = function()
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(f"--encoder={spec} {raised(error)}.") from error
     image, text = found if isinstance(found, tuple) and len(found) == 2 else (
         getattr(found, part, None) for part in ("image", "text")
     )  # fmt: skip
