@@ -3,11 +3,12 @@
 from mmcl_theory.features.closed_form import KNOBS, Learner, feature_rules
 from mmcl_theory.features.diagnosis import diagnose
 from mmcl_theory.features.moments import GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import Advice, Diagnosis, Estimate, Outcome, Purchase, verdict
+from mmcl_theory.features.results import Advice, Component, Diagnosis, Estimate, Outcome, Purchase, verdict
 
 __all__ = [
     "KNOBS",
     "Advice",
+    "Component",
     "Diagnosis",
     "Estimate",
     "GroupSums",

@@ -17,7 +17,7 @@ from mmcl_theory import _checks
 from mmcl_theory.data import Mixture, mixture
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Learner, feature_rules
 from mmcl_theory.features.moments import AS_IT_IS, CHUNK, GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import Advice, Diagnosis, Outcome, Purchase
+from mmcl_theory.features.results import METHODS, Advice, Component, Diagnosis, Outcome, Purchase
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
@@ -174,8 +174,9 @@ def diagnose(
             if budget is not None and learner.kind in ONLY["attribute"]:
                 purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
         fitted, told = _fit(data, text, num_attributes)
+        components = _components(data, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
-    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told)
+    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told, components)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -364,6 +365,55 @@ def _fit(data: _Data, text: np.ndarray, num_attributes: int) -> tuple[Mixture, n
     told = 1 - ((within - guess) ** 2).mean(0) / (within**2).mean(0)
     weight = np.bincount(data.group) / len(data.group)
     return mixture(weight, mean, spread, data.classes.tolist(), data.shifted), told
+
+
+def _components(data: _Data, num_attributes: int) -> tuple[Component, ...]:
+    """What the linear loss, prediction and alignment find first, learnt from all folds but one each (X7).
+
+    Covariances that are inverted have .01 of their mean eigenvalue on the diagonal.
+    """
+    k, folds = int(data.classes.max()) + 1, range(len(data.sums.size))
+    c = min(k + num_attributes - 1, data.total.image.shape[-1], data.total.text.shape[-1])
+    found = np.empty((len(folds), len(METHODS), 4, c))
+    for f in folds:
+        others, mine = _covariances(data.others(f)), _covariances(data.sums.fold(f))
+        whiten = [_inverse_root(s + 0.01 * np.trace(s) / len(s) * np.eye(len(s))) for s in (others[0], others[2])]
+        plain = [np.eye(len(s)) for s in whiten]
+        for i, (left, right) in enumerate((plain, (whiten[0], plain[1]), whiten)):
+            u, _, vt = np.linalg.svd(left @ others[1] @ right)
+            a, b = left @ u[:, :c], right @ vt[:c].T
+            xx, xt, tt = (np.einsum("ic,ij,jc->c", p, s, q) for p, s, q in zip((a, a, b), mine, (a, b, b), strict=True))
+            size = np.sqrt(xx * tt)
+            found[f, i, 0] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
+            found[f, i, 1], found[f, i, 2] = _shares(data.others(f), a, k)
+            found[f, i, 3] = found[f, i, 1] > found[f, i, 2]
+    means = found.mean(0)
+    return tuple(
+        Component(method, j + 1, *map(float, means[i, :, j])) for i, method in enumerate(METHODS) for j in range(c)
+    )
+
+
+def _covariances(sums: GroupSums) -> list[np.ndarray]:
+    """S_I, C and S_T over all groups."""
+    n = sums.size.sum()
+    x, t = sums.image.sum(0) / n, sums.text.sum(0) / n
+    products = sums.image_image, sums.image_text, sums.text_text
+    return [s.sum(0) / n - np.outer(p, q) for s, p, q in zip(products, (x, x, t), (x, t, t), strict=True)]
+
+
+def _inverse_root(s: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(s)
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def _shares(sums: GroupSums, directions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shares of the variance of x . a_c that class and attribute have, groups counting equally; (c,) each."""
+    mean = sums.image / sums.size[:, None]
+    square = sums.image_image / sums.size[:, None, None] - mean[:, :, None] * mean[:, None, :]
+    within = np.einsum("ic,gij,jc->c", directions, square, directions) / len(mean)
+    table = (mean @ directions).reshape(k, -1, directions.shape[1])
+    whole = within + table.var((0, 1))
+    return tuple(table.mean(axis).var(0) / np.where(whole > 0, whole, 1.0) for axis in (1, 0))
 
 
 class _Codes(NamedTuple):

@@ -47,6 +47,10 @@ class GroupSums:
         """These sums without those of one fold; the first dimension of `folds` is the folds."""
         return self._map(lambda name: getattr(self, name) - getattr(folds, name)[fold])
 
+    def fold(self, fold: int) -> "GroupSums":
+        """The sums of one fold; the first dimension is the folds."""
+        return self._map(lambda name: getattr(self, name)[fold])
+
     def total(self) -> "GroupSums":
         """The sums over all folds; the first dimension is the folds."""
         return self._map(lambda name: getattr(self, name).sum(0))

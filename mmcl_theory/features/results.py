@@ -174,6 +174,33 @@ class Purchase:
     gain: Estimate
 
 
+METHODS = ("contrast", "predict", "align")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Component:
+    """A leading direction of the images by one of METHODS, means over folds (X7).
+
+    They are the singular vectors of the cross-covariance C of images and texts, after S_I^-1/2 C and after
+    S_I^-1/2 C S_T^-1/2: what the linear loss, prediction of the text from the image, and alignment (CCA) find first.
+
+    Attributes:
+        method: of METHODS.
+        number: its place, from 1.
+        correlation: of its image and text score, on held-out samples.
+        of_class: the share of its image score's variance that the class has, in groups of equal weight.
+        of_attribute: that of the attribute. The rest is within groups, or of both together.
+        ahead: in how many of the folds `of_class` is the larger of the two.
+    """
+
+    method: str
+    number: int
+    correlation: float
+    of_class: float
+    of_attribute: float
+    ahead: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosis:
     """The result of `diagnose`.
@@ -189,6 +216,7 @@ class Diagnosis:
         purchases: the best captions within a budget, if one was given.
         told: the share of each direction's variance within groups that the captions tell, on held-out samples, (l,);
             <= 0 if they tell nothing.
+        components: the leading directions of each of METHODS, in order.
     """
 
     classes: tuple[str, ...]
@@ -199,6 +227,7 @@ class Diagnosis:
     purchases: tuple[Purchase, ...]
     fitted: Mixture
     told: np.ndarray
+    components: tuple[Component, ...] = ()
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -245,6 +274,17 @@ class Diagnosis:
         if gap.high < 0:
             return "over-correction"
         return "balanced" if max(-gap.low, gap.high) <= BALANCED else "no evidence"
+
+    def recovered(self, method: str) -> str:
+        """What a method finds first (X7): "class", "attribute" or "no evidence".
+
+        It is the class if in all folds the first K - 1 components have more of the class than of the attribute, and the
+        attribute if in all folds none has.
+        """
+        ahead = [c.ahead for c in self.components if c.method == method][: len(self.classes) - 1]
+        if all(share == 1 for share in ahead):
+            return "class"
+        return "attribute" if all(share == 0 for share in ahead) else "no evidence"
 
     def to_dataframe(self) -> Any:
         """The accuracies as a pandas DataFrame: a row for each learner and group, and for P, P* and the worst group."""

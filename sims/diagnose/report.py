@@ -61,7 +61,8 @@ def changes_with_evidence(found: Diagnosis, most: int) -> list[Advice]:
 
 def told_in_words(change: Advice) -> str:
     """What a change is."""
-    return f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}"
+    tempered = f", as {change.setting**0.5:.3g} times the temperature gives" if change.knob == "kappa" else ""
+    return f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}{tempered}"
 
 
 def look(learner: str) -> tuple[str, str, str]:
@@ -81,6 +82,7 @@ def text(found: Diagnosis) -> str:
     names = [f"class {c}" for c in found.classes[1:]] + [f"attribute {a}" for a in found.attributes[1:]]
     shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, found.told, strict=True))
     lines.append(f"Share of the variance within groups that captions tell, along each direction: {shares}")
+    lines.append(f"Found first, as X7 has it: {_first(found)}")
     for change in changes_with_evidence(found, _TOLD):
         lines.append(
             f"{told_in_words(change)}: P* {_change(change.shifted)}, {verdict(change.shifted)}; worst group"
@@ -99,6 +101,19 @@ def text(found: Diagnosis) -> str:
             f" {_change(purchase.gain)} to spending it evenly, {verdict(purchase.gain)}"
         )
     return "\n".join(lines)
+
+
+_METHODS = {"contrast": "linear loss", "predict": "prediction of texts from images", "align": "alignment, as whitened"}
+
+
+def _first(found: Diagnosis) -> str:
+    """What each method finds first, with the shares that class and attribute have of its first component."""
+    leading = {c.method: c for c in found.components if c.number == 1}
+    return "; ".join(
+        f"{_METHODS[name]}: {found.recovered(name)} (class {c.of_class:.2f}, attribute {c.of_attribute:.2f} of the"
+        f" first component's variance; correlation {c.correlation:.2f})"
+        for name, c in leading.items()
+    )
 
 
 def _gaussian(found: Diagnosis, name: str) -> str:
@@ -207,6 +222,8 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
         ],
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
         "told": [_number(x) for x in found.told],
+        "components": [dataclasses.asdict(c) for c in found.components],
+        "found_first": {method: found.recovered(method) for method in _METHODS},
     }
     files.write_text(out / "diagnosis.json", json.dumps(content, indent=1))
     files.write_text(out / "report.html", html_page(found, given, notes, picture.getvalue()))

@@ -420,3 +420,53 @@ def test_the_best_captions_within_a_budget():
     for name, value in wrongs.items():
         with pytest.raises(ValueError, match=f"{name} must be"):
             mt.diagnose(image, text, label, attribute, **{**given, name: value})
+
+
+def nuisance(seed, k, g, eta, h, n=3000):
+    """Pairs of X7's model: a signal, which is the class with noise, and a nuisance, the attribute with noise.
+
+    g: own variance of image and text in the signal; eta: shared variance of the nuisance, h: its variances.
+    """
+    rng = np.random.default_rng(seed)
+    y, a = rng.integers(0, 2, (2, n))
+    own = rng.normal(size=(2, 2, n))
+    signal = [k * (2 * y - 1) + np.sqrt(variance) * noise for variance, noise in zip(g, own[0], strict=True)]
+    part = np.sqrt(eta / np.sqrt(h[0] * h[1]))  # of each side's standard deviation
+    other = [np.sqrt(v) * (part * (2 * a - 1) + np.sqrt(1 - part**2) * noise)
+             for v, noise in zip(h, own[1], strict=True)]  # fmt: skip
+    return *(np.stack(both, 1) for both in zip(signal, other, strict=True)), y, a
+
+
+def test_what_is_found_first_is_by_the_criteria_of_x7():
+    """In random models whose criteria are not near equality; twin: the criteria of the other method."""
+    rng = np.random.default_rng(0)
+    told = {name: [] for name in ("contrast", "predict", "align")}
+    regimes = set()
+    for seed in range(24):
+        k, eta = rng.uniform(0.7, 1.3), rng.uniform(0.3, 0.9)
+        g, h = rng.uniform(0, 4, 2), np.exp(rng.uniform(0, 1.5, 2))
+        law = mt.theory.recovery(k, *g, eta, *h)
+        regimes.add(int(law.regime))
+        found = mt.diagnose(*nuisance(seed, k, g, eta, h), learners={}, knobs={}, folds=4)
+        for name, said in told.items():
+            ratio = float(getattr(law, name))
+            if abs(np.log(ratio)) > 0.25:
+                said.append((found.recovered(name) == ("class" if ratio > 1 else "attribute"), ratio > 1))
+    for said in told.values():
+        assert all(right for right, _ in said) and len(said) >= 12
+        assert len({which for _, which in said}) == 2  # a constant answer fails
+    assert len(regimes) >= 3
+
+
+def test_components_have_held_out_correlations_and_shares():
+    """The canonical correlation and the shares of a model known in closed form; twin: of another component."""
+    k, g, eta, h = 1.0, (1.0, 0.5), 0.3, (1.0, 1.0)
+    found = mt.diagnose(*nuisance(1, k, g, eta, h, n=40_000), learners={}, knobs={}, folds=5)
+    first, second = (c for c in found.components if c.method == "align" and c.number <= 2)
+    np.testing.assert_allclose(first.correlation, 1 / np.sqrt(2 * 1.5), atol=0.02)
+    np.testing.assert_allclose([first.of_class, first.of_attribute], [0.5, 0.0], atol=0.02)
+    np.testing.assert_allclose([second.of_class, second.of_attribute], [0.0, 0.3], atol=0.02)
+    assert (first.ahead, second.ahead) == (1.0, 0.0) and abs(second.correlation - first.correlation) > 0.2
+    image, text, y, a = nuisance(2, k, g, eta, h)
+    apart = mt.diagnose(image, np.random.default_rng(0).permutation(text), y, a, learners={}, knobs={}, folds=4)
+    assert all(abs(c.correlation) < 0.06 for c in apart.components)  # held out: 0 but for noise
