@@ -1,7 +1,13 @@
 """What captions name, by class and attribute: mention rates, what their words tell, and false negatives.
 
     python -m sims.captions_audit --captions=table.csv:caption --labels=table.csv:class --attributes=table.csv:place
+    python -m sims.captions_audit --data=coco:/data/coco:train2017
+    python -m sims.captions_audit --data='tars:/data/cc3m/*.tar' --classes=names.txt
 
+With --data the captions are those of COCO's layout, where an image's class is the category of its largest instance; of
+img2dataset's tars; or of a table with the columns path, caption, label and attribute. --classes gives classes to images
+whose captions name just one of them, which are then named in every image, if not in every caption. Without attributes
+the classes alone are counted.
 A caption names a class or an attribute if it has its name, or its plural in -s or -es, as whole words. Other words for
 it go into --words=FILE.json: {"dog": ["dog", "puppy", "hound dog"], "sofa": ["sofa", "couch"]}. Counted by group: how
 often captions name the own class and attribute, name only another one, and have other words at all; by word: how many
@@ -15,6 +21,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +58,7 @@ class Names:
 
     def named(self, words: tuple[str, ...]) -> set[str]:
         """The names that occur among the words."""
-        longest = max(len(phrase) for forms in self.phrases.values() for phrase in forms)
+        longest = max((len(phrase) for forms in self.phrases.values() for phrase in forms), default=0)
         runs = {words[i : i + n] for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
         return {name for name, forms in self.phrases.items() if forms & runs}
 
@@ -71,13 +78,14 @@ class Audit(NamedTuple):
 def audit(
     captions: Sequence[str],
     labels: Sequence[str],
-    attributes: Sequence[str],
+    attributes: Sequence[str] | None,
     words: Mapping[str, Sequence[str]],
     batch_size: int = 256,
     least: int = 10,
 ) -> Audit:
     """Counts over captions. least: occurrences from which on a word has a row.
 
+    attributes: None: not known; then all are of one attribute without a name, and what is counted of it is NaN.
     class_bits: mutual information of a word's presence and the class, in bits; attribute_bits: the same with the
     attribute, given the class. Their p-values are those of the G test, 2 n ln 2 bits ~ chi-squared, times the number of
     words. false_negatives: expected number of other captions in a batch that equal an anchor's; same_class: that are of
@@ -86,7 +94,9 @@ def audit(
     import numpy as np
 
     split = [tokens(caption) for caption in captions]
-    kinds = [Names(sorted(set(values)), words) for values in (labels, attributes)]
+    known = attributes is not None
+    kinds = [Names(sorted(set(values)), words) for values in (labels, attributes or ())]
+    attributes = attributes or [""] * len(split)
     naming = kinds[0].words() | kinds[1].words()
     count = collections.Counter(split)
     rows: dict[tuple[str, str], list[list[float]]] = collections.defaultdict(list)
@@ -99,8 +109,9 @@ def audit(
         )  # fmt: skip
     groups = []
     for (label, attribute), cells in sorted(rows.items()):
-        means = np.mean(cells, 0).tolist()
-        groups.append(dict(zip(GROUP_COLUMNS, (label, attribute, len(cells), *means), strict=True)))
+        means = np.mean(cells, 0)
+        means[[] if known else [1, 3]] = np.nan  # of the attribute
+        groups.append(dict(zip(GROUP_COLUMNS, (label, attribute, len(cells), *means.tolist()), strict=True)))
     n = len(split)
     weights = np.array([row["captions"] for row in groups]) / n
     totals = {name: float(weights @ [row[name] for row in groups]) for name in GROUP_COLUMNS[3:]}
@@ -164,17 +175,20 @@ def _bits(counts: Any, size: Any) -> float:
 def text(found: Audit) -> str:
     """The audit in lines."""
     t = found.totals
+    known = not math.isnan(t["names_attribute"])
+    named = (
+        f"{t['names_class']:.1%}, the attribute in {t['names_attribute']:.1%}" if known else f"{t['names_class']:.1%}"
+    )
     lines = [
-        f"{t['captions']:,.0f} captions, {t['distinct']:,.0f} distinct; they name the class in {t['names_class']:.1%},"
-        f" the attribute in {t['names_attribute']:.1%}, and have {t['other_words']:.1f} other words;"
-        f" {t['no_other_words']:.1%} have none"
+        f"{t['captions']:,.0f} captions, {t['distinct']:,.0f} distinct; they name the class in {named}, and have"
+        f" {t['other_words']:.1f} other words; {t['no_other_words']:.1%} have none"
     ]
     heads = ("captions", "class", "attribute", "other class", "other attr.", "other words")
     lines.append(f"{'class, attribute':32s}" + "".join(f"{head:>13s}" for head in heads))
     for row in found.groups:
         shares = "".join(f"{row[name]:13.3f}" for name in GROUP_COLUMNS[3:8])
-        lines.append(f"{row['class'] + ', ' + row['attribute']:32s}{row['captions']:13d}{shares}")
-    for kind in ("class", "attribute"):
+        lines.append(f"{_named(row):32s}{row['captions']:13d}{shares}")
+    for kind in ("class", "attribute") if known else ("class",):
         telling = [row for row in found.words if row[f"{kind}_p"] < 0.05]
         telling.sort(key=lambda row: -row[f"{kind}_bits"])
         shown = ", ".join(f"{row['word']} {row[f'{kind}_bits']:.3f}" for row in telling[:_SHOWN]) or "none"
@@ -188,6 +202,19 @@ def text(found: Audit) -> str:
     return "\n".join(lines)
 
 
+def _plain(x: Any) -> Any:
+    """The same with None for NaN, which JSON lacks."""
+    if isinstance(x, dict):
+        return {k: _plain(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [_plain(v) for v in x]
+    return None if isinstance(x, float) and math.isnan(x) else x
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return ", ".join(x for x in (row["class"], row["attribute"]) if x)
+
+
 def draw(found: Audit) -> Any:
     """Mention rates by group, with 95% intervals (Wilson)."""
     from sims.engine import style  # noqa: F401  sets the backend, before pyplot is imported
@@ -198,12 +225,14 @@ def draw(found: Audit) -> Any:
     figure, ax = plt.subplots(figsize=(7.5, 0.45 * len(found.groups) + 1.8), layout="constrained", dpi=120)
     looks = {"names_class": ("#0072B2", "o", "the class"), "names_attribute": ("#D55E00", "s", "the attribute")}
     for offset, (name, (colour, marker, label)) in zip((-0.12, 0.12), looks.items(), strict=True):
+        if math.isnan(found.totals[name]):
+            continue
         share, n = (np.array([row[x] for row in found.groups]) for x in (name, "captions"))
         low, high = wilson(share, n)
         at = np.arange(len(share)) + offset
         ends = np.maximum([share - low, high - share], 0)
         ax.errorbar(share, at, xerr=ends, fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2, label=label)
-    names = [f"{row['class']}, {row['attribute']} (n = {row['captions']:,})" for row in found.groups]
+    names = [f"{_named(row)} (n = {row['captions']:,})" for row in found.groups]
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set(xlim=(-0.02, 1.02), xlabel="share of captions that name it")
@@ -241,27 +270,33 @@ def other_words(file: str, known: set[str]) -> dict[str, list[str]]:
 
 
 def _define_flags() -> None:
-    define("captions", None, "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz; needed", optional(path))
-    define("labels", None, "class of each caption, likewise; needed", optional(path))
-    define("attributes", None, "attribute of each caption, likewise; needed", optional(path))
+    define("data", None, "captioned images, coco:DIR[:SPLIT], tars:GLOB, csv:FILE or parquet:FILE", optional(str))
+    define("classes", None, "of --data: file of class names, for images whose captions name just one", optional(path))
+    define(
+        "captions", None, "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data", optional(path)
+    )
+    define("labels", None, "class of each caption, likewise; needed with --captions", optional(path))
+    define("attributes", None, "attribute of each caption, likewise; none: not known", optional(path))
     define("words", None, "JSON file of other words for classes and attributes", optional(path))
     define("batch_size", 256, "batch in which negatives are counted, >= 2", integer)
     define("least", 10, "occurrences from which on a word has a row, >= 1", integer)
     define("out", "runs/captions_audit", "folder for the tables and the figure", path)
 
 
-def _main() -> None:
+_Columns = tuple[list[str], list[str], list[str] | None]
+
+
+def _of_columns() -> _Columns:
+    """Captions, classes and attributes of the files of the flags. Raises: UsageError."""
+    from sims.engine import reading
+
     values = flags.FLAGS
-    check_range("batch_size", values.batch_size, 2)
-    check_range("least", values.least, 1)
-    needed = ("captions", "labels", "attributes")
-    for flag in needed:
-        if values[flag].value is None:
-            raise UsageError(f"--{flag} must name a file, such as --{flag}=table.csv:{flag}.")
-
-    from sims.engine import files, reading
-
-    columns = {flag: reading.read(flag, values[flag].value, flag) for flag in needed}
+    if values.classes is not None:
+        raise UsageError("--classes goes with --data; --labels has the class of each caption.")
+    given = [flag for flag in ("captions", "labels", "attributes") if values[flag].value is not None]
+    if absent := next((flag for flag in ("captions", "labels") if flag not in given), None):
+        raise UsageError(f"--{absent} must name a file, such as --{absent}=table.csv:{absent}, or --data images.")
+    columns = {flag: reading.read(flag, values[flag].value, flag) for flag in given}
     for flag, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in ("U" if flag == "captions" else "biuU"):
             raise UsageError(
@@ -269,12 +304,47 @@ def _main() -> None:
             )
         if len(column) != len(columns["captions"]):
             raise UsageError(f"--{flag} has {len(column)} rows, --captions {len(columns['captions'])}.")
-    captions, labels, attributes = ([str(x) for x in columns[flag]] for flag in needed)
-    for flag, column in (("labels", labels), ("attributes", attributes)):
+    captions, labels = ([str(x) for x in columns[flag]] for flag in ("captions", "labels"))
+    return captions, labels, [str(x) for x in columns["attributes"]] if "attributes" in columns else None
+
+
+def _of_images() -> _Columns:
+    """Captions, classes and attributes of --data; says how many images have no class. Raises: UsageError."""
+    from sims.clip.records import reading, sources
+
+    values = flags.FLAGS
+    if given := [flag for flag in ("captions", "labels", "attributes") if values[flag].value is not None]:
+        raise UsageError(f"--data has captions and classes of its own; leave out --{given[0]}.")
+    classes = reading.read_lines(values.classes, "--classes") if values.classes else ()
+    source = sources.open_source(values.data, classes=classes)
+    if not source.classes:
+        raise UsageError(f"--data={values.data} has no classes; give --classes=FILE with their names.")
+    attributes = getattr(source, "attributes", None)
+    kept = [i for i in range(len(source)) if source.labels[i] >= 0 and (attributes is None or attributes[i] != "")]
+    if not kept:
+        raise UsageError(f"--data={values.data} has no image with a class.")
+    if left := len(source) - len(kept):
+        print(f"note: {left:,} of {len(source):,} images have no class or attribute and are left out.", file=sys.stderr)
+    rows = [(caption, i) for i in kept for caption in source.captions(i)]
+    of_rows = [source.classes[source.labels[i]] for _, i in rows]
+    places = None if attributes is None else [str(attributes[i]) for _, i in rows]
+    return [caption for caption, _ in rows], of_rows, places
+
+
+def _main() -> None:
+    values = flags.FLAGS
+    check_range("batch_size", values.batch_size, 2)
+    check_range("least", values.least, 1)
+    captions, labels, attributes = _of_images() if values.data is not None else _of_columns()
+    for flag, column in (("labels", labels), ("attributes", attributes or ())):
         if nameless := next((x for x in column if not tokens(x)), None):
             raise UsageError(f"--{flag}: {nameless!r} has no letter or digit, so no caption can name it.")
-    words = other_words(values.words, {*labels, *attributes}) if values.words else {}
+    known = {*labels, *(attributes or ())}
+    words = other_words(values.words, known) if values.words else {}
     out = pathlib.Path(values.out)
+
+    from sims.engine import files
+
     files.check_folder(out, f"--out={out}")
     found = audit(captions, labels, attributes, words, values.batch_size, values.least)
     figure = draw(found)
@@ -284,7 +354,7 @@ def _main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows, columns_of in (("groups", found.groups, GROUP_COLUMNS), ("words", found.words, WORD_COLUMNS)):
         store.write_csv(out / f"{name}.csv", {c: [row[c] for row in rows] for c in columns_of})
-    files.write_text(out / "audit.json", json.dumps(found._asdict(), indent=1))
+    files.write_text(out / "audit.json", json.dumps(_plain(found._asdict()), indent=1, allow_nan=False))
     runs.save_figure(figure, out, "captions_audit", figure.dpi)
     print(f"{text(found)}\n\nTables and figure: {out}/groups.csv, {out}/words.csv, {out}/captions_audit.png")
 

@@ -130,9 +130,67 @@ def test_the_command_writes_tables_and_figure(command, tmp_path):
     assert not any(math.isnan(v) for row in written["words"] for v in row.values() if isinstance(v, float))
 
 
+def test_without_attributes_the_classes_alone_are_counted(command, tmp_path):
+    """As with them, but for what is NaN; no words of attributes, and no marks for them in the figure."""
+    both = audit(CAPTIONS, LABELS, PLACES, {}, least=1)
+    alone = audit(CAPTIONS, LABELS, None, {}, least=1)
+    assert [row["attribute"] for row in alone.groups] == ["", ""] and math.isnan(alone.totals["names_attribute"])
+    for name in ("names_class", "other_class", "repeated"):
+        assert alone.totals[name] == pytest.approx(both.totals[name])
+    assert {row["word"]: row["class_bits"] for row in alone.words} == pytest.approx(
+        {row["word"]: row["class_bits"] for row in both.words}
+    )
+    assert {row["attribute_bits"] for row in alone.words} == {0.0} and any(r["attribute_bits"] for r in both.words)
+    lines = [len(captions_audit.draw(found).axes[0].get_legend().get_texts()) for found in (both, alone)]
+    assert lines == [2, 1]
+    code, out, err = command(*TABLE[:2], "--least=1", "--out=out")
+    assert (code, err) == (0, "") and "the attribute" not in out
+    found = json.loads((tmp_path / "out" / "audit.json").read_text(), parse_constant=pytest.fail)
+    assert found["totals"]["names_attribute"] is None
+
+
+def test_coco_and_tables_of_images_are_read(command, tmp_path):
+    """The class is that of COCO's largest instance; images without one are counted and left out."""
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "train2017").mkdir()
+    number = {"cat": 7, "dog": 9}
+    told = [{"image_id": i, "caption": c} for i, c in enumerate(CAPTIONS)]
+    told += [{"image_id": 6, "caption": "a tree"}, {"image_id": 0, "caption": "a dog, not a cat"}]
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(7)]
+    area = [
+        {"id": 10 * i + k, "image_id": i, "category_id": number[c], "area": 5.0 - k}
+        for i, y in enumerate(LABELS)
+        for k, c in enumerate([y, *(x for x in number if x != y)])
+    ]
+    kinds = [{"id": i, "name": name} for name, i in number.items()]
+    for name, content in (
+        ("captions", {"images": images, "annotations": told}),
+        ("instances", {"categories": kinds, "annotations": area}),
+    ):
+        (tmp_path / "coco" / "annotations" / f"{name}_train2017.json").write_text(json.dumps(content))
+    code, out, err = command("--data=coco:coco", "--least=1", "--out=out")
+    assert code == 0 and err == "note: 1 of 7 images have no class or attribute and are left out.\n"
+    rows = json.loads((tmp_path / "out" / "audit.json").read_text())["groups"]
+    whole = audit([*CAPTIONS, "a dog, not a cat"], [*LABELS, LABELS[0]], None, {}, least=1).groups
+    assert [(row["class"], row["captions"], row["names_class"]) for row in rows] == [
+        (row["class"], row["captions"], pytest.approx(row["names_class"])) for row in whole
+    ]
+    lines = [f'{i}.png,"{c}",{y},{a}' for i, (c, y, a) in enumerate(zip(CAPTIONS, LABELS, PLACES, strict=True))]
+    (tmp_path / "images.csv").write_text("\n".join(["path,caption,label,attribute", *lines]))
+    code, out, err = command("--data=csv:images.csv", "--least=1", "--out=table")
+    assert (code, err) == (0, "")
+    columns = command(*TABLE, "--least=1", "--out=columns")
+    assert out.split("\n\n")[0] == columns[1].split("\n\n")[0]
+
+
 def test_bad_input_is_one_line(command, tmp_path):
+    (tmp_path / "images.csv").write_text("path,caption\n0.png,a cat\n")
     for arguments, said in [
-        (TABLE[:2], "--attributes must name a file, such as --attributes=table.csv:attributes."),
+        (TABLE[:1], "--labels must name a file, such as --labels=table.csv:labels, or --data images."),
+        ([*TABLE, "--classes=words.json"], "--classes goes with --data"),
+        ([*TABLE, "--data=coco:."], "--data has captions and classes of its own; leave out --captions."),
+        (["--data=coco:."], "captions_train2017.json"),
+        (["--data=csv:images.csv"], "--data=csv:images.csv has no classes; give --classes=FILE with their names."),
         (["--captions=t.csv:number", *TABLE[1:]], "--captions must be a column of text."),
         (["--captions=t.csv:other", *TABLE[1:]], "has no 'other'; it has caption, class, place, number"),
         ([*TABLE, "--words=none.json"], "--words=none.json cannot be read (No such file or directory)."),

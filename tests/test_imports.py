@@ -50,7 +50,7 @@ ROOMS = {
         *("sims.sweep_spurious", "sims.latent", "sims.digits", "sims.features", "sims.clip", "sims.engine"),
         *LIBRARY,
     ),
-    "sims.captions_audit": ("sims.engine",),
+    "sims.captions_audit": ("sims.clip.records", "sims.engine"),
     "sims.lines": ("sims.engine",),
     "sims": ("sims.engine",),
     "sims.show": (

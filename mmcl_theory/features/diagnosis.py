@@ -174,9 +174,9 @@ def diagnose(
             if budget is not None and learner.kind in ONLY["attribute"]:
                 purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
         fitted, told = _fit(data, text, num_attributes)
-        components = _components(data, num_attributes)
+        leading = _components(data, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
-    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told, components)
+    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told, leading)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
