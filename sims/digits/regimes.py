@@ -32,7 +32,7 @@ from sims.digits import results
 from sims.digits.arms import ARMS
 
 ARM = "clip"
-OTHERS = ("cross_entropy", "label_only")
+OTHERS = ("cross_entropy", "label_only", "no_intra_class")
 _LOOKS = {"both groups": "o", "over-correction": "^", "shortcut": "D", "none": "X", "loss": "s"}
 _MEANINGS = {
     "both groups": "gain: both groups above the other's P*",
@@ -137,14 +137,14 @@ def drawn(dataset: xr.Dataset) -> Figure:
     """Above, the cells in the plane, coloured by gain; below, gains with intervals. A column for each other arm."""
     table = cells(dataset)
     others = [other for other in OTHERS if any(cell.over == other for cell in table)]
-    figure, axes = plt.subplots(2, len(others), figsize=(5.6 * len(others) + 1.2, 8.6), layout="constrained",
+    figure, axes = plt.subplots(2, len(others), figsize=(4.6 * len(others) + 1.6, 8.6), layout="constrained",
                                 squeeze=False, sharey="row")  # fmt: skip
     largest = max(0.05, *(abs(cell.gain) for cell in table))
     for column, other in zip(axes.T, others, strict=True):
         of_other = [cell for cell in table if cell.over == other]
         _plane(column[0], of_other, largest)
         _against_information(column[1], of_other)
-        column[0].set_title(f"gain on P* over: {ARMS[other].label}", fontsize=10)
+        column[0].set_title(f"gain on P* over:\n{_label(dataset, other)}", fontsize=10)
     lines, names = axes[1, -1].get_legend_handles_labels()
     figure.legend(lines, names, title="conflicting images", loc="outside right center", fontsize=8, title_fontsize=8,
                   frameon=False)  # fmt: skip
@@ -155,6 +155,13 @@ def drawn(dataset: xr.Dataset) -> Figure:
     handles = [Line2D([], [], color="0.2", marker=_LOOKS[kind], ls="", label=_MEANINGS[kind]) for kind in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure
+
+
+def _label(dataset: xr.Dataset, arm: str) -> str:
+    """An arm's label. Masking "mean" gives captions that name no colour its hue on average, which says its attribute."""
+    config = json.loads(dataset.attrs["config"])
+    told = config.get("captions") == "vectors" and config.get("masking") == "mean"
+    return "CLIP, captions name class and hue only" if arm == "label_only" and told else ARMS[arm].label
 
 
 def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
