@@ -85,7 +85,7 @@ section.controls > h2:first-child { margin-top: .3em }
 </main>
 {% endblock %}
 """
-_HEADINGS = {"data": "Data", "captions": "Captions", "sample": "Sample and noise", "learners": "Learner and loss"}
+_HEADINGS = {"data": "Data", "captions": "Captions", "learners": "Learner and loss", "sample": "Sample and noise"}
 _PANELS = (
     ("curve", "Accuracy against p_spu", "The chosen learner in its colour, SL beside it; the points mark this p_spu."),
     (

@@ -59,8 +59,9 @@ QUICK = [name for name in MOVES if name != "supervised"]  # which takes longest 
     ],
 )
 def test_the_numbers_are_the_librarys(name, masking, dims):
-    # Noise that counts, and samples of a size at which every learner has predictions.
-    at = points(dims[0], dim_image=dims[0], dim_text=dims[1], sigma_image=3.0, n=min(200.0, dims[0] / 2))
+    # Noise that counts, and samples of a size at which there are predictions: SL's must be separable.
+    n = min(200.0, dims[0] / 2) if name == "supervised" else 200.0
+    at = points(dims[0], dim_image=dims[0], dim_text=dims[1], sigma_image=3.0, n=n)
     expected = direct(jnp.asarray(at), name, masking, dims)
     assert np.isfinite(expected).any()
 
@@ -73,6 +74,24 @@ def test_the_numbers_are_the_librarys(name, masking, dims):
     at[:, column] = [dial[(dial.index(x) + 3) % len(dial)] if x in dial else dial[0] for x in at[:, column]]
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check(at)
+
+
+def test_arrows_point_where_the_rules_do():
+    """X3's formula of the linear loss; and the whitened family begins with C."""
+    at = points(1, sigma_image=3.0, n=200.0, dim_image=1000, dim_text=10, theta=0.0)
+    p = dict(zip(NAMES, at.T, strict=True))
+    between = 2 * (1 - p["same_class_weight"]) * p["mu_core"]
+    spurious = between * (2 * p["p_spu"] - 1) * p["mu_spu"]
+    linear, whitened = (np.asarray(model.predict(jnp.asarray(at), name, "mean")) for name in ("mmcl", "whitened"))
+    expected = np.arctan2(spurious, p["pi_core"] * p["sigma_core"] ** 2 + between * p["mu_core"])
+    known = ~np.isnan(linear[:, 2])
+    assert known.any()
+    np.testing.assert_allclose(linear[known, 2], expected[known], rtol=0, atol=1e-9)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        np.testing.assert_allclose(whitened[:, 2], expected, rtol=0, atol=1e-9)
+    at[:, NAMES.index("same_class_weight")] = 0.5
+    ordinary = np.asarray(model.predict(jnp.asarray(at), "mmcl", "mean"))
+    np.testing.assert_allclose(ordinary[known, 2], whitened[known, 2], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", MOVES)
