@@ -20,6 +20,7 @@ from absl import flags
 from sims.engine import devices
 from sims.engine.flags import NothingStored, Terminated, UsageError, define, integer, number, optional, path, run_main
 from sims.explore.config import DIALS, MASKINGS, Config
+from sims.latent.parameters import PARAMETERS
 
 
 def value(text: str) -> float:
@@ -29,13 +30,13 @@ def value(text: str) -> float:
 
 def _define_flags() -> None:
     for name, dial in DIALS.items():
-        define(name, dial.start, f"where the slider starts: {dial.title.partition(': ')[2]}; {dial.allowed}", value)
+        meaning = PARAMETERS[name].meaning if name in PARAMETERS else dial.title.partition(": ")[2]
+        define(name, dial.start, f"where the slider starts: {meaning}; {dial.allowed}", value)
     define("masking", Config.masking, f"what stands for an unmentioned detail, of {', '.join(MASKINGS)}", str)
     define("port", Config.port, "port of the live page, 0 to 65535; 0: a free one", integer)
     flags.DEFINE_bool("open", True, "open the live page in a browser")
     define("export", None, "file to write instead, such as explore.html", optional(path))
     flags.DEFINE_bool("overwrite", False, "replace the file of --export if it exists")
-    devices.define_process_flags()
 
 
 def _main() -> int:
@@ -57,7 +58,7 @@ def _export(config: Config, out: pathlib.Path, overwrite: bool) -> int:
     from sims.engine import files
 
     files.check_folder(out.parent, f"--export={out}")
-    devices.start_processes(1, x64=True)
+    _start_jax()
     from sims.explore import export
 
     try:
@@ -69,7 +70,7 @@ def _export(config: Config, out: pathlib.Path, overwrite: bool) -> int:
 
 
 def _serve(config: Config, browser: bool) -> int:
-    devices.start_processes(1, x64=True)
+    _start_jax()
     from sims.explore import server
 
     opened = server.browser() if browser else None
@@ -90,6 +91,15 @@ def _serve(config: Config, browser: bool) -> int:
     finally:
         bound.stop()
     return 0
+
+
+def _start_jax() -> None:
+    """In float64, keeping what is compiled."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(devices.cache()))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ DIALS = {
     "mu_spu": Dial(_steps(0, 3, 31), 1.0, "mu_spu: mean of the spurious feature", (0.5, 1.0, 1.5, 2.0, 3.0)),
     "pi_core": Dial(_steps(0, 1, 21), 1.0, "pi_core: captions name the core detail", _FIFTHS),
     "pi_spu": Dial(_steps(0, 1, 21), 1.0, "pi_spu: captions name the spurious feature", _FIFTHS),
-    "same_class_weight": Dial(_steps(0, 1, 21), 0.5, "same_class_weight; 0.5: the ordinary loss", _FIFTHS),
+    "same_class_weight": Dial(_steps(0, 1, 21), 0.5, "same_class_weight: 0.5 is the ordinary loss", _FIFTHS),
     "sigma_image": Dial(_steps(0, 5, 51), 2.0, "sigma_image: norm of the image noise"),
     "sigma_text": Dial(_steps(0, 5, 51), 1.0, "sigma_text: norm of the caption noise"),
     "n": Dial(_one_two_five(1, 6), 500.0, "n: training samples", (50.0, 500.0, 5e3, 1e5)),

@@ -118,7 +118,7 @@ def latent() -> Drawing:
 
 def plane() -> Drawing:
     """The axes count the values of the dials; their labels name them."""
-    plot = _figure("plane", "x", "y")
+    plot = _figure("plane", "", "")
     plot.x_range = Range1d(0, 1)
     plot.y_range = Range1d(0, 1)
     plane = _source("plane", "x", "y", "value")

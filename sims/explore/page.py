@@ -61,7 +61,7 @@ section.controls > h2:first-child { margin-top: .3em }
 @media (min-width: 900px) {
   main { grid-template-columns: 312px 1fr } header, footer { grid-column: 1 / 3 }
   section.controls { position: sticky; top: 0; max-height: 100vh; overflow: hidden auto; align-self: start;
-    padding: 0 12px 12px 0 }
+    padding: 0 12px 12px 8px }
   .panels { grid-template-columns: 1fr 1fr }
 }
 </style>

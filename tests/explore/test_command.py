@@ -1,13 +1,11 @@
 """`sims.explore`: what it refuses, the file that it writes, and its port."""
 
-import html.parser
 import socket
 import webbrowser
 
 import numpy as np
 import pytest
 
-from sims.engine import devices
 from sims.explore import __main__ as command
 from sims.explore import export, page, server
 from sims.explore.config import DIALS, Config, shown
@@ -15,11 +13,6 @@ from tests.explore import stand_in
 from tests.helpers import assert_refused, contents, exit_code
 
 LARGEST = 5e6  # bytes of a file
-
-
-@pytest.fixture(autouse=True)
-def _no_jax(monkeypatch):
-    monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
 
 
 @pytest.fixture
@@ -88,36 +81,6 @@ def test_ctrl_c_ends_it_in_one_line(run, monkeypatch):
     monkeypatch.setattr(server, "compile_all", interrupted)
     code, out, err = run("--noopen")
     assert (code, out) == (0, "") and err.splitlines()[1:] == ["Stopped."]
-
-
-class Loads(html.parser.HTMLParser):
-    """What a page loads, and its words."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.words, self.hidden = [], "", False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.hidden = tag in ("script", "style")
-        self.found += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
-
-    def handle_endtag(self, tag):
-        self.hidden = False
-
-    def handle_data(self, data):
-        self.words += "" if self.hidden else data
-
-
-def test_the_file_needs_no_other(run, tmp_path, monkeypatch):
-    stand_in.few(monkeypatch)
-    assert run("--export=page.html", "--p_spu=0.83", "--sigma_core=0.5")[::2] == (0, "")
-    text = (tmp_path / "page.html").read_text()
-    loads = Loads(text)
-    assert loads.found == [] and "@import" not in text.split("</style>")[0]
-    assert "Fixed in this file: sigma_core = 0.5, mu_core = 1," in loads.words
-    assert '<html lang="en">' in text and 'name="viewport"' in text
-    assert Loads('<script src="https://cdn.bokeh.org/bokeh.js"></script>').found
 
 
 def test_overwrite_replaces_the_file(run, tmp_path, monkeypatch):
