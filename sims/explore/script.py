@@ -49,7 +49,7 @@ if (tables !== null) found = looked_up()
 else if (numbers.data.key[0] === key)
   found = Object.fromEntries(["point", "curve", "plane", "time"].map((name) => [name, numbers.data[name][0]]))
 if (found === null) {  // no number is shown that belongs to other values
-  table.text = "<p id=state>computing …</p>"
+  table.text = "<p id=state>Computing … Until then the figures are those of the last values.</p>"
   return
 }
 

@@ -250,8 +250,12 @@ def test_the_live_page_is_the_librarys(visit):
                 assert_is_the_librarys(page, "mean", moved={"pi_core": 1.0})
             assert len(page.drawn("plane")["value"]) == len(model.axis("p_spu")) * len(model.axis("mu_spu"))
             assert DIALS["p_spu"].values == tuple(page.drawn("curve")["p"])
-            page.page.close()
+            assert page.wrong == []
         finally:
             running.send_signal(signal.SIGINT)
         assert running.wait(timeout=30) == 0
         assert running.stderr.read().splitlines()[-1] == "Stopped."
+        page.slider("p_spu").press("Home")  # nothing answers, and no number of before is left
+        page.page.locator("#state", has_text="Computing").wait_for()
+        assert page.page.locator("tr").count() == 0
+        page.wrong.clear()  # the lost connection
