@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep-model": "sims.sweep_model",
     "phase-diagram": "sims.phase_diagram",
     "dynamics": "sims.dynamics",
+    "explore": "sims.explore",
     "captions": "sims.captions_audit",
     "features": "sims.features",
     "diagnose": "sims.diagnose",
@@ -35,7 +36,7 @@ COMMANDS = {
     "check": "proofs_checks",
 }
 # The extra of setup.cfg that a package needs, if it is not `sims`.
-EXTRAS = {"digits": "digits", "clip": "clip", "bench": "bench", "proofs_checks": "checks"}
+EXTRAS = {"explore": "explore", "digits": "digits", "clip": "clip", "bench": "bench", "proofs_checks": "checks"}
 
 
 def summary(module: str) -> str:

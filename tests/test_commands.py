@@ -108,6 +108,7 @@ REFUSED = {
     "sweep-model": ("--prompts=other", "--prompts must be of core, train_mean, got 'other'.", f"{_MODEL} --out=mine"),
     "phase-diagram": ("--diagram=other", "--diagram must be of robustness,", "--out=mine"),
     "dynamics": ("--rate=nan", "flag --rate=nan: needs finite numbers", "--out=mine"),
+    "explore": ("--p_spu=1.2", "--p_spu must be in [0, 1], got 1.2.", "--export=mine"),
     "captions": ("--least=0", "--least must be >= 1, got 0.", "--captions=mine/thesis.tex --labels=a --attributes=b"),
     "diagnose": ("--learners=other", "--learners must be of mmcl, whitened", "--data=mine/thesis.tex --out=out"),
     "features": ("--arms=other", "--arms must be of clip, clip_no_intra,", "--train=mine/thesis.tex --out=mine"),

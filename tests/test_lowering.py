@@ -28,6 +28,8 @@ from sims.dynamics import config as dynamics_config
 from sims.dynamics import experiment as dynamics
 from sims.engine import grid
 from sims.engine.grid import Grid, Task
+from sims.explore import config as explore_config
+from sims.explore import model as explore
 from sims.features import config as features_config
 from sims.features import heads
 from sims.features.config import CLOSED
@@ -99,6 +101,11 @@ def of_captions(model: str, loss: str) -> list[Program]:
 
 def of_dynamics(loss: str) -> list[Program]:
     return of_grid(dynamics.grid_of(dynamics_config.Config(n=64, batch_size=16, end=1.0, points=3)))[loss]
+
+
+def of_explore(masking: str) -> list[Program]:
+    shapes = [jax.ShapeDtypeStruct((count, len(explore_config.NAMES)), jnp.float32) for count in (3, 2)]
+    return [(jax.jit(functools.partial(explore.predict_all, masking=masking)), tuple(shapes))]
 
 
 def _digits(side: int = 12) -> images.Source:
@@ -206,6 +213,7 @@ KERNELS: dict[str, Callable[[Any], list[Program]]] = {
         f"captions {m} {x}": lambda _, m=m, x=x: of_captions(m, x) for m in PARAMETERS_OF for x in sweep_captions.LOSSES
     },
     **{f"dynamics {x}": lambda _, x=x: of_dynamics(x) for x in dynamics.LOSSES},
+    **{f"explore {x}": lambda _, x=x: of_explore(x) for x in explore_config.MASKINGS},
     "digits scenes": lambda _: of_scenes(False),
     "digits scenes, companion": lambda _: of_scenes(True),
     **{f"digits {x}": lambda _, x=x: of_digits(x) for x in _DIGITS},
