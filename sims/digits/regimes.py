@@ -158,7 +158,7 @@ def drawn(dataset: xr.Dataset) -> Figure:
 
 
 def _label(dataset: xr.Dataset, arm: str) -> str:
-    """An arm's label. Masking "mean" gives captions that name no colour its hue on average, which says its attribute."""
+    """An arm's label. Under masking "mean" captions without details have the mean of the hue, and so the attribute."""
     config = json.loads(dataset.attrs["config"])
     told = config.get("captions") == "vectors" and config.get("masking") == "mean"
     return "CLIP, captions name class and hue only" if arm == "label_only" and told else ARMS[arm].label
