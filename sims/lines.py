@@ -234,6 +234,24 @@ def text(arms: Arms, rows: Sequence[dict[str, Any]], transform: str, unit: float
     return "\n".join(shown)
 
 
+def matched_text(arms: Arms, transform: str) -> str:
+    """The lines of each panel, and the differences of arms at the middle of the ID accuracies that two have in common.
+
+    Pairs without any are named, and not compared: their lines would be extrapolated.
+    """
+    parts = []
+    for panel, inside in arms.items():
+        alone = {"": inside}
+        rows = compare(alone, None, transform)
+        within = [row for row in rows if not row["extrapolated"]]
+        parts.append(f"Against ID accuracy: {panel}\n{text(alone, within, transform, 1.0)}")
+        pairs_of_all, compared = ({(row["first"], row["second"]) for row in some} for some in (rows, within))
+        if apart := sorted(pairs_of_all - compared):
+            pairs = "; ".join(" and ".join(pair) for pair in apart)
+            parts[-1] += f"\nNo ID accuracy in common, so that nothing is compared: {pairs}"
+    return "\n\n".join(parts)
+
+
 def draw(arms: Arms, at: Sequence[float] | None, transform: str, unit: float, overlay: Sequence[Point] = ()) -> Any:
     """A panel for each data set: points, lines with 95% bands, thin curves, and the overlay's points under them."""
     from sims.engine import style  # noqa: F401  sets the backend, before pyplot is imported

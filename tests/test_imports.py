@@ -30,7 +30,7 @@ ROOMS = {
     "sims.phase_diagram": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.dynamics": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.explore": ("sims.latent", "sims.engine", *LIBRARY),
-    "sims.digits": ("sims.engine", *LIBRARY),
+    "sims.digits": ("sims.lines", "sims.engine", *LIBRARY),
     "sims.diagnose": ("sims.engine", *LIBRARY),
     "sims.features": ("sims.lines", "sims.engine", *LIBRARY),
     "sims.clip.config": ("sims.engine",),

@@ -13,6 +13,7 @@ from sims.digits import images, paper, regimes, results, scenes, training
 from sims.digits.arms import ARMS
 from sims.digits.config import BALANCED, PAPER
 from sims.engine import style
+from sims.lines import draw as draw_lines
 
 _LOOKS = [
     ("#0072B2", "o", "-"),
@@ -50,7 +51,9 @@ def of(study: str, dataset: xr.Dataset) -> dict[str, Figure]:
         more = {"dial": paper.along_dial(dataset)} if any(ARMS[a].reads for a in dataset.arm.values) else {}
         return {**both, **more, "training": paper.along_training(dataset)}
     if study == "arms":
-        return {"arms": arms(dataset), "features": features(dataset)}
+        matched = results.lines_of(dataset)
+        drawn = {"lines": draw_lines(matched, None, "probit", 1.0)} if matched else {}
+        return {"arms": arms(dataset), "features": features(dataset), **drawn}
     if study == "captions":
         networks = [a for a in _NETWORKS if a in dataset.arm.values]
         lines = {"pi_core": against_pi_core(dataset, networks), "drift": drift(dataset, networks)} if networks else {}

@@ -10,10 +10,12 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
+from sims import lines
 from sims.digits import moments, training
 from sims.digits.arms import ARMS
 from sims.digits.config import AXES, ITEMS
 from sims.engine import store
+from sims.engine.lines import inside
 
 VALUES = ("aligned", "conflicting", "shifted", "train", "worst")  # accuracies; see `accuracy`
 _CONFIDENCE = 0.95
@@ -89,6 +91,32 @@ def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
     spread = found.std("seed", ddof=1, skipna=False) / n**0.5
     return found.mean("seed", skipna=False), quantile * spread
+
+
+def lines_of(dataset: xr.Dataset) -> lines.Arms:
+    """The points of each arm for `sims.lines`, its stages of training: P* over P; and the worst cell over P.
+
+    Arms that have one accuracy on P at all stages are left out, and so are runs that diverged.
+    """
+    images = int(json.loads(dataset.attrs["config"])["test"])
+    found: lines.Arms = {}
+    each = by_headline(accuracy(dataset)).stack(run=("seed", *AXES, "step"))
+    for panel, names in (("P*", ("aligned", "conflicting")), ("worst cell", ("worst",))):
+        arms: dict[str, list[lines.Point]] = {}
+        for arm in map(str, each.arm.values):
+            mine = each.sel(arm=arm).dropna("run")
+            on_p, *others = (inside(mine.sel(value=v).values * images, images) for v in ("train", *names))
+            seeds = mine["seed"].values
+            points = [
+                lines.Point(panel, ARMS[arm].label, float(x), float(np.mean(y)), str(seed), "", images,
+                            tuple((float(v), images) for v in y))
+                for x, y, seed in zip(on_p, np.transpose(others), seeds, strict=True)
+            ]  # fmt: skip
+            if len({point.acc_id for point in points}) > 1:
+                arms[ARMS[arm].label] = points
+        if arms:
+            found[panel] = arms
+    return found
 
 
 def varying(dataset: xr.Dataset) -> list[str]:

@@ -15,11 +15,12 @@ import zarr
 from sims.digits import balance, captions, dial, figures, images, moments, paper, regimes, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, BALANCED, PAPER, Config, parse_colours, parse_groups
-from sims.digits.results import accuracy, aligned, by_headline, digit_rows, interval, rows, scores, varying
+from sims.digits.results import accuracy, aligned, by_headline, digit_rows, interval, lines_of, rows, scores, varying
 from sims.digits.scenes import Colours
 from sims.engine import runs, store
 from sims.engine.flags import Options, UsageError
 from sims.engine.grid import Grid, Task
+from sims.lines import matched_text
 
 
 def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dataset]:
@@ -271,5 +272,7 @@ def text(dataset: xr.Dataset) -> str:
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
     below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
-    parts = (head, aligned(lines), "", strong, aligned(two), "", below, aligned(told))
+    parts = [head, aligned(lines), "", strong, aligned(two), "", below, aligned(told)]
+    if json.loads(dataset.attrs["config"])["study"] == "arms" and (matched := lines_of(dataset)):
+        parts += ["", matched_text(matched, "probit")]
     return "\n".join(parts)

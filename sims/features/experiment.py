@@ -121,15 +121,8 @@ def draw(dataset: xr.Dataset) -> Figure:
 def text(dataset: xr.Dataset) -> str:
     """Accuracies of each arm at its best width, the lines, and the differences at matched ID accuracy."""
     parts = [_best(dataset)]
-    for panel, arms in arms_of(dataset).items():
-        alone = {"": arms}
-        rows = lines.compare(alone, None, TRANSFORM)
-        within = [row for row in rows if not row["extrapolated"]]
-        parts.append(f"Against ID accuracy: {panel}\n{lines.text(alone, within, TRANSFORM, 1.0)}")
-        pairs_of_all, compared = ({(row["first"], row["second"]) for row in some} for some in (rows, within))
-        if apart := sorted(pairs_of_all - compared):
-            pairs = "; ".join(" and ".join(pair) for pair in apart)
-            parts[-1] += f"\nNo ID accuracy in common, so that nothing is compared: {pairs}"
+    if arms := arms_of(dataset):
+        parts.append(lines.matched_text(arms, TRANSFORM))
     notes: list[str] = json.loads(dataset.attrs.get("notes", "[]"))  # runs of earlier versions have none
     return "\n\n".join(parts + ["\n".join(f"note: {note}." for note in notes)] * bool(notes))
 
