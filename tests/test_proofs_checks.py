@@ -538,15 +538,17 @@ def test_the_skeleton_of_a_statement_holds(capsys):
 # Pages
 
 
-def test_pages_hold_docstrings_and_rows(tmp_path):
+def test_pages_hold_mathematics_functions_and_rows(tmp_path):
     row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
     rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
     statements = {label: run.module(label).STATEMENT for label in command.LABELS}
     store.write(tmp_path / "l.json", statements, rows, "quick", store.version())
     pages.write(json.loads((tmp_path / "l.json").read_text()), tmp_path / "out")
     text = (tmp_path / "out" / "X6.md").read_text()
-    assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
-    assert "a \\| claim [ten]" in text and "| 0.1 |" in text and "Fails where" in text
+    assert "strong modes first" in text and "| 0.1 |" in text
+    assert "* [`mmcl_theory.theory.mode_strength`](../../mmcl_theory/theory/dynamics.py): " in text
+    assert r"\frac{s / \rho}" in text and "## Where it fails\n\nWhere " in text and "X7" not in text.split("\n## ")[1]
+    assert "a \\| claim [ten]" in text and "../../proofs_checks/x6.py" in text
     assert (tmp_path / "out" / "README.md").read_text().count("](X") == 14
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
 
