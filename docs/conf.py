@@ -179,6 +179,8 @@ def as_rst(lines: list[str]) -> list[str]:
         for j, part in enumerate(parts):
             if part.startswith("`"):
                 code = not code
+                if not code and re.match(r"[\w(\[]", parts[j + 1]):  # what may not follow the end of code
+                    parts[j] += "\\ "
             elif not code:
                 parts[j] = re.sub(r"(?<!^)[*|]|\|", r"\\\g<0>", re.sub(r"(?<=\w)_(?!\w)", r"\\_", part))
         code = code and not blank
