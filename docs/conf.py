@@ -9,23 +9,21 @@ import html
 import os
 import pathlib
 import re
-import sys
 
+from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 from sphinx.errors import ExtensionError
 
-DOCS = pathlib.Path(__file__).resolve().parent
-ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = str(ROOT)  # the notebooks' processes import these sources, not installed ones
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a notebook's time is compilation, which this makes a third.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
-
 import mmcl_theory
 from proofs_checks import store
+
+DOCS = pathlib.Path(__file__).resolve().parent
+ROOT = DOCS.parent
+# The notebooks' processes import these sources, not installed ones.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a notebook's time is compilation, which this makes a third.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 project, author, release = "mmcl-theory", "mmcl-theory contributors", mmcl_theory.__version__
 project_copyright = author
@@ -56,7 +54,7 @@ html_theme_options = {
     "navigation_with_keys": False,
 }
 
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 myst_update_mathjax = False
@@ -72,6 +70,7 @@ autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 default_role = "py:obj"
+napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -93,16 +92,12 @@ def mathml(tex: str, display: str) -> str:
 def visit_math(translator, node):
     """A formula within a line."""
     translator.body.append(mathml(node.astext(), "inline"))
-    from docutils.nodes import SkipNode
-
     raise SkipNode
 
 
 def visit_math_block(translator, node):
     """A formula on lines of its own, which scrolls where it is too wide."""
     translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>\n')
-    from docutils.nodes import SkipNode
-
     raise SkipNode
 
 
