@@ -165,7 +165,7 @@ def as_rst(lines: list[str]) -> list[str]:
             section, literal = line if line in SECTIONS else "", False
         elif not section and not blank and not literal and (i == 0 or not lines[i - 1].strip()):
             literal = True
-            result += ["::", ""]
+            result += [".. code-block:: text", ""]
         example = not blank and (example or line.lstrip().startswith(">>>"))
         if literal or example:
             result.append(line)
@@ -199,10 +199,16 @@ def read_docstring(app, what, name, value, options, lines):
         lines[starts[0] :] = with_links("\n".join(lines[starts[0] :])).split("\n")
 
 
+def read_signature(app, what, name, value, options, signature, result):
+    """Arrays by their short name."""
+    return tuple(text and re.sub(r"\b(?:jax\.)?jaxlib\._jax\.Array", "Array", text) for text in (signature, result))
+
+
 def setup(app):
     """Sphinx calls this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
     app.connect("html-collect-pages", code_pages)
+    app.connect("autodoc-process-signature", read_signature)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)

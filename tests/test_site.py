@@ -5,7 +5,6 @@ Each check is a function from text to its faults, and is tried on a text that ha
 
 import ast
 import html.parser
-import pathlib
 import re
 import runpy
 import subprocess
@@ -25,8 +24,8 @@ MINUTE = 60
 
 
 def cells(text):
-    """The code of a notebook's cells, without what Jupyter alone reads: options, and a semicolon at the end."""
-    return [re.sub(r"\A(?::.*\n)+|;(?=\n\Z)", "", code) for code in CELL.findall(text)]
+    """The code of a notebook's cells, without what Jupyter alone reads: options, magics, a semicolon at the end."""
+    return [re.sub(r"\A(?::.*\n)+|^%.*\n|;(?=\n\Z)", "", code, flags=re.MULTILINE) for code in CELL.findall(text)]
 
 
 def entries(text, page):
@@ -121,7 +120,7 @@ def test_a_notebook_is_one_and_its_cells_parse(page):
 
 
 def test_cells_are_read_to_their_end():
-    text = "text\n\n```{code-cell} ipython3\n:tags: [a]\nx = 1\nx;\n```\n\n```python\ny\n```\n"
+    text = "text\n\n```{code-cell} ipython3\n:tags: [a]\nx = 1\n%magic\nx;\n```\n\n```python\ny\n```\n"
     assert cells(text) == ["x = 1\nx\n"]
 
 
@@ -160,7 +159,7 @@ def test_docstrings_become_restructured_text(conf):
     assert conf["as_rst"](doc) == [
         r"\|w\| on P\* and x\_ of `f*` is",
         "",
-        "::",
+        ".. code-block:: text",
         "",
         "    w = |C| p*",
         "",
@@ -216,4 +215,7 @@ def test_the_site_builds_without_warnings_and_its_links_lead_on():
     assert not lost_links(site)
     texts = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert not {page: found for page, text in texts.items() if (found := fetched(text))}
-    assert "<math" in texts[pathlib.Path(site / "theory.html")]
+    assert "<math" in texts[site / "theory.html"]
+    for page in NOTEBOOKS:
+        shown = texts[site / "notebooks" / f"{page.stem}.html"].count('src="../_images/')
+        assert shown == page.read_text().count("plt.subplots(")
