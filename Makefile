@@ -20,7 +20,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures check test slow long ledger pages pythons lint types lock clean gpu wheels reproduce FORCE
+.PHONY: help sweep figures check test slow long ledger pages docs pythons lint types lock clean gpu wheels reproduce FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -64,6 +64,10 @@ pythons: ## the quick tests, a sample of the ledger and the first command on eac
 pages: $(VENV)/test ## judge every statement and write docs/statements anew
 	mkdir -p runs && $(PY) -m proofs_checks --json=runs/ledger.json
 	$(PY) -m proofs_checks.pages --json=runs/ledger.json --out=docs/statements
+
+docs: $(VENV)/docs ## build the site of docs/ into build/site, with its notebooks; a warning is an error (3 minutes)
+	$(PY) -m sphinx -E -W --keep-going -b html docs build/site
+	@echo 'The site: build/site/index.html'
 
 lint: $(VENV)/test ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -121,7 +125,7 @@ $(VENV)/whole: FORCE
 
 # Not compiled: of all modules a third is ever imported, and Python compiles those then. Pip would take 100 s for all.
 define install
-@rm -f $(VENV)/whole $(VENV)/core $(VENV)/test
+@rm -f $(VENV)/whole $(VENV)/core $(VENV)/test $(VENV)/docs
 $(PY) -m pip install --no-compile -c requirements.lock -e '.$(1)'
 @touch $(VENV)/whole && touch $(VENV)/core $@
 endef
@@ -131,6 +135,13 @@ $(VENV)/core: $(VENV)/whole setup.cfg requirements.lock
 
 $(VENV)/test: $(VENV)/whole setup.cfg requirements.lock
 	$(call install,[test])
+
+# The notebooks need what the tests need.
+SITE := [docs,test]
+
+$(VENV)/docs: $(VENV)/whole setup.cfg requirements.lock
+	$(call install,$(SITE))
+	@touch $(VENV)/test
 
 lock: $(VENV)/whole ## choose the newest versions that setup.cfg allows, for every Python >= 3.11, into requirements.lock
 	rm -rf build/lock && $(PY) -m venv build/lock

@@ -64,6 +64,15 @@ def linear_mmcl(
     Raises:
         ValueError: for other shapes or n < 2, a weight out of range, labels without weight or the reverse.
 
+    Example:
+        Two orthogonal pairs, matched and mismatched:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.linear_mmcl(x, x):.3f} {mt.losses.linear_mmcl(x, x[::-1]):.3f}")
+        -1.000 1.000
+
     Source: docs/theory.md 2 and X3 (Nakada et al. 2023; the same-class weight is this project's).
     """
     image, text = _embeddings("linear_mmcl", image, text, labels, same_class_weight)
@@ -90,6 +99,15 @@ def product_penalty(w_image: Float[Array, "r d_i"], w_text: Float[Array, "r d_t"
 
     Raises:
         ValueError: for unequal embedding sizes r, or rho < 0 or not finite.
+
+    Example:
+        |W_I^T W_T|_F^2 is 8 here:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.product_penalty(2 * x, x, rho=1.0):.3f}")
+        4.000
 
     Source: docs/theory.md 2, T1 (Nakada et al. 2023).
     """
@@ -134,6 +152,15 @@ def info_nce(
     Raises:
         ValueError: for other shapes or n < 2, values out of range, labels without weight or the reverse.
 
+    Example:
+        Two orthogonal pairs: log(1 + e^-1), and log(1 + e^-2) at half the temperature:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.info_nce(x, x):.3f} {mt.losses.info_nce(x, x, temperature=0.5):.3f}")
+        0.313 0.127
+
     Source: docs/theory.md 2 (van den Oord et al. 2018, arXiv 1807.03748; Radford et al. 2021, arXiv 2103.00020).
     """
     _check("temperature", temperature, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
@@ -175,6 +202,15 @@ def siglip(
     Raises:
         ValueError: for other shapes or n < 2, values out of range, labels without weight or the reverse.
 
+    Example:
+        Two orthogonal pairs: log(1 + e^-1) for the positive, log 2 for the negative of each:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.siglip(x, x, scale=1.0, bias=0.0):.3f}")
+        1.006
+
     Source: docs/theory.md 2 (Zhai et al. 2023, arXiv 2303.15343).
     """
     _check("scale", scale, "finite and > 0", lambda v: v > 0 and math.isfinite(v))
@@ -209,6 +245,15 @@ def spectral(
     Raises:
         ValueError: for other shapes or n < 2, a weight out of range, labels without weight or the reverse.
 
+    Example:
+        Two orthogonal pairs, matched and mismatched:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.spectral(x, x):.3f} {mt.losses.spectral(x, x[::-1]):.3f}")
+        -2.000 1.000
+
     Source: docs/theory.md 2 (HaoChen et al. 2021, arXiv 2106.04156).
     """
     image, text = _embeddings("spectral", image, text, labels, same_class_weight)
@@ -239,6 +284,15 @@ def sup_con(
 
     Raises:
         ValueError: for other shapes or n < 2, or a temperature out of range.
+
+    Example:
+        Two samples of each class, alike within it: log(1 + 2 e^-1) at temperature 1:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.sup_con(x, jnp.array([0, 0, 1, 1]), temperature=1.0):.3f}")
+        0.551
 
     Source: docs/theory.md 2 (Khosla et al. 2020, arXiv 2004.11362).
     """
@@ -272,6 +326,15 @@ def linear_sup_con(embedding: Embeddings, labels: Labels) -> Float[Array, ""]:
     Raises:
         ValueError: for other shapes or n < 2.
 
+    Example:
+        Two samples of each class, alike within it: positives score 1, negatives 0:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> print(f"{mt.losses.linear_sup_con(x, jnp.array([0, 0, 1, 1])):.3f}")
+        -1.000
+
     Source: T7 (Theorem F.1).
     """
     z, _ = _embeddings("linear_sup_con", embedding, embedding)
@@ -293,6 +356,14 @@ def cross_entropy(logits: Float[Array, "n c"], labels: Labels) -> Float[Array, "
 
     Raises:
         ValueError: for other shapes, n < 1, or labels out of range.
+
+    Example:
+        log(1 + e^-2):
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> print(f"{mt.losses.cross_entropy(jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 1])):.3f}")
+        0.127
 
     Source: docs/theory.md 2, SL.
     """

@@ -14,6 +14,10 @@ statements that --only leaves out are kept, with the profile and the version of 
 --paper judges only what the paper's numbered statements need, and shows one table in the paper's order: number, claim,
 the paper's figure, our exact one, measured +- standard error, verdict.
 
+--module=FILE judges a statement of one's own by the same rules: a file like a module of this package, with a label that
+is not in the ledger. It alone is judged, unless --only names others to judge beside it; all in one process.
+examples/statement/own.py is one to start from.
+
 --mutants=K tests the checks themselves: K wrong versions of every theory function are injected, one at a time, and the
 ledger or a test must notice each. Exit code 1 unless 95% of the mutants that are not equivalent are killed and every
 survivor is explained.
@@ -40,6 +44,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "judge the statements of --only again, whatever the file of --json holds")
     define("mutants", 0, "wrong versions to inject in each theory function, >= 0; 0: judge the statements", integer)
     flags.DEFINE_bool("paper", False, "judge the paper's numbered statements and show them in its order")
+    define("module", None, "file of a statement of one's own to judge, such as examples/statement/own.py", path)
     define("workers", 2, "processes, >= 1", integer)
 
 
@@ -48,6 +53,8 @@ def _main() -> None:
     for label in values["only"]:
         if label not in LABELS:
             raise UsageError(f"--only must be of {', '.join(LABELS)}, got {label!r}.")
+    if values["module"] and (values["paper"] or values["mutants"] or values["json"]):
+        raise UsageError("--module must be given without --json, --paper and --mutants.")
     if values["profile"] not in EFFORT:
         raise UsageError(f"--profile must be quick or full, got {values['profile']!r}.")
     target = values["json"] and pathlib.Path(values["json"])
@@ -65,9 +72,12 @@ def _main() -> None:
         from proofs_checks import mutants
 
         sys.exit(0 if mutants.report(values["mutants"], values["workers"], target) else 1)
-    from proofs_checks import paper, run, store  # late: JAX and SymPy load only after the arguments are checked
+    from proofs_checks import own, paper, run, store  # late: JAX and SymPy load only after the arguments are checked
 
-    labels, profile = values["only"], values["profile"]
+    labels, profile, workers = values["only"], values["profile"], values["workers"]
+    if values["module"]:
+        others = labels if flags.FLAGS["only"].present else ()
+        labels, workers = [*others, own.load(pathlib.Path(values["module"]), LABELS)], 1
     known, keep = {}, None
     if target:
         known, others = store.read(target, profile, labels, values["overwrite"])
@@ -76,7 +86,7 @@ def _main() -> None:
         statements = {label: run.module(label).STATEMENT for label in LABELS if label in shown}
         keep = functools.partial(store.write, target, statements, profile=profile, code=store.version(), others=others)
     only = paper.keys() if values["paper"] else None
-    rows = run.ledger(labels, EFFORT[profile], values["workers"], known, keep, only)
+    rows = run.ledger(labels, EFFORT[profile], workers, known, keep, only)
     bad = [row for row in rows if not row.good]
     print(run.summary(rows))
     if values["paper"]:

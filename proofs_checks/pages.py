@@ -1,8 +1,8 @@
-"""Write a page per statement: docstrings of its module and of the functions that it checks, and its rows.
+"""Write a page per statement: what its module says, its section of docs/theory.md, its functions and its rows.
 
     python -m proofs_checks --json=ledger.json && python -m proofs_checks.pages --json=ledger.json --out=docs/statements
 
-Writes T1.md .. X13.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
+Writes T1.md .. X14.md, README.md (the index) and ledger.png: how far each prediction is from its measurement, and how
 far the wrong theories are, in units of what the check allows. Beside the folder goes paper.md: the paper's statements
 in its order. All rows must be of one profile and version of the code.
 """
@@ -11,7 +11,7 @@ import importlib
 import inspect
 import json
 import pathlib
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,34 +25,57 @@ Row = Mapping[str, Any]
 _LOW, _HIGH = 1e-3, 1e4  # limits of ledger.png's axis; points beyond are drawn on its edge
 
 
-def functions(label: str) -> list[tuple[str, str]]:
-    """(name, docstring) of the public functions whose docstring names the statement's module under `Check:`."""
+def functions(label: str) -> list[tuple[str, str, str]]:
+    """(name, file, summary) of the public functions whose docstring names the statement's module under `Check:`."""
     needle = f"proofs_checks/{label.lower()}.py"
     documented = []
     for package in ("theory", "learners", "zero_shot", "data"):
         module = importlib.import_module(f"mmcl_theory.{package}")
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         for name in names:
-            doc = inspect.getdoc(getattr(module, name)) or ""
+            value = getattr(module, name)
+            doc = inspect.getdoc(value) or ""
             if needle in doc.partition("Check:")[2]:
-                documented.append((f"{package}.{name}", doc))
+                file = value.__module__.replace(".", "/") + ".py"
+                documented.append((f"mmcl_theory.{package}.{name}", file, " ".join(doc.partition("\n\n")[0].split())))
     return documented
+
+
+def derivation(label: str) -> tuple[str, str]:
+    """(anchor, text) of the statement's section in docs/theory.md, with links as seen from docs/statements."""
+    theory = (store.ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    section = re.search(rf"^### ({label}: [^\n]*)\n\n(.*?)\s*(?=^#{{2,3}} |\Z)", theory, re.MULTILINE | re.DOTALL)
+    if not section:
+        raise LookupError(f"docs/theory.md has no section '### {label}: ...'")
+    anchor = re.sub(r"[^\w\- ]", "", section[1].lower()).replace(" ", "-")
+    text = re.sub(rf"\s+Page:\s+\[{label}\]\([^)]*\)\.", "", section[2])
+    text = re.sub(r"\]\((?=[\w/]+\.\w)", "](../", text).replace("](../statements/", "](")
+    return anchor, text.replace("](#", "](../theory.md#")
 
 
 def page(label: str, rows: Sequence[Row], profile: str) -> str:
     """Markdown of one statement."""
     module = run.module(label)
     title, _, body = inspect.getdoc(module).partition("\n\n")
-    lines = [f"# {title.rstrip('.')}", "", f"**{module.STATEMENT}.**", "", body, ""]
+    mechanism, _, limits = body.partition("Fails where: ")
+    anchor, mathematics = derivation(label)
+    code = f"proofs_checks/{label.lower()}.py"
+    lines = [f"# {title.rstrip('.')}", "", f"**{module.STATEMENT}.**", "", mechanism.strip(), ""]
+    lines += [
+        f"[Mathematics](#the-mathematics) | [where it fails](#where-it-fails) | [functions](#functions) | "
+        f"[its rows in the ledger](#how-it-was-checked) | [code of the checks](../../{code})",
+        "",
+    ]
     if picture := getattr(module, "PICTURE", None):
         lines += [f"![{picture}](../{picture})", ""]
-    if documented := functions(label):
-        lines += ["## Functions", ""]
-        for name, doc in documented:
-            lines += [f"`mmcl_theory.{name}`", "", textwrap.indent(doc, "    "), ""]
-    lines += ["## How it was checked", ""]
+    lines += ["## The mathematics", "", f"From [the theory](../theory.md#{anchor}).", "", mathematics, ""]
+    lines += ["## Where it fails", "", f"Where {limits}", ""]
+    lines += ["## Functions", ""]
+    lines += [f"* [`{name}`](../../{file}): {summary}" for name, file, summary in functions(label)]
+    lines += ["", "## How it was checked", ""]
     lines += [
-        f"`python -m proofs_checks --only={label} --profile={profile}`; in brackets what the check must reject.",
+        f"`python -m proofs_checks --only={label} --profile={profile}`, by [{code}](../../{code}); in brackets what the"
+        " check must reject.",
         "",
     ]
     lines += ["| claim | predicted | measured | allowed | z (limit) | verdict |", "|---|---|---|---|---|---|"]

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -441,18 +442,113 @@ def refused(module, capsys, *arguments):
     return error
 
 
+# A statement of one's own
+
+OWN = """'''X99: one.
+
+Fails where: it is not.
+'''
+from proofs_checks import ledger
+STATEMENT = "One is one"
+def one(effort):
+    return ledger.judge("one", ledger.close(1.0, 0.1), 1.0, {"two": 2.0})
+def unjudged(effort):
+    pass
+CHECKS = (one,)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    """Writes a file with some text in place of another; what was imported from it is forgotten."""
+
+    def write(old="", new=""):
+        assert old in OWN
+        (tmp_path / "mine.py").write_text(OWN.replace(old, new) if old else OWN)
+        return f"--module={tmp_path / 'mine.py'}"
+
+    yield write
+    for name in ("proofs_checks.x99", "statement_mine"):
+        sys.modules.pop(name, None)
+
+
+def test_a_statement_of_one_s_own_is_judged_alone_or_beside_others(own_file, three, capsys):
+    assert called(own_file()) == 0 and three[0] == []
+    assert re.search(r"^X99 +one .* holds, 1/1", capsys.readouterr().out, re.M)
+    assert called(own_file(), "--only=T5") == 0 and three[0] == ["third"]
+    assert re.search(r"^T5 .*\nX99 +one ", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ('"two": 2.0', "", "holds, 0/0"),
+        ("1.0, {", "1.5, {", "fails, 1/1"),
+        ('"two": 2.0', '"near": 1.05', "MISSED near"),
+        ("(one,)", "(unjudged,)", "unjudged: TypeError: a check must return what ledger.judge"),
+    ],
+)
+def test_a_statement_of_one_s_own_is_bad_as_any_is(old, new, shown, own_file, capsys):
+    assert called(own_file(old, new)) == 1
+    out = capsys.readouterr().out
+    assert shown in out and "BAD X99" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("X99", "X12", "needs a label of its own: the ledger has X12"),
+        ("X99: one", "one", "a docstring that starts with a label and a title"),
+        ("Fails where", "Fails", "needs 'Fails where: ...'"),
+        ("STATEMENT", "TEXT", "needs STATEMENT, a line of at most 115"),
+        ("One is one", 200 * "1", "needs STATEMENT, a line of at most 115"),
+        ("(one,)", "()", "needs CHECKS, a tuple of functions"),
+        ("(one,)", "(one, 1)", "needs CHECKS, a tuple of functions"),
+        ("(one,)", "(one, one)", "two CHECKS of one name"),
+        ("import ledger", "import leger", "cannot be imported, line 5: ImportError: "),
+        ("def one(", "def one", "cannot be imported, line 7: SyntaxError: "),
+        ("CHECKS", "raise SystemExit(0)", "line 11: "),
+    ],
+)
+def test_what_is_no_statement_is_refused(old, new, message, own_file, capsys):
+    module = own_file(old, new)
+    error = refused(command, capsys, module)
+    assert message in error and module in error and "proofs_checks.x99" not in sys.modules
+
+
+@pytest.mark.parametrize("other", ["--paper", "--json=l.json", "--mutants=1"])
+def test_a_statement_of_one_s_own_is_printed_only(other, own_file, capsys):
+    assert "--module must be given without" in refused(command, capsys, own_file(), other)
+
+
+@pytest.mark.parametrize("name", ["none.py", ".", "README.md"])
+def test_a_module_must_be_a_python_file(name, capsys):
+    assert f"--module={name} must be a file whose name ends in .py" in refused(command, capsys, f"--module={name}")
+
+
+@pytest.mark.slow
+def test_the_skeleton_of_a_statement_holds(capsys):
+    try:
+        assert called("--module=examples/statement/own.py") == 0
+    finally:
+        sys.modules.pop("proofs_checks.x99", None)
+    assert "2 of 2 rows are good (0 refuted as stated); 5 wrong theories rejected" in capsys.readouterr().out
+
+
 # Pages
 
 
-def test_pages_hold_docstrings_and_rows(tmp_path):
+def test_pages_hold_mathematics_functions_and_rows(tmp_path):
     row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
     rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
     statements = {label: run.module(label).STATEMENT for label in command.LABELS}
     store.write(tmp_path / "l.json", statements, rows, "quick", store.version())
     pages.write(json.loads((tmp_path / "l.json").read_text()), tmp_path / "out")
     text = (tmp_path / "out" / "X6.md").read_text()
-    assert "strong modes first" in text and "`mmcl_theory.theory.mode_strength`" in text and "om' = 2 om" in text
-    assert "a \\| claim [ten]" in text and "| 0.1 |" in text and "Fails where" in text
+    assert "strong modes first" in text and "| 0.1 |" in text
+    assert "* [`mmcl_theory.theory.mode_strength`](../../mmcl_theory/theory/dynamics.py): " in text
+    assert r"\frac{s / \rho}" in text and "## Where it fails\n\nWhere " in text and "X7" not in text.split("\n## ")[1]
+    assert "a \\| claim [ten]" in text and "../../proofs_checks/x6.py" in text
     assert (tmp_path / "out" / "README.md").read_text().count("](X") == 14
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
 
