@@ -211,7 +211,7 @@ def a_dataset(measured, predicted, study="captions", arms=("clip",), seeds=4):
     at = [1] * (2 + len(AXES) + 1)
     at[2 + AXES.index("pi_core")] = cells
     filled[:] = predicted.reshape(*at, 2)
-    config = {"study": study, "batch_size": 16, "train_size": None}
+    config = {"study": study, "batch_size": 16, "train_size": None, "test": 100}
     return xr.Dataset({"measured": full, "accuracy_predicted": filled}, attrs={"config": json.dumps(config)})
 
 

@@ -443,7 +443,9 @@ def test_what_is_refused(changed, flags, said, folder, tmp_path, mmcl):
 def test_the_paper_preset_leaves_what_is_given(monkeypatch, mmcl, folder, tmp_path):
     seen = []
     monkeypatch.setattr(command.command, "run", lambda config, *_: seen.append(config))
-    mmcl(command, f"--train={folder}/train.npz", "--preset=paper", "--width=8,16", f"--out={tmp_path}")
+    mmcl(
+        command, f"--train={folder}/train.npz", "--preset=paper", "--width=8,16", "--batch_size=50", f"--out={tmp_path}"
+    )
     assert (seen[0].width, seen[0].epochs) == ((8, 16), (100,)) and "sim_clr" in seen[0].arms
     with pytest.raises(UsageError, match="--train must name"):
         Config().check()
