@@ -8,8 +8,9 @@ The study correlation sweeps p_spu. A cell is one p_spu and one measured stage o
     gain                   accuracy on P* less that of another arm, seed by seed, at that arm's stage of the nearest
                            share of information
 
-A gain is one of four kinds:
+A gain is of one of these kinds:
 
+    unmatched        the two shares differ by more than .1: no stage of the other arm is at equal fit
     both groups      the gain is above 0, and each group is above the other arm's accuracy on P*
     over-correction  the gain is above 0, but the aligned group is not, and it is the worse one
     shortcut         the gain is above 0, but the conflicting group is not
@@ -33,16 +34,19 @@ from sims.digits.arms import ARMS
 
 ARM = "clip"
 OTHERS = ("cross_entropy", "label_only", "no_intra_class")
-_LOOKS = {"both groups": "o", "over-correction": "^", "shortcut": "D", "none": "X", "loss": "s"}
+_LOOKS = {"both groups": "o", "over-correction": "^", "shortcut": "D", "none": "X", "loss": "s", "unmatched": "."}
 _MEANINGS = {
     "both groups": "gain: both groups above the other's P*",
     "over-correction": "gain by over-correction: aligned < conflicting",
     "shortcut": "gain: aligned group alone",
     "none": "within its interval",
     "loss": "loss",
+    "unmatched": "not at equal information",
 }
+_APART = 0.1  # difference of shares of information from which on two stages are not compared
 _BEYOND = 1.02  # the share at infinity of the figure's scale
 _MOST_TICKS = 6
+_COLOURS = plt.get_cmap("PuOr").with_extremes(bad="0.6")
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -53,8 +57,7 @@ class Cell:
     Attributes:
       over: the other arm.
       step, other_step: the stages that are compared.
-      information, other_information: the arms' shares of their plateaus. Where these are far apart, the other arm has
-        no stage at equal fit.
+      information, other_information: the arms' shares of their plateaus.
       half: half the gain's 95% interval.
       reference: the other arm's accuracy on P*.
     """
@@ -101,7 +104,8 @@ def cells(dataset: xr.Dataset) -> list[Cell]:
             gain, half = (x.item() for x in results.interval(here.sel(value="shifted") - there))
             aligned, conflicting = (here.sel(value=group).mean("seed").item() for group in ("aligned", "conflicting"))
             mean = there.mean("seed").item()
-            kind = kind_of(gain, half, aligned, conflicting, mean)
+            far = abs(own_share[i, j] - other_share[i, k]) > _APART
+            kind = "unmatched" if far else kind_of(gain, half, aligned, conflicting, mean)
             p_spu, step = dataset.p_spu.values[i].item(), int(dataset.step.values[j])
             count = _images(dataset, step) * (1 - p_spu)
             shares = own_share[i, j].item(), other_share[i, k].item()
@@ -139,7 +143,7 @@ def drawn(dataset: xr.Dataset) -> Figure:
     others = [other for other in OTHERS if any(cell.over == other for cell in table)]
     figure, axes = plt.subplots(2, len(others), figsize=(4.6 * len(others) + 1.6, 8.6), layout="constrained",
                                 squeeze=False, sharey="row")  # fmt: skip
-    largest = max(0.05, *(abs(cell.gain) for cell in table))
+    largest = max([0.05, *(abs(cell.gain) for cell in table if cell.kind != "unmatched")])
     for column, other in zip(axes.T, others, strict=True):
         of_other = [cell for cell in table if cell.over == other]
         _plane(column[0], of_other, largest)
@@ -167,9 +171,10 @@ def _label(dataset: xr.Dataset, arm: str) -> str:
 def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
     for kind, marker in _LOOKS.items():
         here = [cell for cell in table if cell.kind == kind]
+        gains = [np.nan if kind == "unmatched" else cell.gain for cell in here]
         ax.scatter([cell.conflicting_images for cell in here], [cell.information for cell in here],
-                   c=[cell.gain for cell in here], cmap="PuOr", vmin=-largest, vmax=largest, s=90, marker=marker,
-                   edgecolors="0.2", linewidths=0.8)  # fmt: skip
+                   c=gains, cmap=_COLOURS, vmin=-largest, vmax=largest, s=90, marker=marker, edgecolors="0.2",
+                   linewidths=0.8, plotnonfinite=True)  # fmt: skip
     counts = sorted({round(cell.conflicting_images, 6) for cell in table})
     if min(counts) > 0.5:
         ax.set_xscale("log")
@@ -187,9 +192,10 @@ def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
 
 def _against_information(ax: Axes, table: list[Cell]) -> None:
     for i, p_spu in enumerate(dict.fromkeys(cell.p_spu for cell in table)):
-        here = sorted((cell for cell in table if cell.p_spu == p_spu), key=lambda cell: cell.information)
+        counts = sorted({cell.conflicting_images for cell in table if cell.p_spu == p_spu})
+        here = [cell for cell in table if cell.p_spu == p_spu and cell.kind != "unmatched"]
+        here.sort(key=lambda cell: cell.information)
         colour = _LINES[i % len(_LINES)]
-        counts = sorted({cell.conflicting_images for cell in here})
         label = f"{counts[0]:.0f}" if len(counts) == 1 else f"{counts[0]:.0f} to {counts[-1]:.0f}"
         ax.plot([cell.information for cell in here], [cell.gain for cell in here], color=colour, lw=1.2,
                 label=rf"{label} ($p_{{\mathrm{{spu}}}}$ = {p_spu:g})")  # fmt: skip

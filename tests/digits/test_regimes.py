@@ -52,8 +52,13 @@ def test_arms_are_compared_at_equal_information():
     np.testing.assert_allclose([cell.gain for cell in found[:3]], [0.75 - 0.9, 0.75 - 0.9, 0.75 - 0.5])
     np.testing.assert_allclose([cell.information for cell in found[:3]], [0.5, 0.9, 1.0])
     np.testing.assert_allclose([cell.other_information for cell in found[:3]], [0.88, 0.88, 1.0])
+    assert [cell.kind for cell in found[:3]] == ["unmatched", "loss", "both groups"]  # .88 is not near .5
     np.testing.assert_allclose([cell.conflicting_images for cell in found[::3]], [200, 20])
     assert len(regimes.cells(a_study(groups, losses, ("clip", "label_only")))) == 6
+    more = {"no_intra_class": (0.6, 0.5)}, {"no_intra_class": contrastive}
+    third = regimes.cells(a_study(groups | more[0], losses | more[1], (*ARMS, "no_intra_class")))
+    assert {cell.over for cell in third} == {*ARMS[1:], "no_intra_class"}
+    assert {round(cell.gain, 6) for cell in third if cell.over == "no_intra_class"} == {0.2}
     assert not regimes.cells(a_study(groups, losses, ("label_only", "cross_entropy")))
 
 
@@ -84,10 +89,23 @@ def test_the_map_names_its_axes():
     figure = regimes.drawn(a_study(groups, losses, spread=0.01))
     figure.draw_without_rendering()
     panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    assert panels[1].get_title().endswith("captions name the class only")
     assert (
         len(panels) == 4 and all(ax.get_xlabel() for ax in panels) and panels[0].get_ylabel() and panels[2].get_ylabel()
     )
     plt.close(figure)
+
+
+def test_masking_mean_leaves_the_hue_in_every_caption():
+    contrastive, classifier = of_information(0.5, 0.9, 1.0)
+    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    for masking, said in (("mean", "class and hue only"), ("named", "the class only")):
+        dataset.attrs["config"] = json.dumps(
+            {"study": "correlation", "batch_size": BATCH, "train_size": 2000, "captions": "vectors", "masking": masking}
+        )
+        assert regimes._label(dataset, "label_only").endswith(said)
+        assert regimes._label(dataset, "cross_entropy") == "SL, cross-entropy"
 
 
 @pytest.mark.slow
