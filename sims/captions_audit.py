@@ -124,7 +124,10 @@ def audit(
     totals["batch_size"] = batch_size
     totals["false_negatives"] = together(count.values())
     totals["same_class"] = together(collections.Counter(labels).values())
-    return Audit(groups, _words(split, labels, attributes, least), totals)
+    of_words = _words(split, labels, attributes, least)
+    if not known:
+        of_words = [{**row, "attribute_bits": math.nan, "attribute_p": math.nan} for row in of_words]
+    return Audit(groups, of_words, totals)
 
 
 def _words(
@@ -183,17 +186,21 @@ def text(found: Audit) -> str:
         f"{t['captions']:,.0f} captions, {t['distinct']:,.0f} distinct; they name the class in {named}, and have"
         f" {t['other_words']:.1f} other words; {t['no_other_words']:.1%} have none"
     ]
-    heads = ("captions", "class", "attribute", "other class", "other attr.", "other words")
-    lines.append(f"{'class, attribute':32s}" + "".join(f"{head:>13s}" for head in heads))
+    shown = {"names_class": "class", "names_attribute": "attribute", "other_class": "other class",
+             "other_attribute": "other attr.", "other_words": "other words"}  # fmt: skip
+    if not known:
+        shown = {name: head for name, head in shown.items() if "attribute" not in name}
+    first = "class, attribute" if known else "class"
+    lines.append(f"{first:32s}" + "".join(f"{head:>13s}" for head in ("captions", *shown.values())))
     for row in found.groups:
-        shares = "".join(f"{row[name]:13.3f}" for name in GROUP_COLUMNS[3:8])
+        shares = "".join(f"{row[name]:13.3f}" for name in shown)
         lines.append(f"{_named(row):32s}{row['captions']:13d}{shares}")
     for kind in ("class", "attribute") if known else ("class",):
         telling = [row for row in found.words if row[f"{kind}_p"] < 0.05]
         telling.sort(key=lambda row: -row[f"{kind}_bits"])
-        shown = ", ".join(f"{row['word']} {row[f'{kind}_bits']:.3f}" for row in telling[:_SHOWN]) or "none"
+        words = ", ".join(f"{row['word']} {row[f'{kind}_bits']:.3f}" for row in telling[:_SHOWN]) or "none"
         lines.append(
-            f"words that tell {'the class' if kind == 'class' else 'the attribute within a class'}, bits: {shown}"
+            f"words that tell {'the class' if kind == 'class' else 'the attribute within a class'}, bits: {words}"
         )
     lines.append(
         f"in a batch of {t['batch_size']:.0f} an anchor has {t['false_negatives']:.2f} negatives with its own caption"
@@ -270,7 +277,12 @@ def other_words(file: str, known: set[str]) -> dict[str, list[str]]:
 
 
 def _define_flags() -> None:
-    define("data", None, "captioned images, coco:DIR[:SPLIT], tars:GLOB, csv:FILE or parquet:FILE", optional(str))
+    define(
+        "data",
+        None,
+        "captioned images: coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR",
+        optional(str),
+    )
     define("classes", None, "of --data: file of class names, for images whose captions name just one", optional(path))
     define(
         "captions", None, "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data", optional(path)
@@ -320,9 +332,11 @@ def _of_images() -> _Columns:
     if not source.classes:
         raise UsageError(f"--data={values.data} has no classes; give --classes=FILE with their names.")
     attributes = getattr(source, "attributes", None)
+    if attributes is not None and all(x == "" for x in attributes):
+        attributes = None
     kept = [i for i in range(len(source)) if source.labels[i] >= 0 and (attributes is None or attributes[i] != "")]
     if not kept:
-        raise UsageError(f"--data={values.data} has no image with a class.")
+        raise UsageError(f"--data={values.data} has no image with a class, and an attribute where any has one.")
     if left := len(source) - len(kept):
         print(f"note: {left:,} of {len(source):,} images have no class or attribute and are left out.", file=sys.stderr)
     rows = [(caption, i) for i in kept for caption in source.captions(i)]

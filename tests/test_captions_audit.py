@@ -140,11 +140,13 @@ def test_without_attributes_the_classes_alone_are_counted(command, tmp_path):
     assert {row["word"]: row["class_bits"] for row in alone.words} == pytest.approx(
         {row["word"]: row["class_bits"] for row in both.words}
     )
-    assert {row["attribute_bits"] for row in alone.words} == {0.0} and any(r["attribute_bits"] for r in both.words)
+    assert all(math.isnan(row["attribute_bits"]) for row in alone.words) and any(
+        r["attribute_bits"] for r in both.words
+    )
     lines = [len(captions_audit.draw(found).axes[0].get_legend().get_texts()) for found in (both, alone)]
     assert lines == [2, 1]
     code, out, err = command(*TABLE[:2], "--least=1", "--out=out")
-    assert (code, err) == (0, "") and "the attribute" not in out
+    assert (code, err) == (0, "") and "attribute" not in out and "nan" not in out
     found = json.loads((tmp_path / "out" / "audit.json").read_text(), parse_constant=pytest.fail)
     assert found["totals"]["names_attribute"] is None
 
@@ -181,6 +183,9 @@ def test_coco_and_tables_of_images_are_read(command, tmp_path):
     assert (code, err) == (0, "")
     columns = command(*TABLE, "--least=1", "--out=columns")
     assert out.split("\n\n")[0] == columns[1].split("\n\n")[0]
+    (tmp_path / "images.csv").write_text("path,caption,label,attribute\n0.png,a cat,cat,\n1.png,a dog,dog,\n")
+    code, out, err = command("--data=csv:images.csv", "--least=1", "--out=none")
+    assert (code, err) == (0, "") and "attribute" not in out  # an empty column is none
 
 
 def test_bad_input_is_one_line(command, tmp_path):

@@ -105,6 +105,27 @@ def test_a_table_of_runs_is_read_at_matched_id(call, tmp_path):
         assert [row["covers"] for row in csv.DictReader(file)] == ["points", ""]
 
 
+def test_intervals_cover_the_test_images(call, tmp_path):
+    """Seeds that are alike at OOD accuracies .6 and .4: the binomial error alone. Twin: four times the images."""
+    points = {arm: [(x, y, y, seed) for x in (0.3, 0.5) for seed in (0, 1)] for arm, y in (("clip", 0.6), ("sl", 0.4))}
+    write(tmp_path / "t.csv", points)
+    flags = ["--id=val", "--arm=loss", "--seed_column=seed", "--transform=plain", "--at=0.4"]
+
+    def half(ood, images):
+        given = [f"--points={tmp_path}/t.csv", f"--out={tmp_path}/out{images}", *flags, f"--ood={ood}"]
+        code, out, err = call(*given, f"--images={images}")
+        assert (code, err) == (0, "") and "over seeds, test items" in out
+        with (tmp_path / f"out{images}" / "lines.csv").open() as file:
+            row = next(row for row in csv.DictReader(file) if row["reading"] == "line")
+        return (float(row["high"]) - float(row["low"])) / 2
+
+    known = 1.96 * (2 * 0.24 / 400) ** 0.5
+    assert half("sketch", "1000000,400") == pytest.approx(known, rel=0.08)
+    assert half("sketch", "1000000,1600") < 0.6 * known
+    both = half("sketch,r", "1000000,400,400")  # the mean of two sets
+    assert both == pytest.approx(known / 2**0.5, rel=0.08)
+
+
 def test_gaps_below_zero_are_read_on_plain_axes(call, tmp_path):
     write(
         tmp_path / "gaps.csv", {"clip": [(0.2, -0.4, 0, 0), (0.5, -0.2, 0, 0)], "sl": [(0, -0.8, 0, 0), (1, 0, 0, 0)]}

@@ -17,10 +17,11 @@ from mmcl_theory import _checks
 from mmcl_theory.data import Mixture, mixture
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Learner, feature_rules
 from mmcl_theory.features.moments import AS_IT_IS, CHUNK, GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import METHODS, Advice, Component, Diagnosis, Outcome, Purchase
+from mmcl_theory.features.results import METHODS, Advice, Component, Diagnosis, Outcome, Purchase, jackknife, over_folds
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
+_RIDGE = 0.01  # of its mean eigenvalue, added to a covariance whose root is inverted
 _PURCHASES = 9  # settings of captions that a budget may buy
 _MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
 
@@ -284,7 +285,8 @@ def _advice(
             outcome = dataclasses.replace(now, hits=data.hits(after))
             moved = np.bincount(data.group, after != right, len(data.classes))
             differences = [outcome.minus(now, where, moved) for where in ("shifted", "worst")]
-            found.append(Advice(name, knob, setting, *differences))
+            own = getattr(learner, knob, 1.0)
+            found.append(Advice(name, knob, setting, *differences, now=np.nan if own is None else own))
     return found
 
 
@@ -370,26 +372,37 @@ def _fit(data: _Data, text: np.ndarray, num_attributes: int) -> tuple[Mixture, n
 def _components(data: _Data, num_attributes: int) -> tuple[Component, ...]:
     """What the linear loss, prediction and alignment find first, learnt from all folds but one each (X7).
 
-    Covariances that are inverted have .01 of their mean eigenvalue on the diagonal.
+    Intervals of leads and gaps are those of the jackknife over folds. The correlation is of the held-out folds.
     """
     k, folds = int(data.classes.max()) + 1, range(len(data.sums.size))
     c = min(k + num_attributes - 1, data.total.image.shape[-1], data.total.text.shape[-1])
-    found = np.empty((len(folds), len(METHODS), 4, c))
+    found = np.empty((len(folds), 4, len(METHODS), c))  # correlations, shares of class and of attribute, gaps
     for f in folds:
         others, mine = _covariances(data.others(f)), _covariances(data.sums.fold(f))
-        whiten = [_inverse_root(s + 0.01 * np.trace(s) / len(s) * np.eye(len(s))) for s in (others[0], others[2])]
+        whiten = [_inverse_root(s + _RIDGE * np.trace(s) / len(s) * np.eye(len(s))) for s in (others[0], others[2])]
         plain = [np.eye(len(s)) for s in whiten]
         for i, (left, right) in enumerate((plain, (whiten[0], plain[1]), whiten)):
-            u, _, vt = np.linalg.svd(left @ others[1] @ right)
+            u, score, vt = np.linalg.svd(left @ others[1] @ right)
             a, b = left @ u[:, :c], right @ vt[:c].T
             xx, xt, tt = (np.einsum("ic,ij,jc->c", p, s, q) for p, s, q in zip((a, a, b), mine, (a, b, b), strict=True))
             size = np.sqrt(xx * tt)
-            found[f, i, 0] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
-            found[f, i, 1], found[f, i, 2] = _shares(data.others(f), a, k)
-            found[f, i, 3] = found[f, i, 1] > found[f, i, 2]
-    means = found.mean(0)
+            found[f, 0, i] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
+            found[f, 1:3, i] = _shares(data.others(f), a, k)
+            found[f, 3, i] = -np.diff(score, append=0.0)[:c]
+    _, of_class, of_attribute, _ = found.mean(0)
+    lead, gap = found[:, 1] - found[:, 2], found[:, 3]
     return tuple(
-        Component(method, j + 1, *map(float, means[i, :, j])) for i, method in enumerate(METHODS) for j in range(c)
+        Component(
+            method,
+            j + 1,
+            over_folds(found[:, 0, i, j]),
+            float(of_class[i, j]),
+            float(of_attribute[i, j]),
+            jackknife(lead[:, i, j]),
+            jackknife(gap[:, i, j]),
+        )
+        for i, method in enumerate(METHODS)
+        for j in range(c)
     )
 
 
@@ -406,14 +419,14 @@ def _inverse_root(s: np.ndarray) -> np.ndarray:
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
-def _shares(sums: GroupSums, directions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shares of the variance of x . a_c that class and attribute have, groups counting equally; (c,) each."""
+def _shares(sums: GroupSums, directions: np.ndarray, k: int) -> np.ndarray:
+    """The shares of the variance of x . a_c that class and attribute have, groups counting equally, (2, c)."""
     mean = sums.image / sums.size[:, None]
     square = sums.image_image / sums.size[:, None, None] - mean[:, :, None] * mean[:, None, :]
     within = np.einsum("ic,gij,jc->c", directions, square, directions) / len(mean)
     table = (mean @ directions).reshape(k, -1, directions.shape[1])
     whole = within + table.var((0, 1))
-    return tuple(table.mean(axis).var(0) / np.where(whole > 0, whole, 1.0) for axis in (1, 0))
+    return np.stack([table.mean(axis).var(0) for axis in (1, 0)]) / np.where(whole > 0, whole, 1.0)
 
 
 class _Codes(NamedTuple):

@@ -133,6 +133,22 @@ def _interval(value: float, influence: np.ndarray, floor: float) -> Estimate:
     return Estimate(float(value), float(error), float(value - half), float(value + half))
 
 
+def over_folds(values: np.ndarray) -> Estimate:
+    """The mean of held-out values, one a fold. Source: Nadeau and Bengio 2003, with test share 1/M."""
+    return _interval(float(values.mean()), values, 0.0)
+
+
+def jackknife(values: np.ndarray) -> Estimate:
+    """The mean of values that were each computed without one fold; its variance is (M - 1)/M sum (v - mean v)^2.
+
+    Source: Efron and Stein 1981, of groups of samples.
+    """
+    m = len(values)
+    error = np.sqrt((m - 1) ** 2 / m * values.var(ddof=1))
+    half = scipy.special.stdtrit(m - 1, 0.975) * error
+    return Estimate(*map(float, (values.mean(), error, values.mean() - half, values.mean() + half)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Advice:
     """What a change of one knob does to a learner, beside the features as they are.
@@ -143,6 +159,7 @@ class Advice:
         setting: the knob's value.
         shifted: the difference of accuracy on P*.
         worst: the difference in the worst group; the groups that are worst before and after may differ.
+        now: the learner's own value of the knob; 1 for captions and samples as they are.
     """
 
     learner: str
@@ -150,6 +167,7 @@ class Advice:
     setting: float
     shifted: Estimate
     worst: Estimate
+    now: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,26 +197,31 @@ METHODS = ("contrast", "predict", "align")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Component:
-    """A leading direction of the images by one of METHODS, means over folds (X7).
+    """A leading direction of the images by one of METHODS, learnt on M - 1 folds and measured on the last (X7).
 
-    They are the singular vectors of the cross-covariance C of images and texts, after S_I^-1/2 C and after
-    S_I^-1/2 C S_T^-1/2: what the linear loss, prediction of the text from the image, and alignment (CCA) find first.
+    They are the singular vectors of the cross-covariance C of images and texts, of S_I^-1/2 C and of
+    S_I^-1/2 C S_T^-1/2: what the linear loss, prediction of the text from the image, and alignment (CCA) find first. A
+    covariance that is inverted has .01 of its mean eigenvalue added, which can decide where two are nearly alike.
 
     Attributes:
         method: of METHODS.
         number: its place, from 1.
         correlation: of its image and text score, on held-out samples.
-        of_class: the share of its image score's variance that the class has, in groups of equal weight.
+        of_class: the share of its image score's variance that the class has, in groups of equal weight; the mean over
+            the folds, of training samples.
         of_attribute: that of the attribute. The rest is within groups, or of both together.
-        ahead: in how many of the folds `of_class` is the larger of the two.
+        lead: of_class - of_attribute.
+        gap: its singular value less that of the next component. Where it may be 0 the two are one plane, and which
+            direction in it comes first is an accident of the sample.
     """
 
     method: str
     number: int
-    correlation: float
+    correlation: Estimate
     of_class: float
     of_attribute: float
-    ahead: float
+    lead: Estimate
+    gap: Estimate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -276,15 +299,22 @@ class Diagnosis:
         return "balanced" if max(-gap.low, gap.high) <= BALANCED else "no evidence"
 
     def recovered(self, method: str) -> str:
-        """What a method finds first (X7): "class", "attribute" or "no evidence".
+        """What a method finds first (X7): "class", "attribute" or "no evidence", by 95% intervals.
 
-        It is the class if in all folds the first K - 1 components have more of the class than of the attribute, and the
-        attribute if in all folds none has.
+        It is the class if the first K - 1 components have each more of the class than of the attribute, and the
+        attribute if none has; in both cases where their scores are correlated, and their singular values apart from the
+        next.
+
+        Raises: ValueError for another method.
         """
-        ahead = [c.ahead for c in self.components if c.method == method][: len(self.classes) - 1]
-        if all(share == 1 for share in ahead):
+        if method not in METHODS:
+            raise ValueError(f"method must be of {', '.join(METHODS)}, got {method!r}.")
+        first = [c for c in self.components if c.method == method][: len(self.classes) - 1]
+        if not first or first[-1].gap.low <= 0 or any(c.correlation.low <= 0 for c in first):
+            return "no evidence"
+        if all(c.lead.low > 0 for c in first):
             return "class"
-        return "attribute" if all(share == 0 for share in ahead) else "no evidence"
+        return "attribute" if all(c.lead.high < 0 for c in first) else "no evidence"
 
     def to_dataframe(self) -> Any:
         """The accuracies as a pandas DataFrame: a row for each learner and group, and for P, P* and the worst group."""

@@ -61,8 +61,10 @@ def changes_with_evidence(found: Diagnosis, most: int) -> list[Advice]:
 
 def told_in_words(change: Advice) -> str:
     """What a change is."""
-    tempered = f", as {change.setting**0.5:.3g} times the temperature gives" if change.knob == "kappa" else ""
-    return f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}{tempered}"
+    said = f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}"
+    if change.knob == "kappa" and change.now > 0:  # kappa = rho tau^2, at the same weight decay
+        said += f", as {(change.setting / change.now) ** 0.5:.3g} times the temperature gives"
+    return said
 
 
 def look(learner: str) -> tuple[str, str, str]:
@@ -111,7 +113,7 @@ def _first(found: Diagnosis) -> str:
     leading = {c.method: c for c in found.components if c.number == 1}
     return "; ".join(
         f"{_METHODS[name]}: {found.recovered(name)} (class {c.of_class:.2f}, attribute {c.of_attribute:.2f} of the"
-        f" first component's variance; correlation {c.correlation:.2f})"
+        f" first component's variance, difference {_change(c.lead)}; correlation {c.correlation.value:.2f})"
         for name, c in leading.items()
     )
 

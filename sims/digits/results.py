@@ -96,20 +96,22 @@ def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 def lines_of(dataset: xr.Dataset) -> lines.Arms:
     """The points of each arm for `sims.lines`, its stages of training: P* over P; and the worst cell over P.
 
-    Arms that have one accuracy on P at all stages are left out, and so are runs that diverged.
+    Arms that have one accuracy on P at all stages are left out, and so are runs that diverged. Accuracies on P and P*
+    are of the same images, which are redrawn as if they were two sets. A cell has half the images of a group.
     """
     images = int(json.loads(dataset.attrs["config"])["test"])
     found: lines.Arms = {}
     each = by_headline(accuracy(dataset)).stack(run=("seed", *AXES, "step"))
-    for panel, names in (("P*", ("aligned", "conflicting")), ("worst cell", ("worst",))):
+    for panel, names, n in (("P*", ("aligned", "conflicting"), images), ("worst cell", ("worst",), images // 2)):
         arms: dict[str, list[lines.Point]] = {}
         for arm in map(str, each.arm.values):
             mine = each.sel(arm=arm).dropna("run")
-            on_p, *others = (inside(mine.sel(value=v).values * images, images) for v in ("train", *names))
+            on_p = inside(mine.sel(value="train").values * images, images)
+            others = [inside(mine.sel(value=v).values * n, n) for v in names]
             seeds = mine["seed"].values
             points = [
                 lines.Point(panel, ARMS[arm].label, float(x), float(np.mean(y)), str(seed), "", images,
-                            tuple((float(v), images) for v in y))
+                            tuple((float(v), n) for v in y))
                 for x, y, seed in zip(on_p, np.transpose(others), seeds, strict=True)
             ]  # fmt: skip
             if len({point.acc_id for point in points}) > 1:

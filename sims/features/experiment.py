@@ -75,7 +75,7 @@ def _ood(dataset: xr.Dataset) -> dict[str, int]:
 
 
 def _harmonic(sizes: list[int]) -> int:
-    """The whole n whose p (1 - p) / n is closest to the variance of the mean of G group accuracies, all of value p."""
+    """The whole n whose p (1 - p) / n is closest to the variance of the mean of G accuracies, all of value p."""
     return round(len(sizes) ** 2 / float(np.sum(1 / np.array(sizes))))
 
 
@@ -123,6 +123,8 @@ def text(dataset: xr.Dataset) -> str:
     parts = [_best(dataset)]
     if arms := arms_of(dataset):
         parts.append(lines.matched_text(arms, TRANSFORM))
+        images = _sets(dataset)[0]["images"], _harmonic(list(_ood(dataset).values()))
+        parts.append(f"At other ID accuracies: sims.lines --seed_column=seed --images={images[0]},{images[1]}")
     notes: list[str] = json.loads(dataset.attrs.get("notes", "[]"))  # runs of earlier versions have none
     return "\n\n".join(parts + ["\n".join(f"note: {note}." for note in notes)] * bool(notes))
 

@@ -199,8 +199,8 @@ def test_another_encoder_or_setting_is_refused(data, tmp_path, monkeypatch):
         features.embed(work(data), out)
     before = contents(out)
     others = {
-        "other image features": {"towers": Towers("mine", lambda x: image(x) * 1.02, text)},
-        "other text features": {"towers": Towers("mine", image, lambda x: text(x)[:, :2])},
+        "first images have other features": {"towers": Towers("mine", lambda x: image(x) * 1.02, text)},
+        "first captions have other features": {"towers": Towers("mine", image, lambda x: text(x)[:, :2])},
         "differs in encoder": {"towers": Towers("other", image, text)},
         "differs in precision": {"precision": "float32"},
         "differs in batch_size": {"batch_size": 3},
@@ -228,7 +228,10 @@ def test_a_finished_folder_is_not_done_again(data, tmp_path, capsys):
     counted = Towers("mine", lambda batch: batches.append(len(batch)) or image(batch), text)
     assert features.embed(work(data, towers=counted), out) == found
     assert "already holds these features" in capsys.readouterr().err and batches == [2]
-    with pytest.raises(UsageError, match="mine gives other text features than those in the folder"):
+    with pytest.raises(
+        UsageError,
+        match="first captions have other features than those in the folder, from other files or another mine",
+    ):
         features.embed(work(data, towers=Towers("mine", image, lambda x: text(x) + np.float32(1))), out)
     picture = (data / "7.png").read_bytes()
     (data / "7.png").write_bytes(picture + b" ")
@@ -236,6 +239,9 @@ def test_a_finished_folder_is_not_done_again(data, tmp_path, capsys):
         features.embed(work(data), out)
     (data / "7.png").write_bytes(picture)
     assert features.embed(work(data), out) == found and results(out) == before
+    (out / "image.npy").unlink()
+    with pytest.raises(UsageError, match="is finished, but cannot be read"):
+        features.embed(work(data), out)
 
 
 def later(change):

@@ -208,3 +208,14 @@ def test_names_are_escaped(arrays, tmp_path):
     report.write(found, {}, [], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<b>cat" not in page and "&lt;b&gt;cat" in page
+
+
+def test_a_ridge_is_told_as_the_temperature_that_gives_it():
+    """By the square root, from the ridge that the learner has; not where that is 0."""
+    nothing = Estimate(0.0, 0.1, -0.2, 0.2)
+
+    def said(now):
+        return report.told_in_words(Advice("ridge", "kappa", 4.0, nothing, nothing, now))
+
+    assert said(1.0).endswith("ridge kappa 4, as 2 times the temperature gives")
+    assert said(100.0).endswith("as 0.2 times the temperature gives") and said(0.0).endswith("ridge kappa 4")

@@ -438,24 +438,23 @@ def nuisance(seed, k, g, eta, h, n=3000):
 
 
 def test_what_is_found_first_is_by_the_criteria_of_x7():
-    """In random models whose criteria are not near equality; twin: the criteria of the other method."""
+    """In random models no verdict is against the criterion, and most are told; twin: the criteria of another method."""
     rng = np.random.default_rng(0)
     told = {name: [] for name in ("contrast", "predict", "align")}
-    regimes = set()
     for seed in range(24):
         k, eta = rng.uniform(0.7, 1.3), rng.uniform(0.3, 0.9)
         g, h = rng.uniform(0, 4, 2), np.exp(rng.uniform(0, 1.5, 2))
         law = mt.theory.recovery(k, *g, eta, *h)
-        regimes.add(int(law.regime))
-        found = mt.diagnose(*nuisance(seed, k, g, eta, h), learners={}, knobs={}, folds=4)
+        found = mt.diagnose(*nuisance(seed, k, g, eta, h), learners={}, knobs={}, folds=10)
         for name, said in told.items():
             ratio = float(getattr(law, name))
             if abs(np.log(ratio)) > 0.25:
-                said.append((found.recovered(name) == ("class" if ratio > 1 else "attribute"), ratio > 1))
+                said.append((found.recovered(name), "class" if ratio > 1 else "attribute", float(law.contrast) > 1))
     for said in told.values():
-        assert all(right for right, _ in said) and len(said) >= 12
-        assert len({which for _, which in said}) == 2  # a constant answer fails
-    assert len(regimes) >= 3
+        assert all(verdict in (right, "no evidence") for verdict, right, _ in said) and len(said) >= 12
+        assert sum(verdict == right for verdict, right, _ in said) > 0.8 * len(said)
+        assert len({right for _, right, _ in said}) == 2  # a constant answer fails
+    assert any((right == "class") != of_contrast for _, right, of_contrast in told["align"])
 
 
 def test_components_have_held_out_correlations_and_shares():
@@ -463,23 +462,47 @@ def test_components_have_held_out_correlations_and_shares():
     k, g, eta, h = 1.0, (1.0, 0.5), 0.3, (1.0, 1.0)
     found = mt.diagnose(*nuisance(1, k, g, eta, h, n=40_000), learners={}, knobs={}, folds=5)
     first, second = (c for c in found.components if c.method == "align" and c.number <= 2)
-    np.testing.assert_allclose(first.correlation, 1 / np.sqrt(2 * 1.5), atol=0.02)
+    assert abs(first.correlation.value - 1 / np.sqrt(2 * 1.5)) < 3 * first.correlation.error < 0.03
     np.testing.assert_allclose([first.of_class, first.of_attribute], [0.5, 0.0], atol=0.02)
     np.testing.assert_allclose([second.of_class, second.of_attribute], [0.0, 0.3], atol=0.02)
-    assert (first.ahead, second.ahead) == (1.0, 0.0) and abs(second.correlation - first.correlation) > 0.2
+    assert first.lead.low > 0 > second.lead.high and abs(second.correlation.value - first.correlation.value) > 0.2
     image, text, y, a = nuisance(2, k, g, eta, h)
     apart = mt.diagnose(image, np.random.default_rng(0).permutation(text), y, a, learners={}, knobs={}, folds=4)
-    assert all(abs(c.correlation) < 0.06 for c in apart.components)  # held out: 0 but for noise
+    assert all(abs(c.correlation.value) < 0.06 for c in apart.components)  # held out: 0 but for noise
 
 
+@pytest.mark.slow
+def test_what_cannot_be_told_is_found_by_no_method():
+    """At a tie of class and attribute, and with texts of other images, verdicts are as rare as 95% intervals make them.
+
+    Twin: a verdict by the sign in all folds, which share most samples, is given in most cases.
+    """
+    said, signs, apart = [], [], []
+    for seed in range(30):
+        image, text, y, a = nuisance(seed, 1.0, (1.0, 1.0), 1.0, (2.0, 2.0), n=1200)
+        # The attribute's part of the nuisance is 1 of 2, like the class's of the signal: all is symmetric.
+        tie = mt.diagnose(image, text, y, a, learners={}, knobs={}, folds=10)
+        first = {c.method: c for c in tie.components if c.number == 1}
+        said += [tie.recovered(name) != "no evidence" for name in first]
+        signs += [abs(c.lead.value) > 2 * c.lead.error / 3 for c in first.values()]  # within the spread of folds
+        text = np.random.default_rng(seed).permutation(text)
+        other = mt.diagnose(image, text, y, a, learners={}, knobs={}, folds=10)
+        apart += [other.recovered(name) != "no evidence" for name in first]
+    assert np.mean(said) < 0.2 and np.mean(apart) < 0.2 and np.mean(signs) > 0.3
+    with pytest.raises(ValueError, match="method must be of"):
+        tie.recovered("typo")
+    assert dataclasses.replace(tie, components=()).recovered("align") == "no evidence"
+
+
+@pytest.mark.slow
 def test_where_captions_tell_nothing_but_the_class_no_purchase_is_a_gain():
-    """For the linear loss, which noise of texts does not move: of 16 intervals of 95% at most 4 exclude 0, w.p. .999.
+    """For the linear loss, which noise of texts does not move: of 10 intervals of 95% at most 3 exclude 0, w.p. .999.
 
     Its twin is the budget's test, where details tell.
     """
     told, silent = [], mt.group_captions(MODEL, mention=[0.0, 0.0], base="mean")
-    for seed in range(8):
+    for seed in range(10):
         pairs = sampled(1200, seed, caps=silent)
         found = mt.diagnose(*pairs, learners={"mmcl": LEARNERS["mmcl"]}, knobs={}, budget=0.5)
-        told += [verdict(purchase.gain) for purchase in found.purchases]
-    assert len(told) == 16 and told.count("no evidence") >= 12
+        told.append(verdict(found.purchases[0].gain))
+    assert len(told) == 10 and told.count("no evidence") >= 7

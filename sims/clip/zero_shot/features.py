@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sims.clip.records.images import BadImage
-from sims.clip.records.reading import arrays_of, brief
+from sims.clip.records.reading import arrays_of, brief, reason
 from sims.clip.records.sources import FileBytes, Source
 from sims.clip.zero_shot.prompts import prompts
 from sims.clip.zero_shot.scoring import in_order
@@ -191,7 +191,13 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
     finished = not overwrite and (out / SUMMARY).exists()
     first = work.part(work.indices[: min(work.batch_size, work.shard)])
     if finished:
-        _check_same(work, first, {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in ("image", "text")})
+        try:
+            before = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in ("image", "text")}
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{out} is finished, but cannot be read ({reason(error)}); --overwrite starts again."
+            ) from None
+        _check_same(work, first, before)
         print(f"{out} already holds these features; nothing was computed again.", file=sys.stderr)
         return json.loads((out / SUMMARY).read_text())
     if not len(first["kept"]):
@@ -254,7 +260,8 @@ def _check_same(work: Work, first: Mapping[str, np.ndarray], before: Mapping[str
         same = now.shape == then.shape
         if not same or (np.linalg.norm(now - then, axis=1) > 0.01 * np.linalg.norm(now, axis=1)).any():
             raise UsageError(
-                f"{work.towers.name} gives other {which} features than those in the folder; --overwrite starts again."
+                f"the first {'images' if which == 'image' else 'captions'} have other features than those in the"
+                f" folder, from other files or another {work.towers.name}; --overwrite starts again."
             )
 
 
