@@ -38,10 +38,9 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
 
     Raises: UsageError if they are too few, have no labels where needed, or are not what the run began with.
     """
-    if config.architecture not in models.ARCHITECTURES:
-        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+    check_architecture(config)
     spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
-    classes = _class_names(config.classes)
+    classes = class_names(config.classes)
     source = sources.open_source(spec, captions_file=config.captions, classes=classes)
     if out is not None and (out / DATA).exists() and read_data(out) != told(source):
         raise UsageError(
@@ -51,7 +50,7 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
     if config.method.text == "labels":
         check_names(source.classes, f"--data={config.data}")
     trained, held_out = select(config, source)
-    encode = _tokenizer(config, source, trained, out) if config.method.reads else None
+    encode = tokenizer_of(config, source, trained, out) if config.method.reads else None
     unlabelled = int((source.labels < 0).sum()) if config.needs_labels else 0
     return Data(source, trained, held_out, unlabelled, encode)
 
@@ -96,7 +95,14 @@ def validation(labels: np.ndarray, share: float) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-def _class_names(path: str | None) -> tuple[str, ...]:
+def check_architecture(config: Config) -> None:
+    """Raise UsageError for an unknown architecture."""
+    if config.architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+
+
+def class_names(path: str | None) -> tuple[str, ...]:
+    """The names of a JSON list, by which captions are labelled; None: none."""
     if path is None:
         return ()
     try:
@@ -121,9 +127,10 @@ def read_data(out: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _tokenizer(
+def tokenizer_of(
     config: Config, source: sources.Source, trained: np.ndarray, out: pathlib.Path | None
 ) -> tokenizer.Tokenizer:
+    """The tokenizer of the run in `out`, or of config.vocabulary, or one trained on the captions of these records."""
     length = config.context_length or models.ARCHITECTURES[config.architecture].text.context_length
     if out is not None and (out / TOKENIZER).exists():
         return tokenizer.load(out / TOKENIZER)
@@ -136,7 +143,7 @@ def _tokenizer(
                     f"{config.context_length}."
                 )
             return found
-        return tokenizer.clip_tokenizer(config.vocabulary, length)
+        return tokenizer.cliptokenizer_of(config.vocabulary, length)
     few = trained[:: -(-len(trained) // _TEXTS)]
     texts = [text for i in few for text in source.captions(int(i))]
     texts += [captions.TEMPLATE.format(name) for name in source.classes]
