@@ -169,9 +169,7 @@ class Shares:
             if not self.root:
                 raise UsageError(f"--preset={self.preset} needs --root, the folder of the evaluation sets.")
         if data.startswith("coco:") and "/" not in data.rpartition(":")[2] and data.count(":") > 1:
-            raise UsageError(
-                f"--data must be coco:DIR, without a split, as ID accuracy is that on val2017, got {data!r}."
-            )
+            raise UsageError(f"--data must be coco:DIR, as ID accuracy is that on its val2017, got {data!r}.")
         for arm in self.arms:
             if arm not in ARMS:
                 raise UsageError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}.")

@@ -49,6 +49,7 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     store.check(out, flat, overwrite)
     source = sources.open_source(config.data, classes=prepare.class_names(config.training.classes))
     found, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
+    _templates(config)
     evaluation.warn([one.shortfall() for one in found.ood.values()], strict=False)
     with store.locked(out):
         for name in ("measured", "runs") if overwrite else ():
@@ -162,14 +163,17 @@ def _found(config: Shares) -> Found:
 def measure(config: Shares, encoder: Encoder) -> list[Row]:
     """Counts of right answers on the ID set and the six OOD sets."""
     found = _found(config)
-    scenes = config.preset == "scenes" and config.templates is None
-    templates = runs.TEMPLATES if scenes else prompts.read_templates(config.templates)
-    how = evaluation.How(batch_size=_IMAGES)
+    templates, how = _templates(config), evaluation.How(batch_size=_IMAGES)
     rows = []
     for of, listed in ((found.id, found.id_classes), (found.ood, found.ood_classes)):
         for row in evaluation.evaluate(encoder.name, encoder, of, listed, templates, how=how):
             rows.append({name: row[name] for name in ("set", "images", "correct", "accuracy", "chance", "unreadable")})
     return rows
+
+
+def _templates(config: Shares) -> Sequence[str]:
+    of_scenes = config.preset == "scenes" and config.templates is None
+    return runs.TEMPLATES if of_scenes else prompts.read_templates(config.templates)
 
 
 def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:

@@ -143,7 +143,7 @@ def tokenizer_of(
                     f"{config.context_length}."
                 )
             return found
-        return tokenizer.cliptokenizer_of(config.vocabulary, length)
+        return tokenizer.clip_tokenizer(config.vocabulary, length)
     few = trained[:: -(-len(trained) // _TEXTS)]
     texts = [text for i in few for text in source.captions(int(i))]
     texts += [captions.TEMPLATE.format(name) for name in source.classes]
