@@ -26,10 +26,22 @@ from typing import Any
 
 from absl import flags
 
-from sims.clip.comparison.config import PRESETS, SHIFTS, Config, Shares
+from sims.clip.comparison.config import PRESETS, SHIFTS, STUDIES, Config, Shares
 from sims.clip.config import ARMS
 from sims.engine import devices
-from sims.engine.flags import UsageError, WorkFailed, define, integer, names, number, numbers, optional, path, run_main
+from sims.engine.flags import (
+    UsageError,
+    WorkFailed,
+    check_choice,
+    define,
+    integer,
+    names,
+    number,
+    numbers,
+    optional,
+    path,
+    run_main,
+)
 
 _FLAGS = {
     "study": ("which, of arms, captions; or shares", names),
@@ -90,7 +102,7 @@ def _define_flags() -> None:
 def _default(config: Shares, name: str) -> Any:
     value = getattr(config if name in _OWN else config.training, "classes" if name == "labels" else name)
     value = ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else value
-    return "none" if value in (None, "") else value
+    return "needed" if value == "" else "none" if value is None else value
 
 
 def text(rows: Sequence[dict[str, Any]], config: Any) -> str:
@@ -136,6 +148,8 @@ def _config() -> Config | Shares:
     values = flags.FLAGS
     if values.preset not in PRESETS:
         raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values.preset!r}.")
+    for value in values.study:
+        check_choice("study", value, (*STUDIES, "shares"))
     given = [name for name in (*_FLAGS, *_OWN, *_TRAINING) if values[name].present]
     paper = values.preset != "scenes"
     if "shares" not in values.study and not (paper and "study" not in given):
@@ -179,7 +193,7 @@ def _main() -> int:
     root, out = pathlib.Path(config.root), pathlib.Path(values["out"])
     if config.root == SCENES:
         generation.default(root)
-    alone = jax.default_backend() != "cpu" or (isinstance(config, Shares) and config.preset != "scenes")
+    alone = jax.default_backend() != "cpu" or (isinstance(config, Shares) and not config.on_scenes)
     workers = values["workers"] or (1 if alone else processes.cores())
     try:
         if isinstance(config, Shares):

@@ -78,7 +78,12 @@ def test_runs_of_the_study():
     last = config.of_run(every[-1], "words.json")
     assert (last.arm, last.percent, last.seed, last.vocabulary) == ("clip_no_intra", 100, 6, "words.json")
     assert last.data == "coco:runs/scenes/coco" and last.validation == 0 and last.epochs == 2
-    assert config.flat() != dataclasses.replace(config, percent=(50.0, 100.0)).flat()
+    others = (
+        {"percent": (50.0, 100.0)}, {"classes": "c"}, {"class_map": "coco"}, {"at": (20.0,)}, {"arms": ("clip",)},
+        {"training": dataclasses.replace(config.training, classes="c")},
+        {"training": dataclasses.replace(config.training, epochs=3.0)},
+    )  # fmt: skip
+    assert all(config.flat() != dataclasses.replace(config, **other).flat() for other in others)
 
 
 @pytest.mark.parametrize(

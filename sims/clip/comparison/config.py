@@ -189,7 +189,17 @@ class Shares:
     @property
     def data(self) -> str:
         """The training data."""
-        return f"coco:{self.root}/coco" if self.training.data == "scenes" else self.training.data
+        return f"coco:{self.root}/coco" if self.on_scenes else self.training.data
+
+    @property
+    def on_scenes(self) -> bool:
+        """Whether the data are generated scenes."""
+        return self.training.data == "scenes"
+
+    @property
+    def panel(self) -> str:
+        """The data's name in the figure; those of the paper's as in its points."""
+        return {"paper_coco": "coco", "paper_cc": "cc"}.get(self.preset, self.training.data)
 
     @property
     def validation(self) -> float:
@@ -211,7 +221,8 @@ class Shares:
         """The settings that decide the results.  scene: the scenes' own settings, if these are the data."""
         told = {} if scene is None else {"scenes": dataclasses.asdict(scene)}
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k != "training"}
-        return {"command": "clip.compare", "study": ["shares"], **dataclasses.asdict(self.training), **settings, **told}
+        recipe = {**dataclasses.asdict(self.training), "labels": self.training.classes}  # `classes` are the sets'
+        return {"command": "clip.compare", "study": ["shares"], **recipe, **settings, **told}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     Raises: UsageError before anything is written, if data, sets or vocabulary are missing or do not fit.
     """
     config.check()
-    flat = config.flat(generation.read_config(pathlib.Path(config.root)) if config.training.data == "scenes" else None)
+    flat = config.flat(generation.read_config(pathlib.Path(config.root)) if config.on_scenes else None)
     store.check(out, flat, overwrite)
     source = sources.open_source(config.data, classes=prepare.class_names(config.training.classes))
     found, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
@@ -81,8 +81,8 @@ def _tokenizer(config: Shares, source: sources.Source, out: pathlib.Path, overwr
     """
     recipe = config.training
     prepare.check_architecture(recipe)
-    smallest = [prepare.select(config.of_run(Share(arm, config.percent[0], 0), None), source) for arm in config.arms]
-    del smallest  # larger shares have more
+    for arm in config.arms:
+        prepare.select(config.of_run(Share(arm, config.percent[0], 0), None), source)  # larger shares have more
     whole, _ = prepare.select(config.of_run(Share(config.arms[0], 100.0, 0), None), source)
     began = out if (out / _TOKENIZER).exists() and not overwrite else None
     words = prepare.tokenizer_of(recipe, source, whole, began)
@@ -142,7 +142,7 @@ def _measured(task: tuple[Shares, Share, pathlib.Path]) -> list[Row]:
     kept, folder = out / "measured" / f"{each.name}.json", out / "runs" / each.name
     if not kept.exists():
         vocabulary = config.training.vocabulary or str(out / _TOKENIZER)
-        if config.preset == "scenes":
+        if config.on_scenes:
             how = training.How(save_every=10**9, tensorboard=False, quiet=True)
         else:
             how = training.How(workers=processes.cores() - 1)
@@ -172,8 +172,9 @@ def measure(config: Shares, encoder: Encoder) -> list[Row]:
 
 
 def _templates(config: Shares) -> Sequence[str]:
-    of_scenes = config.preset == "scenes" and config.templates is None
-    return runs.TEMPLATES if of_scenes else prompts.read_templates(config.templates)
+    if config.on_scenes and config.templates is None:
+        return runs.TEMPLATES
+    return prompts.read_templates(config.templates)
 
 
 def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:
@@ -186,7 +187,7 @@ def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:
         seed = str(each.seed) if config.seeds > 1 else None
         found.append(
             lines.Point(
-                config.preset.removeprefix("paper_"), ARMS[each.arm].label, accuracy[ID],
+                config.panel, ARMS[each.arm].label, accuracy[ID],
                 float(np.mean([share for share, _ in shifted])), seed, each.name, own[ID]["images"], shifted,
             )
         )  # fmt: skip
@@ -208,7 +209,7 @@ def at_matched_id(rows: Sequence[Row], config: Shares) -> Result:
     for point in points(rows, config):
         by_arm.setdefault(point.arm, []).append(point)
     good = {arm: mine for arm, mine in by_arm.items() if len({point.acc_id for point in mine}) > 1}
-    arms = {config.preset.removeprefix("paper_"): good} if good else {}
+    arms = {config.panel: good} if good else {}
     at = None if config.at is None else [value / 100 for value in config.at]
     return Result(arms, tuple(set(by_arm) - set(good)), lines.compare(arms, at, TRANSFORM, 100))
 
