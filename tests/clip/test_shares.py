@@ -284,7 +284,7 @@ def test_the_papers_sets_are_scored_by_cocos_categories(tmp_path):
         assert found.ood[name].labels.tolist() == [bird, dog] and found.ood[name].dropped == 1  # a tench is none
     assert found.ood["objectnet"].labels.tolist() == [car] and len(found.ood["v2"].paths) == 291
     assert all(one.chance == 1 / 80 for one in (*found.ood.values(), found.id["id"]))
-    assert len(wnids) == 1000
+    assert len(wnids) == 1000 and found.shortfalls[0] == "val has 3 images of 3 classes, not 50000 of 1000"
     coco(tmp_path / "other", categories[:-1])
     other = dataclasses.replace(config, training=dataclasses.replace(recipe, data=f"coco:{tmp_path}/other"))
     with pytest.raises(UsageError, match=r"has no class 'toothbrush', by which --root=.* is scored \(1 such classes\)"):

@@ -50,7 +50,7 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     source = sources.open_source(config.data, classes=prepare.class_names(config.training.classes))
     found, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
     _templates(config)
-    evaluation.warn([one.shortfall() for one in found.ood.values()], strict=False)
+    evaluation.warn(found.shortfalls, strict=False)
     with store.locked(out):
         for name in ("measured", "runs") if overwrite else ():
             shutil.rmtree(out / name, ignore_errors=True)
@@ -92,12 +92,16 @@ def _tokenizer(config: Shares, source: sources.Source, out: pathlib.Path, overwr
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-    """What runs are measured on: the ID set and the six OOD sets, each with its classes."""
+    """What runs are measured on: the ID set and the six OOD sets, each with its classes.
+
+    shortfalls: what the six lack of the published sets, before a map drops images; None for a whole one.
+    """
 
     id: dict[str, EvaluationSet]
     id_classes: Classes
     ood: dict[str, EvaluationSet]
     ood_classes: Classes
+    shortfalls: tuple[str | None, ...]
 
 
 def open_sets(config: Shares, source: sources.Source) -> Found:
@@ -121,6 +125,7 @@ def open_sets(config: Shares, source: sources.Source) -> Found:
             raise UsageError(f"{spec}: its val2017 has other categories than its train2017, in annotations/.")
     listed = classes.read_classes(root, config.classes)
     ood = sets.open_sets(root, SIX, listed)
+    shortfalls = tuple(one.shortfall() for one in ood.values())
     if config.class_map is not None:
         by = (
             class_maps.of_names(source.classes, spec)
@@ -133,7 +138,7 @@ def open_sets(config: Shares, source: sources.Source) -> Found:
             f"{spec} has no class {odd[0]!r}, by which --root={root} is scored ({len(odd)} such classes); give a"
             " --class_map of the data's classes, or names."
         )
-    return Found({ID: own}, id_classes, ood, listed)
+    return Found({ID: own}, id_classes, ood, listed, shortfalls)
 
 
 def _measured(task: tuple[Shares, Share, pathlib.Path]) -> list[Row]:
