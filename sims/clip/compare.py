@@ -2,7 +2,7 @@
 
     python -m sims.clip.compare                                  # under 30 minutes on 2 cores
     python -m sims.clip.compare --study=captions --pi_grid=0,0.25,0.5,0.75,1 --seeds=5 --out=runs/compare_captions
-    python -m sims.clip.compare --study=shares --out=runs/shares                    # 15 minutes on one core
+    python -m sims.clip.compare --study=shares --out=runs/shares
     python -m sims.clip.compare --preset=paper_coco --data=coco:/data/coco --root=/data/sets \\
         --classes=imagenet_class_index.json --vocabulary=bpe_simple_vocab_16e6.txt.gz --out=runs/paper_coco
 
