@@ -41,7 +41,7 @@ ROOMS = {
     "sims.clip.zero_shot": ("sims.clip.fit", "sims.clip.model", "sims.clip.records", "sims.clip.config", "sims.engine"),
     "sims.clip.comparison": (
         *("sims.clip.zero_shot", "sims.clip.scenes", "sims.clip.fit", "sims.clip.model", "sims.clip.records"),
-        *("sims.clip.config", "sims.engine", *LIBRARY),
+        *("sims.clip.config", "sims.lines", "sims.engine", *LIBRARY),
     ),
     "sims.clip": (  # its commands
         *("sims.clip.comparison", "sims.clip.zero_shot", "sims.clip.scenes", "sims.clip.fit", "sims.clip.model"),

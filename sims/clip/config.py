@@ -13,6 +13,9 @@ from sims.engine.flags import UsageError
 SCENES = "runs/scenes"  # where the generated scenes are by default
 
 
+_LATER = {"percent": 100.0, "validation": 0.0}
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """An arm of the comparison.
@@ -61,6 +64,8 @@ class Config:
       chunks: parts in which a batch is embedded; the loss is the whole batch's.
       steps: None: `epochs` passes over the data.
       held_out: records kept from training, for the loss that selects the best checkpoint.
+      percent: of the other records, in percent, those trained on; at one seed, those of 25 are among those of 50.
+      validation: share of each class's records that no run trains on, at any seed; above 0, only labelled ones count.
     """
 
     data: str = "scenes"
@@ -87,6 +92,8 @@ class Config:
     temperature: float = 0.07
     crop_scale: float = 0.9
     held_out: int = 256
+    percent: float = 100.0
+    validation: float = 0.0
     bf16: bool = False
     seed: int = 0
 
@@ -107,6 +114,9 @@ class Config:
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), least, most)
         _in("temperature", self.temperature, 0.01, 1)
+        _in("percent", self.percent, 1, 100)
+        if not 0 <= self.validation < 1:
+            raise UsageError(f"--validation must be in [0, 1), got {self.validation:g}.")
         for name in ("pi", "same_class_weight", "weight_decay"):
             if getattr(self, name) is not None:
                 _in(name, getattr(self, name), 0, 1)
@@ -143,11 +153,15 @@ class Config:
     @property
     def needs_labels(self) -> bool:
         """Whether only records with a label can be used."""
-        return not self.method.reads or self.weight is not None or self.method.text == "labels"
+        return not self.method.reads or self.weight is not None or self.method.text == "labels" or self.validation > 0
 
     def flat(self) -> Mapping[str, Any]:
-        """The settings that decide the result."""
-        return {"command": "clip.train", **dataclasses.asdict(self)}
+        """The settings that decide the result.
+
+        Those of _LATER are left out at these values, so that runs from before they existed continue.
+        """
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if _LATER.get(k) != v}
+        return {"command": "clip.train", **settings}
 
 
 def _in(name: str, value: float, least: float, most: float) -> None:

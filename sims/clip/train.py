@@ -40,6 +40,8 @@ _NUMBERS = {
     "beta_2": "of AdamW, in [0, 1)",
     "epsilon": "of AdamW, in (0, 1]",
     "temperature": "of the loss at the start, in [0.01, 1], and it stays there as it is learnt",
+    "percent": "share of the training records in percent, in [1, 100]; at one seed smaller parts lie in larger ones",
+    "validation": "share of each class's records that no run trains on, at any seed, in [0, 1)",
     "crop_scale": "least share of an image's area that a crop keeps, in (0, 1]",
 }
 _INTEGERS = {

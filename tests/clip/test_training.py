@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -528,6 +529,65 @@ def command(capsys, monkeypatch):
     return call
 
 
+def labelled(labels):
+    """A source of these labels, of which `select` reads no more."""
+    names = tuple(map(str, range(max(labels) + 1)))
+    pictures = np.zeros((len(labels), 1, 1, 3), np.uint8)
+    return sources.Pictures("some", names, np.array(labels, np.int32), pictures, "train")
+
+
+def test_a_part_of_the_records_lies_in_every_larger_one():
+    """Twin: at another seed it does not, and no seed takes the first records."""
+    source = labelled([0, 1] * 500)
+    config = Config(held_out=200, batch_size=2)
+    parts = {p: prepare.select(dataclasses.replace(config, percent=p), source) for p in (1, 25, 50, 75, 100)}
+    assert [len(trained) for trained, _ in parts.values()] == [8, 200, 400, 600, 800]
+    for small, large in itertools.pairwise(parts.values()):
+        assert set(small[0]) < set(large[0]) and not set(large[0]) & set(large[1])
+        assert (small[1] == large[1]).all() and len(small[1]) == 200
+    assert sorted({*parts[100][0], *parts[100][1]}) == list(range(1000))
+    other, _ = prepare.select(dataclasses.replace(config, percent=25, seed=1), source)
+    assert not set(other) <= set(parts[50][0]) and parts[25][0].max() > 500
+    assert (prepare.select(config, source)[0] == parts[100][0]).all()
+
+
+def test_the_validation_part_has_its_share_of_each_class_at_any_seed():
+    """Twin: the held-out records are others at another seed."""
+    labels = np.repeat([0, 1, 2, -1], [10, 100, 1, 30])
+    kept = prepare.validation(labels, 0.3)
+    assert np.bincount(labels[kept]).tolist() == [3, 30] and (np.diff(kept) > 0).all()
+    assert kept[3:].tolist() != list(range(10, 40))  # drawn, and not the first of the class
+    seen = []
+    for seed in range(3):
+        config = Config(held_out=8, batch_size=2, validation=0.3, seed=seed)
+        trained, held_out = prepare.select(config, labelled(labels))
+        used = {*trained, *held_out}
+        assert used == set(np.flatnonzero(labels >= 0)) - set(kept) and len(used) == 111 - 33
+        seen.append(set(held_out))
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_settings_from_before_leave_a_run_as_it_was_begun(tmp_path):
+    plain = Config()
+    assert not {"percent", "validation"} & set(plain.flat())
+    store.begin(tmp_path, plain.flat())
+    store.check(tmp_path, dataclasses.replace(plain, percent=100.0).flat())
+    with pytest.raises(UsageError, match=r"differs in percent"):
+        store.check(tmp_path, dataclasses.replace(plain, percent=50.0).flat())
+
+
+@SLOW
+def test_the_steps_of_a_part_follow_its_records(root, tmp_path):
+    """Epochs are passes over the part; another part is another run, whose folder is refused."""
+    config = config_of(root, steps=None, epochs=2.0, batch_size=8, percent=50.0)
+    result = training.run(config, tmp_path / "run", how())
+    assert (result["records"], result["steps"]) == (44, 2 * (44 // 8))
+    assert training.run(config, tmp_path / "run", how()) == result
+    with pytest.raises(UsageError, match=r"holds a different run \(differs in percent\)"):
+        training.run(dataclasses.replace(config, percent=25.0), tmp_path / "run", how())
+    assert trained.load(tmp_path / "run").encode_text(["a broom"]).shape == (1, 8)
+
+
 FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
 
 
@@ -547,6 +607,11 @@ FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
         (["--save_every=0"], "--save_every must be >= 1, got 0"),
         (["--max_bad=-1"], "--max_bad must be >= 0, got -1"),
         (["--temperature=2"], "--temperature must be in [0.01, 1], got 2"),
+        (["--percent=0"], "--percent must be in [1, 100], got 0"),
+        (["--percent=101"], "--percent must be in [1, 100], got 101"),
+        (["--percent=5", *FEW], "--percent=5 leaves 4 of the 88 records of --data=coco:"),
+        (["--validation=1"], "--validation must be in [0, 1), got 1"),
+        (["--validation=0.3", "--data=csv:ROOT/bare.csv"], "bare.csv has no labels, which --validation needs"),
         (["--architecture=RN51", *FEW], "--architecture must be of RN50"),
         (["--image_size=40", *FEW], "image_size 40 must be a multiple of"),
         (["--data=coco:ROOT/coco", "--batch_size=96"], "has 96 usable records; --batch_size and --held_out need"),
@@ -561,6 +626,7 @@ def test_bad_arguments_are_one_line_and_exit_2(command, root, tmp_path, argument
     out = tmp_path / "out"
     (root / "wnids.json").write_text('["n01440764", "n01443537"]')
     (root / "deep.json").write_text("[" * 100_000)
+    (root / "bare.csv").write_text("path,caption\nx.png,a picture\n")
     code, printed, error = command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}")
     assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
     assert not (out / "config.json").exists()

@@ -9,12 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from sims.clip.config import ARMS, SCENES
+from sims.clip.config import PRESETS as RECIPES
 from sims.clip.config import Config as Training
 from sims.engine.flags import UsageError
 
 STUDIES = ("arms", "captions")
 _MAX_RUNS, _MAX_STAGES = 10_000, 100
 SHIFTS = ("v2", "sketch", "r", "a", "objectnet")
+SIX = ("val", *SHIFTS)  # the paper's OOD sets
+NAMES = "names"  # the class map of the data's own class names
+_KINDS = {"paper_coco": ("coco:DIR",), "paper_cc": ("tars:GLOB", "csv:FILE", "parquet:FILE")}
+_SMALL = Training(context_length=24, batch_size=128, epochs=3.0, learning_rate=3e-3, warm_up=10)
+_VALIDATION = 0.3  # share of each class's records, where the data has no validation part of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,3 +130,117 @@ class Run:
     @property
     def captions(self) -> str:
         return f"core{self.pi_core:g}_spu{self.pi_spu:g}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """The settings of the study `shares`.
+
+    Attributes:
+      preset: of PRESETS, from which the settings come.
+      training: the recipe of all runs; the study sets its arm, percent, seed, vocabulary and validation.
+      root: folder of the six evaluation sets, as for evaluate.
+      classes: their class list; None: ROOT/classes.json.
+      class_map: by which they are scored: coco, a CSV file, or NAMES; None: by their own classes.
+      templates: file of prompts; None: on scenes those of the other studies, else evaluate's.
+      percent: of the training records, in percent.
+      at: ID accuracies in percent at which the arms are compared; None: the middle of those that two arms reach.
+      seeds: runs of each arm and share.
+    """
+
+    preset: str = "scenes"
+    training: Training = _SMALL
+    root: str = SCENES
+    classes: str | None = None
+    class_map: str | None = None
+    templates: str | None = None
+    arms: tuple[str, ...] = ("clip", "clip_no_intra")
+    percent: tuple[float, ...] = (25.0, 50.0, 75.0, 100.0)
+    at: tuple[float, ...] | None = None
+    seeds: int = 3
+
+    def check(self) -> None:
+        """Raise UsageError naming the flag, the value and what is allowed."""
+        data = self.training.data
+        if kinds := _KINDS.get(self.preset):
+            if data.partition(":")[0] not in [kind.partition(":")[0] for kind in kinds]:
+                given = f", got {data!r}" if data else ""
+                raise UsageError(f"--preset={self.preset} needs --data={' or '.join(kinds)}{given}.")
+            if not self.root:
+                raise UsageError(f"--preset={self.preset} needs --root, the folder of the evaluation sets.")
+        if data.startswith("coco:") and "/" not in data.rpartition(":")[2] and data.count(":") > 1:
+            raise UsageError(f"--data must be coco:DIR, as ID accuracy is that on its val2017, got {data!r}.")
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise UsageError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}.")
+        if len({f"{value:g}" for value in self.percent}) < len(self.percent):
+            raise UsageError("--percent must have values that differ in six digits, by which runs are named.")
+        for value in self.at or ():
+            if not 0 < value < 100:
+                raise UsageError(f"--at must be inside (0, 100), in percent, got {value:g}.")
+        if not 1 <= self.seeds <= 1000:
+            raise UsageError(f"--seeds must be in [1, 1000], got {self.seeds}.")
+        count = self.seeds * len(self.arms) * len(self.percent)
+        if count > _MAX_RUNS:
+            raise UsageError(f"--seeds={self.seeds}, --arms and --percent make {count} runs; at most {_MAX_RUNS} do.")
+        for run in self.runs():
+            self.of_run(run, None).check()
+
+    @property
+    def data(self) -> str:
+        """The training data."""
+        return f"coco:{self.root}/coco" if self.on_scenes else self.training.data
+
+    @property
+    def on_scenes(self) -> bool:
+        """Whether the data are generated scenes."""
+        return self.training.data == "scenes"
+
+    @property
+    def panel(self) -> str:
+        """The data's name in the figure; those of the paper's as in its points."""
+        return {"paper_coco": "coco", "paper_cc": "cc"}.get(self.preset, self.training.data)
+
+    @property
+    def validation(self) -> float:
+        """Share of the data that is kept from all runs to measure ID accuracy; 0: COCO has val2017."""
+        return 0.0 if self.data.startswith("coco:") else _VALIDATION
+
+    def runs(self) -> list["Share"]:
+        """Every run, ordered by seed, so that a study which is cut short has whole seeds."""
+        return [Share(arm, p, seed) for seed in range(self.seeds) for p in self.percent for arm in self.arms]
+
+    def of_run(self, run: "Share", vocabulary: str | None) -> Training:
+        """The settings of a run's training."""
+        return dataclasses.replace(
+            self.training, data=self.data, arm=run.arm, percent=run.percent, validation=self.validation,
+            vocabulary=vocabulary, seed=self.training.seed + run.seed,
+        )  # fmt: skip
+
+    def flat(self, scene: Any = None) -> Mapping[str, Any]:
+        """The settings that decide the results.  scene: the scenes' own settings, if these are the data."""
+        told = {} if scene is None else {"scenes": dataclasses.asdict(scene)}
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k != "training"}
+        recipe = {**dataclasses.asdict(self.training), "labels": self.training.classes}  # `classes` are the sets'
+        return {"command": "clip.compare", "study": ["shares"], **recipe, **settings, **told}
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A training run of the study `shares`, on this percentage of the training records."""
+
+    arm: str
+    percent: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_{self.percent:g}_{self.seed}"
+
+
+_PAPER = Shares(training=dataclasses.replace(RECIPES["coco_rn50"], data=""), root="", at=(20.0,), seeds=1)
+PRESETS = {
+    "scenes": Shares(),
+    "paper_coco": dataclasses.replace(_PAPER, preset="paper_coco", class_map="coco"),
+    "paper_cc": dataclasses.replace(_PAPER, preset="paper_cc", class_map=NAMES),
+}

@@ -283,9 +283,14 @@ def interval(values: Sequence[float], images: int) -> tuple[float, float]:
     scenes, which are the same for all seeds.
     values: shares.  images: number behind each share; they count as independent.
     """
+    return mean_interval([values], [images])
+
+
+def mean_interval(values: Sequence[Sequence[float]], images: Sequence[int]) -> tuple[float, float]:
+    """As `interval`, of the mean over sets: values (sets, seeds), images (sets,)."""
     x = np.asarray(values, float)
-    of_images = max(float((x * (1 - x)).mean()), 0.0) / images
-    return float(x.mean()), _half(x, of_images)
+    of_images = float((np.maximum((x * (1 - x)).mean(1), 0) / images).sum()) / len(x) ** 2
+    return float(x.mean()), _half(x.mean(0), of_images)
 
 
 def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images: int) -> tuple[float, float]:

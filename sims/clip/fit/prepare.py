@@ -19,6 +19,7 @@ TOKENIZER, DATA = "tokenizer.json", "data.json"  # in a run's folder
 _LOOKED = 1000  # records whose captions go into the data's digest
 _TEXTS = 200_000  # records whose captions a tokenizer is trained on, at most
 _SPLIT_KEY = 1  # seed of the choice of held-out records, with the run's
+_VALIDATION_KEY = 2  # seed of the choice of validation records, with the class's number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,9 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
 
     Raises: UsageError if they are too few, have no labels where needed, or are not what the run began with.
     """
-    if config.architecture not in models.ARCHITECTURES:
-        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+    check_architecture(config)
     spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
-    classes = _class_names(config.classes)
+    classes = class_names(config.classes)
     source = sources.open_source(spec, captions_file=config.captions, classes=classes)
     if out is not None and (out / DATA).exists() and read_data(out) != told(source):
         raise UsageError(
@@ -49,23 +49,60 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
         )
     if config.method.text == "labels":
         check_names(source.classes, f"--data={config.data}")
+    trained, held_out = select(config, source)
+    encode = tokenizer_of(config, source, trained, out) if config.method.reads else None
+    unlabelled = int((source.labels < 0).sum()) if config.needs_labels else 0
+    return Data(source, trained, held_out, unlabelled, encode)
+
+
+def select(config: Config, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+    """(records trained on, records held out) of the source, in order.
+
+    The records that can be used are shuffled by the run's seed. The first are held out; of the others the first
+    `percent` are trained on.
+    Raises: UsageError if they are too few, or have no labels where needed.
+    """
     usable = np.arange(len(source))
     if config.needs_labels:
         usable = usable[source.labels >= 0]
         if not len(usable):
-            raise UsageError(f"--data={config.data} has no labels, which --arm={config.arm} needs; see --classes.")
+            why = "--validation" if config.validation else f"--arm={config.arm}"
+            raise UsageError(f"--data={config.data} has no labels, which {why} needs; see --classes.")
+    if config.validation:
+        usable = np.setdiff1d(usable, validation(source.labels, config.validation))
     order = np.random.default_rng([_SPLIT_KEY, config.seed]).permutation(usable)
     needed = config.held_out + config.batch_size
     if len(order) < needed:
         raise UsageError(
             f"--data={config.data} has {len(order)} usable records; --batch_size and --held_out need {needed}."
         )
-    trained = np.sort(order[config.held_out :])
-    encode = _tokenizer(config, source, trained, out) if config.method.reads else None
-    return Data(source, trained, np.sort(order[: config.held_out]), len(source) - len(usable), encode)
+    rest = order[config.held_out :]
+    count = round(len(rest) * config.percent / 100)
+    if count < config.batch_size:
+        raise UsageError(
+            f"--percent={config.percent:g} leaves {count} of the {len(rest)} records of --data={config.data};"
+            f" --batch_size needs {config.batch_size}."
+        )
+    return np.sort(rest[:count]), np.sort(order[: config.held_out])
 
 
-def _class_names(path: str | None) -> tuple[str, ...]:
+def validation(labels: np.ndarray, share: float) -> np.ndarray:
+    """The records of the validation part, in order: of each class round(share n) of its n, chosen once for all runs."""
+    parts = [np.empty(0, int)]
+    for k in range(labels.max(initial=-1) + 1):
+        mine = np.flatnonzero(labels == k)
+        parts.append(np.random.default_rng([_VALIDATION_KEY, k]).permutation(mine)[: round(share * len(mine))])
+    return np.sort(np.concatenate(parts))
+
+
+def check_architecture(config: Config) -> None:
+    """Raise UsageError for an unknown architecture."""
+    if config.architecture not in models.ARCHITECTURES:
+        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
+
+
+def class_names(path: str | None) -> tuple[str, ...]:
+    """The names of a JSON list, by which captions are labelled; None: none."""
     if path is None:
         return ()
     try:
@@ -90,9 +127,10 @@ def read_data(out: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _tokenizer(
+def tokenizer_of(
     config: Config, source: sources.Source, trained: np.ndarray, out: pathlib.Path | None
 ) -> tokenizer.Tokenizer:
+    """The tokenizer of the run in `out`, or of config.vocabulary, or one trained on the captions of these records."""
     length = config.context_length or models.ARCHITECTURES[config.architecture].text.context_length
     if out is not None and (out / TOKENIZER).exists():
         return tokenizer.load(out / TOKENIZER)

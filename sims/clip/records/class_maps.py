@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+from collections.abc import Sequence
 
 from sims.clip.records.classes import WNID
 from sims.clip.records.reading import brief, read_lines, reason, text_of
@@ -56,6 +57,24 @@ def read_map(name: str) -> ClassMap:
             f"{flag} has {len(categories)} categories and {len(of)} classes; it needs two and one or more."
         )
     return ClassMap(name, tuple(categories), of)
+
+
+def of_names(names: Sequence[str], flag: str) -> ClassMap:
+    """The map whose categories are these names, each with the ImageNet class that `wnid_of_label` finds for it, if any.
+
+    Raises: UsageError, after `flag`, if fewer than two names are given, none has a class, or two have the same.
+    """
+    found = [(name, wnid_of_label(name)) for name in names]
+    owner: dict[str, str] = {}
+    for name, wnid in found:
+        if wnid is not None and owner.setdefault(wnid, name) != name:
+            raise UsageError(f"{flag}: {owner[wnid]!r} and {name!r} are both names of {wnid}; give a map, --class_map.")
+    if len(names) < 2 or not owner:
+        raise UsageError(
+            f"{flag}: {len(owner)} of the {len(names)} class names are ImageNet's; it needs two names, and one or more"
+            " that are."
+        )
+    return ClassMap("names", tuple(names), {wnid: names.index(name) for wnid, name in owner.items()})
 
 
 def wnid_of_label(label: str) -> str | None:

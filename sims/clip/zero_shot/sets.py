@@ -113,11 +113,15 @@ def of_source(spec: str) -> tuple[dict[str, EvaluationSet], Classes]:
     kept = np.flatnonzero(source.labels >= 0)
     if not len(kept):
         raise UsageError(f"--data={spec} has no labels to score by.")
+    return {spec: of_records(source, kept, spec)}, Classes(source.classes, source.classes, source.classes)
+
+
+def of_records(source: Source, kept: np.ndarray, name: str) -> EvaluationSet:
+    """These records of a source, all with labels, as a set."""
     paths = tuple(Item(source, int(i)) for i in kept)
     scored = tuple((c,) for c in range(len(source.classes)))
     rule = f"labels of the data; all {len(scored)} classes scored"
-    found = EvaluationSet(spec, paths, source.labels[kept], scored, rule, dropped=len(source) - len(kept))
-    return {spec: found}, Classes(source.classes, source.classes, source.classes)
+    return EvaluationSet(name, paths, source.labels[kept], scored, rule, dropped=len(source) - len(kept))
 
 
 def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes) -> dict[str, EvaluationSet]:
@@ -176,7 +180,12 @@ def mapped(found: dict[str, EvaluationSet], classes: Classes, by: ClassMap) -> t
 
 def absent(root: pathlib.Path, classes: Classes) -> tuple[str, ...]:
     """The sets that a whole root has, ImageNet's or the generated scenes', and this one lacks."""
-    return tuple(name for name in _expected(root, classes) if not _folder(root, name).is_dir())
+    return tuple(lacking(root, list(_expected(root, classes))))
+
+
+def lacking(root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """The sets of these names whose folder is not there."""
+    return [name for name in names if not _folder(root, name).is_dir()]
 
 
 def _folder(root: pathlib.Path, name: str) -> pathlib.Path:
