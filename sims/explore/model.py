@@ -87,8 +87,14 @@ DEPENDS = {
 
 
 def training(p: Points, masking: str) -> jax.Array:
-    """(N, 2): accuracies after `time` of training under the linear loss, at n = inf and the ordinary weight (X6)."""
-    return groups(mt.theory.training_accuracy(*_parts(p, masking), time=p["time"], initial=INITIAL))
+    """(N, 2): accuracies after `time` of training under the linear loss, at n = inf and the ordinary weight (X6).
+
+    NaN where the linear rule is 0, as where captions never name the core: what is seen then is the start alone.
+    """
+    model, caps, obs = _parts(p, masking)
+    found = groups(mt.theory.training_accuracy(model, caps, obs, time=p["time"], initial=INITIAL))
+    silent = (mt.theory.mmcl_rule(model, caps) == 0).all(-1, keepdims=True)
+    return jnp.where(silent, jnp.nan, found)
 
 
 def _named(points: jax.Array) -> Points:

@@ -29,10 +29,10 @@ TITLE = "MMCL under distribution shift: the theory with sliders"
 _BORDERS = {"solid": "solid", "dotted": "dotted", "dashdot": "double", "dashed": "dashed"}  # of CSS, in the table
 _TRAINING = (STYLE["mmcl"].colour, "solid", "linear loss at the time", "X6; n = ∞, ordinary weight")
 _REASONS = {
-    "mmcl": "Linear loss: no prediction. At this n the learnt rule varies too much for the limit of X2.",
+    "mmcl": "Linear loss: no prediction. Its rule is 0, or at this n it varies too much for the limit of X2.",
     "supervised": "SL: no prediction. Samples of this size are almost surely not linearly separable (X1).",
     "noiseless": "SL: no prediction. X1 needs image noise, sigma_image &gt; 0.",
-    "training": "Training time: no prediction. X6 covers the ordinary loss, same_class_weight = 0.5.",
+    "training": "Training time: no prediction. X6 needs same_class_weight = 0.5 and a rule that is not 0.",
     "plane": "Phase diagram: choose two different parameters.",
 }
 _VALUES = {

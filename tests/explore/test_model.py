@@ -112,6 +112,8 @@ def test_a_rule_without_a_direction_or_a_prediction_has_no_arrow():
     silent, named = (np.asarray(model.predict(jnp.asarray(at), "whitened", masking)) for masking in ("zero", "mean"))
     np.testing.assert_allclose(silent[:, :2], 0.5)
     assert np.isnan(silent[:, 2]).all() and np.isfinite(named).all()
+    for name in ("mmcl", "training"):  # of the linear loss no number is left, whatever it starts with
+        assert np.isnan(np.asarray(model.predict(jnp.asarray(at), name, "zero"))).all()
     assert np.isnan(np.asarray(model.predict(jnp.asarray(at), "supervised", "mean"))).all()
 
 
