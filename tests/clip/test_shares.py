@@ -189,6 +189,7 @@ def test_points_are_the_means_over_six_sets_with_their_images():
     assert first.seed == "0" and shares.points(rows, dataclasses.replace(STUDY, seeds=1))[0].seed is None
 
 
+@pytest.mark.slow
 def test_an_arm_of_one_id_accuracy_has_no_line(tmp_path):
     rows = rows_of({"clip": -0.5, "clip_no_intra": -0.7}, STUDY.percent, 3)
     flat = [r | {"correct": r["images"] // 5} if r["arm"] == "clip" else r for r in rows]
@@ -367,6 +368,7 @@ def test_the_study_from_data_to_the_figure(nano, root, tmp_path, preset, monkeyp
         shares.run(config, out)
 
 
+@pytest.mark.slow
 def test_the_papers_points_lie_under_the_figure(monkeypatch, tmp_path):
     drawn = {}
     monkeypatch.setattr(lines, "draw", lambda *given: drawn.update(given=given))
