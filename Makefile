@@ -49,7 +49,7 @@ check: lint types ## lint, types, and the quick tests of what has changed since 
 test: lint types ## lint, types, tests
 	$(PYTEST) -m 'not slow and not long' $(PYTEST_FLAGS)
 
-slow: $(VENV)/test ## checks of what goes beyond the paper, and of whole runs, stopped and gone on
+slow: $(VENV)/docs ## checks of what goes beyond the paper, and of whole runs, stopped and gone on
 	$(PYTEST) -m 'slow and not long' $(PYTEST_FLAGS)
 
 long: $(VENV)/test ## laws over thousands of runs, more sizes, devices and faults of what the others check once (half an hour; not in CI)

@@ -48,13 +48,15 @@ def load(file: pathlib.Path, taken: Collection[str]) -> str:
 
 
 def _imported(file: pathlib.Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"statement_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"statement_{file.stem}", file.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # what dataclasses and pickle look up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file.resolve())
+        ]
         line = error.lineno if isinstance(error, SyntaxError) else max(lines[-1:], default=1)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"--module={file} cannot be imported, line {line}: {reason}.") from None

@@ -516,6 +516,12 @@ def test_what_is_no_statement_is_refused(old, new, message, own_file, capsys):
     assert message in error and module in error and "proofs_checks.x99" not in sys.modules
 
 
+def test_the_line_of_an_error_is_found_by_a_relative_path_too(own_file, capsys, monkeypatch):
+    file = pathlib.Path(own_file("import ledger", "import leger").removeprefix("--module="))
+    monkeypatch.chdir(file.parent)
+    assert "cannot be imported, line 5: ImportError: " in refused(command, capsys, f"--module={file.name}")
+
+
 @pytest.mark.parametrize("other", ["--paper", "--json=l.json", "--mutants=1"])
 def test_a_statement_of_one_s_own_is_printed_only(other, own_file, capsys):
     assert "--module must be given without" in refused(command, capsys, own_file(), other)

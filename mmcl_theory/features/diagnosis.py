@@ -284,9 +284,9 @@ def _advice(
                 continue
             outcome = dataclasses.replace(now, hits=data.hits(after))
             moved = np.bincount(data.group, after != right, len(data.classes))
-            differences = [outcome.minus(now, where, moved) for where in ("shifted", "worst")]
+            shifted, worst = (outcome.minus(now, where, moved) for where in ("shifted", "worst"))
             own = getattr(learner, knob, 1.0)
-            found.append(Advice(name, knob, setting, *differences, now=np.nan if own is None else own))
+            found.append(Advice(name, knob, setting, shifted, worst, np.nan if own is None else own))
     return found
 
 

@@ -551,6 +551,18 @@ def test_a_part_of_the_records_lies_in_every_larger_one():
     assert (prepare.select(config, source)[0] == parts[100][0]).all()
 
 
+def test_arms_that_need_labels_see_the_records_of_those_that_do_not():
+    """All but the unlabelled ones and what takes their places; twin: at another seed, no more than by chance."""
+    source = labelled(np.where(np.arange(1000) % 50 == 7, -1, np.arange(1000) % 2))
+    config = Config(held_out=200, batch_size=2, percent=50)
+    every, labels = (prepare.select(dataclasses.replace(config, arm=arm), source) for arm in ("clip", "clip_no_intra"))
+    assert all((source.labels[part] >= 0).all() for part in labels) and (source.labels[every[0]] < 0).any()
+    shared = [len(set(a) & set(b)) / len(b) for a, b in zip(every, labels, strict=True)]
+    assert min(shared) > 0.93
+    other = prepare.select(dataclasses.replace(config, arm="clip_no_intra", seed=1), source)
+    assert max(len(set(a) & set(b)) / len(b) for a, b in zip(every, other, strict=True)) < 0.6
+
+
 def test_the_validation_part_has_its_share_of_each_class_at_any_seed():
     """Twin: the held-out records are others at another seed."""
     labels = np.repeat([0, 1, 2, -1], [10, 100, 1, 30])

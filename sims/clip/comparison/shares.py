@@ -216,7 +216,7 @@ def at_matched_id(rows: Sequence[Row], config: Shares) -> Result:
     good = {arm: mine for arm, mine in by_arm.items() if len({point.acc_id for point in mine}) > 1}
     arms = {config.panel: good} if good else {}
     at = None if config.at is None else [value / 100 for value in config.at]
-    return Result(arms, tuple(set(by_arm) - set(good)), lines.compare(arms, at, TRANSFORM, 100))
+    return Result(arms, tuple(arm for arm in by_arm if arm not in good), lines.compare(arms, at, TRANSFORM, 100))
 
 
 def write(result: Result, config: Shares, out: pathlib.Path) -> None:

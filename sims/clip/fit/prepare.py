@@ -58,8 +58,8 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
 def select(config: Config, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
     """(records trained on, records held out) of the source, in order.
 
-    The records that can be used are shuffled by the run's seed. The first are held out; of the others the first
-    `percent` are trained on.
+    All records are shuffled by the run's seed; of those that can be used the first are held out, and of the others the
+    first `percent` are trained on. So runs of one seed see the same records, but for those that one cannot use.
     Raises: UsageError if they are too few, or have no labels where needed.
     """
     usable = np.arange(len(source))
@@ -70,7 +70,8 @@ def select(config: Config, source: sources.Source) -> tuple[np.ndarray, np.ndarr
             raise UsageError(f"--data={config.data} has no labels, which {why} needs; see --classes.")
     if config.validation:
         usable = np.setdiff1d(usable, validation(source.labels, config.validation))
-    order = np.random.default_rng([_SPLIT_KEY, config.seed]).permutation(usable)
+    order = np.random.default_rng([_SPLIT_KEY, config.seed]).permutation(len(source))
+    order = order[np.isin(order, usable)]
     needed = config.held_out + config.batch_size
     if len(order) < needed:
         raise UsageError(
