@@ -16,7 +16,7 @@ import csv
 import itertools
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -164,6 +164,18 @@ def grouped(points: Sequence[Point], transform: str, unit: float, flag: str) -> 
                 name = f"{panel} {arm}".strip()
                 raise UsageError(f"{flag}: {name} needs points of two different ID accuracies, for a line.")
     return found
+
+
+def with_lines(points: Iterable[Point]) -> Arms:
+    """The points by panel and arm, without arms whose points have one ID accuracy: these have no line."""
+    found: Arms = {}
+    for point in points:
+        found.setdefault(point.panel, {}).setdefault(point.arm, []).append(point)
+    kept = {
+        panel: {arm: mine for arm, mine in arms.items() if len({point.acc_id for point in mine}) > 1}
+        for panel, arms in found.items()
+    }
+    return {panel: arms for panel, arms in kept.items() if arms}
 
 
 def family(points: Sequence[Point], rng: Any = None) -> Any:

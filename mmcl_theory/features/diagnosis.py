@@ -21,7 +21,7 @@ from mmcl_theory.features.results import METHODS, Advice, Component, Diagnosis, 
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
-_RIDGE = 0.01  # of its mean eigenvalue, added to a covariance whose root is inverted
+_RIDGE = 0.01  # of its mean eigenvalue, added to a covariance that directions need the inverse of
 _PURCHASES = 9  # settings of captions that a budget may buy
 _MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
 
@@ -349,7 +349,7 @@ def _fit(data: _Data, text: np.ndarray, num_attributes: int) -> tuple[Mixture, n
             np.einsum("g,gij->ij", share, product - left[:, :, None] * right[:, None, :])
             for product, left, right in zip(mom, (x, x, t), (x, t, t), strict=True)
         )
-        xx, tt = (s + 0.01 * np.trace(s) / len(s) * np.eye(len(s)) for s in (xx, tt))
+        xx, tt = _ridged(xx), _ridged(tt)
         means = x.reshape(k, num_attributes, -1)
         by_class, by_attribute = means.mean(1), means.mean(0)
         contrasts = np.concatenate([by_class[1:] - by_class[:1], by_attribute[1:] - by_attribute[:1]])
@@ -378,16 +378,17 @@ def _components(data: _Data, num_attributes: int) -> tuple[Component, ...]:
     c = min(k + num_attributes - 1, data.total.image.shape[-1], data.total.text.shape[-1])
     found = np.empty((len(folds), 4, len(METHODS), c))  # correlations, shares of class and of attribute, gaps
     for f in folds:
-        others, mine = _covariances(data.others(f)), _covariances(data.sums.fold(f))
-        whiten = [_inverse_root(s + _RIDGE * np.trace(s) / len(s) * np.eye(len(s))) for s in (others[0], others[2])]
+        others = data.others(f)
+        (image, cross, text), mine = _covariances(others), _covariances(data.sums.fold(f))
+        whiten = [_inverse_root(_ridged(s)) for s in (image, text)]
         plain = [np.eye(len(s)) for s in whiten]
         for i, (left, right) in enumerate((plain, (whiten[0], plain[1]), whiten)):
-            u, score, vt = np.linalg.svd(left @ others[1] @ right)
+            u, score, vt = np.linalg.svd(left @ cross @ right)
             a, b = left @ u[:, :c], right @ vt[:c].T
             xx, xt, tt = (np.einsum("ic,ij,jc->c", p, s, q) for p, s, q in zip((a, a, b), mine, (a, b, b), strict=True))
             size = np.sqrt(xx * tt)
             found[f, 0, i] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
-            found[f, 1:3, i] = _shares(data.others(f), a, k)
+            found[f, 1:3, i] = _shares(others, a, k)
             found[f, 3, i] = -np.diff(score, append=0.0)[:c]
     _, of_class, of_attribute, _ = found.mean(0)
     lead, gap = found[:, 1] - found[:, 2], found[:, 3]
@@ -412,6 +413,10 @@ def _covariances(sums: GroupSums) -> list[np.ndarray]:
     x, t = sums.image.sum(0) / n, sums.text.sum(0) / n
     products = sums.image_image, sums.image_text, sums.text_text
     return [s.sum(0) / n - np.outer(p, q) for s, p, q in zip(products, (x, x, t), (x, t, t), strict=True)]
+
+
+def _ridged(s: np.ndarray) -> np.ndarray:
+    return s + _RIDGE * np.trace(s) / len(s) * np.eye(len(s))
 
 
 def _inverse_root(s: np.ndarray) -> np.ndarray:

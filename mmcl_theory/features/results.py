@@ -129,8 +129,13 @@ class Outcome:
 def _interval(value: float, influence: np.ndarray, floor: float) -> Estimate:
     m = len(influence)
     error = np.sqrt(max(influence.var(ddof=1) * (1 / m + 1 / (m - 1)), floor))
+    return _of_error(float(value), float(error), m)
+
+
+def _of_error(value: float, error: float, m: int) -> Estimate:
+    """The estimate with Student's interval of m - 1 degrees of freedom."""
     half = scipy.special.stdtrit(m - 1, 0.975) * error
-    return Estimate(float(value), float(error), float(value - half), float(value + half))
+    return Estimate(value, error, float(value - half), float(value + half))
 
 
 def over_folds(values: np.ndarray) -> Estimate:
@@ -144,9 +149,7 @@ def jackknife(values: np.ndarray) -> Estimate:
     Source: Efron and Stein 1981, of groups of samples.
     """
     m = len(values)
-    error = np.sqrt((m - 1) ** 2 / m * values.var(ddof=1))
-    half = scipy.special.stdtrit(m - 1, 0.975) * error
-    return Estimate(*map(float, (values.mean(), error, values.mean() - half, values.mean() + half)))
+    return _of_error(float(values.mean()), float(np.sqrt((m - 1) ** 2 / m * values.var(ddof=1))), m)
 
 
 @dataclasses.dataclass(frozen=True)

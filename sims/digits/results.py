@@ -100,25 +100,20 @@ def lines_of(dataset: xr.Dataset) -> lines.Arms:
     are of the same images, which are redrawn as if they were two sets. A cell has half the images of a group.
     """
     images = int(json.loads(dataset.attrs["config"])["test"])
-    found: lines.Arms = {}
+    points = []
     each = by_headline(accuracy(dataset)).stack(run=("seed", *AXES, "step"))
     for panel, names, n in (("P*", ("aligned", "conflicting"), images), ("worst cell", ("worst",), images // 2)):
-        arms: dict[str, list[lines.Point]] = {}
         for arm in map(str, each.arm.values):
             mine = each.sel(arm=arm).dropna("run")
             on_p = inside(mine.sel(value="train").values * images, images)
             others = [inside(mine.sel(value=v).values * n, n) for v in names]
             seeds = mine["seed"].values
-            points = [
+            points += [
                 lines.Point(panel, ARMS[arm].label, float(x), float(np.mean(y)), str(seed), "", images,
                             tuple((float(v), n) for v in y))
                 for x, y, seed in zip(on_p, np.transpose(others), seeds, strict=True)
             ]  # fmt: skip
-            if len({point.acc_id for point in points}) > 1:
-                arms[ARMS[arm].label] = points
-        if arms:
-            found[panel] = arms
-    return found
+    return lines.with_lines(points)
 
 
 def varying(dataset: xr.Dataset) -> list[str]:

@@ -82,9 +82,8 @@ def _harmonic(sizes: list[int]) -> int:
 def arms_of(dataset: xr.Dataset) -> lines.Arms:
     """The points of each arm for `sims.lines`, a panel for OOD accuracy and one for the worst group."""
     own, rows = _sets(dataset)[0], table(dataset)
-    found: lines.Arms = {}
+    points = []
     for panel, columns in _panels(dataset):
-        arms: dict[str, list[lines.Point]] = {}
         for row in rows.to_dict("records"):
             values = [(float(row[name]), images) for name, images in columns.items()]
             acc_id, *acc_ood = (float(inside(a * n, n)) for a, n in ((row["id"], own["images"]), *values))
@@ -92,9 +91,8 @@ def arms_of(dataset: xr.Dataset) -> lines.Arms:
                 panel, _name(dataset, row), acc_id, float(np.mean(acc_ood)), str(row["seed"]), "",
                 own["images"], tuple(zip(acc_ood, columns.values(), strict=True)),
             )  # fmt: skip
-            arms.setdefault(point.arm, []).append(point)
-        found[panel] = {arm: points for arm, points in arms.items() if len({p.acc_id for p in points}) > 1}
-    return {panel: arms for panel, arms in found.items() if arms}
+            points.append(point)
+    return lines.with_lines(points)
 
 
 def _panels(dataset: xr.Dataset) -> Iterator[tuple[str, dict[str, int]]]:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,18 +58,10 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         store.begin(out, flat, overwrite)
         (out / "measured").mkdir(exist_ok=True)
         _write_texts(config, out, scene)
-        rows: list[Row] = []
         own = (scene.pi_core, scene.pi_spu)  # the arm `clip` has this policy already
         shared = "arms" in config.study and "clip" in config.arms
         runs = [each for each in config.runs() if not (shared and (each.pi_core, each.pi_spu) == own)]
-        tasks = [(config, each, out) for each in runs]
-        with (
-            processes.mapper(workers, pinned=True, stopped=True) as mapped,
-            tqdm.tqdm(total=len(runs), unit="run", disable=None) as bar,
-        ):
-            for found in mapped(_measured, tasks):
-                rows += found
-                bar.update()
+        rows = measured_by(_measured, [(config, each, out) for each in runs], workers)
         if shared and own[0] in config.pi_grid and own[1] in config.pi_grid:
             rows += [row | {"pi_core": own[0], "pi_spu": own[1]} for row in select(rows, arm="clip", pi_core=None)]
         if "captions" in config.study:
@@ -77,6 +69,19 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         columns = {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
         store.write_csv(out / "measured.csv", columns)
         return rows
+
+
+def measured_by(measure: Callable[[Any], list[Row]], tasks: Sequence[Any], workers: int) -> list[Row]:
+    """The rows of all tasks in their order, from this many processes at the same time."""
+    rows: list[Row] = []
+    with (
+        processes.mapper(workers, pinned=True, stopped=True) as mapped,
+        tqdm.tqdm(total=len(tasks), unit="run", disable=None) as bar,
+    ):
+        for found in mapped(measure, tasks):
+            rows += found
+            bar.update()
+    return rows
 
 
 def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:

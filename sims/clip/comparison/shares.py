@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from sims import lines
 from sims.clip.comparison import runs
@@ -61,15 +60,7 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         if words is not None and not (out / _TOKENIZER).exists():
             words.save(out / _TOKENIZER)
         del source, found, words  # each process opens its own
-        rows: list[Row] = []
-        tasks = [(config, each, out) for each in config.runs()]
-        with (
-            processes.mapper(workers, pinned=True, stopped=True) as mapped,
-            tqdm.tqdm(total=len(tasks), unit="run", disable=None) as bar,
-        ):
-            for measured in mapped(_measured, tasks):
-                rows += measured
-                bar.update()
+        rows = runs.measured_by(_measured, [(config, each, out) for each in config.runs()], workers)
         store.write_csv(out / "measured.csv", {name: [row[name] for row in rows] for name in rows[0]})
         return rows
 
@@ -210,13 +201,10 @@ class Result:
 
 def at_matched_id(rows: Sequence[Row], config: Shares) -> Result:
     """Read the arms at the config's ID accuracies. An arm whose runs all have one ID accuracy has no line."""
-    by_arm: dict[str, list[lines.Point]] = {}
-    for point in points(rows, config):
-        by_arm.setdefault(point.arm, []).append(point)
-    good = {arm: mine for arm, mine in by_arm.items() if len({point.acc_id for point in mine}) > 1}
-    arms = {config.panel: good} if good else {}
+    arms = lines.with_lines(points(rows, config))
+    without = [label for arm in config.arms if (label := ARMS[arm].label) not in arms.get(config.panel, {})]
     at = None if config.at is None else [value / 100 for value in config.at]
-    return Result(arms, tuple(arm for arm in by_arm if arm not in good), lines.compare(arms, at, TRANSFORM, 100))
+    return Result(arms, tuple(without), lines.compare(arms, at, TRANSFORM, 100))
 
 
 def write(result: Result, config: Shares, out: pathlib.Path) -> None:
