@@ -33,6 +33,7 @@ TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 GROUP_COLUMNS = ("class", "attribute", "captions", "names_class", "names_attribute", "other_class", "other_attribute",
                  "other_words", "no_other_words", "repeated")  # fmt: skip
 WORD_COLUMNS = ("word", "captions", "class_bits", "class_p", "attribute_bits", "attribute_p")
+SETTINGS = ("data", "classes", "captions", "labels", "attributes", "words", "batch_size", "least")
 _SHOWN = 10  # words in the text
 
 
@@ -209,15 +210,6 @@ def text(found: Audit) -> str:
     return "\n".join(lines)
 
 
-def _plain(x: Any) -> Any:
-    """The same with None for NaN, which JSON lacks."""
-    if isinstance(x, dict):
-        return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [_plain(v) for v in x]
-    return None if isinstance(x, float) and math.isnan(x) else x
-
-
 def _named(row: Mapping[str, Any]) -> str:
     return ", ".join(x for x in (row["class"], row["attribute"]) if x)
 
@@ -368,7 +360,8 @@ def _main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows, columns_of in (("groups", found.groups, GROUP_COLUMNS), ("words", found.words, WORD_COLUMNS)):
         store.write_csv(out / f"{name}.csv", {c: [row[c] for row in rows] for c in columns_of})
-    files.write_text(out / "audit.json", json.dumps(_plain(found._asdict()), indent=1, allow_nan=False))
+    given = {flag: values[flag].value for flag in SETTINGS}
+    files.write_json(out / "audit.json", {"settings": given, **found._asdict()})
     runs.save_figure(figure, out, "captions_audit", figure.dpi)
     print(f"{text(found)}\n\nTables and figure: {out}/groups.csv, {out}/words.csv, {out}/captions_audit.png")
 

@@ -2,8 +2,8 @@
 
     python -m sims.report runs/sweep_spurious runs/paper runs/ledger.json --out=report.html
 
-A run is the folder of any command, or a folder of such folders, or what `python -m proofs_checks --json` wrote. An
-unfinished run is reported as such, with the share that is done.
+A run is the folder of any command, a folder that has such folders at any depth, or what `python -m proofs_checks
+--json` wrote. An unfinished run is reported as such, with the share that is done.
 """
 
 import csv
@@ -11,6 +11,7 @@ import html
 import importlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -19,7 +20,8 @@ from sims import show
 from sims.engine import page
 from sims.engine.flags import UsageError, check_range, define, integer, path, run_main
 
-_MARKS = ("config.json", "diagnosis.json", "lines.csv")  # any of which makes a folder that of a run
+_RECORDS = {"diagnosis.json": "diagnose", "audit.json": "captions_audit"}  # files with settings, of commands
+_MARKS = ("config.json", *_RECORDS, "lines.csv")  # any of which makes a folder that of a run
 _LEDGER = ("label", "claim", "predicted", "measured", "verdict", "wrong theories rejected")
 
 
@@ -30,12 +32,20 @@ def report(run: pathlib.Path, rows: int) -> str:
     """
     if run.is_file():
         return _ledger(run)
-    if any((run / name).exists() for name in _MARKS):
-        return _run(run, rows)
-    inner = sorted({file.parent for name in _MARKS for file in run.glob(f"*/{name}")})
-    if not inner:
+    found = list(_folders(run))
+    if not found:
         raise UsageError(f"{run} is not the folder of a run: neither it nor a folder in it has {' or '.join(_MARKS)}.")
-    return "\n".join(_run(folder, rows) for folder in inner)
+    return "\n".join(_run(folder, rows) for folder in found)
+
+
+def _folders(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folders of runs at or below root, by name; what is inside a run's folder is the run's own."""
+    if any((root / name).exists() for name in _MARKS):
+        yield root
+    elif root.is_dir():
+        for inner in sorted(root.iterdir()):
+            if not inner.is_symlink():
+                yield from _folders(inner)
 
 
 def _ledger(file: pathlib.Path) -> str:
@@ -73,11 +83,12 @@ def _settings(folder: pathlib.Path) -> list[str]:
     if (folder / "lines.csv").exists():
         return []
     if not (folder / "config.json").exists():
+        name, command = next((name, command) for name, command in _RECORDS.items() if (folder / name).exists())
         try:
-            stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))["settings"]
+            stored = json.loads((folder / name).read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return [f"<p class=bad>diagnosis.json is damaged: {html.escape(repr(error))}</p>"]
-        return [_list({k: v for k, v in stored.items() if v is not None}, "diagnose", {})]
+            return [f"<p class=bad>{name} is damaged: {html.escape(repr(error))}</p>"]
+        return [_list({k: v for k, v in stored.items() if v is not None}, command, {})]
     config = store.read_config(folder)
     provenance = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("provenance", {})
     command = str(config.pop("command", ""))

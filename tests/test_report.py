@@ -116,6 +116,23 @@ def test_runs_in_a_folder_are_each_reported_and_an_unfinished_one_as_such(runs, 
     assert "Unfinished or damaged: " in (tmp_path / "page.html").read_text()
 
 
+def test_folders_at_any_depth_and_the_audit_of_captions(runs, tmp_path, call):
+    shutil.copytree(runs / "done", tmp_path / "a" / "deep" / "down")
+    audited = tmp_path / "b" / "audit"
+    audited.mkdir(parents=True)
+    (audited / "audit.json").write_text(
+        json.dumps({"settings": {"captions": "table.csv", "words": None}, "totals": {}})
+    )
+    (audited / "groups.csv").write_text("class,captions\ncat,3\n")
+    assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("/a/deep/down</h2>") < page.index("/b/audit</h2>") and page.count("<h2>") == 2
+    assert "captions_audit --captions=&quot;table.csv&quot;<" in page and "<td>cat</td>" in page
+    (audited / "audit.json").write_text("{}")
+    assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
+    assert "audit.json is damaged" in (tmp_path / "page.html").read_text()
+
+
 def test_a_ledger_is_counted(tmp_path, call):
     row = {"label": "T1", "claim": "a < b", "gap": {"predicted": 0.25, "measured": 1 / 3}, "verdict": "holds"}
     rows = [{**row, "wrong": [["x", "9"], ["y", "8"]], "missed": [], "good": True}]
@@ -133,7 +150,7 @@ def test_a_ledger_is_counted(tmp_path, call):
 
 
 @pytest.mark.parametrize("name, said", [
-    ("none", "neither it nor a folder in it has config.json or diagnosis.json or lines.csv."),
+    ("none", "neither it nor a folder in it has config.json or diagnosis.json or audit.json or lines.csv."),
     ("other.json", "is not a ledger of `python -m proofs_checks --json`"),
     ("broken", "its config.json is damaged"),
 ])  # fmt: skip

@@ -3,7 +3,6 @@
 import dataclasses
 import html
 import io
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from sims.engine import runs, style  # noqa: F401  style sets the backend, befor
 
 import matplotlib.pyplot as plt  # isort: skip
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 import mmcl_theory as mt
@@ -208,7 +206,7 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
     figure.savefig(picture, format="png", dpi=figure.dpi)
     runs.save_figure(figure, out, "diagnose", figure.dpi)
     fitted = found.fitted
-    gaps = {name: {k: _number(v) for k, v in found.gap(name)._asdict().items()} for name in found.outcomes}
+    gaps = {name: {k: float(v) for k, v in found.gap(name)._asdict().items()} for name in found.outcomes}
     content = {
         "settings": given,
         "version": mt.__version__,
@@ -217,26 +215,18 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
         "regimes": {name: found.regime(name) for name in found.outcomes},
         "aligned": [x for x, is_aligned in zip(found.groups, found.aligned(), strict=True) if is_aligned],
         "gaps": gaps,
-        "accuracies": _records(accuracies),
-        "advice": _records(advice),
+        "accuracies": accuracies.to_dict("records"),
+        "advice": advice.to_dict("records"),
         "purchases": [
             {**dataclasses.asdict(p), "gain": p.gain._asdict(), "verdict": verdict(p.gain)} for p in found.purchases
         ],
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
-        "told": [_number(x) for x in found.told],
+        "told": [float(x) for x in found.told],
         "components": [dataclasses.asdict(c) for c in found.components],
         "found_first": {method: found.recovered(method) for method in _METHODS},
     }
-    files.write_text(out / "diagnosis.json", json.dumps(content, indent=1))
+    files.write_json(out / "diagnosis.json", content)
     files.write_text(out / "report.html", html_page(found, given, notes, picture.getvalue()))
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{k: None if v != v else v for k, v in row.items()} for row in table.to_dict("records")]
-
-
-def _number(x: float) -> float | None:
-    return None if np.isnan(x) else float(x)
 
 
 def html_page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:

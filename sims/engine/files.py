@@ -2,11 +2,14 @@
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from sims.engine.flags import UsageError
 
@@ -30,6 +33,19 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Write a file atomically."""
     with whole(path) as new:
         new.write_text(text, encoding="utf-8")
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Write a JSON file atomically, with null for NaN and infinities, which JSON lacks."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def check_folder(folder: pathlib.Path, flag: str) -> None:
