@@ -31,7 +31,7 @@ ROOMS = {
     "sims.dynamics": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.explore": ("sims.latent", "sims.engine", *LIBRARY),
     "sims.digits": ("sims.lines", "sims.engine", *LIBRARY),
-    "sims.diagnose": ("sims.engine", *LIBRARY),
+    "sims.diagnose": ("sims.features", "sims.engine", *LIBRARY),
     "sims.features": ("sims.lines", "sims.engine", *LIBRARY),
     "sims.clip.config": ("sims.engine",),
     "sims.clip.records": ("sims.clip.config", "sims.engine"),

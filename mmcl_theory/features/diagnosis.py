@@ -6,7 +6,7 @@ the shift; M folds.
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,29 @@ _PURCHASES = 9  # settings of captions that a budget may buy
 _MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
 
 
+class Training(NamedTuple):
+    """What a learner of one's own is given: the samples of all folds but one.
+
+    Attributes:
+        image: (n, d_i).
+        text: (n, d_t).
+        label: (n,), in 0..K-1, the place among the sorted classes.
+        unit: (n,), equal for samples that belong together, such as the captions of one image.
+        prompts: (K, d_t), those given to `diagnose`, or the class means of these captions.
+        fold: number of the fold that is left out; a learner may draw its random numbers from it.
+    """
+
+    image: np.ndarray
+    text: np.ndarray
+    label: np.ndarray
+    unit: np.ndarray
+    prompts: np.ndarray
+    fold: int
+
+
+Fit = Callable[[Training], Callable[[np.ndarray], np.ndarray]]
+
+
 class _Singular(ValueError):
     """A covariance that must be inverted is singular."""
 
@@ -37,7 +60,7 @@ def diagnose(
     attributes: Sequence[Any] | np.ndarray,
     *,
     prompts: np.ndarray | None = None,
-    learners: Mapping[str, Learner] = LEARNERS,
+    learners: Mapping[str, Learner | Fit] = LEARNERS,
     shifted_weight: Sequence[float] | np.ndarray | None = None,
     units: Sequence[Any] | np.ndarray | None = None,
     folds: int = 10,
@@ -49,11 +72,11 @@ def diagnose(
 ) -> Diagnosis:
     """How each learner classifies the groups of one's own features, and which captions or samples would change it.
 
-    The features are those of frozen encoders, or of any other origin. Every learner is fitted in closed form on M - 1
-    of M folds and scores the last. Beside each measured accuracy stands what it would be if the held-out scores were
+    The features are those of frozen encoders, or of any other origin. Every learner is fitted on M - 1 of M folds
+    and scores the last. Beside each measured accuracy stands what it would be if the held-out scores were
     Gaussian in each group, which is what the theory of mixtures assumes.
 
-    The advice fits every learner again to the training set that a `Policy` makes (how often captions name the
+    The advice fits every closed form again to the training set that a `Policy` makes (how often captions name the
     attribute, and other details; more weight on small groups), or with other settings, and scores the same held-out
     images. With many settings some will have a gain or a loss by chance, and the best of many is optimistic.
 
@@ -67,7 +90,9 @@ def diagnose(
         attributes: attribute of each sample, the background for example; numbers or strings.
         prompts: text features of a prompt for each class in sorted order, (K, d_t). None: the class means of the
             captions, with all attributes in equal parts.
-        learners: by name.
+        learners: by name: a `Learner`, fitted in closed form, or a function of one's own. The function is called once
+            for each fold with a `Training` and returns a function that gives images (m, d_i) their scores of the
+            classes, (m, K). It gets no advice.
         shifted_weight: P*_g, one weight for each pair of class and attribute, of sum 1. None: all groups equal.
         units: what samples belong together, such as the image of several captions; folds do not divide them. None:
             samples with equal image features.
@@ -87,7 +112,8 @@ def diagnose(
     Raises:
         ValueError: for arrays that disagree, features that are not finite floats, are too large or do not vary, equal
             prompts, fewer than two classes or attributes, a group with fewer than two units, more than 64 classes, a
-            singular covariance without shrinkage, or an unknown knob or a setting out of its range.
+            singular covariance without shrinkage, scores of one's own that are not finite or of another shape, or an
+            unknown knob or a setting out of its range.
 
     Warns:
         UserWarning: for a group of fewer than 30 samples, whose intervals are wide.
@@ -108,6 +134,15 @@ def diagnose(
         ...     print(f"{name}: {found.regime(name)}")
         mmcl: the shortcut wins
         whitened: over-correction
+
+        A learner of one's own, here the nearest class mean, beside them:
+
+        >>> def nearest_mean(train):
+        ...     means = np.stack([train.image[train.label == c].mean(0) for c in range(2)])
+        ...     return lambda image: image @ means.T - (means**2).sum(1) / 2
+        >>> arrays = (pairs.image, pairs.text, pairs.label, pairs.attribute)
+        >>> print(mt.diagnose(*map(np.asarray, arrays), learners={"mean": nearest_mean}).regime("mean"))
+        the shortcut wins
 
     Source: docs/theory.md X14.  Check: proofs_checks/x14.py.
     """
@@ -136,8 +171,9 @@ def diagnose(
         shifted = np.asarray(_checks.distribution("shifted_weight", shifted_weight, groups), float)
     for name, learner in learners.items():
         most = min(image.shape[1], text.shape[1], components)
-        if learner.kind in ("mmcl", "whitened") and learner.rank is not None and learner.rank > most:
-            raise ValueError(f"rank of {name} must be at most the number of features, {most}, got {learner.rank}.")
+        rank = learner.rank if isinstance(learner, Learner) and learner.kind in ("mmcl", "whitened") else None
+        if rank is not None and rank > most:
+            raise ValueError(f"rank of {name} must be at most the number of features, {most}, got {rank}.")
     for knob in knobs:
         _checks.choice("knobs", knob, tuple(KNOBS))
     if prompts is not None:
@@ -167,14 +203,18 @@ def diagnose(
                 raise ValueError(f"{name} features are too large for their squares.")
             if not np.trace(squares, axis1=1, axis2=2).sum() > 0:
                 raise ValueError(f"{name} features must differ from sample to sample.")
-        data = _Data(image, fold, group, counts, sums, total, np.arange(groups) // num_attributes, prompts, shifted)
+        classes = np.arange(groups) // num_attributes
+        data = _Data(image, text, unit, fold, group, counts, sums, total, classes, prompts, shifted)
         outcomes, right, advice, purchases = {}, {}, [], []
         for name, learner in learners.items():
-            outcomes[name], right[name] = data.outcome(learner)
+            if not isinstance(learner, Learner):
+                outcomes[name], _ = data.outcome(data.own_scores(name, learner))
+                continue
+            outcomes[name], right[name] = data.outcome(data.scores(learner, AS_IT_IS))
             advice += _advice(data, name, learner, outcomes[name], right[name], knobs)
             if budget is not None and learner.kind in ONLY["attribute"]:
                 purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
-        fitted, told = _fit(data, text, num_attributes)
+        fitted, told = _fit(data, num_attributes)
         leading = _components(data, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
     return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told, leading)
@@ -182,9 +222,11 @@ def diagnose(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Data:
-    """The images with their folds and groups, and the sums over both."""
+    """The samples with their folds and groups, and the sums over both."""
 
     image: np.ndarray  # (n, d_i)
+    text: np.ndarray  # (n, d_t)
+    unit: np.ndarray  # (n,)
     fold: np.ndarray  # (n,)
     group: np.ndarray  # (n,)
     units: np.ndarray  # (G,)
@@ -213,6 +255,21 @@ class _Data:
             scores[mine] = (self.image[mine] - self.sums.image_origin) @ rules.T + offsets
         return scores
 
+    def own_scores(self, name: str, fit: Fit) -> np.ndarray:
+        """The same by a learner of the user's own."""
+        label = self.classes[self.group]
+        scores = np.empty((len(self.image), self.classes.max() + 1))
+        for f in range(len(self.sums.size)):
+            mine, origin = self.fold == f, self.sums.text_origin
+            x, t, y, unit = (each[~mine] for each in (self.image, self.text, label, self.unit))
+            rule = fit(Training(x, t, y, unit, self.prompt(self.others(f)) + origin, f))
+            given = np.asarray(rule(self.image[mine]))
+            if given.shape != scores[mine].shape or not np.isfinite(given).all():
+                what = "others" if given.shape == scores[mine].shape else f"those of shape {given.shape}"
+                raise ValueError(f"{name} must give finite scores of shape {scores[mine].shape}, got {what}.")
+            scores[mine] = given
+        return scores
+
     def prompt(self, others: GroupSums) -> np.ndarray:
         """The prompts of the classes: those given, or the mean texts as they are, all attributes in equal parts."""
         if self.prompts is not None:
@@ -230,9 +287,8 @@ class _Data:
         folds, groups = self.sums.size.shape
         return np.bincount(self.fold * groups + self.group, right, folds * groups).reshape(folds, groups)
 
-    def outcome(self, learner: Learner) -> tuple[Outcome, np.ndarray]:
-        """The held-out answers as the features are, and for each sample whether it is right."""
-        scores = self.scores(learner, AS_IT_IS)
+    def outcome(self, scores: np.ndarray) -> tuple[Outcome, np.ndarray]:
+        """The held-out answers of these scores, and for each sample whether it is right."""
         groups, k = len(self.classes), scores.shape[1]
         mean = np.stack([scores[self.group == g].mean(0) for g in range(groups)])
         spread = np.stack([np.cov(scores[self.group == g].T) for g in range(groups)])
@@ -331,7 +387,7 @@ def _purchases(
     return found
 
 
-def _fit(data: _Data, text: np.ndarray, num_attributes: int) -> tuple[Mixture, np.ndarray]:
+def _fit(data: _Data, num_attributes: int) -> tuple[Mixture, np.ndarray]:
     """The mixture of the held-out images along directions of classes and attributes, and what captions tell of them.
 
     The directions of fold f are S^-1 m, learnt from the other folds: S the covariance within groups, m the differences
@@ -360,7 +416,7 @@ def _fit(data: _Data, text: np.ndarray, num_attributes: int) -> tuple[Mixture, n
         z[mine] = (data.image[mine] - data.sums.image_origin - middle) @ directions
         slope = np.linalg.solve(tt, xt.T @ directions)
         groups_here = data.group[mine]
-        guess[mine] = (text[mine] - data.sums.text_origin - t[groups_here]) @ slope
+        guess[mine] = (data.text[mine] - data.sums.text_origin - t[groups_here]) @ slope
     mean = np.stack([z[data.group == g].mean(0) for g in range(groups)])
     spread = np.stack([np.atleast_2d(np.cov(z[data.group == g].T)) for g in range(groups)])
     within = z - mean[data.group]

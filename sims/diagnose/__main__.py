@@ -2,9 +2,10 @@
 
 The features are image and text embeddings of pairs, with a class and an attribute (the background, say) for each.
 Linear MMCL, the whitened and the ridge rule (InfoNCE to second order), and least-squares SL are fitted in closed form
-and scored on held-out folds. Beside each accuracy stands what Gaussian scores would give: where both agree, the theory
-of mixtures holds for these features. Then every knob is turned: how often captions name the attribute or other details,
-more weight on small groups, same-class weight, whitening, ridge, shrinkage.
+and scored on held-out folds. So are the heads that --heads names, trained as `sims.features` trains them. Beside each
+accuracy stands what Gaussian scores would give: where both agree, the theory of mixtures holds for these features. Then
+every knob of the closed forms is turned: how often captions name the attribute or other details, more weight on small
+groups, same-class weight, whitening, ridge, shrinkage.
 
     python -m sims.diagnose --data=features.npz
     python -m sims.diagnose --image=image.npy --text=text.npy --labels=table.csv:class --attributes=table.csv:place
@@ -15,6 +16,7 @@ them. `sims.clip.embed` makes such a folder.
 Writes report.html, accuracies.csv, advice.csv, diagnosis.json and the figure diagnose.png.
 """
 
+import functools
 import pathlib
 import sys
 import warnings
@@ -35,9 +37,12 @@ from sims.engine.flags import (
     path,
     run_main,
 )
+from sims.features.config import ARMS, CLOSED, Config
 
 KINDS = ("mmcl", "whitened", "ridge", "supervised")  # of mmcl_theory.features, which would load JAX for --help
 NEEDED = ("image", "text", "labels", "attributes")
+HEADS = tuple(arm for arm in ARMS if arm not in CLOSED)
+_HEAD = ("head_width", "head_layers", "head_epochs")
 _MORE = ("prompts", "units")
 _COSTS = ("attribute_cost", "detail_cost")
 _SETTINGS = ("same_class_weight", "theta", "kappa", "rank", "shrinkage")
@@ -62,6 +67,10 @@ def _define_flags() -> None:
     define(
         "shrinkage", 0.01, "multiple of its mean eigenvalue that is added to a covariance before it is inverted", number
     )
+    define("heads", (), f"heads to train and score too, of {', '.join(HEADS)}", names)
+    define("head_width", 64, "width of their layers, >= 1", integer)
+    define("head_layers", 3, "layers of a head, 1 to 10; 1: linear", integer)
+    define("head_epochs", 10, "passes over the training folds, >= 1", integer)
     text = "what pairs belong together, such as the image of several captions; none: equal images"
     define("units", None, text, optional(path))
     define(
@@ -108,6 +117,10 @@ def _main() -> None:
         check_range("same_class_weight", values["same_class_weight"], 0, 1)
     if values["rank"] is not None:
         check_range("rank", values["rank"], 1)
+    for head in values["heads"]:
+        check_choice("heads", head, HEADS)
+    for name, most in zip(_HEAD, (1 << 16, 10, 10**6), strict=True):
+        check_range(name, values[name], 1, most)
     check_range("folds", values["folds"], 2, 100)
     check_range("components", values["components"], 1)
     check_range("seed", values["seed"], 0, 2**32 - 1)
@@ -123,9 +136,13 @@ def _main() -> None:
     files.check_folder(out, f"--out={out}")
 
     import mmcl_theory as mt
-    from sims.diagnose import report
+    from sims.diagnose import heads, report
 
-    learners = {k: mt.features.Learner(k, **{x: values[x] for x in _SETTINGS}) for k in values["learners"]}
+    width, layers, epochs = (values[name] for name in _HEAD)
+    trained = Config(width=(width,), layers=layers, epochs=(epochs,), seed=values["seed"])
+    settings = {name: values[name] for name in _SETTINGS}
+    learners: dict[str, Any] = {kind: mt.features.Learner(kind, **settings) for kind in values["learners"]}
+    learners |= {f"{arm} head": functools.partial(heads.fit, arm, trained) for arm in values["heads"]}
     knobs = mt.features.KNOBS if values["advice"] else {}
     sizes = {name: values[name] for name in ("folds", "components", "seed")}
     with warnings.catch_warnings(record=True) as caught:
@@ -140,7 +157,10 @@ def _main() -> None:
     notes = [str(w.message) for w in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "shifted_weight", "budget", *_COSTS, "advice", *sizes)
+    named = (
+        "data", *NEEDED, *_MORE, "learners", *_SETTINGS, "heads", *_HEAD, "shifted_weight", "budget", *_COSTS, "advice",
+        *sizes,
+    )  # fmt: skip
     given = {name: values[name] for name in named}
     out.mkdir(parents=True, exist_ok=True)
     report.write(found, given, notes, out)

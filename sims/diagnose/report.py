@@ -16,12 +16,19 @@ from matplotlib.figure import Figure
 import mmcl_theory as mt
 from mmcl_theory.features import Advice, Diagnosis, verdict
 from sims.engine import files, page, store
+from sims.features import heads
+from sims.features.config import ARMS, CLOSED
 
 LOOKS = {
     "mmcl": ("#0072B2", "o", "MMCL, linear loss"),
     "whitened": ("#009E73", "^", "MMCL, whitened"),
     "ridge": ("#E69F00", "v", "MMCL, ridge"),
     "supervised": ("#D55E00", "s", "supervised, least squares"),
+}
+_OF_HEADS = ("#CC79A7", "#56B4E9", "#000000", "#999933", "#882255", "#44AA99", "#777777")
+LOOKS |= {
+    f"{arm} head": (colour, "D", f"trained head, {heads.LABELS[arm]}")
+    for arm, colour in zip((arm for arm in ARMS if arm not in CLOSED), _OF_HEADS, strict=True)
 }
 KNOBS = {
     "attribute": "captions name the attribute at {:g} of the rate now",

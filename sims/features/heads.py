@@ -237,22 +237,25 @@ def _unit(z: Float[Array, "n r"]) -> Float[Array, "n r"]:
     return z / jnp.maximum(jnp.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 
-def measure(arm: str, config: Config, point: Point, state: State) -> Float[Array, " m"]:
-    """The measures of a trained arm."""
+def scores(arm: str, config: Config, point: Point, state: State, one: Mapping[str, Array]) -> Float[Array, "n c"]:
+    """The scores that a trained arm gives the images of a set for each of its classes."""
     params, head = state["params"], _head(config, point)
 
     def embed(name: str, x: Array) -> Array:
         variables = {"params": params[name], "batch_stats": state["means"][name]}
         return _wide(jax.lax.map(lambda row: head.apply(variables, row[None], False)[0], x, batch_size=_ROWS))
 
-    def scores(one: Mapping[str, Array]) -> Array:
-        z = embed("image", one["image"])
-        if arm in READERS:
-            return _unit(z) @ _unit(embed("text", one["prompts"])).T
-        return _logits(params, z if arm == "supervised" else _unit(z))[:, one["known"]]
+    z = embed("image", one["image"])
+    if arm in READERS:
+        return _unit(z) @ _unit(embed("text", one["prompts"])).T
+    return _logits(params, z if arm == "supervised" else _unit(z))[:, one["known"]]
 
-    scale = params["scalars"]["log_scale"] if arm in READERS else jnp.nan
-    return _measured(config, point, [scores(one) for one in point["sets"]], state["loss"], jnp.exp(-scale))
+
+def measure(arm: str, config: Config, point: Point, state: State) -> Float[Array, " m"]:
+    """The measures of a trained arm."""
+    scale = state["params"]["scalars"]["log_scale"] if arm in READERS else jnp.nan
+    found = [scores(arm, config, point, state, one) for one in point["sets"]]
+    return _measured(config, point, found, state["loss"], jnp.exp(-scale))
 
 
 def closed_form(arm: str, config: Config, key: Key[Array, ""], point: Point) -> tuple[list[Array], Array, Array]:

@@ -139,14 +139,13 @@ def load(config: Config) -> Data:
     assert train.text is not None  # `_read` needs it of a training set
     text = np.asarray(train.text, np.float64)
     pairs, group = np.unique(label * number + attribute, return_inverse=True)
-    class_text, group_text = _means(text, label), _means(text, group)
+    class_text, group_text = means(text, label), means(text, group)
     # A class's mean text, with its attributes in equal parts.
-    prompts = _means(group_text, pairs // number)
+    prompts = means(group_text, pairs // number)
     if train.prompts is not None and config.prompts == "file":
         prompts = _prompts(train, classes, text.shape[1])
-    order = np.argsort(unit, kind="stable")
-    _, first, count = np.unique(unit[order], return_index=True, return_counts=True)
-    images, texts = _Scale.of("image", train.image), _Scale.of("text", text)
+    order, first, count = by_image(unit)
+    images, texts = Scale.of("image", train.image), Scale.of("text", text)
     found = Train(
         image=images(train.image[order]),
         text=texts(text[order]),
@@ -247,6 +246,13 @@ def _units(raw: _Raw) -> np.ndarray:
     return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(raw.image)])
 
 
+def by_image(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order that puts each image's rows together; where each image begins in it, and its number of rows."""
+    order = np.argsort(unit, kind="stable")
+    _, first, count = np.unique(unit[order], return_index=True, return_counts=True)
+    return order, first, count
+
+
 def _one_row_an_image(raw: _Raw) -> _Raw:
     """The first row of each image: its captions do not count as images. Raises: UsageError if rows of one disagree."""
     _, first, unit = np.unique(_units(raw), return_index=True, return_inverse=True)
@@ -283,7 +289,7 @@ def _attributes(values: np.ndarray | None, rows: int) -> tuple[np.ndarray, int]:
     return number, len(kinds)
 
 
-def _means(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+def means(x: np.ndarray, group: np.ndarray) -> np.ndarray:
     """The mean row of each group, (G, d); groups are 0..G-1."""
     sums = np.zeros((group.max() + 1, x.shape[1]))
     np.add.at(sums, group, x)
@@ -298,14 +304,14 @@ def _index(labels: np.ndarray, classes: Names) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Scale:
+class Scale:
     """x -> (x - mean) / size, in float32."""
 
     mean: np.ndarray
     size: float
 
     @classmethod
-    def of(cls, name: str, x: np.ndarray) -> "_Scale":
+    def of(cls, name: str, x: np.ndarray) -> "Scale":
         """With the mean and the root mean square of these features. Raises: UsageError if they do not vary."""
         x = np.asarray(x, np.float64)
         mean = x.mean(0)

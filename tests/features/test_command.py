@@ -5,13 +5,15 @@ import signal
 
 import numpy as np
 import pytest
+import sklearn.linear_model
 
 import mmcl_theory as mt
 from mmcl_theory.features import Advice, Diagnosis, Estimate, Outcome
 from sims.diagnose import __main__ as diagnose
-from sims.diagnose import report
+from sims.diagnose import heads, report
 from sims.engine import reading
 from sims.engine.flags import UsageError
+from sims.features.config import Config
 from tests.helpers import assert_refused, contents, exit_code
 
 GROUPS = [("cat", "grass"), ("cat", "sofa"), ("dog", "grass"), ("dog", "sofa")]
@@ -125,6 +127,48 @@ def test_the_command_writes_a_report(files, command):
     assert (files / "out" / "report.html").exists()
 
 
+def test_trained_heads_stand_beside_the_closed_forms(files, command):
+    flags = "--folds=3", "--noadvice", "--learners=mmcl", "--head_epochs=20", "--head_layers=1", "--head_width=8"
+    code, out, _ = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--heads=clip", *flags)
+    assert code == 0 and "trained head, CLIP loss: P, as in training" in out
+    content = json.loads((files / "out" / "diagnosis.json").read_text())
+    at = {row["learner"]: row["accuracy"] for row in content["accuracies"] if row["group"] == "train"}
+    assert list(at) == ["mmcl", "clip head"]
+    assert content["settings"]["heads"] == ["clip"] and content["settings"]["head_epochs"] == 20
+
+
+def _training(n, seed, shuffled=False):
+    """Images whose first two features tell the class, captions that tell it too; or captions of other images."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, n)
+    image = np.c_[(2 * label - 1)[:, None] + 0.7 * rng.normal(size=(n, 2)), rng.normal(size=(n, 3))]
+    text = np.c_[2 * label - 1 + 0.3 * rng.normal(size=n), rng.normal(size=(n, 2))]
+    text = rng.permutation(text) if shuffled else text
+    prompts = np.array([[-1.0, 0, 0], [1, 0, 0]])
+    return mt.features.Training(image, text, label, np.arange(n) // 2, prompts, 0)
+
+
+def test_a_linear_head_is_logistic_regression():
+    config = Config(width=(5,), layers=1, epochs=(100,), batch_size=50, learning_rate=0.02)
+    train, test = _training(301, 0), _training(333, 1)  # sizes that are no multiples
+    scores = heads.fit("supervised", config, train)(test.image)
+    assert scores.shape == (333, 2)
+    wanted = sklearn.linear_model.LogisticRegression(C=np.inf).fit(train.image, train.label)
+    assert np.corrcoef(scores[:, 1] - scores[:, 0], wanted.decision_function(test.image))[0, 1] > 0.99
+    agree = (scores.argmax(1) == wanted.predict(test.image)).mean()
+    assert agree > 0.97 > 0.6 > (scores.argmax(1) == wanted.predict(test.image[::-1])).mean()
+
+
+def test_a_clip_head_learns_from_captions_and_not_from_those_of_other_images():
+    config = Config(width=(4,), layers=1, epochs=(20,), batch_size=50, learning_rate=0.02)
+    test = _training(400, 2)
+    right = [
+        (heads.fit("clip", config, _training(300, 1, shuffled))(test.image).argmax(1) == test.label).mean()
+        for shuffled in (False, True)
+    ]
+    assert right[0] > 0.9 and right[1] < right[0] - 0.2, right
+
+
 def test_bad_input_writes_nothing(files, command, arrays):
     np.savez(files / "nan.npz", **{**arrays, "image": np.where(arrays["image"] > 1.5, np.nan, arrays["image"])})
     np.savez(files / "one.npz", **{**arrays, "labels": np.zeros(120, int)})
@@ -135,6 +179,8 @@ def test_bad_input_writes_nothing(files, command, arrays):
         ([data, f"--labels={files / 'table.csv'}:x"], "labels must have at least two values, got 1."),
         ([data, f"--prompts={files / 'image.npy'}"], "prompts must have shape (2, 3), got (120, 4)."),
         ([data, "--shifted_weight=0.5,0.5"], "shifted_weight must have one entry for each of 4 groups"),
+        ([data, "--heads=whitened"], "--heads must be one of clip, clip_no_intra, clip_labels, siglip, supervised,"),
+        ([data, "--head_layers=0"], "--head_layers must be in [1, 10], got 0."),
         ([data, "--rank=9"], "rank of mmcl must be at most the number of features, 3, got 9."),
         (["--image=x.npy"], "--image=x.npy: cannot be read (No such file or directory)."),
         ([], "--image must name a file, or --data one that has image, text, labels, attributes."),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,60 @@ def test_held_out_samples_are_not_seen():
     )
     seen = ((image - sums.image_origin) @ np.asarray(rules).T + np.asarray(offsets)).argmax(1) == label
     assert seen.mean() > 0.7
+
+
+def least_squares(train):
+    """`Learner("supervised", shrinkage=0)` in the user's own words."""
+    design = np.concatenate([np.ones((len(train.image), 1)), train.image], 1)
+    fit = np.linalg.lstsq(design, np.eye(2)[train.label], rcond=None)[0]
+    return lambda image: fit[0] + image @ fit[1:]
+
+
+def test_a_learner_of_one_s_own_is_held_to_the_same_folds(data):
+    learners = {"mine": least_squares, "ours": Learner("supervised", shrinkage=0.0), "other": Learner("mmcl")}
+    found = mt.diagnose(*data, learners=learners, knobs={"minority": [4.0]})
+    mine, ours, other = (found.outcomes[name] for name in learners)
+    np.testing.assert_array_equal(mine.hits, ours.hits)
+    np.testing.assert_allclose(mine.predicted, ours.predicted, atol=1e-9)
+    assert (mine.hits != other.hits).any()
+    assert {advice.learner for advice in found.advice} == {"ours", "other"}
+
+
+def test_a_learner_of_one_s_own_sees_the_other_folds_alone():
+    """Two captions of each image; the prompts are the class means of those that it is given."""
+    image, text, label, attribute = (np.repeat(x, 2, axis=0) for x in sampled(120, 5))
+    text = text + np.arange(240)[:, None]  # so that a row tells its number
+    units, seen, scored = np.repeat(np.arange(120), 2), [], []
+
+    def constant(train):
+        rows = np.array([np.flatnonzero((text == t).all(1))[0] for t in train.text])
+        np.testing.assert_array_equal(train.image, image[rows])
+        np.testing.assert_array_equal(train.label, label[rows])
+        np.testing.assert_array_equal(np.unique(train.unit), np.unique(units[rows]))
+        by_group = [text[rows][(label[rows] == c) & (attribute[rows] == a)].mean(0) for c in range(2) for a in range(2)]
+        np.testing.assert_allclose(train.prompts, np.reshape(by_group, (2, 2, -1)).mean(1), rtol=1e-9)
+        seen.append(set(units[rows]))
+
+        def rule(x):
+            scored.append({int(units[(image == row).all(1)][0]) for row in x})
+            return np.zeros((len(x), 2))
+
+        return rule
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "group .* fewer than 30")
+        found = mt.diagnose(image, text, label, attribute, learners={"none": constant}, units=units, folds=4)
+    assert len(seen) == 4 and all(a | b == set(range(120)) and not a & b for a, b in zip(seen, scored, strict=True))
+    np.testing.assert_array_equal(found.outcomes["none"].by_group, 0.5)  # all tied
+
+
+@pytest.mark.parametrize(("scores", "said"), [
+    (lambda x: np.zeros((len(x), 3)), r"lazy must give finite scores of shape \(\d+, 2\), got those of shape \(\d+, 3"),
+    (lambda x: np.full((len(x), 2), np.nan), r"lazy must give finite scores of shape \(\d+, 2\), got others"),
+])  # fmt: skip
+def test_scores_that_are_none_are_refused(scores, said, data):
+    with pytest.raises(ValueError, match=said):
+        mt.diagnose(*data, learners={"lazy": lambda train: scores}, folds=2)
 
 
 def test_the_regimes_and_the_advice_are_those_of_the_model(found):

@@ -1,0 +1,66 @@
+"""Heads trained on the folds of a diagnosis, as `sims.features` trains them, beside its closed forms."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmcl_theory.features import Training
+from sims.features import heads
+from sims.features.config import Config
+from sims.features.sets import Scale, by_image, means
+
+_BLOCK = 32  # fewer shapes to compile: images beyond a multiple are left out, and rows to be scored are filled up
+
+
+def fit(arm: str, config: Config, train: Training) -> Callable[[np.ndarray], np.ndarray]:
+    """The scores that an arm, trained on these samples, gives to images: a learner for `mt.diagnose`.
+
+    config: its first width and number of epochs count; batches are no larger than the number of images.
+    """
+    key_images, key_head = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), train.fold))
+    order, first, count = by_image(train.unit)
+    if most := len(first) // _BLOCK * _BLOCK:
+        kept = np.sort(np.asarray(jax.random.permutation(key_images, len(first)))[:most])
+        order = np.concatenate([order[first[u] : first[u] + count[u]] for u in kept])
+        count = count[kept]
+        first = np.cumsum(count) - count
+    image, text, label = train.image[order], train.text[order], train.label[order].astype(np.int32)
+    images, texts = Scale.of("image", image), Scale.of("text", text)
+    class_text = texts(means(text, label))
+    arrays = {
+        "image": images(image), "text": texts(text), "label": label, "group": label, "first": first.astype(np.int32),
+        "count": count.astype(np.int32), "class_text": class_text, "group_text": class_text,
+        "prompts": texts(train.prompts),
+    }  # fmt: skip
+    config = dataclasses.replace(config, batch_size=min(config.batch_size, len(first)))
+    with jax.enable_x64(False):  # as `sims.features` trains
+        state = _fitted(arm, config, key_head, arrays)
+
+    def scores(image: np.ndarray) -> np.ndarray:
+        rows = np.resize(images(image), (-(-len(image) // _BLOCK) * _BLOCK, image.shape[1]))
+        with jax.enable_x64(False):
+            return np.asarray(_scored(arm, config, state, arrays["prompts"], rows))[: len(image)]
+
+    return scores
+
+
+def _point(config: Config) -> dict[str, Any]:
+    """The setting of a run: all images, and captions as they are."""
+    return {"width": int(config.width[0]), "percent": 100, "attribute": 1.0, "detail": 1.0}
+
+
+@functools.partial(jax.jit, static_argnames=("arm", "config"))
+def _fitted(arm: str, config: Config, key: Any, train: dict[str, Any]) -> heads.State:
+    point = {**_point(config), "train": train}
+    return heads.fit(arm, config, key, point, jnp.asarray(0), heads.start(arm, config, key, point))
+
+
+@functools.partial(jax.jit, static_argnames=("arm", "config"))
+def _scored(arm: str, config: Config, state: heads.State, prompts: Any, image: Any) -> Any:
+    one = {"image": image, "prompts": prompts, "known": jnp.arange(len(prompts))}
+    return heads.scores(arm, config, _point(config), state, one)
