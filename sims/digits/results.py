@@ -182,7 +182,7 @@ def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a theory orders the cells of an arm after a number of steps, by the gap conflicting - aligned.
+    """How well a theory orders the cells of an arm after a number of steps, by the gap aligned - conflicting.
 
     Attributes:
       rank: Spearman's correlation of predicted and measured gaps. NaN for fewer than three cells, or where predicted or
@@ -220,13 +220,13 @@ def scores(dataset: xr.Dataset) -> list[Score]:
         trained = ARMS[arm].loss is not None
         for step in dataset.step.values[0 if trained else -1 :]:
             groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
-            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
+            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[0] - groups[1]))
             means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
             error_of = dict(zip(theories, np.abs(flat - means).mean(-1), strict=True))
             for theory, groups_of in zip(theories, flat, strict=True):
                 if np.isnan(groups_of).any():
                     continue
-                expected = groups_of[:, 1] - groups_of[:, 0]
+                expected = groups_of[:, 0] - groups_of[:, 1]
                 errors = error_of[theory], error_of[_RIVALS[theory]]
                 table.append(_score(arm, int(step), theory, expected, gap, half, *errors))
     return table

@@ -271,7 +271,7 @@ def text(dataset: xr.Dataset) -> str:
         "the two features, measured in pixels; with mu_spu over the threshold the linear loss takes the shortcut (X4)"
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
-    below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
+    below = "predicted against measured: the gap aligned - conflicting, the accuracies of both groups"
     parts = [head, aligned(lines), "", strong, aligned(two), "", below, aligned(told)]
     if json.loads(dataset.attrs["config"])["study"] == "arms" and (matched := lines_of(dataset)):
         parts += ["", matched_text(matched, "probit")]
