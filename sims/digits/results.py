@@ -188,7 +188,7 @@ class Score:
       rank: Spearman's correlation of predicted and measured gaps. NaN for fewer than three cells, or where predicted or
         measured gaps vary by no more than 1e-3.
       signs: among cells whose measured interval excludes 0, the share whose gap has the predicted sign.
-      told: the number of those cells.
+      significant: the number of those cells.
       error: mean absolute difference of the groups' accuracies.
       nearer: cells in which this difference is smaller than the other theory's of the same kind (pixels, features). NaN
         where the other has no prediction.
@@ -200,7 +200,7 @@ class Score:
     cells: int
     rank: float
     signs: float
-    told: int
+    significant: int
     error: float
     nearer: float
 
@@ -242,13 +242,13 @@ def _score(
     error: np.ndarray,
     other: np.ndarray,
 ) -> Score:
-    told = np.abs(gap) > half
+    significant = np.abs(gap) > half
     rank = math.nan
     if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
         rank = float(scipy.stats.spearmanr(expected, gap).statistic)
-    signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
+    signs = float((np.sign(expected) == np.sign(gap))[significant].mean()) if significant.any() else math.nan
     nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
-    return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
+    return Score(arm, step, theory, len(gap), rank, signs, int(significant.sum()), float(error.mean()), nearer)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

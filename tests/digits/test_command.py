@@ -283,7 +283,7 @@ def scored(measured_gap, predicted_gap, noise=0.0):
 def test_scores_tell_a_right_theory_from_a_wrong_one():
     gap = [-0.4, -0.1, 0.2, 0.3]
     right, wrong = scored(gap, gap, 0.01), scored(gap, [0.3, 0.2, -0.1, -0.4], 0.01)
-    assert (right.rank, right.signs, right.told) == (1.0, 1.0, 4) and right.error < 0.01
+    assert (right.rank, right.signs, right.significant) == (1.0, 1.0, 4) and right.error < 0.01
     assert wrong.rank == -1.0 and wrong.signs == 0.0 and wrong.error > 0.1
 
 
@@ -331,7 +331,7 @@ def test_scores_say_what_they_cannot_tell():
     flat = scored([-0.4, -0.1, 0.2, 0.3], [-1.0] * 4)
     assert np.isnan(flat.rank) and flat.signs == 0.5
     unclear = scored([0.0] * 4, [0.1] * 4, 0.2)
-    assert unclear.told < 4
+    assert unclear.significant < 4
 
 
 @pytest.mark.parametrize("study", STUDIES)
