@@ -29,7 +29,7 @@ def functions(label: str) -> list[tuple[str, str, str]]:
     """(name, file, summary) of the public functions whose docstring names the statement's module under `Check:`."""
     needle = f"proofs_checks/{label.lower()}.py"
     documented = []
-    for package in ("theory", "learners", "zero_shot", "data"):
+    for package in ("theory", "learners", "zero_shot", "data", "features"):
         module = importlib.import_module(f"mmcl_theory.{package}")
         names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
         for name in names:
@@ -47,10 +47,22 @@ def derivation(label: str) -> tuple[str, str]:
     section = re.search(rf"^### ({label}: [^\n]*)\n\n(.*?)\s*(?=^#{{2,3}} |\Z)", theory, re.MULTILINE | re.DOTALL)
     if not section:
         raise LookupError(f"docs/theory.md has no section '### {label}: ...'")
-    anchor = re.sub(r"[^\w\- ]", "", section[1].lower()).replace(" ", "-")
     text = re.sub(rf"\s+Page:\s+\[{label}\]\([^)]*\)\.", "", section[2])
     text = re.sub(r"\]\((?=[\w/]+\.\w)", "](../", text).replace("](../statements/", "](")
-    return anchor, text.replace("](#", "](../theory.md#")
+    return _anchor(section[1]), text.replace("](#", "](../theory.md#")
+
+
+def gallery_entry(picture: str) -> tuple[str, str]:
+    """(title, anchor) of a figure's section in docs/gallery.md, which has its command."""
+    gallery = (store.ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    section = re.search(rf"^### ([^\n]*)\n\n!\[[^\n]*\]\({re.escape(picture)}\)$", gallery, re.MULTILINE)
+    if not section:
+        raise LookupError(f"docs/gallery.md has no section with the figure {picture}")
+    return section[1], _anchor(section[1])
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def page(label: str, rows: Sequence[Row], profile: str) -> str:
@@ -67,7 +79,9 @@ def page(label: str, rows: Sequence[Row], profile: str) -> str:
         "",
     ]
     if picture := getattr(module, "PICTURE", None):
-        lines += [f"![{picture}](../{picture})", ""]
+        heading, where = gallery_entry(picture)
+        lines += [f"![{heading}](../{picture})", "", *getattr(module, "CAPTION", "").strip().splitlines()]
+        lines += [f"[The command that makes this figure](../gallery.md#{where}).", ""]
     lines += ["## The mathematics", "", f"From [the theory](../theory.md#{anchor}).", "", mathematics, ""]
     lines += ["## Where it fails", "", f"Where {limits}", ""]
     lines += ["## Functions", ""]

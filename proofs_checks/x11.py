@@ -36,6 +36,14 @@ from proofs_checks.symbolic import m_c, m_s, q, s_c, s_s
 STATEMENT = (
     "Temperature, weight decay and training time are one dial, kappa = rho tau^2 ~ 1/t, from whitening to linear"
 )
+PICTURE = "model_dial.png"
+CAPTION = """
+Lines are predictions. Points are rules in closed form from 2,000 pairs, means over 20 runs with 95% intervals. At
+kappa = 0 the ridge's rule is the whitened one. It over-corrects: cows on grass and camels on sand, the aligned groups,
+are the worse ones. As kappa grows, its accuracies go to those of the linear loss. The formula below gives the balance,
+kappa = 1.29, with .836 in every group. No network is trained here: that temperature and training time set kappa is
+checked in the ledger's rows.
+"""
 
 accuracy = ambient.jit(theory.ridge_accuracy)
 rule = ambient.jit(theory.ridge_rule)

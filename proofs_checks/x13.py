@@ -19,6 +19,13 @@ from mmcl_theory import learners, losses, theory
 from proofs_checks import ambient, ledger
 
 STATEMENT = "Any mixture of Gaussian groups: every loss's rule from class moments, accuracies as orthant probabilities"
+PICTURE = "model_three_classes.png"
+CAPTION = """
+Three classes, two of which share a background. Lines are predictions from moments by class. Points are rules in closed
+form from 1,000 pairs, means over 20 runs with 95% intervals. A probe on the encoder of the linear loss takes the
+shortcut however often captions name the background: it has .67 on P*, and the zero-shot rule of that loss .77. These
+captions make no errors; [captions with errors](../models.md#captions-with-errors) has a figure of those that do.
+"""
 
 accuracy = ambient.jit(theory.mmcl_accuracy, static_argnames=("embed_dim",))
 whitened = ambient.jit(theory.whitened_accuracy)

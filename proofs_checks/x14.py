@@ -20,6 +20,13 @@ from mmcl_theory.features import Learner, Policy, group_sums, policy_moments
 from proofs_checks import ledger
 
 STATEMENT = "Own features: policies act on moments by group; held-out accuracies and signs of the advice are right"
+PICTURE = "diagnose.png"
+CAPTION = """
+An example, on 1,797 images of real handwriting. Above, points are held-out accuracies with 95% intervals, and black
+ticks what Gaussian scores would give. Below, what changes of captions, weights and learners would do, computed from
+moments by group. The true effect of these changes is not known here. That the signs are right is checked on mixtures,
+in the ledger's rows.
+"""
 
 CLASSES = np.array([0, 0, 1, 1])
 ATTRIBUTES = np.array([0, 1, 0, 1])

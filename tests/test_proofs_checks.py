@@ -559,6 +559,22 @@ def test_pages_hold_mathematics_functions_and_rows(tmp_path):
     assert (tmp_path / "out" / "ledger.png").stat().st_size > 5000
 
 
+def test_pictures_of_pages_have_a_title_a_caption_and_their_command():
+    pictures = {label: getattr(run.module(label), "PICTURE", None) for label in command.LABELS}
+    assert {"X11", "X13", "X14"} <= {label for label, picture in pictures.items() if picture}
+    for label, picture in pictures.items():
+        text = pages.page(label, [], "quick").split("\n## ")[0]
+        assert ("![" in text) == (picture is not None)
+        if picture:
+            title, anchor = pages.gallery_entry(picture)
+            assert (store.ROOT / "docs" / picture).is_file() and f"![{title}](../{picture})\n\n" in text
+            caption = getattr(run.module(label), "CAPTION", "").lstrip()
+            assert f"\n{caption}[The command that makes this figure](../gallery.md#{anchor})." in text
+    assert pages.gallery_entry("heads.png")[1] == "heads-on-frozen-features-at-matched-id-accuracy"
+    with pytest.raises(LookupError, match=r"no section with the figure head\.png"):
+        pages.gallery_entry("head.png")
+
+
 def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
     row = ledger.judge("", ledger.close(1.0, 0.1), 1.0, {"two": 2.0})
     rows = [dataclasses.replace(row, label=label) for label in command.LABELS]

@@ -214,10 +214,10 @@ def diagnose(
             advice += _advice(data, name, learner, outcomes[name], right[name], knobs)
             if budget is not None and learner.kind in ONLY["attribute"]:
                 purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
-        fitted, told = _fit(data, num_attributes)
+        fitted, caption_r2 = _fit(data, num_attributes)
         leading = _components(data, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
-    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, told, leading)
+    return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, caption_r2, leading)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -420,9 +420,9 @@ def _fit(data: _Data, num_attributes: int) -> tuple[Mixture, np.ndarray]:
     mean = np.stack([z[data.group == g].mean(0) for g in range(groups)])
     spread = np.stack([np.atleast_2d(np.cov(z[data.group == g].T)) for g in range(groups)])
     within = z - mean[data.group]
-    told = 1 - ((within - guess) ** 2).mean(0) / (within**2).mean(0)
+    caption_r2 = 1 - ((within - guess) ** 2).mean(0) / (within**2).mean(0)
     weight = np.bincount(data.group) / len(data.group)
-    return mixture(weight, mean, spread, data.classes.tolist(), data.shifted), told
+    return mixture(weight, mean, spread, data.classes.tolist(), data.shifted), caption_r2
 
 
 def _components(data: _Data, num_attributes: int) -> tuple[Component, ...]:

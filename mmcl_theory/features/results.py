@@ -240,8 +240,8 @@ class Diagnosis:
         fitted: the mixture model of the held-out images, in K - 1 directions that separate the classes and A - 1 that
             separate the attributes, each about in units of its standard deviation within groups.
         purchases: the best captions within a budget, if one was given.
-        told: the share of each direction's variance within groups that the captions tell, on held-out samples, (l,);
-            <= 0 if they tell nothing.
+        caption_r2: the share of each direction's variance within groups that the captions predict, R^2 on held-out
+            samples, (l,); <= 0 if they tell nothing.
         components: the leading directions of each of METHODS, in order.
     """
 
@@ -252,7 +252,7 @@ class Diagnosis:
     advice: tuple[Advice, ...]
     purchases: tuple[Purchase, ...]
     fitted: Mixture
-    told: np.ndarray
+    caption_r2: np.ndarray
     components: tuple[Component, ...] = ()
 
     @property

@@ -64,7 +64,7 @@ def changes_with_evidence(found: Diagnosis, most: int) -> list[Advice]:
     return sorted(dict.fromkeys(kept.values()), key=lambda change: -abs(change.shifted.value))[:most]
 
 
-def told_in_words(change: Advice) -> str:
+def described(change: Advice) -> str:
     """What a change is."""
     said = f"{look(change.learner)[2]}: {KNOBS[change.knob].format(change.setting)}"
     if change.knob == "kappa" and change.now > 0:  # kappa = rho tau^2, at the same weight decay
@@ -87,12 +87,12 @@ def text(found: Diagnosis) -> str:
         shown = "" if np.isnan(gap.value) else f"aligned - conflicting {_change(gap)}, "
         lines.append(f"{look(name)[2]}: {', '.join(parts)}; {shown}{found.regime(name)}; {_gaussian(found, name)}")
     names = [f"class {c}" for c in found.classes[1:]] + [f"attribute {a}" for a in found.attributes[1:]]
-    shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, found.told, strict=True))
+    shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, found.caption_r2, strict=True))
     lines.append(f"Share of the variance within groups that captions tell, along each direction: {shares}")
     lines.append(f"Found first, as X7 has it: {_first(found)}")
     for change in changes_with_evidence(found, _TOLD):
         lines.append(
-            f"{told_in_words(change)}: P* {_change(change.shifted)}, {verdict(change.shifted)}; worst group"
+            f"{described(change)}: P* {_change(change.shifted)}, {verdict(change.shifted)}; worst group"
             f" {_change(change.worst)}, {verdict(change.worst)}"
         )
     if found.advice:
@@ -193,7 +193,7 @@ def _effects(ax: Any, changes: list[Advice]) -> None:
         e = change.shifted
         ends = [[e.value - e.low], [e.high - e.value]]
         ax.errorbar(e.value, -i, xerr=ends, fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2)
-    words = [_plain(told_in_words(change)) for change in changes]
+    words = [_plain(described(change)) for change in changes]
     ax.set_yticks([-i for i in range(len(changes))], words, fontsize=8)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.set_xlabel("change of accuracy on P* (95% interval)")
@@ -228,7 +228,7 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
             {**dataclasses.asdict(p), "gain": p.gain._asdict(), "verdict": verdict(p.gain)} for p in found.purchases
         ],
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
-        "told": [float(x) for x in found.told],
+        "caption_r2": [float(x) for x in found.caption_r2],
         "components": [dataclasses.asdict(c) for c in found.components],
         "found_first": {method: found.recovered(method) for method in _METHODS},
     }

@@ -104,7 +104,7 @@ def write(
     named = jax.random.uniform(background, (n,)) < caps.pi_spu
     always = jnp.ones(n, bool)
     slots = [(fixed("a"), always), (of(words.kinds, (scenes.label + 1) // 2), always), (fixed(words.noun), always)]
-    slots.append((of(words.items, scenes.told), details[:, 0]))
+    slots.append((of(words.items, scenes.named_item), details[:, 0]))
     slots += [(of(pair, scenes.style[:, i]), details[:, i + 1]) for i, pair in enumerate(STYLES)]
     hue = of(HUE_NAMES, (scenes.attribute + 1) // 2)
     coloured = always if caps.masking == "mean" else named

@@ -137,7 +137,7 @@ def features(dataset: xr.Dataset) -> Figure:
 
 
 def caption_map(dataset: xr.Dataset) -> Figure:
-    """Conflicting minus aligned accuracy over what captions name.
+    """Aligned minus conflicting accuracy over what captions name; over-correction, below 0, is orange.
 
     Measured networks and both theories are in the same colours.
     """
@@ -145,17 +145,17 @@ def caption_map(dataset: xr.Dataset) -> Figure:
     panels: list[tuple[str, np.ndarray]] = []
     for arm in (a for a in _NETWORKS if a in dataset.arm.values):
         here = found.sel(arm=arm, prompt="ensemble").mean("seed")
-        gap = here.sel(value="conflicting") - here.sel(value="aligned")
+        gap = here.sel(value="aligned") - here.sel(value="conflicting")
         panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
     for theory, name in _RULE_NAMES.items():
         here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # all are equal
-        gap = here.sel(group="conflicting") - here.sel(group="aligned")
+        gap = here.sel(group="aligned") - here.sel(group="conflicting")
         panels.append((f"predicted: {name}", _plane(gap)))
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(12, 7.6), layout="constrained", squeeze=False)
     core, spu = dataset.pi_core.values, dataset.pi_spu.values
     image: Any = None
     for ax, (title, value) in zip(axes.flat, panels, strict=False):
-        image = ax.imshow(value, cmap="PuOr_r", vmin=-1, vmax=1, origin="lower", aspect="auto")
+        image = ax.imshow(value, cmap="PuOr", vmin=-1, vmax=1, origin="lower", aspect="auto")
         for i, j in np.ndindex(*value.shape):
             ax.text(j, i, f"{value[i, j]:+.2f}", ha="center", va="center", fontsize=8, color="black",
                     bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.7})  # fmt: skip
@@ -165,7 +165,7 @@ def caption_map(dataset: xr.Dataset) -> Figure:
         ax.set_xlabel(r"$\pi_{\mathrm{spu}}$, background named (probability)", fontsize=9)
         ax.set_ylabel(r"$\pi_{\mathrm{core}}$, core details named (probability)", fontsize=9)
     figure.colorbar(
-        image, ax=axes, label="conflicting minus aligned accuracy (below 0: shortcut; above: over-correction)"
+        image, ax=axes, label="aligned minus conflicting accuracy (above 0: shortcut; below: over-correction)"
     )
     return figure
 

@@ -150,7 +150,7 @@ def features(shifted: Seen, p_spu: float) -> tuple[mt.data.IntraClass, mt.data.O
     core /= np.linalg.norm(core)
     style = np.asarray(at.style) @ np.array([1, 2, 4])
     parts = [
-        _parts(centred @ core, label, np.asarray(at.told) * 8 + style),
+        _parts(centred @ core, label, np.asarray(at.named_item) * 8 + style),
         _parts(centred @ hue, attribute, np.asarray(at.shade) + 3 * (attribute > 0)),
     ]
     (mu_core, named_core, left_core), (mu_spu, named_spu, left_spu) = parts

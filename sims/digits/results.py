@@ -182,13 +182,13 @@ def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a theory orders the cells of an arm after a number of steps, by the gap conflicting - aligned.
+    """How well a theory orders the cells of an arm after a number of steps, by the gap aligned - conflicting.
 
     Attributes:
       rank: Spearman's correlation of predicted and measured gaps. NaN for fewer than three cells, or where predicted or
         measured gaps vary by no more than 1e-3.
       signs: among cells whose measured interval excludes 0, the share whose gap has the predicted sign.
-      told: the number of those cells.
+      significant: the number of those cells.
       error: mean absolute difference of the groups' accuracies.
       nearer: cells in which this difference is smaller than the other theory's of the same kind (pixels, features). NaN
         where the other has no prediction.
@@ -200,7 +200,7 @@ class Score:
     cells: int
     rank: float
     signs: float
-    told: int
+    significant: int
     error: float
     nearer: float
 
@@ -220,13 +220,13 @@ def scores(dataset: xr.Dataset) -> list[Score]:
         trained = ARMS[arm].loss is not None
         for step in dataset.step.values[0 if trained else -1 :]:
             groups = [of_arm.sel(step=step, value=group, drop=True) for group in training.GROUPS]
-            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[1] - groups[0]))
+            gap, half = (x.transpose(*AXES).values.ravel() for x in interval(groups[0] - groups[1]))
             means = np.stack([g.mean("seed").transpose(*AXES).values.ravel() for g in groups], -1)
             error_of = dict(zip(theories, np.abs(flat - means).mean(-1), strict=True))
             for theory, groups_of in zip(theories, flat, strict=True):
                 if np.isnan(groups_of).any():
                     continue
-                expected = groups_of[:, 1] - groups_of[:, 0]
+                expected = groups_of[:, 0] - groups_of[:, 1]
                 errors = error_of[theory], error_of[_RIVALS[theory]]
                 table.append(_score(arm, int(step), theory, expected, gap, half, *errors))
     return table
@@ -242,13 +242,13 @@ def _score(
     error: np.ndarray,
     other: np.ndarray,
 ) -> Score:
-    told = np.abs(gap) > half
+    significant = np.abs(gap) > half
     rank = math.nan
     if len(gap) > 2 and min(np.ptp(expected), np.ptp(gap)) > 1e-3:
         rank = float(scipy.stats.spearmanr(expected, gap).statistic)
-    signs = float((np.sign(expected) == np.sign(gap))[told].mean()) if told.any() else math.nan
+    signs = float((np.sign(expected) == np.sign(gap))[significant].mean()) if significant.any() else math.nan
     nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
-    return Score(arm, step, theory, len(gap), rank, signs, int(told.sum()), float(error.mean()), nearer)
+    return Score(arm, step, theory, len(gap), rank, signs, int(significant.sum()), float(error.mean()), nearer)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

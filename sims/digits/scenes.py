@@ -58,7 +58,7 @@ class Scenes:
     named: Array | None = None
 
     @property
-    def told(self) -> Array:
+    def named_item(self) -> Array:
         """(n,) the digit that captions name."""
         return self.item if self.named is None else self.named
 

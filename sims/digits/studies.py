@@ -260,7 +260,7 @@ def text(dataset: xr.Dataset) -> str:
             lines.append(line)
     told = [["arm", "steps", "theory", "rank correlation", "signs right", "mean difference", "nearer in cells"]]
     for s in scores(dataset):
-        told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.told}",
+        told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.significant}",
                      f"{s.error:.3f}", "-" if math.isnan(s.nearer) else f"{s.nearer:g} of {s.cells}"])  # fmt: skip
     two = [[*moments.LAW, *moments.MOMENTS]]
     for index in np.ndindex(*(dataset.sizes[a] for a in moments.LAW)):
@@ -271,7 +271,7 @@ def text(dataset: xr.Dataset) -> str:
         "the two features, measured in pixels; with mu_spu over the threshold the linear loss takes the shortcut (X4)"
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
-    below = "predicted against measured: the gap conflicting - aligned, the accuracies of both groups"
+    below = "predicted against measured: the gap aligned - conflicting, the accuracies of both groups"
     parts = [head, aligned(lines), "", strong, aligned(two), "", below, aligned(told)]
     if json.loads(dataset.attrs["config"])["study"] == "arms" and (matched := lines_of(dataset)):
         parts += ["", matched_text(matched, "probit")]

@@ -30,7 +30,7 @@ def write(key: Key[Array, ""], kinds: tuple[int, ...], scenes: Scenes, caps: Cap
     n = len(scenes.label)
     core, spurious, noise = jax.random.split(key, 3)
     low, high = class_values(kinds)
-    item = scenes.told - _MEAN_ITEM
+    item = scenes.named_item - _MEAN_ITEM
     a = jnp.where(jax.random.uniform(core, (n,)) < caps.pi_core, item, jnp.where(scenes.label > 0, high, low))
     colour = scenes.attribute * (len(SHADES) - 0.5 - scenes.shade)
     unnamed = scenes.attribute * _MEAN_COLOUR if caps.masking == "mean" else 0.0

@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.special
@@ -72,7 +73,7 @@ def test_an_interval_holds_seeds_and_images():
 
 def test_a_gap_is_told_from_zero_by_both_groups():
     mean, half = comparison.gap_interval([0.8, 0.9, 0.85], [0.4, 0.5, 0.45], 10**9)
-    assert mean == pytest.approx(-0.4) and half == pytest.approx(0.0, abs=1e-4)
+    assert mean == pytest.approx(0.4) and half == pytest.approx(0.0, abs=1e-4)
     assert comparison.gap_interval([0.8, 0.9, 0.85], [0.5, 0.4, 0.45], 10**9)[1] > 0.1
     _, few = comparison.gap_interval([0.8] * 3, [0.5] * 3, 100)
     assert few == pytest.approx(1.959964 * (0.8 * 0.2 / 100 + 0.5 * 0.5 / 100) ** 0.5)
@@ -106,7 +107,7 @@ def test_within_a_pair_the_other_classes_do_not_count():
 def table_of(measured, predicted, half=0.05):
     gap = np.array(predicted)
     return {
-        "clip": {"conflicting": np.array(measured), "aligned": np.zeros_like(gap)},
+        "clip": {"aligned": np.array(measured), "conflicting": np.zeros_like(gap)},
         "whitened": {"gap": np.stack([gap, -gap, gap])},
         "half": np.full(gap.shape, half),
     }
@@ -118,6 +119,33 @@ def test_a_verdict_counts_the_cells_that_are_told_apart():
         "right sign in 2 (1, 2) of 3 cells" in told and "mean distance 0.35" in told and "rank 0.32" in told
     )  # scipy's, ties and all
     assert "rank" not in comparison.verdict(table_of([[0.5]], [[0.4]]), "whitened")
+
+
+@pytest.mark.parametrize("aligned, conflicting, orange", [(0.9, 0.5, False), (0.4, 0.9, True)])
+def test_the_caption_map_shows_aligned_minus_conflicting(aligned, conflicting, orange):
+    """In the measured panel and the predicted ones; over-correction alone, which is below 0, is orange."""
+    common = {"pi_core": 0.0, "pi_spu": 0.0, "set": "balanced", "scope": "pair", "step": 1, "images": 100}
+    groups = {"aligned": aligned, "conflicting": conflicting}.items()
+    trained = {"arm": "clip", "prompts": "ensemble"}
+    rows = [{**common, **trained, "seed": seed, "group": g, "accuracy": a} for g, a in groups for seed in range(2)]
+    rules = [(who, ridge) for who in comparison.THEORIES for ridge in comparison.RIDGES]
+    rows += [
+        {**common, "arm": who, "ridge": ridge, "group": g, "accuracy": a} for g, a in groups for who, ridge in rules
+    ]
+    table = figures.policy_table(rows, [0.0])
+    for who in comparison.THEORIES:
+        np.testing.assert_allclose(table[who]["gap"].ravel(), aligned - conflicting)
+        assert "right sign in 1 (1, 1) of 1 cells" in comparison.verdict(table, who)
+    drawn = figures.caption_map(table, [0.0])
+    panels = [ax for ax in drawn.axes if ax.images]
+    assert len(panels) == 1 + len(comparison.THEORIES)
+    for ax in panels:
+        (image,) = ax.images
+        assert image.get_array()[0, 0] == pytest.approx(aligned - conflicting)
+        red, _, blue, _ = image.cmap(image.norm(image.get_array()[0, 0]))
+        assert (red > blue, red < blue) == (orange, not orange)
+    assert drawn.axes[-1].get_ylabel().startswith("aligned minus conflicting accuracy")
+    plt.close(drawn)
 
 
 def test_steps_and_runs_of_a_comparison():

@@ -335,7 +335,7 @@ def test_the_evaluation_reads_all_sets_and_finds_what_was_made(made):
     found = sets.open_sets(made, None, listed)
     assert tuple(found) == sets.SETS
     for name, one in found.items():
-        assert one.expected == one.found and one.shortfall() is None and one.found[0] > 0, name
+        assert one.expected == one.counts and one.shortfall() is None and one.counts[0] > 0, name
         assert (one.groups is None) == (name in ("sketch", "r"))
     rows = {p: r for name in sets.SETS for p, r in table(made, sets.FOLDERS[name]).items()}
     for one in found.values():

@@ -107,7 +107,7 @@ def test_labels_are_the_images_classes(shared):
         "objectnet": (OBJECT_CLASSES[2], OBJECT_CLASSES[0], OBJECT_CLASSES[1]),
     }
     assert {one.crop for name, one in found.items() if name != "objectnet"} == {0}
-    assert found["objectnet"].crop == 2 and found["objectnet"].dropped == 2 and found["objectnet"].found == (6, 3)
+    assert found["objectnet"].crop == 2 and found["objectnet"].dropped == 2 and found["objectnet"].counts == (6, 3)
     assert found["v2"].chance == 1 / 12 and found["r"].chance == 1 / 3
 
 
@@ -433,7 +433,7 @@ def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
             wnids = {row["path"]: row["wnid"] for row in csv.DictReader(file)}
         for path, label in zip(one.paths, one.labels, strict=True):
             assert wnids[path.relative_to(folder).as_posix()] in [classes.wnids[c] for c in one.scored[label]]
-    assert found["objectnet"].dropped == 2 and len(wnids) == found["objectnet"].found[0] + 2
+    assert found["objectnet"].dropped == 2 and len(wnids) == found["objectnet"].counts[0] + 2
     assert set(found["balanced"].groups) <= {"aligned", "conflicting"} and found["sketch"].groups is None
     next((tmp_path / "val").rglob("*.JPEG")).unlink()
     assert "val has 9 images" in sets.open_sets(tmp_path, ["val"], classes)["val"].shortfall()

@@ -275,21 +275,21 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
 def scored(measured_gap, predicted_gap, noise=0.0):
     rng = np.random.default_rng(1)
     gap = np.asarray(measured_gap)[None, None, :] + noise * rng.normal(size=(1, 4, len(measured_gap)))
-    measured = np.stack([0.5 - gap / 2, 0.5 + gap / 2], -1)
+    measured = np.stack([0.5 + gap / 2, 0.5 - gap / 2], -1)
     p = np.asarray(predicted_gap)
-    return studies.scores(a_dataset(measured, np.stack([0.5 - p / 2, 0.5 + p / 2], -1)))[0]
+    return studies.scores(a_dataset(measured, np.stack([0.5 + p / 2, 0.5 - p / 2], -1)))[0]
 
 
 def test_scores_tell_a_right_theory_from_a_wrong_one():
     gap = [-0.4, -0.1, 0.2, 0.3]
     right, wrong = scored(gap, gap, 0.01), scored(gap, [0.3, 0.2, -0.1, -0.4], 0.01)
-    assert (right.rank, right.signs, right.told) == (1.0, 1.0, 4) and right.error < 0.01
+    assert (right.rank, right.signs, right.significant) == (1.0, 1.0, 4) and right.error < 0.01
     assert wrong.rank == -1.0 and wrong.signs == 0.0 and wrong.error > 0.1
 
 
 def test_a_theory_is_compared_with_the_other_rule_on_the_same_features():
     gap = np.array([-0.4, -0.1, 0.2, 0.3])
-    measured = np.tile(np.stack([0.5 - gap / 2, 0.5 + gap / 2], -1), (1, 4, 1, 1))
+    measured = np.tile(np.stack([0.5 + gap / 2, 0.5 - gap / 2], -1), (1, 4, 1, 1))
     dataset = a_dataset(measured, measured[0, 0])
     errors = {"linear_pixels": 0.1, "whitened_pixels": 0.2, "linear_features": 0.04, "whitened_features": 0.03}
     for theory, error in errors.items():
@@ -311,11 +311,27 @@ def test_captions_are_drawn_for_any_of_their_arms(arms):
         plt.close(figure)
 
 
+@pytest.mark.parametrize("aligned, conflicting, shown, orange", [(0.9, 0.5, "+0.40", False), (0.4, 0.9, "-0.50", True)])
+def test_the_caption_map_shows_aligned_minus_conflicting(aligned, conflicting, shown, orange):
+    """In measured panels and predicted ones; over-correction alone, which is below 0, is orange."""
+    cells = np.tile([aligned, conflicting], (3, 1))
+    drawn = figures.caption_map(a_dataset(np.tile(cells, (1, 4, 1, 1)), cells))
+    panels = [ax for ax in drawn.axes if ax.images]
+    assert len(panels) == 1 + len(moments.THEORIES)
+    for ax in panels:
+        (image,) = ax.images
+        assert {text.get_text() for text in ax.texts} == {shown}
+        red, _, blue, _ = image.cmap(image.norm(image.get_array()[0, 0]))
+        assert (red > blue, red < blue) == (orange, not orange)
+    assert drawn.axes[-1].get_ylabel().startswith("aligned minus conflicting accuracy (above 0: shortcut; below: over")
+    plt.close(drawn)
+
+
 def test_scores_say_what_they_cannot_tell():
     flat = scored([-0.4, -0.1, 0.2, 0.3], [-1.0] * 4)
     assert np.isnan(flat.rank) and flat.signs == 0.5
     unclear = scored([0.0] * 4, [0.1] * 4, 0.2)
-    assert unclear.told < 4
+    assert unclear.significant < 4
 
 
 @pytest.mark.parametrize("study", STUDIES)

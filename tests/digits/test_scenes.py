@@ -86,9 +86,9 @@ def test_the_digit_predicts_the_label_with_the_core_s_accuracy(source, once):
         assert_share(right.mean(), 0.80)
     assert_share((found.label == found.attribute).mean(), 0.9)
     np.testing.assert_array_equal(found.item, items.item[layout.index])
-    np.testing.assert_array_equal(kinds[found.told], found.label)
-    np.testing.assert_array_equal(found.told[right], found.item[right])
-    assert len(set(found.told[~right])) == 10
+    np.testing.assert_array_equal(kinds[found.named_item], found.label)
+    np.testing.assert_array_equal(found.named_item[right], found.item[right])
+    assert len(set(found.named_item[~right])) == 10
     z = np.corrcoef(right, found.attribute * found.label)[0, 1] * N**0.5
     assert abs(z) < scipy.stats.norm.isf(1e-6 / 2)
 

@@ -261,7 +261,7 @@ def test_a_ridge_is_told_as_the_temperature_that_gives_it():
     nothing = Estimate(0.0, 0.1, -0.2, 0.2)
 
     def said(now):
-        return report.told_in_words(Advice("ridge", "kappa", 4.0, nothing, nothing, now))
+        return report.described(Advice("ridge", "kappa", 4.0, nothing, nothing, now))
 
     assert said(1.0).endswith("ridge kappa 4, as 2 times the temperature gives")
     assert said(100.0).endswith("as 0.2 times the temperature gives") and said(0.0).endswith("ridge kappa 4")

@@ -208,7 +208,7 @@ def test_the_fitted_mixture_tells_core_from_spurious(found):
     noise = 0.25 / 6
     assert core == pytest.approx(1 / np.sqrt(1 + noise), rel=0.1)
     assert spurious == pytest.approx(1 / np.sqrt(0.09 + noise), rel=0.1)
-    assert 0.2 < found.told[0] < 0.9 and found.told.shape == (2,)
+    assert 0.2 < found.caption_r2[0] < 0.9 and found.caption_r2.shape == (2,)
 
 
 def outcome_of(hits, size, units=None):

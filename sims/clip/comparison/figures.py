@@ -111,15 +111,15 @@ def last(rows: Sequence[Row], arm: str, group: str, scope: str, on: str = "balan
 
 
 def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
-    """Gap between the groups, within pairs, over what captions name: measured and predicted; numbers are accuracies.
+    """Aligned minus conflicting accuracy, within pairs, over what captions name; over-correction, below 0, is orange.
 
-    table: of `policy_table`.
+    Measured and predicted; the numbers are accuracies. table: of `policy_table`.
     """
     figure, axes = plt.subplots(1, 3, figsize=(4.1 * 3, 4.4), layout="constrained")
     for ax, who in zip(axes, ("clip", *THEORIES), strict=True):
         aligned, conflicting = (table[who][group] for group in GROUPS)
-        gap = conflicting - aligned
-        drawn = ax.imshow(gap, cmap="PuOr_r", vmin=-1, vmax=1, origin="lower")
+        gap = aligned - conflicting
+        drawn = ax.imshow(gap, cmap="PuOr", vmin=-1, vmax=1, origin="lower")
         for i, j in np.ndindex(gap.shape):
             text = f"{aligned[i, j]:.2f} / {conflicting[i, j]:.2f}"
             if who == "clip":
@@ -131,15 +131,15 @@ def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
         ax.set_yticks(range(len(grid)), names)
         ax.set(title=_PANEL_NAMES[who], xlabel=r"captions name the context, $\pi_{\mathrm{spu}}$ (probability)")
     axes[0].set_ylabel(r"captions name each core detail, $\pi_{\mathrm{core}}$ (probability)")
-    figure.colorbar(drawn, ax=axes, label="conflicting minus aligned accuracy, within pairs of classes", shrink=0.85)
+    figure.colorbar(drawn, ax=axes, label="aligned minus conflicting accuracy, within pairs of classes", shrink=0.85)
     return figure
 
 
 def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ensemble") -> dict[str, Any]:
     """Accuracies within pairs: {"clip" or a theory: {group: (pi_core, pi_spu)}}.
 
-    Theories have the first of RIDGES; their "gap" is (ridge, pi_core, pi_spu). "half" is half the interval of the
-    measured gap.
+    Theories have the first of RIDGES; their "gap", aligned minus conflicting, is (ridge, pi_core, pi_spu). "half" is
+    half the interval of the measured gap.
     """
     size = (len(grid),) * 2
     found: dict[str, Any] = {who: {g: np.empty(size) for g in GROUPS} for who in ("clip", *THEORIES)}
@@ -156,7 +156,7 @@ def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ens
                 ]
                 for g, value in zip(GROUPS, both[0], strict=True):
                     found[who][g][i, j] = value
-                found[who]["gap"][:, i, j] = [conflicting - aligned for aligned, conflicting in both]
+                found[who]["gap"][:, i, j] = [aligned - conflicting for aligned, conflicting in both]
             every = [row for row in select(rows, arm="clip", prompts=prompts, **of)]
             end = max(row["step"] for row in every)
             values = {g: [r["accuracy"] for r in every if r["group"] == g and r["step"] == end] for g in GROUPS}

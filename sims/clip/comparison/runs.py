@@ -299,10 +299,10 @@ def mean_interval(values: Sequence[Sequence[float]], images: Sequence[int]) -> t
 
 
 def gap_interval(aligned: Sequence[float], conflicting: Sequence[float], images: int) -> tuple[float, float]:
-    """As `interval`, of conflicting minus aligned accuracy, with `images` in each group."""
+    """As `interval`, of aligned minus conflicting accuracy, with `images` in each group."""
     a, c = np.asarray(aligned, float), np.asarray(conflicting, float)
     of_images = sum(float((x * (1 - x)).mean()) for x in (a, c)) / images
-    gap = c - a
+    gap = a - c
     return float(gap.mean()), _half(gap, of_images)
 
 
@@ -326,7 +326,7 @@ def verdict(table: Mapping[str, Any], theory: str) -> str:
 
     The signs in brackets are with a ridge ten times smaller and larger.
     """
-    gap = table["clip"]["conflicting"] - table["clip"]["aligned"]
+    gap = table["clip"]["aligned"] - table["clip"]["conflicting"]
     told = np.abs(gap) > table["half"]
     right = [int((np.sign(gap) == np.sign(predicted))[told].sum()) for predicted in table[theory]["gap"]]
     distance = np.abs(gap - table[theory]["gap"][0]).mean()

@@ -42,7 +42,7 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
     spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
     classes = class_names(config.classes)
     source = sources.open_source(spec, captions_file=config.captions, classes=classes)
-    if out is not None and (out / DATA).exists() and read_data(out) != told(source):
+    if out is not None and (out / DATA).exists() and read_data(out) != fingerprint(source):
         raise UsageError(
             f"--data={config.data} is not what {out} was begun with: its records, labels or captions differ; "
             "give another --out, or --overwrite."
@@ -162,7 +162,7 @@ def architecture(config: Config, encode: tokenizer.Tokenizer | None) -> models.A
     return dataclasses.replace(arch, **changed)
 
 
-def told(source: sources.Source) -> dict[str, Any]:
+def fingerprint(source: sources.Source) -> dict[str, Any]:
     """The classes, and what distinguishes this data from other data under the same name."""
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     for i in np.linspace(0, len(source) - 1, _LOOKED, dtype=int):

@@ -96,7 +96,7 @@ def run(config: Config, out: pathlib.Path, how: How = How()) -> dict[str, Any]:
             if data.tokenizer is not None and not (out / TOKENIZER).exists():
                 data.tokenizer.save(out / TOKENIZER)
             if not (out / DATA).exists():
-                files.write_text(out / DATA, json.dumps(prepare.told(data.source), indent=1) + "\n")
+                files.write_text(out / DATA, json.dumps(prepare.fingerprint(data.source), indent=1) + "\n")
         return _train(learner, data, out, how)
 
 

@@ -208,7 +208,7 @@ def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Clas
     images, count = found.expected or (None, None)
     row = _share("", result.top1) | {
         "expected_images": images,
-        "classes_found": found.found[1],
+        "classes_found": found.counts[1],
         "expected_classes": count,
         "unreadable": unreadable,
         "dropped": found.dropped,

@@ -77,13 +77,13 @@ class EvaluationSet:
         return 1 / len(self.scored)
 
     @property
-    def found(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         """(images, classes that have any)."""
         return len(self.paths), len(np.unique(self.labels))
 
     def shortfall(self, unreadable: int = 0) -> str | None:
         """What is not as expected, as one line; None if all is there and can be read."""
-        images, classes = self.found[0] - unreadable, self.found[1]
+        images, classes = self.counts[0] - unreadable, self.counts[1]
         parts = []
         wanted, count = self.expected or (None, None)
         if wanted not in (None, images) or count not in (None, classes):
