@@ -14,13 +14,14 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 # Workers, and the processes that tests start, read what the first compiled of the sources.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PY) -m pytest -p xdist -n $(WORKERS) --dist=worksteal
+QUICK := not costly and not slow and not long
 
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 IDENTITY := import sys; print(sys.version, sys.base_prefix)
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep figures check test slow long ledger pages docs pythons lint types lock clean gpu wheels reproduce FORCE
+.PHONY: help sweep figures check test costly slow long ledger pages docs pythons lint types lock clean gpu wheels reproduce FORCE
 # Two installations must not write to one environment at the same time (make -j).
 .NOTPARALLEL:
 
@@ -44,10 +45,13 @@ figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
 
 check: lint types ## lint, types, and the quick tests of what has changed since the last commit
 	@tests=$$(.ci/touched) || exit 1; echo "tests of what has changed: $${tests:-none}"; \
-	[ -z "$$tests" ] || $(PYTEST) -m 'not slow and not long' $$tests $(PYTEST_FLAGS)
+	[ -z "$$tests" ] || $(PYTEST) -m '$(QUICK)' $$tests $(PYTEST_FLAGS)
 
-test: lint types ## lint, types, tests
-	$(PYTEST) -m 'not slow and not long' $(PYTEST_FLAGS)
+test: lint types ## lint, types, and the quick tests
+	$(PYTEST) -m '$(QUICK)' $(PYTEST_FLAGS)
+
+costly: $(VENV)/test ## the tests that take seconds each; CI runs these too
+	$(PYTEST) -m 'costly and not slow and not long' $(PYTEST_FLAGS)
 
 slow: $(VENV)/docs ## checks of what goes beyond the paper, and of whole runs, stopped and gone on
 	$(PYTEST) -m 'slow and not long' $(PYTEST_FLAGS)

@@ -169,6 +169,7 @@ def test_samples_have_the_exact_moments(name, masking, pi):
     assert_mean_close(np.concatenate([z, u], 1), 0.0, resolution=RESOLUTION)
 
 
+@pytest.mark.costly
 @over_models
 @over_maskings
 def test_sampled_moments_reject_a_wrong_theory(name, masking):

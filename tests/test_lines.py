@@ -105,6 +105,7 @@ def test_a_table_of_runs_is_read_at_matched_id(call, tmp_path):
         assert [row["covers"] for row in csv.DictReader(file)] == ["points", ""]
 
 
+@pytest.mark.costly
 def test_intervals_cover_the_test_images(call, tmp_path):
     """Seeds that are alike at OOD accuracies .6 and .4: the binomial error alone. Twin: four times the images."""
     points = {arm: [(x, y, y, seed) for x in (0.3, 0.5) for seed in (0, 1)] for arm, y in (("clip", 0.6), ("sl", 0.4))}

@@ -42,6 +42,7 @@ from sims.sweep_captions.config import PARAMETERS_OF
 from sims.sweep_spurious import experiment as sweep_spurious
 from sims.sweep_spurious.config import LEARNERS, Config, Setting
 
+pytestmark = pytest.mark.costly
 PLATFORMS = ("cuda", "tpu")
 RUNS = 4
 Program = tuple[Any, tuple[Any, ...]]  # a jitted function and the shapes of its arguments

@@ -160,6 +160,7 @@ def test_a_single_pair_has_a_closed_form(t):
     np.testing.assert_allclose(got, Phi([(A - B) / t, (A + B) / t]), rtol=1e-12, atol=0)
 
 
+@pytest.mark.costly
 def test_many_pairs_without_strength_of_foreign_details():
     """beta = beta_spu = 0 leaves m - 1 competitors |N(0, t^2)|; the accuracy falls with m, to 0, with no step lost."""
     t, accuracies = 0.3, []

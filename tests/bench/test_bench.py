@@ -58,6 +58,7 @@ def test_the_command_knows_every_job():
     assert tuple(bench_jobs.JOBS) == report.JOBS
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=LONG)])
 def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     if job == "max_margin":

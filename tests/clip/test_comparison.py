@@ -331,6 +331,7 @@ def rows_on_lines(intercepts, shifts, low):
 SHIFTS = {"v2": -0.2, "sketch": -2.0, "r": -1.0, "a": -1.5, "objectnet": -0.5}
 
 
+@pytest.mark.costly
 def test_arms_are_compared_at_matched_accuracy_on_val():
     """Where both arms are on known lines; the twin compares them as they are, which has the other sign."""
     rows = rows_on_lines({"clip": 0.0, "supervised": -0.3}, SHIFTS, (-1.0, -0.5))
@@ -348,6 +349,7 @@ def test_arms_are_compared_at_matched_accuracy_on_val():
     assert float(matched.table(few, ["clip", "supervised"])[1][1].split("±")[1]) > 0.1  # of so few images
 
 
+@pytest.mark.costly
 def test_matched_accuracy_beyond_an_arm_and_arms_without_a_line_are_marked():
     apart = rows_on_lines({"clip": 0.0, "supervised": -0.3}, SHIFTS, (-1.0, 1.0))
     assert all(cell.endswith("*") for cell in matched.table(apart, ["clip", "supervised"])[1][1:])
@@ -356,6 +358,7 @@ def test_matched_accuracy_beyond_an_arm_and_arms_without_a_line_are_marked():
     assert "-: no line" in compare._matched_table(one, ["clip", "supervised"])
 
 
+@pytest.mark.costly
 def test_a_model_with_text_is_judged_by_both_prompts_and_one_with_a_head_by_it(tmp_path):
     generation.make(tmp_path / "scenes", layouts.Config(train=20, test=2, side=32))
     judge = comparison.Judge(tmp_path / "scenes", generation.read_config(tmp_path / "scenes"))

@@ -183,6 +183,7 @@ t.features.embed(t.work(pathlib.Path(sys.argv[1]), towers=t.Towers("mine", image
 """
 
 
+@pytest.mark.costly
 def test_a_killed_run_resumes_to_the_same_bytes(data, tmp_path):
     code = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "out")]
     assert subprocess.run(code, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL

@@ -409,6 +409,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
     assert sorted(row["run"] for row in rows_of(into)) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.costly
 def test_a_line_through_ones_own_models(called, tmp_path):
     accuracies = {"a": (0.2, 0.1), "b": (0.5, 0.35), "c": (0.9, 0.8)}
     models = tmp_path / "models.csv"

@@ -191,6 +191,7 @@ def test_the_training_loss_and_each_gradient_are_the_references(kind):
         assert not any(np.isclose(norms[name], other, rtol=1e-4) for name, other in others.items())
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "ViT-B-32" else pytest.mark.slow) for name in PUBLISHED]
 )

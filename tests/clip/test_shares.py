@@ -155,6 +155,7 @@ def rows_of(intercepts, percent, seeds, images=10**9):
 STUDY = dataclasses.replace(Shares(), seeds=3, at=(20.0,), training=TINY)
 
 
+@pytest.mark.costly
 def test_arms_are_read_at_matched_id():
     """On known lines; the twin compares them as they are, which has the other sign, as in the paper."""
     rows = rows_of({"clip": -0.5, "clip_no_intra": -0.7}, STUDY.percent, 3)

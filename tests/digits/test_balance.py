@@ -59,6 +59,7 @@ def test_best_kappas_of_a_curve():
     assert balance.best_kappa(curve, kappas, "worst") == balance.Best(0.8, 0.1, 0.1)
 
 
+@pytest.mark.costly
 def test_the_two_feature_model_s_balanced_captions_reach_the_bound():
     with jax.enable_x64(True):
         model = mt.intra_class(0.99, 1.0, 0.1, 1.0, 1.0)
@@ -94,6 +95,7 @@ def test_the_study_trains_at_the_balanced_captions(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+@pytest.mark.costly
 def test_the_predictions_are_printed_without_training():
     small = dataclasses.replace(TINY, pool=None)
     with pytest.MonkeyPatch.context() as patch:

@@ -334,6 +334,7 @@ def test_scores_say_what_they_cannot_tell():
     assert unclear.significant < 4
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_has_figures_that_name_their_axes(study):
     arms = ARMS_OF[study]

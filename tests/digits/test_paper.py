@@ -179,6 +179,7 @@ def trained(source, arm, p_spus, steps=200):
     return [run(jax.random.key(0), a_point(source, p_spu=p, temperature=1.0)) for p in p_spus]
 
 
+@pytest.mark.costly
 def test_the_preset_small_rich_captions_protect_and_supervised_learning_does_not(source, float32):
     """Theorems 4.3 and 5.2: conflicting accuracy of rich captions > supervised, whose aligned is 1.
 
@@ -281,6 +282,7 @@ def test_the_dial_of_states_and_of_pixels(source):
     np.testing.assert_array_equal(honest, 1)
 
 
+@pytest.mark.costly
 @pytest.mark.usefixtures("compiled")
 def test_the_dial_of_pixels_is_that_of_sampled_images(source, monkeypatch):
     """Moments against those of many rendered scenes, with a twin of another p_spu; its rule against ridge_optimum."""

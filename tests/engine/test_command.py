@@ -173,6 +173,7 @@ def test_what_goes_wrong_outside_is_one_line(command, monkeypatch, tmp_path, kin
     assert code == expected[0] and err.startswith(expected[1]) and err.count("\n") <= 1
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("platform", ["cuda", "nowhere"])
 @pytest.mark.parametrize("module", ["sims.sweep_spurious --n=20", "sims.bench --jobs=start"])
 def test_a_device_that_is_not_there_is_a_line(tmp_path, platform, module):
@@ -210,6 +211,7 @@ def test_a_figure_that_cannot_be_written_is_a_line(tmp_path):
     plt.close(figure)
 
 
+@pytest.mark.costly
 def test_a_notebook_s_backend_does_not_matter():
     run = "flags.run_main('', lambda: None, lambda: __import__('matplotlib.pyplot'), ['x'])"
     code = f"from sims.engine import flags; {run}"
@@ -228,6 +230,7 @@ def test_an_interrupt_exits_with_its_code_and_one_line(command, monkeypatch, tmp
     assert err == "error: interrupted; nothing is stored yet.\n"
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("done", [0, 1])
 def test_an_interrupt_says_what_stays(command, monkeypatch, tmp_path, done):
     interrupt_write(monkeypatch, done + 1)

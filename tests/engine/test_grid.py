@@ -79,6 +79,7 @@ def test_a_runs_draws_are_those_of_its_cell_and_seed():
         np.testing.assert_allclose(values[0, seed, i, j], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("x64, tolerance", [pytest.param(True, 1e-12, marks=pytest.mark.long), (False, 1e-6)])
 def test_draws_do_not_depend_on_blocks_or_batches(monkeypatch, x64, tolerance):
     with jax.enable_x64(x64):
@@ -131,6 +132,7 @@ def big(key, point):
     return jnp.sort(jax.random.normal(key, (20_000,)))[:2] + point["x"]
 
 
+@pytest.mark.costly
 def test_memory_is_measured_and_kept_to():
     roomy = compile_task(Task(big), 64, ["x"], {}, 2**40)
     tight = compile_task(Task(big), 64, ["x"], {}, 2**20)
@@ -222,6 +224,7 @@ def together(out, more, count):
 TINY = Config(p_spu=(0.6, 0.9), learners=("mmcl",), seeds=17, setting=Setting(n=40, dim_image=30, sampler="ambient"))
 
 
+@pytest.mark.costly
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert experiment.run(TINY, tmp_path / "new", Options(dry_run=True)) is None
     printed = capsys.readouterr().out

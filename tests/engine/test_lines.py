@@ -125,6 +125,7 @@ def seeds(drawn, n, slope, intercept, widths=4):
     return scipy.stats.norm.cdf(np.stack([x, y])), np.repeat(np.arange(n), widths)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(("draw", "n"), [(points, 12), (seeds, 5)])
 def test_an_interval_covers_the_true_difference(draw, n):
     """Of arms on lines that differ; twins: half and double the width."""
@@ -142,6 +143,7 @@ def test_an_interval_covers_the_true_difference(draw, n):
             check_coverage(wrong, of)
 
 
+@pytest.mark.costly
 def test_an_interval_covers_seeds_and_the_images_that_they_share():
     """Twin: the images are taken for the whole law."""
     drawn, of, images = np.random.default_rng(2), 1000, 400

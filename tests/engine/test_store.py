@@ -318,6 +318,7 @@ def test_the_disk_is_asked_before_anything_is_written(tmp_path):
     store.check_disk(tmp_path / "new", GRID)
 
 
+@pytest.mark.costly
 def test_a_second_run_is_refused_while_the_first_holds_the_folder(tmp_path):
     code = (
         "import pathlib, sys; from sims.engine import store\n"

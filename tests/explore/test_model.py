@@ -50,6 +50,7 @@ CASES = [("mean", (1000, 10)), ("named", (10, 1000)), ("zero", (100, 100))]
 QUICK = [name for name in MOVES if name != "supervised"]  # which takes longest to compile
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("name", "masking", "dims"),
     [
@@ -94,6 +95,7 @@ def test_arrows_point_where_the_rules_do():
     np.testing.assert_allclose(ordinary[known, 2], whitened[known, 2], rtol=0, atol=1e-9)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", MOVES)
 def test_they_depend_on_what_is_listed_and_on_nothing_else(name):
     start = np.array(list(Config({"pi_core": 0.5, "pi_spu": 0.5, "sigma_image": 3.0, "n": 200.0}).at.values()))
@@ -106,6 +108,7 @@ def test_they_depend_on_what_is_listed_and_on_nothing_else(name):
     assert np.isfinite(found).all() and moved == set(model.DEPENDS[name])
 
 
+@pytest.mark.costly
 def test_a_rule_without_a_direction_or_a_prediction_has_no_arrow():
     """Captions that say nothing give w = 0, which guesses; X1 needs image noise."""
     at = points(0, sigma_image=0.0, pi_core=0.0, theta=0.0)

@@ -305,6 +305,7 @@ def test_repeated_images_stay_in_one_fold():
     np.testing.assert_array_equal(named.outcomes["supervised"].hits, by_image.hits)
 
 
+@pytest.mark.costly
 def test_three_classes_and_attributes():
     """Directions of both, answers better than chance, and no leak between groups."""
     rng = np.random.default_rng(6)
@@ -446,6 +447,7 @@ def test_a_learner_out_of_range_is_refused(setting):
     dataclasses.replace(Learner("mmcl"), rank=1)
 
 
+@pytest.mark.costly
 def test_the_best_captions_within_a_budget():
     """For the linear loss naming the attribute is worth nothing (Theorem 5.2): all goes to the other details."""
     model, n = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.1), 40_000

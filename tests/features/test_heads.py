@@ -333,6 +333,7 @@ def mmcl(capsys, monkeypatch):
 FLAGS = ("--epochs=2,12", "--layers=2", "--batch_size=50", "--learning_rate=0.03")
 
 
+@pytest.mark.costly
 def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
     ood = f"--ood=ood={folder}/ood.npz,again={folder}/half.npz"
     given = (f"--train={folder}/train.npz", ood, "--arms=supervised,whitened", "--width=1,2", f"--out={tmp_path}/run")
@@ -359,6 +360,7 @@ def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
     assert "over seeds, test items" in out
 
 
+@pytest.mark.costly
 def test_what_makes_an_accuracy_mean_less_is_said(folder, tmp_path, mmcl):
     """An evaluation set that has training images, groups of few images, and groups that the hold-out lost.
 
@@ -499,6 +501,7 @@ def test_a_tie_is_neither_aligned_nor_conflicting(n):
     assert more["cat", "sofa"] == more["dog", "grass"] == 1 and more["cat", "grass"] == more["dog", "sofa"] == 0
 
 
+@pytest.mark.costly
 def test_a_singular_covariance_gives_no_scores(config, point):
     """A feature that is always 0, and no shrinkage; with it there are scores."""
     train = {**point["train"], "image": point["train"]["image"].at[:, 3].set(0.0)}

@@ -39,6 +39,7 @@ def finished(tmp_path_factory):
         return out, experiment.run(TINY, out)
 
 
+@pytest.mark.costly
 def test_the_folder_holds_the_files(finished):
     out, data = finished
     names = [f"phase_diagram_whitening.{suffix}" for suffix in ("pdf", "png")]

@@ -264,6 +264,7 @@ def angles(w):
     return np.degrees(np.arctan2(w[..., 1, 0], w[..., 0, 0]))
 
 
+@pytest.mark.costly
 def test_bilinear_info_nce_finds_the_whitened_rule():
     """X5 on Gaussian latents with noise of sd 1: the rule points to -3.1 degrees, that of the linear loss to
     24.2. Resolution: a standard error below 2.5 degrees. X5 is a limit in n; the finite-sample bias is O(1/n)."""

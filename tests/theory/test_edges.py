@@ -150,6 +150,7 @@ def test_info_nce_at_the_default_captions():
     np.testing.assert_allclose(slope(1.0), slope(1 - 1e-7), rtol=1e-4)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("spread", [1.0, 0.3])
 def test_equal_singular_values_have_orthogonal_vectors(spread):
     """Uncorrelated twins, told apart by nothing: both groups, and both features, must come out alike."""
@@ -235,6 +236,7 @@ def test_training_where_singular_values_coincide(p):
     assert_slopes(trained, x, LOWER, UPPER, tolerance=1e-5)
 
 
+@pytest.mark.costly
 def test_where_the_value_is_nan_the_derivative_is():
     x = end({"p": 0.5, "s_c": 1.0, "s_s": 0.1, "m_s": 5.0, "s_I": 0.2, "s_T": 1.0, "pi_c": 1.0, "pi_s": 1.0})
 

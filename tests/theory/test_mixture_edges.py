@@ -30,6 +30,7 @@ class Tripled(IntraClass):
         return IntraClass(**{**fields, "mu_spu": 3 * self.mu_spu}).as_mixture()
 
 
+@pytest.mark.costly
 def test_pairs_and_rules_are_drawn_from_the_law_that_is_predicted():
     plain = mt.intra_class(0.9, 0.5, 0.1)
     model = Tripled(*jax.tree.leaves(plain))
@@ -69,6 +70,7 @@ def test_captions_of_ones_own_are_not_taken_for_others():
             call(mt.intra_class(0.9, 1.0, 0.1), caps)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_classes_that_are_tied_share_the_answer(k):
     model = mt.mixture(np.full(k, 1 / k), np.eye(k), np.eye(k), list(range(k)))
@@ -76,6 +78,7 @@ def test_classes_that_are_tied_share_the_answer(k):
     np.testing.assert_allclose(accuracy(jnp.zeros((k, k))), 1 / k, rtol=1e-12)
 
 
+@pytest.mark.costly
 def test_an_embedding_beyond_what_the_outliers_can_be_is_refused():
     model, obs = four_groups(), mt.observation(300, 200, 3.0, 3.0)
     assert theory.outliers(model, None, obs, 600.0).exists.shape == (4,)

@@ -77,6 +77,7 @@ def test_four_groups_have_the_moments_of_the_intra_class_model(masking):
         np.testing.assert_allclose(got, getattr(want, name), atol=1e-14)
 
 
+@pytest.mark.costly
 def test_grids_and_vmap_equal_a_loop():
     models = [example(p) for p in (0.7, 0.95)]
     grid, caps = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (models, map(faulty, models)))
@@ -86,6 +87,7 @@ def test_grids_and_vmap_equal_a_loop():
     assert np.abs(np.diff(want, axis=0)).max() > 0.01
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("d", [2, 3, 5])
 def test_orthant_probabilities(d):
     rng, missed = np.random.default_rng(d), []
@@ -366,6 +368,7 @@ def test_whitening_has_derivatives_where_eigenvalues_coincide():
     assert np.abs(got).max() > 0.01
 
 
+@pytest.mark.costly
 def test_derivatives_are_nan_where_a_covariance_is_singular():
     """A coordinate that captions never mention, without text noise."""
     model = example()

@@ -300,6 +300,7 @@ CASES = {
 _QUICK = ("T2 p=.95", "T5 pi=.5", "X3 lambda=0", "X3 lambda=.5", "X3 lambda=1")
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in CASES])
 def test_learnt_rules_have_the_predicted_accuracy_and_no_other(name):
     """In one test, so that two workers do not both draw the samples."""
@@ -413,6 +414,7 @@ def weighted_inter_class_rules(key, model, caps, obs, weight, *, n, runs):
     return jax.lax.map(run, jax.random.split(key, runs))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_same_class_weight_with_many_classes(weight):
     """X3 with K = 2m = 6: C_hat is unbiased but for classes of fewer than two samples (n = 120: once in 10^7 runs)."""

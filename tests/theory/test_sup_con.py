@@ -49,6 +49,7 @@ def test_noise_is_that_of_the_rule():
     np.testing.assert_allclose(groups(accuracy(model, obs)), want, rtol=1e-12)
 
 
+@pytest.mark.costly
 def test_inter_class_equals_supervised_learning_with_one_beta():
     for alpha in (0.5, 1.5, 10.0):
         model = inter_class(5, 1.0, alpha, 0.3)

@@ -74,6 +74,7 @@ def test_hinge_is_its_integral():
         np.testing.assert_allclose(hinge(m, s), integral, rtol=1e-7)
 
 
+@pytest.mark.costly
 def test_rule_is_the_optimum_that_scipy_finds():
     x = random_parameters(30)
     p, s_c, s_s, mu_c, mu_s, n, sigma = x.T
