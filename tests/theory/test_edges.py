@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmcl_theory.data import Captions, IntraClass, Observation, captions, inter_class, intra_class
+from mmcl_theory.data import Captions, InterClass, IntraClass, Observation, captions, inter_class, intra_class
 from mmcl_theory.theory import (
     balanced_pi_spu,
     info_nce_optimum,
@@ -122,6 +122,33 @@ def test_derivatives_at_the_ends(name):
         if name == "max margin" and changes.get("s_I") == 0.0:
             continue  # NaN without noise
         assert_slopes(FUNCTIONS[name], end(changes), LOWER, UPPER, undefined=undefined(name, changes))
+
+
+INTER = {"p": 0.9, "alpha": 1.5, "beta": 0.4, "beta_s": 0.3, "pi_c": 0.7, "pi_s": 0.6, "s_I": 0.4, "s_T": 0.3}
+INTER_ENDS = (
+    *({}, {"pi_c": 1.0, "pi_s": 1.0}, {"pi_c": 0.0}, {"pi_s": 0.0}, {"pi_c": 0.0, "pi_s": 0.0}),
+    *({"p": 1.0}, {"p": 0.0}, {"p": 0.5}, {"beta": 0.0}, {"beta": 0.0, "beta_s": 0.0}, {"s_T": 0.0}),
+    {"alpha": 1.0, "beta_s": 0.4, "pi_s": 0.7},  # all singular values of a kind are those of the other
+    {"alpha": 1.0, "beta_s": 0.4, "pi_s": 0.7, "p": 0.5},
+)
+
+
+def inter_population(x):
+    model, obs = InterClass(*x[:4], num_pairs=3), Observation(200, 100, x[6] * 200**0.5, x[7] * 100**0.5)
+    return groups(mmcl_accuracy(model, Captions(x[4], x[5], "named"), obs, same_class_weight=0.3))
+
+
+def inter_whitened(x):
+    model, obs = InterClass(*x[:4], num_pairs=3), Observation(200, 100, x[6] * 200**0.5, x[7] * 100**0.5)
+    return groups(whitened_accuracy(model, Captions(x[4], x[5], "named"), obs, 0.5, "train_mean"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("f", [inter_population, inter_whitened])
+def test_derivatives_of_the_inter_class_model_at_the_ends(f):
+    lower, upper = np.array([0, 1e-3, 0, 0, 0, 0, 0, 0]), np.array([1, 9, 0.999, 0.999, 1, 1, 9, 9])
+    for changes in INTER_ENDS:
+        assert_slopes(f, np.array(list((INTER | changes).values())), lower, upper)
 
 
 @pytest.mark.long
