@@ -80,15 +80,19 @@ lint: $(VENV)/test ## ruff: rules and format
 types: $(VENV)/test ## mypy on the library, the engine and what experiments share
 	$(PY) -m mypy
 
-# The folder that --data=idx:DIR of sims.digits takes. Without it the report has what was measured before, if anything.
+# The folders that --data=idx:DIR of sims.digits and --train=DIR of sims.features take. Without one, the report has what was
+# measured before, if anything. FEATURES stands for the paper's setting 1: heads on frozen features.
 MNIST ?=
+FEATURES ?=
 
-reproduce: $(VENV)/test ## statements, the paper's experiment (MNIST=DIR; a day on 2 cores) and matched accuracies; runs/reproduction.html
+reproduce: $(VENV)/test ## statements, the paper's digits (MNIST=DIR; a day on 2 cores), heads (FEATURES=DIR), matched accuracies; runs/reproduction.html
 	mkdir -p runs
 	$(PY) -m proofs_checks --json=runs/ledger.json
 	$(PY) -m sims.lines --points=paper:3c --at=20 --transform=plain --out=runs/paper_lines
 	[ -z '$(MNIST)' ] || $(PY) -m sims.digits --preset=paper --data=idx:$(MNIST) --out=runs/paper
-	$(PY) -m sims.report runs/ledger.json runs/paper_lines $$(ls -d runs/paper 2>/dev/null) --out=runs/reproduction.html
+	[ -z '$(FEATURES)' ] || $(PY) -m sims.features --train=$(FEATURES) --prompts=means --width=8,32,128 --epochs=2,5,15 \
+		--arms=clip,clip_labels,supervised,sup_con,sim_clr --out=runs/heads
+	$(PY) -m sims.report runs/ledger.json runs/paper_lines $$(ls -d runs/paper runs/heads 2>/dev/null) --out=runs/reproduction.html
 
 GPU_FLAGS ?=
 
