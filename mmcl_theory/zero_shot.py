@@ -34,6 +34,15 @@ class GroupAccuracy:
     Attributes:
         aligned: accuracy where the spurious feature agrees with the class.
         conflicting: accuracy where it disagrees.
+
+    Example:
+        From the two groups, the accuracy on any distribution of them:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> accuracy = mt.zero_shot.GroupAccuracy(aligned=jnp.array(0.9), conflicting=jnp.array(0.5))
+        >>> print(f"{accuracy.train(p_spu=0.95):.2f} on P, {accuracy.shifted:.2f} on P*, {accuracy.worst:.2f} at worst")
+        0.88 on P, 0.70 on P*, 0.50 at worst
     """
 
     aligned: Array  # (...)
@@ -87,6 +96,16 @@ def latent_prompts(model: Model, kind: str = "core") -> Float[Array, "c l"]:
 
     Raises:
         ValueError: for another kind.
+
+    Example:
+        The mean of training tells of the spurious feature, too:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> for kind in ("core", "train_mean"):
+        ...     print([f"{entry:.1f}" for entry in mt.zero_shot.latent_prompts(model, kind)[1]])
+        ['1.0', '0.0']
+        ['1.0', '0.9']
 
     Source: docs/theory.md 3.
     """
@@ -252,6 +271,17 @@ def sampled_accuracy(
 
     Returns:
         The accuracies, (); NaN for a group without a sample.
+
+    Example:
+        Both aligned samples are right. Of the conflicting ones, one is tied and one wrong:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> scores = jnp.array([[2.0, 1.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+        >>> number, aligned = jnp.array([0, 1, 0, 1]), jnp.array([True, True, False, False])
+        >>> accuracy = mt.zero_shot.sampled_accuracy(scores, number, aligned)
+        >>> print(f"{accuracy.aligned:.2f} {accuracy.conflicting:.2f}")
+        1.00 0.25
 
     Source: docs/theory.md 3.
     """

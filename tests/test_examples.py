@@ -1,8 +1,10 @@
-"""The examples in the library's docstrings print what they say, and every public module has one."""
+"""The examples in the library's docstrings print what they say, and every public function and class has one."""
 
 import ast
 import doctest
 import importlib
+import inspect
+import re
 import types
 
 import pytest
@@ -49,26 +51,96 @@ def failures(tests):
     return reports
 
 
-MODULES = public_modules()
-SLOW = ("mmcl_theory.theory.info_nce", "mmcl_theory.theory.supervised")  # seconds of compilation each
+API = sorted(set(re.findall(r"automodule:: (\S+)", "".join(page.read_text() for page in ROOT.glob("docs/api/*.md")))))
+MODULES = sorted({*public_modules(), *API} - {*PACKAGES})
+SLOW = (  # seconds of compilation each
+    "mmcl_theory.learners.samplers.sample_gram",
+    "mmcl_theory.learners.samplers.sample_rule_latent",
+    "mmcl_theory.learners.samplers.sample_rule_statistics",
+    "mmcl_theory.theory.design.WeightOptimum",
+    "mmcl_theory.theory.design.optimal_same_class_weight",
+    "mmcl_theory.theory.finite_sample.mmcl_accuracy_cumulants",
+    "mmcl_theory.theory.info_nce.BalancedCaptions",
+    "mmcl_theory.theory.info_nce.InfoNceOptimum",
+    "mmcl_theory.theory.info_nce.info_nce_balanced_captions",
+    "mmcl_theory.theory.info_nce.info_nce_batch_optimum",
+    "mmcl_theory.theory.info_nce.info_nce_optimum",
+    "mmcl_theory.theory.ridge.RidgeOptimum",
+    "mmcl_theory.theory.ridge.optimal_ridge",
+    "mmcl_theory.theory.supervised.max_margin_rule",
+    "mmcl_theory.theory.supervised.supervised_accuracy",
+)
 
 
 def test_public_modules_are_found():
-    assert {"mmcl_theory.losses", "mmcl_theory.zero_shot", "mmcl_theory.data.captions"} <= set(MODULES)
+    assert {"mmcl_theory.losses", "mmcl_theory.zero_shot", "mmcl_theory.features.estimator"} <= set(MODULES)
     assert "mmcl_theory.theory.mmcl" in MODULES and "mmcl_theory.learners.ridge" in MODULES
     assert not [name for name in MODULES if "._" in name]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_public_module_has_an_example(name):
-    assert examples(file_of(name).read_text(), name)
+def without_example(module):
+    """Names of a module's public functions and classes whose docstring has no `Example:` with a prompt.
+
+    They are those that `__all__` names or, without it, those that the module defines.
+    """
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    names = getattr(module, "__all__", [name for name in own if not name.startswith("_")])
+    parts = {name: getattr(module, name) for name in names}
+    docs = {name: x.__doc__ or "" for name, x in parts.items() if inspect.isfunction(x) or inspect.isclass(x)}
+    return sorted(name for name, doc in docs.items() if ">>> " not in doc.partition("Example:")[2])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in (*PACKAGES, *MODULES)]
-)
+@pytest.mark.parametrize("name", ["mmcl_theory", *API])
+def test_public_functions_and_classes_have_an_example(name):
+    assert without_example(importlib.import_module(name)) == []
+
+
+def test_the_api_has_all_packages():
+    assert {*PACKAGES[1:], "mmcl_theory.losses", "mmcl_theory.zero_shot"} <= set(API)
+
+
+@pytest.mark.parametrize("listed, missing", [(None, ["Bare", "bare", "later"]), (["bare", "shown"], ["bare"])])
+def test_functions_and_classes_without_an_example_are_noticed(listed, missing):
+    module = types.ModuleType("toy")
+    code = """
+import math
+from pathlib import PurePath
+
+CONSTANT = 1.0
+
+def shown():
+    "Example:\\n    >>> 1 + 1\\n    2"
+
+def bare(): ...
+
+def later():
+    "Prints, before the example >>> 1. Example:\\n    to be written"
+
+class Bare:
+    def method(self):
+        "Example:\\n    >>> 1 + 1\\n    2"
+
+def _private(): ...
+"""
+    exec(code, vars(module))
+    if listed is not None:
+        module.__all__ = listed
+    assert without_example(module) == missing
+
+
+@pytest.mark.parametrize("name", (*PACKAGES, *MODULES))
 def test_examples(name):
-    assert not failures(examples(file_of(name).read_text(), name))
+    tests = examples(file_of(name).read_text(), name)
+    assert tests or name in PACKAGES
+    assert not failures([test for test in tests if test.name not in SLOW])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_examples(name):
+    module = name.rpartition(".")[0]
+    (test,) = (test for test in examples(file_of(module).read_text(), module) if test.name == name)
+    assert not failures([test])
 
 
 DOC = 'def f(x):\n    """Twice x.\n\n    Example:\n        >>> 2 * 1.5\n        {}\n    """\n'

@@ -21,6 +21,15 @@ class AccuracyByGroup:
         shifted_weight: P*_g, their weights under the shift, (..., G).
         error: numerical error of each accuracy, (..., G): 0 up to two classes, the last change of the quadrature at
             three, the standard error of the quasi-Monte Carlo sum at more.
+
+    Example:
+        A rule that is learnt on P is worse on P*:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1).as_mixture()
+        >>> accuracy = mt.theory.mmcl_accuracy(model)
+        >>> print(f"{accuracy.train:.3f} on P, {accuracy.shifted:.3f} on P*, {accuracy.worst:.3f} at worst")
+        0.915 on P, 0.817 on P*, 0.709 at worst
     """
 
     by_group: Array  # (..., G)

@@ -49,6 +49,19 @@ class Captions:
         pi_spu: probability that a spurious coordinate is mentioned, (), in [0, 1].
         masking: "named", "mean" or "zero", static.
 
+    Example:
+        What is said of a conflicting image of class +1 without a mention, its base value:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> for masking in ("named", "mean", "zero"):
+        ...     caps = mt.captions(pi_core=0.0, pi_spu=0.0, masking=masking)
+        ...     print(masking, caps.base(model, jnp.array([1]), jnp.array([-1]))[0].tolist())
+        named [1.0, 0.0]
+        mean [1.0, -1.0]
+        zero [0.0, 0.0]
+
     Source: docs/theory.md 1.3.
     """
 
@@ -101,6 +114,16 @@ def captions(pi_core: Scalar = 1.0, pi_spu: Scalar = 1.0, masking: str = "named"
     Raises:
         ValueError: if a probability or the masking is not allowed; the message names argument, range and value.
 
+    Example:
+        The more core details captions mention, the better the accuracy on P* (T5):
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> accuracy = mt.theory.mmcl_accuracy(model, mt.captions(pi_core=jnp.array([0.0, 0.5, 1.0])))
+        >>> print([f"{value:.3f}" for value in accuracy.shifted])
+        ['0.755', '0.800', '0.817']
+
     Source: docs/theory.md 1.3.
     """
     return Captions(
@@ -126,6 +149,18 @@ class Moments:
         uu_between: the part of Cov(u) between classes, sum_y P(y) E[u | y] E[u | y]^T.
         zu_within: the part of Cov(z, u) within classes, zu - zu_between.
         uu_within: the part of Cov(u) within classes, uu - uu_between.
+
+    Example:
+        The covariance of the core feature and its caption, between and within classes. Captions of the class alone have
+        no part within:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> for pi_core in (0.0, 1.0):
+        ...     mom = mt.moments(model, mt.captions(pi_core))
+        ...     print(f"{mom.zu_between[0, 0]:.1f} {mom.zu_within[0, 0]:.1f}")
+        1.0 0.0
+        1.0 1.0
     """
 
     zz: Array  # (..., 2, 2)  Cov(z)

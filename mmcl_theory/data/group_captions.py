@@ -37,6 +37,16 @@ class GroupCaptions:
         wrong: eps_gj, (..., G, l).
         blur: standard deviation of the noise of a mentioned value, (..., G, l).
 
+    Example:
+        The blur of a mention adds its square to the variance of the captions, and nothing to their covariance with the
+        images:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1).as_mixture()
+        >>> mom = model.class_moments(mt.group_captions(model, blur=[0.5, 0.0]))
+        >>> print(f"{mom.zu[1, 0, 0]:.2f} {mom.uu[1, 0, 0]:.2f}")
+        1.00 1.25
+
     Source: docs/theory.md 1.6.
     """
 

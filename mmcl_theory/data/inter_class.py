@@ -35,6 +35,15 @@ class InterClass:
         beta_spu: size of a spurious detail there, over alpha, (), in [0, 1).
         num_pairs: m >= 1, static.
 
+    Example:
+        A conflicting image of class +2 shows its core detail and, twice as strong, the spurious one of class -2:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=2, p_spu=1.0, alpha=2.0, beta=0.5)
+        >>> print(model.attribute_means(jnp.array([2]), jnp.array([-1]))[0].tolist())
+        [0.0, 1.0, 0.0, -2.0]
+
     Source: docs/theory.md 1.2; the paper's Data Model 2 (Definition 4.6) has beta_spu = beta and p_spu = 1.
     """
 

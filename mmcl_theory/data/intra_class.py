@@ -34,6 +34,16 @@ class IntraClass:
         mu_core: mean of the core feature, (), > 0.
         mu_spu: mean of the spurious feature, (), >= 0.
 
+    Example:
+        Its four groups, as a mixture, have the same accuracy:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> for same in (model, model.as_mixture()):
+        ...     print(f"{mt.theory.mmcl_accuracy(same).shifted:.3f}")
+        0.817
+        0.817
+
     Source: docs/theory.md 1.1 (the paper's first data model has mu_core = mu_spu = 1).
     """
 

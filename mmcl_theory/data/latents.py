@@ -17,6 +17,15 @@ class Latents:
         z: latent codes, rows are samples, columns latent coordinates.
         label: the class of each sample, y or, in the inter-class model, the signed integer c k; never 0.
         attribute: the attribute a of each sample, in {-1, +1}.
+
+    Example:
+        Without variance, at p_spu = 1, both features are the label:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> latents = mt.intra_class(p_spu=1.0, sigma_core=0.0, sigma_spu=0.0).sample(jax.random.key(0), n=5)
+        >>> print(bool((latents.z == latents.label[:, None]).all()))
+        True
     """
 
     z: Array  # (n, l)
@@ -61,6 +70,14 @@ def all_pairs(matrix: Float[Array, "2 2"], num_pairs: int) -> Float[Array, "l l"
 
     Returns:
         The (2m, 2m) matrix with coordinates (core_1..core_m, spu_1..spu_m); entries between different pairs are 0.
+
+    Example:
+        The first row is that of core_1, which covaries with spu_1 alone:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> print(mt.data.all_pairs(jnp.array([[1.0, 0.5], [0.5, 4.0]]), num_pairs=2)[0].tolist())
+        [1.0, 0.0, 0.5, 0.0]
     """
     return jnp.kron(matrix, jnp.eye(num_pairs, dtype=matrix.dtype))
 
@@ -91,6 +108,14 @@ def class_labels(num_classes: int) -> Int[Array, " c"]:
 
     Returns:
         One signed label c k for each class.
+
+    Example:
+        `class_index` is the inverse:
+
+        >>> import mmcl_theory as mt
+        >>> labels = mt.data.class_labels(4)
+        >>> print(labels.tolist(), mt.class_index(labels).tolist())
+        [-1, 1, -2, 2] [0, 1, 2, 3]
     """
     index = jnp.arange(num_classes)
     return (index // 2 + 1) * jnp.where(index % 2 == 1, 1, -1)
@@ -108,6 +133,12 @@ def is_aligned(label: Int[Array, " n"], attribute: Int[Array, " n"]) -> Array:
 
     Raises:
         ValueError: for a concrete attribute other than -1 and 1, such as the number of a mixture's group.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> print(mt.is_aligned(label=jnp.array([1, 2, -2]), attribute=jnp.array([1, -1, -1])).tolist())
+        [True, False, True]
     """
     if not isinstance(attribute, jax.core.Tracer) and (np.abs(np.asarray(attribute)) != 1).any():
         raise ValueError("attribute must be -1 or 1; that of a mixture is the number of the group.")

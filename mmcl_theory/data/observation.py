@@ -31,6 +31,14 @@ class Observation:
         sigma_image: noise norm of an image, (), >= 0.
         sigma_text: noise norm of a text, (), >= 0.
 
+    Example:
+        The same noise norm is less noise in a coordinate, the more coordinates there are:
+
+        >>> import mmcl_theory as mt
+        >>> obs = mt.observation(dim_image=400, dim_text=100, sigma_image=1.0, sigma_text=1.0)
+        >>> print(f"{obs.sd_image:.2f} {obs.sd_text:.2f}")
+        0.05 0.10
+
     Source: docs/theory.md 1.4.
     """
 
@@ -65,6 +73,16 @@ def observation(dim_image: int, dim_text: int, sigma_image: Scalar = 1.0, sigma_
     Raises:
         ValueError: if a parameter is out of range; the message names argument, range and value.
 
+    Example:
+        Noise of the images, of 0, 1 and 2 in each coordinate, costs accuracy:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(dim_image=100, dim_text=100, sigma_image=jnp.array([0.0, 10.0, 20.0]))
+        >>> print([f"{value:.3f}" for value in mt.theory.mmcl_accuracy(model, obs=obs).shifted])
+        ['0.817', '0.740', '0.658']
+
     Source: docs/theory.md 1.4.
     """
     return Observation(
@@ -83,6 +101,15 @@ class Dictionaries:
     Attributes:
         image: D_I, rows are image coordinates, columns latent coordinates.
         text: D_T, rows are text coordinates, columns latent coordinates.
+
+    Example:
+        An image without noise is D_I z. Here the dictionary is the first two coordinates:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> dictionaries = mt.data.Dictionaries(image=jnp.eye(4, 2), text=jnp.eye(3, 2))
+        >>> print((dictionaries.image @ jnp.array([1.0, -1.0])).tolist())
+        [1.0, -1.0, 0.0, 0.0]
     """
 
     image: Array  # (d_i, l)
@@ -99,6 +126,17 @@ class Pairs:
         text: observed texts x_T, columns are text coordinates.
         label: signed class of each pair, see `Latents`.
         attribute: attribute of each pair, see `Latents`.
+
+    Example:
+        At p_spu = 1 all pairs are aligned:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=1.0, sigma_core=1.0, sigma_spu=0.1)
+        >>> draw = jax.jit(mt.sample_pairs, static_argnames="n")
+        >>> pairs = draw(jax.random.key(0), model, mt.captions(), mt.observation(8, 6), n=5)
+        >>> print(bool(mt.is_aligned(pairs.label, pairs.attribute).all()))
+        True
     """
 
     image: Array  # (n, d_i)
@@ -120,6 +158,17 @@ def draw_dictionaries(key: Key[Array, ""], model: Model, obs: Observation) -> Di
 
     Raises:
         ValueError: if dim_image or dim_text is smaller than the number of latents.
+
+    Example:
+        The columns are orthonormal:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> image = jax.jit(mt.draw_dictionaries)(jax.random.key(0), model, mt.observation(8, 6)).image
+        >>> print(bool(jnp.allclose(image.T @ image, jnp.eye(2), atol=1e-5)))
+        True
     """
     key_image, key_text = jax.random.split(key)
     dtype = _float_type(model)
@@ -208,5 +257,15 @@ def shifted(model: Model) -> Model:
     Returns:
         The model with p_spu = 1/2, in which label and attribute are independent; of a mixture, the same groups with
         the shifted weights.
+
+    Example:
+        On P* the features are uncorrelated:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> for place in (model, mt.shifted(model)):
+        ...     print(f"{mt.moments(place, mt.captions()).zz[0, 1]:.1f}")
+        0.9
+        0.0
     """
     return law(model, "shifted").shifted()

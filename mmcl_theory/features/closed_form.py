@@ -36,6 +36,18 @@ class Learner:
             (rho/2) |W|_F^2 at temperature tau has kappa = rho tau^2 over that product.
         rank: embedding size of "mmcl" and "whitened", >= 1; None for no limit.
         shrinkage: s >= 0; a multiple s tr(S)/d of the identity is added to every covariance S that is inverted.
+
+    Example:
+        Without whitening, "whitened" is "mmcl":
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
+        >>> learners = mt.features.Learner("whitened", theta=0.0, shrinkage=0.0), mt.features.Learner("mmcl")
+        >>> mom, prompts = model.class_moments(), model.prompts()
+        >>> rules = [mt.features.feature_rules(mom, prompts, learner)[0] for learner in learners]
+        >>> print(bool(jnp.allclose(*rules, atol=1e-5)))
+        True
     """
 
     kind: str

@@ -36,6 +36,17 @@ class Training(NamedTuple):
         unit: (n,), equal for samples that belong together, such as the captions of one image.
         prompts: (K, d_t), those given to `diagnose`, or the class means of these captions.
         fold: number of the fold that is left out; a learner may draw its random numbers from it.
+
+    Example:
+        The nearest class mean as a learner, on three samples:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> def means(train):
+        ...     return np.stack([train.image[train.label == c].mean(0) for c in range(len(train.prompts))])
+        >>> x, label = np.array([[0.0], [2.0], [3.0]]), np.array([0, 1, 1])
+        >>> print(means(mt.features.Training(x, x, label, unit=np.arange(3), prompts=x[:2], fold=0)).tolist())
+        [[0.0], [2.5]]
     """
 
     image: np.ndarray

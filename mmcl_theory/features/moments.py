@@ -32,6 +32,17 @@ class GroupSums:
         text_text: sum of t t^T, (..., G, d_t, d_t).
         image_origin: what is subtracted from x, (d_i,).
         text_origin: what is subtracted from t, (d_t,).
+
+    Example:
+        The covariance of images and texts in each of two groups:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> image, text = np.array([[1.0], [3.0], [8.0], [9.0]]), np.array([[0.0], [2.0], [5.0], [7.0]])
+        >>> sums = mt.features.group_sums(image, text, cell=np.array([0, 0, 1, 1]), cells=2)
+        >>> means = [x[:, 0] / sums.size for x in (sums.image, sums.text)]
+        >>> print((sums.image_text[:, 0, 0] / sums.size - means[0] * means[1]).round(3))
+        [1.  0.5]
     """
 
     size: np.ndarray  # (..., G)
@@ -132,6 +143,16 @@ def group_sums(
 
     Raises:
         ValueError: for values that are not finite, or more than 8 GiB of sums.
+
+    Example:
+        The mean image of each of two groups:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> image, text, group = np.array([[1.0], [3.0], [8.0]]), np.array([[0.0], [2.0], [5.0]]), np.array([0, 0, 1])
+        >>> sums = mt.features.group_sums(image, text, group, cells=2)
+        >>> print((sums.image / sums.size[:, None] + sums.image_origin).tolist())
+        [[2.0], [8.0]]
     """
     di, dt = image.shape[1], text.shape[1]
     if (needed := 8 * cells * (di * di + di * dt + dt * dt)) > _MOST_BYTES:
@@ -185,6 +206,20 @@ def policy_moments(sums: GroupSums, classes: Int[np.ndarray, " g"], policy: Poli
 
     Returns:
         The moments; `z` is the image and `u` the text, of their own sizes.
+
+    Example:
+        Captions that mention half of the details keep half of their covariance with the images of a class:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> image, text = np.array([[1.0], [3.0], [8.0], [9.0]]), np.array([[0.0], [2.0], [5.0], [7.0]])
+        >>> classes = np.array([0, 1])
+        >>> sums = mt.features.group_sums(image, text, cell=np.array([0, 0, 1, 1]), cells=2)
+        >>> for detail in (1.0, 0.5):
+        ...     mom = mt.features.policy_moments(sums, classes, mt.features.Policy(detail=detail))
+        ...     print([f"{value:.2f}" for value in mom.zu.ravel()])
+        ['1.00', '0.50']
+        ['0.50', '0.25']
 
     Source: docs/theory.md X14.
     """

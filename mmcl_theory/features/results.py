@@ -18,7 +18,14 @@ PLACES = ("train", "shifted", "worst")
 
 
 class Estimate(NamedTuple):
-    """A value with its standard error and 95% interval."""
+    """A value with its standard error and 95% interval.
+
+    Example:
+        >>> import mmcl_theory as mt
+        >>> gain = mt.features.Estimate(value=0.10, error=0.02, low=0.06, high=0.14)
+        >>> print(gain.low > 0, mt.features.verdict(gain))
+        True gain
+    """
 
     value: float
     error: float
@@ -54,6 +61,17 @@ class Outcome:
         skewness: of the held-out score of the own class minus that of its closest rival, in each group, (G,); 0 if
             Gaussian.
         kurtosis: its excess kurtosis, (G,); 0 if Gaussian.
+
+    Example:
+        Two folds of two groups, 9 and 5 of 10 right. The first group is nine tenths of the training distribution:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> size, none = np.full((2, 2), 10.0), np.zeros(2)
+        >>> hits, weights = np.array([[9.0, 4.0], [9.0, 6.0]]), (np.array([0.9, 0.1]), np.array([0.5, 0.5]))
+        >>> outcome = mt.features.Outcome(hits, size, size.sum(0), *weights, none, none, none)
+        >>> print([f"{where} {outcome.at(where).value:.2f}" for where in ("train", "shifted", "worst")])
+        ['train 0.86', 'shifted 0.70', 'worst 0.50']
     """
 
     hits: np.ndarray  # (M, G)
@@ -163,6 +181,19 @@ class Advice:
         shifted: the difference of accuracy on P*.
         worst: the difference in the worst group; the groups that are worst before and after may differ.
         now: the learner's own value of the knob; 1 for captions and samples as they are.
+
+    Example:
+        Where the shortcut wins, more weight on the rare groups helps the worst one:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> y = np.arange(1000) % 2
+        >>> a = np.where(np.arange(1000) % 5, y, 1 - y)
+        >>> x = np.random.default_rng(0).normal(size=(1000, 2)) + np.stack([3 * y, 6 * a], 1)
+        >>> learners = {"mmcl": mt.features.Learner("mmcl")}
+        >>> (advice,) = mt.diagnose(x, x, y, a, learners=learners, knobs={"minority": (4.0,)}).advice
+        >>> print(advice.knob, advice.setting, mt.features.verdict(advice.worst))
+        minority 4.0 gain
     """
 
     learner: str
@@ -186,6 +217,19 @@ class Purchase:
             fold is scored with the captions that are best on the others, so that it has not the optimism of a choice on
             the images that are scored; they may differ from `attribute` and `detail`, which are best on all folds. All
             of the budget is spent: naming less is not tried.
+
+    Example:
+        Half of the mentions are best spent on the details, and none on the attribute, which is the shortcut:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> y = np.arange(1000) % 2
+        >>> a = np.where(np.arange(1000) % 5, y, 1 - y)
+        >>> x = np.random.default_rng(0).normal(size=(1000, 2)) + np.stack([3 * y, 6 * a], 1)
+        >>> learners = {"mmcl": mt.features.Learner("mmcl")}
+        >>> shifted, worst = mt.diagnose(x, x, y, a, learners=learners, knobs={}, budget=0.5).purchases
+        >>> print(shifted.attribute, shifted.detail)
+        0.0 1.0
     """
 
     learner: str
@@ -216,6 +260,19 @@ class Component:
         lead: of_class - of_attribute.
         gap: its singular value less that of the next component. Where it may be 0 the two are one plane, and which
             direction in it comes first is an accident of the sample.
+
+    Example:
+        The strongest feature is the attribute, which the linear loss finds first:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> y = np.arange(1000) % 2
+        >>> a = np.where(np.arange(1000) % 5, y, 1 - y)
+        >>> x = np.random.default_rng(0).normal(size=(1000, 2)) + np.stack([3 * y, 6 * a], 1)
+        >>> learners = {"mmcl": mt.features.Learner("mmcl")}
+        >>> first = mt.diagnose(x, x, y, a, learners=learners, knobs={}).components[0]
+        >>> print(first.method, first.number, first.of_attribute > first.of_class, first.lead.high < 0)
+        contrast 1 True True
     """
 
     method: str
@@ -243,6 +300,19 @@ class Diagnosis:
         caption_r2: the share of each direction's variance within groups that the captions predict, R^2 on held-out
             samples, (l,); <= 0 if they tell nothing.
         components: the leading directions of each of METHODS, in order.
+
+    Example:
+        An attribute y in four of five images, twice as far apart as the classes, is a shortcut:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> y = np.arange(1000) % 2
+        >>> a = np.where(np.arange(1000) % 5, y, 1 - y)
+        >>> x = np.random.default_rng(0).normal(size=(1000, 2)) + np.stack([3 * y, 6 * a], 1)
+        >>> learners = {"mmcl": mt.features.Learner("mmcl")}
+        >>> found = mt.diagnose(x, x, y, a, learners=learners, knobs={})
+        >>> print(found.regime("mmcl"), found.recovered("contrast"), sep=", ")
+        the shortcut wins, attribute
     """
 
     classes: tuple[str, ...]

@@ -45,6 +45,17 @@ def cross_covariance(
         ValueError: for n < 2, unequal numbers of samples, a weight out of range or without class numbers, or (where
             they are concrete) class numbers out of range.
 
+    Example:
+        The linear loss of any encoders is -<W, C_hat>, here with W = I:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> image = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+        >>> text = jnp.array([[1.0, 1.0], [0.0, 3.0], [2.0, 0.0]])
+        >>> cross_cov = mt.learners.cross_covariance(image, text)
+        >>> print(f"{-jnp.trace(cross_cov):.3f} {mt.losses.linear_mmcl(image, text):.3f}")
+        -2.500 -2.500
+
     Source: T1, X3.
     """
     n = _checks.integer("n", image.shape[0], 2)
@@ -159,6 +170,19 @@ def whitened_optimum(
     Raises:
         ValueError: for theta or rank out of range.
 
+    Example:
+        From the linear loss to CCA, the order of two features is reversed:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> cross_cov = cov = jnp.diag(jnp.array([3.0, 1.0]))
+        >>> for theta in (0.0, 0.5, 1.0):
+        ...     optimum = mt.learners.whitened_optimum(cross_cov, cov, cov, theta)
+        ...     print([f"{entry:.3f}" for entry in jnp.diagonal(optimum)])
+        ['3.000', '1.000']
+        ['1.000', '1.000']
+        ['0.333', '1.000']
+
     Source: X5.  Check: proofs_checks/x5.py.
     """
     theta = _checks.real("theta", theta, "in [0, 1]").astype(cross_cov.dtype)
@@ -187,6 +211,15 @@ def sup_con_matrix(
 
     Raises:
         ValueError: for n < 2, unequal numbers of samples, or (where they are concrete) class numbers out of range.
+
+    Example:
+        The linear SupCon loss of any encoder is -<W^T W, M_hat>, here with W = I:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x, number = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 2.0], [1.0, 1.0]]), jnp.array([0, 0, 1, 1])
+        >>> print(f"{-jnp.trace(mt.learners.sup_con_matrix(x, number)):.3f} {mt.losses.linear_sup_con(x, number):.3f}")
+        -0.500 -0.500
 
     Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
     """
@@ -223,6 +256,15 @@ def sup_con_optimum(matrix: Float[Array, "d d"], rho: Scalar = 1.0, rank: int | 
     Raises:
         ValueError: for rho <= 0 or a rank out of range.
 
+    Example:
+        W^T W is the positive part of M, over rho:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> w = mt.learners.sup_con_optimum(jnp.diag(jnp.array([3.0, -1.0])), rho=2.0)
+        >>> print([f"{entry:.3f}" for entry in jnp.diagonal(w.T @ w)])
+        ['1.500', '0.000']
+
     Source: T7 (Theorem F.1).  Check: proofs_checks/t7.py.
     """
     rho = _checks.real("rho", rho, "finite and > 0").astype(matrix.dtype)
@@ -249,6 +291,15 @@ def truncate(matrix: Float[Array, "d_i d_t"], rank: int | None) -> Float[Array, 
 
     Raises:
         ValueError: for a rank out of range.
+
+    Example:
+        The singular values are 3 and 1. The second is the distance to the best matrix of rank 1:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> matrix = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+        >>> print(f"{jnp.linalg.norm(matrix - mt.learners.truncate(matrix, rank=1)):.3f}")
+        1.000
     """
     if rank is None:
         return matrix

@@ -26,6 +26,15 @@ class Encoders:
     Attributes:
         image: W_I, rows are embedding coordinates, columns image coordinates.
         text: W_T, rows are embedding coordinates, columns text coordinates.
+
+    Example:
+        At embedding size 1 the score matrix has rank 1:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> encoders = mt.learners.Encoders(image=jnp.array([[1.0, 2.0]]), text=jnp.array([[3.0, 0.0]]))
+        >>> print(encoders.product.tolist())
+        [[3.0, 0.0], [6.0, 0.0]]
     """
 
     image: Array  # (r, d_i)
@@ -60,6 +69,16 @@ def init_encoders(
 
     Raises:
         ValueError: for a size below 1 or scale <= 0.
+
+    Example:
+        Both singular values are near the scale:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> start = mt.learners.init_encoders(jax.random.key(0), dim_image=400, dim_text=300, embed_dim=2, scale=0.1)
+        >>> print([f"{value:.1f}" for value in jnp.linalg.svd(start.image, compute_uv=False)])
+        ['0.1', '0.1']
     """
     for name, size in (("dim_image", dim_image), ("dim_text", dim_text), ("embed_dim", embed_dim)):
         _checks.integer(name, size, 1)
@@ -106,6 +125,23 @@ def train_encoders(
 
     Raises:
         ValueError: for steps < 1, a batch size or rho out of range, or unequal numbers of samples.
+
+    Example:
+        The linear loss leads to its closed form, C_hat / rho:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import mmcl_theory as mt
+        >>> x, y = jnp.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), jnp.array([1, -1, 1, -1])
+        >>> start = mt.learners.Encoders(image=0.1 * jnp.eye(2), text=0.1 * jnp.eye(2))
+        >>> trained, loss = mt.learners.train_encoders(
+        ...     jax.random.key(0), start, x, x, y, lambda image, text, y: mt.losses.linear_mmcl(image, text),
+        ...     optimizer=optax.sgd(0.1), steps=200, rho=2.0
+        ... )
+        >>> optimum = mt.learners.linear_optimum(mt.learners.cross_covariance(x, x), rho=2.0)
+        >>> print(bool(jnp.allclose(trained.product, optimum, atol=1e-3)))
+        True
 
     Source: docs/theory.md 2.
     """

@@ -137,6 +137,17 @@ def gradient_flow(
     Raises:
         ValueError: for time out of range.
 
+    Example:
+        Early it goes in the direction of C, the linear loss. Late it ends at the whitened optimum:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> cross_cov = cov = jnp.diag(jnp.array([3.0, 1.0]))
+        >>> for time in (0.001, 100.0):
+        ...     print([f"{entry:.3f}" for entry in jnp.diagonal(mt.learners.gradient_flow(cross_cov, cov, cov, time))])
+        ['0.003', '0.001']
+        ['0.333', '1.000']
+
     Source: X11 (the ratio: Ali, Kolter and Tibshirani 2019, arXiv 1810.10082).  Check: proofs_checks/x11.py.
     """
     t = _checks.real("time", time, "finite and >= 0").astype(cross_cov.dtype)
@@ -157,6 +168,15 @@ class NuclearNormOptimum:
         loss: the loss of W.
         gap: the loss minus a lower bound of every loss, from a dual point; >= 0 but for rounding.
         singular_values: those of W, descending; exactly 0 beyond its rank.
+
+    Example:
+        The penalty leaves W of rank 1, and the gap certifies it:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> optimum = mt.learners.nuclear_norm_optimum(jnp.diag(jnp.array([3.0, 1.0])), jnp.eye(2), jnp.eye(2), nu=2.0)
+        >>> print([f"{value:.3f}" for value in optimum.singular_values], bool(optimum.gap < 1e-5))
+        ['1.000', '0.000'] True
     """
 
     score: Array  # (d_i, d_t)
@@ -205,6 +225,18 @@ def nuclear_norm_optimum(
 
     Raises:
         ValueError: for nu or max_steps out of range.
+
+    Example:
+        With unit covariances it takes nu off each singular value of C, as far as 0:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> cross_cov, cov = jnp.diag(jnp.array([3.0, 1.0])), jnp.eye(2)
+        >>> for nu in (0.5, 2.0):
+        ...     optimum = mt.learners.nuclear_norm_optimum(cross_cov, cov, cov, nu)
+        ...     print([f"{value:.3f}" for value in optimum.singular_values])
+        ['2.500', '0.500']
+        ['1.000', '0.000']
 
     Source: X11.  Check: proofs_checks/x11.py.
     """

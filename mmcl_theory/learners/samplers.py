@@ -37,6 +37,14 @@ class Rules:
     Attributes:
         latent: D_I^T w_j, rows are rules, columns latent coordinates.
         perpendicular: the rest of w_j, rows are rules, columns an orthonormal basis of r <= k directions.
+
+    Example:
+        |w|^2 has a part of the latents, 9, and a part of the noise, 16:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> print(mt.learners.Rules(latent=jnp.array([[3.0, 0.0]]), perpendicular=jnp.array([[4.0]])).gram.tolist())
+        [[25.0]]
     """
 
     latent: Array  # (k, l)
@@ -150,6 +158,19 @@ def sample_rule_latent(
     Raises:
         ValueError: as for `sample_rules`.
 
+    Example:
+        The rule of many pairs is near that of the population:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model, caps = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1), mt.captions()
+        >>> obs = mt.observation(dim_image=10**6, dim_text=10**6)
+        >>> draw = jax.jit(mt.learners.sample_rule_latent, static_argnames="n")
+        >>> weights, norm = draw(jax.random.key(0), model, caps, obs, n=20_000)
+        >>> print(bool(jnp.allclose(weights, mt.theory.mmcl_rule(model, caps), atol=0.2)))
+        True
+
     Source: as for `sample_rules`.
     """
     exactly(model, IntraClass)
@@ -175,6 +196,17 @@ def sample_scores(key: Key[Array, ""], rules: Rules, z: Float[Array, "n l"], sd_
 
     Raises:
         ValueError: for sd_image out of range.
+
+    Example:
+        Without noise the score of class +1 is z . w, and that of class -1 its opposite:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> rules = mt.learners.Rules(latent=jnp.array([[2.0, 1.0]]), perpendicular=jnp.array([[4.0]]))
+        >>> z = jnp.array([[1.0, -1.0]])
+        >>> print(mt.learners.sample_scores(jax.random.key(0), rules, z, sd_image=0.0).tolist())
+        [[-1.0, 1.0]]
 
     Source: X9.  Check: proofs_checks/x9.py.
     """
@@ -260,6 +292,18 @@ def sample_rule_statistics(
 
     Raises:
         ValueError: as for `sample_rules`, and where n is concrete and not whole.
+
+    Example:
+        A billion pairs, whose rule is that of the population, (1 + sigma_core^2, q):
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(dim_image=10**6, dim_text=10**6)
+        >>> draw = jax.jit(mt.learners.sample_rule_statistics)
+        >>> weights, norm = draw(jax.random.key(0), model, mt.captions(), obs, 1e9)
+        >>> print([f"{weight:.2f}" for weight in weights])
+        ['2.00', '0.90']
 
     Source: X9 (conditioning on t, where X9 draws the scatter of all three).  Check: proofs_checks/x9.py.
     """
@@ -458,6 +502,19 @@ def sample_gram(
     Raises:
         ValueError: for n < 2 or a dimension below the number of latents.
 
+    Example:
+        In a million dimensions the noise of every image has the norm sigma_image:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(dim_image=10**6, dim_text=10**6, sigma_image=2.0)
+        >>> draw = jax.jit(mt.learners.sample_gram, static_argnames="n")
+        >>> gram, observed, label = draw(jax.random.key(0), model, obs, n=3)
+        >>> print([f"{norm:.1f}" for norm in jnp.sqrt(jnp.diagonal(gram) - (observed**2).sum(1))])
+        ['2.0', '2.0', '2.0']
+
     Source: X9.  Check: proofs_checks/x9.py.
     """
     n = _checks.integer("n", n, 2)
@@ -483,6 +540,16 @@ def dual_rule(
 
     Returns:
         D_I^T w on the latent coordinates, and |w|^2.
+
+    Example:
+        The sum of two images, and its squared norm:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+        >>> weights, norm = mt.learners.dual_rule(jnp.array([1.0, 1.0]), gram=x @ x.T, observed=x)
+        >>> print(weights.tolist(), float(norm))
+        [3.0, 4.0] 25.0
     """
     return coefficients @ observed, coefficients @ gram @ coefficients
 

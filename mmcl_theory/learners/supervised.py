@@ -41,6 +41,16 @@ class MaxMargin:
             margin lies in [margin, margin / sqrt(1 - gap)]. 0 is optimal, values below 0 are rounding; 1 if not
             separable.
         separable: whether some w with y_i x_i.w > 0 for all i was found. If not, there is no rule.
+
+    Example:
+        Two samples of different classes in one direction have no rule:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x, y = jnp.array([[1.0], [2.0], [-3.0]]), jnp.array([1, -1, -1])
+        >>> fit = mt.learners.max_margin_dual(x @ x.T, y)
+        >>> print(bool(fit.separable), float(fit.margin), float(fit.gap))
+        False 0.0 1.0
     """
 
     dual: Array  # (n,)  w = sum_i dual_i y_i x_i, scaled to margin 1
@@ -73,6 +83,16 @@ def max_margin_dual(gram: Float[Array, "n n"], y: Int[Array, " n"], max_iteratio
     Returns:
         The solution and its certificate. A margin below about 1e-3 (float32) or 1e-7 (float64) of the data's norm
         counts as not separable.
+
+    Example:
+        The Gram matrix is enough for the margin and the rule that `max_margin` gives:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> x, y = jnp.array([[2.0, 0.0], [0.0, 4.0], [-3.0, -3.0]]), jnp.array([1, 1, -1])
+        >>> fit = mt.learners.max_margin_dual(x @ x.T, y)
+        >>> print([f"{weight:.3f}" for weight in (fit.dual * y) @ x], f"{fit.margin:.3f}")
+        ['0.500', '0.250'] 1.789
 
     Source: docs/theory.md 2; block principal pivoting as in Kim and Park 2011.
     Check: tests/learners/test_supervised.py.
@@ -313,6 +333,19 @@ def logistic_dual(
     Raises:
         ValueError: for steps < 1, another number of labels, or (where they are concrete) labels with other entries.
 
+    Example:
+        The direction of w tends to the max-margin one, (2, 1):
+
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import mmcl_theory as mt
+        >>> x, y = jnp.array([[2.0, 0.0], [0.0, 4.0], [-3.0, -3.0]]), jnp.array([1, 1, -1])
+        >>> for steps in (1, 1000):
+        ...     a, _ = mt.learners.logistic_dual(x @ x.T, y, optimizer=optax.sgd(0.05), steps=steps, normalized=True)
+        ...     print(f"{(a @ x)[0] / (a @ x)[1]:.2f}")
+        0.71
+        1.98
+
     Source: docs/theory.md 2 (SL).  Check: tests/learners/test_supervised.py.
     """
     _checks.integer("steps", steps, 1)
@@ -352,6 +385,14 @@ def least_squares(x: Float[Array, "n d"], targets: Float[Array, " n"]) -> Float[
 
     Returns:
         The rule w.
+
+    Example:
+        Of all w with w_1 + w_2 = 2, that of least norm:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> print([f"{weight:.3f}" for weight in mt.learners.least_squares(jnp.array([[1.0, 1.0]]), jnp.array([2.0]))])
+        ['1.000', '1.000']
 
     Source: docs/theory.md 2.
     """

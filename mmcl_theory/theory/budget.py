@@ -31,6 +31,15 @@ class CaptionBudget:
         kkt_residual: least |sum_i t_i grad value_i - mu cost + lambda_0 - lambda_1| over multipliers >= 0 of the
             constraints that bind and, of several values, shares t_i >= 0 of sum 1 of those that are least. It is 0 at a
             maximum; where value is concave, 0 is also sufficient.
+
+    Example:
+        The budget pays for one of two details. The residual certifies that it should be the first:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> best = mt.theory.optimal_captions(lambda pi: 2 * pi[0] + pi[1], cost=jnp.ones(2), budget=1.0, starts=2)
+        >>> print([f"{probability:.3f}" for probability in best.pi], best.kkt_residual < 1e-6)
+        ['1.000', '0.000'] True
     """
 
     pi: Float[Array, " k"]
@@ -160,6 +169,18 @@ class BalancedMention:
         bracket: probabilities on both sides of it, as close as rounding allows, with gaps of opposite signs.
         accuracy: the accuracies there.
         end_gaps: the gap at pi = 0 and 1.
+
+    Example:
+        Two groups with the accuracies pi and 1 - 2 pi are alike at pi = 1/3:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> def accuracy(pi):
+        ...     half = jnp.array([0.5, 0.5])
+        ...     return mt.data.AccuracyByGroup(jnp.stack([pi, 1 - 2 * pi]), half, half, 0 * half)
+        >>> balanced = mt.theory.balanced_mention(accuracy, groups=(0, 1))
+        >>> print(f"{balanced.pi:.3f}", balanced.end_gaps.tolist())
+        0.333 [-1.0, 2.0]
     """
 
     pi: Array  # ()

@@ -91,6 +91,17 @@ def training_accuracy(
     Raises:
         ValueError: for values out of range.
 
+    Example:
+        It ends at the accuracy of the minimiser:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> accuracy = jax.jit(mt.theory.training_accuracy)(model, time=jnp.array([0.0, 2.0, 50.0]))
+        >>> print([f"{value:.3f}" for value in accuracy.shifted], f"{mt.theory.mmcl_accuracy(model).shifted:.3f}")
+        ['0.841', '0.801', '0.817'] 0.817
+
     Source: X6.  Check: proofs_checks/x6.py.
     """
     zu = moments(model, caps or captions()).zu

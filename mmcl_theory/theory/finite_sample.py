@@ -128,6 +128,18 @@ def mmcl_accuracy_cumulants(
     Raises:
         ValueError: for values out of range.
 
+    Example:
+        The skewness of the shifted accuracy at p_spu = 1/2 is -sqrt(8):
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.5, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(50, 50)
+        >>> cumulants = jax.jit(mt.theory.mmcl_accuracy_cumulants)(model, mt.captions(), obs, n=1000.0)
+        >>> variance, third = cumulants[2]
+        >>> print(f"{third / variance**1.5:.2f}")
+        -2.83
+
     Source: as for `mmcl_mean_accuracy`.  Check: tests/theory/test_finite_sample.py.
     """
     static, leaves = _cells(model, caps, obs, n, same_class_weight, prompts)

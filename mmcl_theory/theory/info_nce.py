@@ -52,6 +52,17 @@ class InfoNceOptimum:
         residual: largest entry of the loss's gradient at M.
         standard_error: of M, from the batches or the points drawn; 0 for quadrature.
         replicates: M of each independent randomisation of the points, of mean `score`; None without points.
+
+    Example:
+        With rich captions InfoNCE over-corrects: the spurious weight of class +1 is negative.
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> core, spurious = jax.jit(mt.theory.info_nce_optimum)(model, mt.captions(), obs).score[:, 0]
+        >>> print(bool(core > 0 > spurious))
+        True
     """
 
     score: Array  # (l, l)
@@ -242,6 +253,18 @@ def info_nce_batch_optimum(
     Raises:
         ValueError: for sizes out of range.
 
+    Example:
+        Batches of 8 pairs over-correct too: the spurious weight is negative, by many standard errors.
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> fit = jax.jit(mt.theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
+        >>> optimum = fit(jax.random.key(0), model, mt.captions(), obs, batch_size=8, batches=100)
+        >>> print(bool(optimum.score[1, 0] + 5 * optimum.standard_error[1, 0] < 0))
+        True
+
     Source: X10.  Check: proofs_checks/x10.py.
     """
     _checks.integer("batch_size", batch_size, 2)
@@ -291,6 +314,18 @@ class BalancedCaptions:
         bound: the largest accuracy on P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)). shifted = bound
             certifies.
         end_ratios: w_spu / w_core at pi_spu = 0 and 1.
+
+    Example:
+        Never named, the spurious feature is followed. Always named, it is over-corrected:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> fit = jax.jit(mt.theory.info_nce_balanced_captions, static_argnames="nodes")
+        >>> never, always = fit(model, mt.captions(), obs, nodes=16).end_ratios
+        >>> print(bool(never > 0 > always))
+        True
     """
 
     pi_spu: Array  # ()
@@ -330,6 +365,18 @@ def info_nce_balanced_captions(
 
     Raises:
         ValueError: for nodes out of range.
+
+    Example:
+        The balanced captions are as good as any linear rule:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> fit = jax.jit(mt.theory.info_nce_balanced_captions, static_argnames="nodes")
+        >>> balanced = fit(model, mt.captions(), obs, nodes=16)
+        >>> print(f"{balanced.pi_spu:.3f} {balanced.shifted:.3f} {balanced.bound:.3f}")
+        0.313 0.831 0.831
 
     Source: X10 (the exact root is this project's).  Check: proofs_checks/x10.py.
     """

@@ -215,6 +215,14 @@ def mmcl_rule(
         ValueError: for values out of range.
         NotImplementedError: for a rank below the number of latents in the inter-class model.
 
+    Example:
+        Captions that name the core details half of the time: w = (1 + pi_core sigma_core^2, q).
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> print([f"{weight:.3f}" for weight in mt.theory.mmcl_rule(model, mt.captions(pi_core=0.5))])
+        ['1.500', '0.900']
+
     Source: as for `mmcl_accuracy`.
     """
     if not is_pair_model(model):
@@ -243,6 +251,16 @@ def sharing_threshold(model: InterClass) -> Float[Array, "..."]:
         Where nothing is shared (beta = 0), pi* is -inf if the group is right without sharing, else inf. So it is with
         one pair, whose only competitor is the other sign of the own pair: right iff 1 > |q| alpha^2.
 
+    Example:
+        At pi* a conflicting image's own score, A - B alpha, ties with the largest of another pair, beta (A + B alpha):
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=17, p_spu=1.0, alpha=1.0, beta=0.5)
+        >>> pi_core = mt.theory.sharing_threshold(model)
+        >>> a, b = mt.theory.mmcl_rule(model, mt.captions(pi_core))
+        >>> print(f"{pi_core:.3f}: {a - b:.3f} {0.5 * (a + b):.3f}")
+        0.500: 2.000 2.000
+
     Source: T4, T6; Theorem 5.4.  Check: proofs_checks/t6.py.
     """
     return _threshold(_needed(model), (model.num_pairs - 1) * model.beta**2)
@@ -267,6 +285,16 @@ def sharing_threshold_pairs(model: InterClass, pi_core: Scalar = 1.0) -> Float[A
 
     Raises:
         ValueError: for pi_core out of range.
+
+    Example:
+        A strong spurious feature needs many pairs, and more of them where captions tell less:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=2, p_spu=1.0, alpha=10.0, beta=0.5)
+        >>> for pi_core in (1.0, 0.5):
+        ...     print(f"{mt.theory.sharing_threshold_pairs(model, pi_core):.0f}")
+        1197
+        2393
 
     Source: T4; Theorem 4.8.  Check: proofs_checks/t4.py.
     """

@@ -25,6 +25,15 @@ class Recovery:
         align: CCA, k^2 / sqrt((k^2 + gx)(k^2 + gy)) against eta / sqrt(hx hy).
         predict: regression of y on x at limited rank, k^2 / sqrt(k^2 + gx) against eta / sqrt(hx).
         contrast: linear MMCL (PLS), k^2 against eta.
+
+    Example:
+        The nuisance shares more variance, 1.5, than the signal, 1. But its correlation is smaller, 1.5 / 2 against 1.
+        So alignment alone recovers the signal:
+
+        >>> import mmcl_theory as mt
+        >>> result = mt.theory.recovery(signal=1.0, gx=0.0, gy=0.0, eta=1.5, hx=2.0, hy=2.0)
+        >>> print(bool(result.align > 1), bool(result.predict > 1), bool(result.contrast > 1), int(result.regime))
+        True False False 2
     """
 
     align: Array  # (...)  CCA: k^2 / sqrt((k^2 + gx)(k^2 + gy)) against eta / sqrt(hx hy)

@@ -116,6 +116,17 @@ def ridge_rule(
     Raises:
         ValueError: for kappa or prompts out of range.
 
+    Example:
+        Its two ends are the whitened rule and that of the linear loss:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> rules = mt.theory.ridge_rule(model, kappa=jnp.array([0.0, 1.0, jnp.inf]))
+        >>> whitened, linear = mt.theory.whitened_rule(model), mt.theory.mmcl_rule(model)
+        >>> print(bool(jnp.allclose(rules[0], whitened, atol=1e-5)), bool(jnp.allclose(rules[2], linear, atol=1e-5)))
+        True True
+
     Source: as for `ridge_accuracy`.
     """
     if not is_pair_model(model):
@@ -172,6 +183,16 @@ class RidgeOptimum:
         bound: the largest acc_P* of any linear rule, Phi(mu_c / sqrt(s_c^2 + s_I^2)).
         candidates: acc_P* at kappa = inf, at 0, and wherever w_s = 0 or d(w_s/w_c)/d kappa = 0 (repeated where there
             are fewer). The maximum is among them.
+
+    Example:
+        At the best ridge the rule leaves out the spurious feature:
+
+        >>> import jax
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> best = jax.jit(mt.theory.optimal_ridge)(model)
+        >>> print(bool(abs(best.ratio) < 1e-5), f"{best.accuracy.aligned:.3f} {best.accuracy.conflicting:.3f}")
+        True 0.841 0.841
     """
 
     kappa: Array  # ()
@@ -218,6 +239,19 @@ def optimal_ridge(
 
     Raises:
         ValueError: for prompts out of range.
+
+    Example:
+        Without noise the best ridge is det Cov(z), and its accuracy the best of any linear rule:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> best = jax.jit(mt.theory.optimal_ridge)(model)
+        >>> print(f"{best.kappa:.3f} {jnp.linalg.det(mt.moments(model, mt.captions()).zz):.3f}")
+        1.060 1.060
+        >>> print(f"{best.accuracy.shifted:.3f} {best.bound:.3f}")
+        0.841 0.841
 
     Source: X11 (the optimum is this project's).  Check: proofs_checks/x11.py.
     """

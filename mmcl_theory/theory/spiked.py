@@ -40,6 +40,17 @@ class Outliers:
             sign of left and right is arbitrary, and so is the basis of vectors that share a singular value.
         right: the same for the right singular vectors and D_T.
         exists: whether the entry is an outlier.
+
+    Example:
+        `strength` is `value` in the units of the data:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model, obs = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1), mt.observation(300, 300, 10.0, 10.0)
+        >>> found = jax.jit(mt.theory.outliers)(model, mt.captions(), obs, n=1000.0)
+        >>> print(bool(jnp.allclose(found.strength[0], found.value[0] * obs.sd_image * obs.sd_text)))
+        True
     """
 
     value: Array  # (..., k)
@@ -108,6 +119,22 @@ def outliers(model: Model, caps: Captions | GroupCaptions | None, obs: Observati
 
     Raises:
         ValueError: for n < 2.
+
+    Example:
+        How many features stand out of the noise, and the largest strength, which tends to that of Cov(z, u):
+
+        >>> import jax
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> model, obs = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1), mt.observation(300, 300, 10.0, 10.0)
+        >>> for n in (10.0, 1000.0, 1e9):
+        ...     found = jax.jit(mt.theory.outliers)(model, mt.captions(), obs, n)
+        ...     print(int(found.exists.sum()), f"{found.strength[0]:.2f}")
+        1 13.26
+        2 2.64
+        2 2.53
+        >>> print(f"{np.linalg.norm(mt.moments(model, mt.captions()).zu, 2):.2f}")
+        2.53
 
     Source: X2.  Check: proofs_checks/x2.py.
     """

@@ -56,6 +56,16 @@ def supervised_accuracy(
         ValueError: if a model other than the inter-class one comes without obs or n, or n < 2.
         NotImplementedError: for a mixture of more than two classes.
 
+    Example:
+        SL follows a spurious feature that is stronger than the core feature. MMCL shares the core details of 100 pairs:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=100, p_spu=1.0, alpha=2.0, beta=0.5)
+        >>> for accuracy in (mt.theory.supervised_accuracy(model), mt.theory.mmcl_accuracy(model)):
+        ...     print(f"{accuracy.aligned:.3f} {accuracy.conflicting:.3f}")
+        1.000 0.000
+        1.000 1.000
+
     Source: X1; T4 (Theorem 4.7).  Check: proofs_checks/x1.py, proofs_checks/t4.py.
     """
     if has_law_of(model, InterClass):
@@ -85,6 +95,12 @@ def supervised_bound() -> GroupAccuracy:
     Returns:
         The bounds: 1 for the aligned group and 1/3 for the conflicting one, each ().
 
+    Example:
+        >>> import mmcl_theory as mt
+        >>> bound = mt.theory.supervised_bound()
+        >>> print(f"{bound.conflicting:.3f} {bound.shifted:.3f}")
+        0.333 0.667
+
     Source: T3 (restating Sagawa et al. 2020, arXiv 2005.04345).  Check: proofs_checks/t3.py.
     """
     return GroupAccuracy(jnp.asarray(1.0), jnp.asarray(1 / 3))
@@ -101,6 +117,15 @@ def shortcut_bound(model: InterClass) -> Float[Array, "..."]:
     Returns:
         The bound, of the leaves' broadcast shape. NaN where (1 + alpha^2)(1 - beta)^2 <= 8, where the theorem says
         nothing. Up to 12 it is above 1, so empty.
+
+    Example:
+        It tends to 1/2, which is the accuracy itself, as the spurious feature grows:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.inter_class(num_pairs=100, p_spu=1.0, alpha=jnp.array([10.0, 30.0, 100.0]), beta=0.5)
+        >>> print([f"{bound:.3f}" for bound in mt.theory.shortcut_bound(model)])
+        ['0.616', '0.509', '0.501']
 
     Source: T4 (Theorem 4.7).  Check: proofs_checks/t4.py.
     """

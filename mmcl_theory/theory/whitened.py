@@ -100,6 +100,15 @@ def whitened_rule(
     Raises:
         ValueError: for theta or prompts out of range.
 
+    Example:
+        Without noise the spurious weight is negative, w_s / w_c = -q mu_c mu_s / (mu_s^2 + s_s^2):
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.1)
+        >>> core, spurious = mt.theory.whitened_rule(model)
+        >>> print(f"{spurious / core:.3f} {-0.9 / 1.01:.3f}")
+        -0.891 -0.891
+
     Source: as for `whitened_accuracy`.
     """
     if not is_pair_model(model):
@@ -152,6 +161,17 @@ def balanced_pi_spu(model: IntraClass, caps: Captions, obs: Observation | None =
     Raises:
         ValueError: for another masking.
 
+    Example:
+        Captions that name the spurious feature so often leave it without weight:
+
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.99, sigma_core=1.0, sigma_spu=0.1)
+        >>> obs = mt.observation(2, 2, sigma_image=0.3 * 2**0.5, sigma_text=0.3 * 2**0.5)
+        >>> pi = mt.theory.balanced_pi_spu(model, mt.captions(pi_core=0.5), obs)
+        >>> core, spurious = mt.theory.whitened_rule(model, mt.captions(0.5, pi), obs)
+        >>> print(f"{pi:.4f}", bool(abs(spurious) < 1e-5))
+        0.5955 True
+
     Source: X10 (the root and the optimality are this project's).  Check: proofs_checks/x10.py.
     """
     gap, spread, product, noise_text = _balance(model, caps, obs)
@@ -195,6 +215,18 @@ def whitening_crossovers(
 
     Raises:
         ValueError: for other prompts.
+
+    Example:
+        At the one root whitening and the linear loss are alike:
+
+        >>> import jax.numpy as jnp
+        >>> import mmcl_theory as mt
+        >>> model = mt.intra_class(p_spu=0.95, sigma_core=1.0, sigma_spu=0.3)
+        >>> root = mt.theory.whitening_crossovers(model)[0]
+        >>> obs = mt.observation(2, 2, sigma_image=root * 2**0.5, sigma_text=root * 2**0.5)
+        >>> accuracy = mt.theory.whitened_accuracy(model, obs=obs, theta=jnp.array([0.0, 1.0]))
+        >>> print(f"{root:.3f}", [f"{value:.4f}" for value in accuracy.shifted])
+        0.559 ['0.7848', '0.7848']
 
     Source: X5 (the roots are this project's).  Check: proofs_checks/x5.py.
     """
