@@ -1,7 +1,7 @@
 """A user's own features: how learners classify their groups, and what would change it."""
 
-from mmcl_theory.features.closed_form import KNOBS, Learner, feature_rules
-from mmcl_theory.features.diagnosis import Training, diagnose
+from mmcl_theory.features.closed_form import KNOBS, Learner, Training, feature_rules
+from mmcl_theory.features.diagnosis import diagnose
 from mmcl_theory.features.moments import GroupSums, Policy, group_sums, policy_moments
 from mmcl_theory.features.results import Advice, Component, Diagnosis, Estimate, Outcome, Purchase, verdict
 

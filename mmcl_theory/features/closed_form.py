@@ -1,4 +1,4 @@
-"""Learners in closed form, from the moments of a training set.
+"""Learners in closed form, from the moments of a training set, and what a learner of the user's own is given.
 
 Symbols: x image and t text features, y class with one-hot e_y, C cross-covariance, S_I and S_T covariances of images
 and texts, P prompts, R rules, one row a class, b_k their offsets.
@@ -6,6 +6,8 @@ and texts, P prompts, R rules, one row a class, b_k their offsets.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,40 @@ ONLY = {
     "kappa": ("ridge",),
     "shrinkage": ("whitened", "ridge", "supervised"),
 }
+
+
+class Training(NamedTuple):
+    """What a learner of one's own is given: the samples of all folds but one.
+
+    Attributes:
+        image: (n, d_i).
+        text: (n, d_t).
+        label: (n,), in 0..K-1, the place among the sorted classes.
+        unit: (n,), equal for samples that belong together, such as the captions of one image.
+        prompts: (K, d_t), those given to `diagnose`, or the class means of these captions.
+        fold: number of the fold that is left out; a learner may draw its random numbers from it.
+
+    Example:
+        The nearest class mean as a learner, on three samples:
+
+        >>> import numpy as np
+        >>> import mmcl_theory as mt
+        >>> def means(train):
+        ...     return np.stack([train.image[train.label == c].mean(0) for c in range(len(train.prompts))])
+        >>> x, label = np.array([[0.0], [2.0], [3.0]]), np.array([0, 1, 1])
+        >>> print(means(mt.features.Training(x, x, label, unit=np.arange(3), prompts=x[:2], fold=0)).tolist())
+        [[0.0], [2.5]]
+    """
+
+    image: np.ndarray
+    text: np.ndarray
+    label: np.ndarray
+    unit: np.ndarray
+    prompts: np.ndarray
+    fold: int
+
+
+Fit = Callable[[Training], Callable[[np.ndarray], np.ndarray]]
 
 
 def feature_rules(

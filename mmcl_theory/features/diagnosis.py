@@ -6,7 +6,7 @@ the shift; M folds.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,54 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmcl_theory import _checks
-from mmcl_theory.data import Mixture, mixture
-from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Learner, feature_rules
-from mmcl_theory.features.moments import AS_IT_IS, CHUNK, GroupSums, Policy, group_sums, policy_moments
-from mmcl_theory.features.results import METHODS, Advice, Component, Diagnosis, Outcome, Purchase, jackknife, over_folds
+from mmcl_theory.features._cross_validation import Samples, SingularError, by_fold, divided
+from mmcl_theory.features._directions import fitted_mixture, leading_components
+from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Fit, Learner
+from mmcl_theory.features.moments import AS_IT_IS, CHUNK, Policy, group_sums
+from mmcl_theory.features.results import Advice, Diagnosis, Outcome, Purchase
 
 FEW = 30  # samples of a group below which a warning is given
 MOST_CLASSES = 64
-_RIDGE = 0.01  # of its mean eigenvalue, added to a covariance that directions need the inverse of
 _PURCHASES = 9  # settings of captions that a budget may buy
-_MOST_PREDICTED = 10  # classes up to which the orthant probabilities of Gaussian scores are computed
-
-
-class Training(NamedTuple):
-    """What a learner of one's own is given: the samples of all folds but one.
-
-    Attributes:
-        image: (n, d_i).
-        text: (n, d_t).
-        label: (n,), in 0..K-1, the place among the sorted classes.
-        unit: (n,), equal for samples that belong together, such as the captions of one image.
-        prompts: (K, d_t), those given to `diagnose`, or the class means of these captions.
-        fold: number of the fold that is left out; a learner may draw its random numbers from it.
-
-    Example:
-        The nearest class mean as a learner, on three samples:
-
-        >>> import numpy as np
-        >>> import mmcl_theory as mt
-        >>> def means(train):
-        ...     return np.stack([train.image[train.label == c].mean(0) for c in range(len(train.prompts))])
-        >>> x, label = np.array([[0.0], [2.0], [3.0]]), np.array([0, 1, 1])
-        >>> print(means(mt.features.Training(x, x, label, unit=np.arange(3), prompts=x[:2], fold=0)).tolist())
-        [[0.0], [2.5]]
-    """
-
-    image: np.ndarray
-    text: np.ndarray
-    label: np.ndarray
-    unit: np.ndarray
-    prompts: np.ndarray
-    fold: int
-
-
-Fit = Callable[[Training], Callable[[np.ndarray], np.ndarray]]
-
-
-class _Singular(ValueError):
-    """A covariance that must be inverted is singular."""
 
 
 def diagnose(
@@ -201,13 +162,13 @@ def diagnose(
     if costs.shape != (2,):
         raise ValueError(f"cost must be two numbers, of the attribute and of other details, got {cost}.")
     m = _checks.integer("folds", folds, 2)
-    fold = _folds(group, unit, m, _checks.integer("seed", seed, 0))
+    fold = divided(group, unit, m, _checks.integer("seed", seed, 0))
     with jax.enable_x64(True):
         image, _, _ = _reduced("image", image, components)
         text, basis, middle = _reduced("text", text, components)
         if prompts is not None and basis is not None:
             prompts = (prompts - middle) @ basis
-        sums = _by_fold(group_sums(image, text, fold * groups + group, m * groups), m, groups)
+        sums = by_fold(group_sums(image, text, fold * groups + group, m * groups), m, groups)
         total = sums.total()
         for name, squares in (("image", total.image_image), ("text", total.text_text)):
             if not np.isfinite(squares).all():
@@ -215,7 +176,7 @@ def diagnose(
             if not np.trace(squares, axis1=1, axis2=2).sum() > 0:
                 raise ValueError(f"{name} features must differ from sample to sample.")
         classes = np.arange(groups) // num_attributes
-        data = _Data(image, text, unit, fold, group, counts, sums, total, classes, prompts, shifted)
+        data = Samples(image, text, unit, fold, group, counts, sums, total, classes, prompts, shifted)
         outcomes, right, advice, purchases = {}, {}, [], []
         for name, learner in learners.items():
             if not isinstance(learner, Learner):
@@ -225,109 +186,14 @@ def diagnose(
             advice += _advice(data, name, learner, outcomes[name], right[name], knobs)
             if budget is not None and learner.kind in ONLY["attribute"]:
                 purchases += _purchases(data, name, learner, outcomes[name], budget, costs)
-        fitted, caption_r2 = _fit(data, num_attributes)
-        leading = _components(data, num_attributes)
+        fitted, caption_r2 = fitted_mixture(data, num_attributes)
+        leading = leading_components(data, num_attributes)
     fitted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), float), fitted)  # in the caller's precision
     return Diagnosis(y.names, a.names, size, outcomes, tuple(advice), tuple(purchases), fitted, caption_r2, leading)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Data:
-    """The samples with their folds and groups, and the sums over both."""
-
-    image: np.ndarray  # (n, d_i)
-    text: np.ndarray  # (n, d_t)
-    unit: np.ndarray  # (n,)
-    fold: np.ndarray  # (n,)
-    group: np.ndarray  # (n,)
-    units: np.ndarray  # (G,)
-    sums: GroupSums  # (M, G, ...)
-    total: GroupSums  # (G, ...)
-    classes: np.ndarray  # (G,)
-    prompts: np.ndarray | None
-    shifted: np.ndarray  # (G,)
-
-    def others(self, fold: int) -> GroupSums:
-        """The sums over all folds but one."""
-        return self.total.minus(self.sums, fold)
-
-    def scores(self, learner: Learner, policy: Policy) -> np.ndarray:
-        """Scores of each sample by the rules learnt from the other folds, (n, K)."""
-        scores = np.empty((len(self.image), self.classes.max() + 1))
-        for f in range(len(self.sums.size)):
-            others = self.others(f)
-            mom = policy_moments(others, self.classes, policy)
-            rules, offsets = map(np.asarray, feature_rules(mom, self.prompt(others), learner))
-            if not np.isfinite(rules).all():
-                raise _Singular(
-                    f"a covariance is singular, which {learner.kind} inverts; use shrinkage > 0, or fewer components."
-                )
-            mine = self.fold == f
-            scores[mine] = (self.image[mine] - self.sums.image_origin) @ rules.T + offsets
-        return scores
-
-    def own_scores(self, name: str, fit: Fit) -> np.ndarray:
-        """The same by a learner of the user's own."""
-        label = self.classes[self.group]
-        scores = np.empty((len(self.image), self.classes.max() + 1))
-        for f in range(len(self.sums.size)):
-            mine, origin = self.fold == f, self.sums.text_origin
-            x, t, y, unit = (each[~mine] for each in (self.image, self.text, label, self.unit))
-            rule = fit(Training(x, t, y, unit, self.prompt(self.others(f)) + origin, f))
-            given = np.asarray(rule(self.image[mine]))
-            if given.shape != scores[mine].shape or not np.isfinite(given).all():
-                what = "others" if given.shape == scores[mine].shape else f"those of shape {given.shape}"
-                raise ValueError(f"{name} must give finite scores of shape {scores[mine].shape}, got {what}.")
-            scores[mine] = given
-        return scores
-
-    def prompt(self, others: GroupSums) -> np.ndarray:
-        """The prompts of the classes: those given, or the mean texts as they are, all attributes in equal parts."""
-        if self.prompts is not None:
-            return self.prompts - self.sums.text_origin
-        means = others.text / others.size[:, None]
-        return means.reshape(self.classes.max() + 1, -1, means.shape[1]).mean(1)
-
-    def right(self, scores: np.ndarray) -> np.ndarray:
-        """Whether the own class has the highest score, (n,); classes that are tied at the top share it."""
-        top = scores == scores.max(1, keepdims=True)
-        return top[np.arange(len(scores)), self.classes[self.group]] / top.sum(1)
-
-    def hits(self, right: np.ndarray) -> np.ndarray:
-        """The number of right answers in each fold and group, (M, G)."""
-        folds, groups = self.sums.size.shape
-        return np.bincount(self.fold * groups + self.group, right, folds * groups).reshape(folds, groups)
-
-    def outcome(self, scores: np.ndarray) -> tuple[Outcome, np.ndarray]:
-        """The held-out answers of these scores, and for each sample whether it is right."""
-        groups, k = len(self.classes), scores.shape[1]
-        mean = np.stack([scores[self.group == g].mean(0) for g in range(groups)])
-        spread = np.stack([np.cov(scores[self.group == g].T) for g in range(groups)])
-        size = self.sums.size.sum(0)
-        predicted = np.full(groups, np.nan)
-        if k <= _MOST_PREDICTED:
-            model = mixture(size / size.sum(), mean, spread, self.classes.tolist(), self.shifted)
-            predicted = np.asarray(model.rule_accuracy(np.eye(k), np.eye(k)).by_group)
-        skewness, kurtosis = zip(*(self._shape(scores, mean[g], spread[g], g) for g in range(groups)), strict=True)
-        right = self.right(scores)
-        counted = (self.hits(right), self.sums.size, self.units, size / size.sum(), self.shifted)
-        return Outcome(*counted, predicted, np.array(skewness), np.array(kurtosis)), right
-
-    def _shape(self, scores: np.ndarray, mean: np.ndarray, spread: np.ndarray, g: int) -> tuple[float, float]:
-        """Skewness and excess kurtosis of the own score minus the closest rival's, in group g."""
-        own = self.classes[g]
-        variance = np.diag(spread) + spread[own, own] - 2 * spread[own]
-        lead = (mean[own] - mean) / np.sqrt(np.where(variance > 0, variance, np.inf))
-        lead[own] = np.inf
-        rival = int(lead.argmin())
-        margin = scores[self.group == g, own] - scores[self.group == g, rival]
-        sd = margin.std()
-        z = (margin - margin.mean()) / (sd if sd > 0 else 1.0)
-        return float((z**3).mean()), float((z**4).mean() - 3)
-
-
 def _advice(
-    data: _Data, name: str, learner: Learner, now: Outcome, right: np.ndarray, knobs: Mapping[str, Sequence[float]]
+    data: Samples, name: str, learner: Learner, now: Outcome, right: np.ndarray, knobs: Mapping[str, Sequence[float]]
 ) -> list[Advice]:
     found = []
     size = data.total.size
@@ -347,7 +213,7 @@ def _advice(
             tried.append(weights)
             try:
                 after = data.right(data.scores(changed, policy))
-            except _Singular:
+            except SingularError:
                 continue
             outcome = dataclasses.replace(now, hits=data.hits(after))
             moved = np.bincount(data.group, after != right, len(data.classes))
@@ -358,7 +224,7 @@ def _advice(
 
 
 def _purchases(
-    data: _Data, name: str, learner: Learner, now: Outcome, budget: float, cost: np.ndarray
+    data: Samples, name: str, learner: Learner, now: Outcome, budget: float, cost: np.ndarray
 ) -> list[Purchase]:
     """The best captions within the budget, beside the same budget spent evenly.
 
@@ -375,7 +241,7 @@ def _purchases(
     for policy in [even, *policies]:  # of equal ones the even one is kept
         try:
             answered[policy] = data.right(data.scores(learner, policy))
-        except _Singular:
+        except SingularError:
             if policy == even:
                 return []
     policies, right = list(answered), np.array(list(answered.values()))
@@ -396,109 +262,6 @@ def _purchases(
         of_all = policies[int(value(folds >= 0).argmax())]
         found.append(Purchase(name, where, of_all.attribute, of_all.detail, chosen.minus(plain, where, moved)))
     return found
-
-
-def _fit(data: _Data, num_attributes: int) -> tuple[Mixture, np.ndarray]:
-    """The mixture of the held-out images along directions of classes and attributes, and what captions tell of them.
-
-    The directions of fold f are S^-1 m, learnt from the other folds: S the covariance within groups, m the differences
-    of the means of classes, or of attributes, from that of the first.
-    """
-    k, groups = data.classes.max() + 1, len(data.classes)
-    l = k + num_attributes - 2
-    z, guess = np.empty((len(data.image), l)), np.empty((len(data.image), l))
-    for f in range(len(data.sums.size)):
-        others = data.others(f)
-        mom = [x / others.size[:, None, None] for x in (others.image_image, others.image_text, others.text_text)]
-        x, t = others.image / others.size[:, None], others.text / others.size[:, None]
-        share = others.size / others.size.sum()
-        xx, xt, tt = (
-            np.einsum("g,gij->ij", share, product - left[:, :, None] * right[:, None, :])
-            for product, left, right in zip(mom, (x, x, t), (x, t, t), strict=True)
-        )
-        xx, tt = _ridged(xx), _ridged(tt)
-        means = x.reshape(k, num_attributes, -1)
-        by_class, by_attribute = means.mean(1), means.mean(0)
-        contrasts = np.concatenate([by_class[1:] - by_class[:1], by_attribute[1:] - by_attribute[:1]])
-        directions = np.linalg.solve(xx, contrasts.T)  # (d_i, l)
-        directions = directions / np.sqrt(np.einsum("il,ij,jl->l", directions, xx, directions))
-        mine = data.fold == f
-        middle = means.mean((0, 1))
-        z[mine] = (data.image[mine] - data.sums.image_origin - middle) @ directions
-        slope = np.linalg.solve(tt, xt.T @ directions)
-        groups_here = data.group[mine]
-        guess[mine] = (data.text[mine] - data.sums.text_origin - t[groups_here]) @ slope
-    mean = np.stack([z[data.group == g].mean(0) for g in range(groups)])
-    spread = np.stack([np.atleast_2d(np.cov(z[data.group == g].T)) for g in range(groups)])
-    within = z - mean[data.group]
-    caption_r2 = 1 - ((within - guess) ** 2).mean(0) / (within**2).mean(0)
-    weight = np.bincount(data.group) / len(data.group)
-    return mixture(weight, mean, spread, data.classes.tolist(), data.shifted), caption_r2
-
-
-def _components(data: _Data, num_attributes: int) -> tuple[Component, ...]:
-    """What the linear loss, prediction and alignment find first, learnt from all folds but one each (X7).
-
-    Intervals of leads and gaps are those of the jackknife over folds. The correlation is of the held-out folds.
-    """
-    k, folds = int(data.classes.max()) + 1, range(len(data.sums.size))
-    c = min(k + num_attributes - 1, data.total.image.shape[-1], data.total.text.shape[-1])
-    found = np.empty((len(folds), 4, len(METHODS), c))  # correlations, shares of class and of attribute, gaps
-    for f in folds:
-        others = data.others(f)
-        (image, cross, text), mine = _covariances(others), _covariances(data.sums.fold(f))
-        whiten = [_inverse_root(_ridged(s)) for s in (image, text)]
-        plain = [np.eye(len(s)) for s in whiten]
-        for i, (left, right) in enumerate((plain, (whiten[0], plain[1]), whiten)):
-            u, score, vt = np.linalg.svd(left @ cross @ right)
-            a, b = left @ u[:, :c], right @ vt[:c].T
-            xx, xt, tt = (np.einsum("ic,ij,jc->c", p, s, q) for p, s, q in zip((a, a, b), mine, (a, b, b), strict=True))
-            size = np.sqrt(xx * tt)
-            found[f, 0, i] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
-            found[f, 1:3, i] = _shares(others, a, k)
-            found[f, 3, i] = -np.diff(score, append=0.0)[:c]
-    _, of_class, of_attribute, _ = found.mean(0)
-    lead, gap = found[:, 1] - found[:, 2], found[:, 3]
-    return tuple(
-        Component(
-            method,
-            j + 1,
-            over_folds(found[:, 0, i, j]),
-            float(of_class[i, j]),
-            float(of_attribute[i, j]),
-            jackknife(lead[:, i, j]),
-            jackknife(gap[:, i, j]),
-        )
-        for i, method in enumerate(METHODS)
-        for j in range(c)
-    )
-
-
-def _covariances(sums: GroupSums) -> list[np.ndarray]:
-    """S_I, C and S_T over all groups."""
-    n = sums.size.sum()
-    x, t = sums.image.sum(0) / n, sums.text.sum(0) / n
-    products = sums.image_image, sums.image_text, sums.text_text
-    return [s.sum(0) / n - np.outer(p, q) for s, p, q in zip(products, (x, x, t), (x, t, t), strict=True)]
-
-
-def _ridged(s: np.ndarray) -> np.ndarray:
-    return s + _RIDGE * np.trace(s) / len(s) * np.eye(len(s))
-
-
-def _inverse_root(s: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(s)
-    return (vectors / np.sqrt(values)) @ vectors.T
-
-
-def _shares(sums: GroupSums, directions: np.ndarray, k: int) -> np.ndarray:
-    """The shares of the variance of x . a_c that class and attribute have, groups counting equally, (2, c)."""
-    mean = sums.image / sums.size[:, None]
-    square = sums.image_image / sums.size[:, None, None] - mean[:, :, None] * mean[:, None, :]
-    within = np.einsum("ic,gij,jc->c", directions, square, directions) / len(mean)
-    table = (mean @ directions).reshape(k, -1, directions.shape[1])
-    whole = within + table.var((0, 1))
-    return np.stack([table.mean(axis).var(0) for axis in (1, 0)]) / np.where(whole > 0, whole, 1.0)
 
 
 class _Codes(NamedTuple):
@@ -529,26 +292,6 @@ def _equal_rows(image: np.ndarray) -> np.ndarray:
     """A number for each row, the same for equal rows."""
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(np.asarray(row).tobytes(), len(seen)) for row in image])
-
-
-def _folds(group: np.ndarray, unit: np.ndarray, m: int, seed: int) -> np.ndarray:
-    """A fold for each sample; the units of every group are divided into parts that differ by at most one.
-
-    A unit in several groups counts in that of its first sample.
-    """
-    rng = np.random.default_rng(seed)
-    kinds, first, number = np.unique(unit, return_index=True, return_inverse=True)
-    fold = np.empty(len(kinds), int)
-    for g in np.unique(group[first]):
-        members = rng.permutation(np.flatnonzero(group[first] == g))
-        fold[members] = (np.arange(len(members)) + rng.integers(m)) % m
-    return fold[number]
-
-
-def _by_fold(sums: GroupSums, m: int, groups: int) -> GroupSums:
-    names = [field.name for field in dataclasses.fields(sums) if not field.name.endswith("origin")]
-    shaped = {name: getattr(sums, name) for name in names}
-    return dataclasses.replace(sums, **{name: x.reshape(m, groups, *x.shape[1:]) for name, x in shaped.items()})
 
 
 def _reduced(name: str, x: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | float]:

@@ -179,7 +179,7 @@ def test_bad_input_writes_nothing(files, command, arrays):
         ([data, f"--labels={files / 'table.csv'}:x"], "labels must have at least two values, got 1."),
         ([data, f"--prompts={files / 'image.npy'}"], "prompts must have shape (2, 3), got (120, 4)."),
         ([data, "--shifted_weight=0.5,0.5"], "shifted_weight must have one entry for each of 4 groups"),
-        ([data, "--heads=whitened"], "--heads must be one of clip, clip_no_intra, clip_labels, siglip, supervised,"),
+        ([data, "--heads=whitened"], "--heads must be of clip, clip_no_intra, clip_labels, siglip, supervised,"),
         ([data, "--head_layers=0"], "--head_layers must be in [1, 10], got 0."),
         ([data, "--rank=9"], "rank of mmcl must be at most the number of features, 3, got 9."),
         (["--image=x.npy"], "--image=x.npy: cannot be read (No such file or directory)."),
