@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mmcl_theory import _checks
+from mmcl_theory import _checks, _small
 from mmcl_theory.data.latents import Latents
 
 BASES = ("named", "mean", "zero")
@@ -108,9 +108,9 @@ class GroupCaptions:
         mean, pi = model.mean, self.mention
         variance = jnp.diagonal(model.covariance, axis1=-2, axis2=-1)
         others = others_of(model.weight)  # (G, G)
-        foreign = others @ mean
+        foreign = _small.product(others, mean)
         apart = mean[None, :, :] - foreign[:, None, :]  # (G, H, l)
-        foreign_variance = others @ variance + (others[:, :, None] * apart**2).sum(1)
+        foreign_variance = _small.product(others, variance) + _small.einsum("gh,ghi->gi", others, apart**2)
         right, mistaken = pi * (1 - self.wrong), pi * self.wrong
         u_mean = (1 - pi) * self.base + right * mean + mistaken * foreign
         spread = (
@@ -234,5 +234,5 @@ def check_captions(model: Any, caps: GroupCaptions) -> None:
 def others_of(weight: Float[Array, " g"]) -> Float[Array, "g g"]:
     """P_h / (1 - P_g) for h != g, 0 for h = g, of groups or classes; 0 where no other has weight."""
     others = weight[None, :] * (1 - jnp.eye(len(weight), dtype=weight.dtype))
-    total = others.sum(1, keepdims=True)
+    total = _small.einsum("gh->g", others)[:, None]
     return others / jnp.where(total > 0, total, 1.0)

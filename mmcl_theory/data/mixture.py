@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mmcl_theory import _checks, _orthant
+from mmcl_theory import _checks, _orthant, _small
 from mmcl_theory.data.accuracy import AccuracyByGroup
 from mmcl_theory.data.batches import over_batches
-from mmcl_theory.data.group_captions import GroupCaptions, check_captions, rich_captions
+from mmcl_theory.data.group_captions import GroupCaptions, check_captions
 from mmcl_theory.data.latents import Latents, class_labels
 
 PROMPTS = ("core", "train_mean")
@@ -154,7 +154,7 @@ class Mixture:
         def means(model: Mixture) -> Array:
             share = model.shifted_weight if kind == "core" else model.weight
             member = share[None, :] * model.membership()
-            return member @ model.mean / member.sum(1, keepdims=True)
+            return _small.product(member, model.mean) / _small.einsum("kg->k", member)[:, None]
 
         return over_batches(means, self)
 
@@ -163,7 +163,8 @@ class Mixture:
 
         Raises TypeError unless the captions are `group_captions`.
         """
-        caps = rich_captions(self) if caps is None else caps
+        if caps is None:
+            return over_batches(_class_moments, self)
         if not isinstance(caps, GroupCaptions):
             raise TypeError(f"caps must be group_captions for a mixture, got {type(caps).__name__}.")
         check_captions(self, caps)
@@ -280,10 +281,10 @@ def covariances(mom: ClassMoments) -> tuple[Array, Array, Array]:
     """Cov(z), Cov(z, u), Cov(u), each (..., l, l), of all classes together."""
 
     def total(mom: ClassMoments) -> tuple[Array, Array, Array]:
-        z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
+        z, u = (mean - _small.einsum("k,ki->i", mom.weight, mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
         pairs = ((mom.zz, z, z), (mom.zu, z, u), (mom.uu, u, u))
-        zz, zu, uu = (jnp.einsum("k,kij->ij", mom.weight, x + a[:, :, None] * b[:, None, :]) for x, a, b in pairs)
-        return zz, zu, uu
+        zz, zu, uu = (_small.einsum("k,kij->ij", mom.weight, x + a[:, :, None] * b[:, None, :]) for x, a, b in pairs)
+        return _small.stored(zz), _small.stored(zu), _small.stored(uu)
 
     return over_batches(total, mom)
 
@@ -333,18 +334,21 @@ def covariance_roots(covariance: Float[Array, "g l l"]) -> Float[Array, "g l l"]
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))[..., None, :]
 
 
-def _class_moments(model: Mixture, caps: GroupCaptions) -> ClassMoments:
+def _class_moments(model: Mixture, caps: GroupCaptions | None = None) -> ClassMoments:
     """`Mixture.class_moments` of a single model."""
-    u_mean, kept, u_covariance = caps.group_moments(model)
+    if caps is None:
+        u_mean, kept, u_covariance = model.mean, jnp.ones_like(model.mean), model.covariance
+    else:
+        u_mean, kept, u_covariance = caps.group_moments(model)
     member = model.weight[None, :] * model.membership()  # (K, G)
-    total = member.sum(1)
+    total = _small.einsum("kg->k", member)
     share = member / jnp.where(total > 0, total, 1.0)[:, None]
-    z_class, u_class = share @ model.mean, share @ u_mean
+    z_class, u_class = _small.product(share, model.mean), _small.product(share, u_mean)
     z, u = (x[None, :, :] - mean[:, None, :] for x, mean in ((model.mean, z_class), (u_mean, u_class)))  # (K, G, l)
 
     def within(covariance: Array, left: Array, right: Array) -> Array:
-        means = jnp.einsum("kg,kgi,kgj->kij", share, left, right)
-        return jnp.einsum("kg,gij->kij", share, covariance) + means
+        means = _small.einsum("kg,kgi,kgj->kij", share, left, right)
+        return _small.einsum("kg,gij->kij", share, covariance) + means
 
     return ClassMoments(
         weight=total,
@@ -360,11 +364,15 @@ def _rule_accuracy(
     model: Mixture, rules: Array, gram: Array, sd_image: Array, offsets: Array
 ) -> tuple[Float[Array, " g"], Float[Array, " g"]]:
     """The accuracies of `Mixture.rule_accuracy` and their errors, of a single model."""
+    contrasts = model.contrasts()
 
-    def group(contrast: Array, mean: Array, covariance: Array) -> tuple[Array, Array]:
-        difference = contrast @ rules  # (K-1, l)
-        total = difference @ covariance @ difference.T + sd_image**2 * (contrast @ gram @ contrast.T)
-        terms = jnp.concatenate([difference * mean[None, :], (contrast @ offsets)[:, None]], 1)
-        return _orthant.positive(terms.sum(1), total, jnp.abs(terms).sum(1))
+    def form(rows: Array, matrices: Array, spec: str) -> Float[Array, "g rest rest"]:
+        return _small.einsum("gri,gsi->grs", _small.einsum(spec, rows, matrices), rows)
 
-    return jax.vmap(group)(model.contrasts(), model.mean, model.covariance)
+    difference = _small.einsum("grk,ki->gri", contrasts, rules)
+    noise = form(contrasts, gram, "grk,kj->grj")
+    covariance = form(difference, model.covariance, "gri,gij->grj") + sd_image**2 * noise
+    offset = _small.einsum("grk,k->gr", contrasts, offsets)
+    mean = _small.einsum("gri,gi->gr", difference, model.mean) + offset
+    size = _small.einsum("gri,gi->gr", jnp.abs(difference), jnp.abs(model.mean)) + jnp.abs(offset)
+    return _orthant.positive(mean, covariance, size)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
-from mmcl_theory import _checks
+from mmcl_theory import _checks, _small
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import nan_where, undefined_slope
 from mmcl_theory.data import AccuracyByGroup, Captions, ClassMoments, GroupCaptions, Mixture, Observation
@@ -65,7 +65,7 @@ def mmcl_accuracy(
         rules, gram = _truncated_rules(outliers(model, caps, obs, n), embed_dim, prompt)
         return offers.rule_accuracy(rules, gram, sd_image)
     rules = _linear_rules(mom, embed_dim, same_class_weight, prompt)
-    gram = rules @ rules.mT
+    gram = _gram(rules)
     if n is None:
         return offers.rule_accuracy(rules, gram, sd_image)
     size, weight = _checks.sample_size(n), _lambda(same_class_weight)
@@ -108,13 +108,13 @@ def _linear_rules(
     if embed_dim is not None and _checks.integer("embed_dim", embed_dim, 1) < cross.shape[-1]:
         left, values, right = jnp.linalg.svd(cross)
         cross = (left[..., :embed_dim] * values[..., None, :embed_dim]) @ right[..., :embed_dim, :]
-    return _times(prompt, cross.mT)
+    return over_batches(_small.product, (prompt, 2), (cross.mT, 2))
 
 
 def accuracy_in_the_span(model: Any, rules: Float[Array, "... c l"], obs: Observation | None) -> AccuracyByGroup:
     """The accuracy of rules that lie in the span of the dictionary."""
     sd_image = _noises(obs)[0]
-    return law(model, "rule_accuracy").rule_accuracy(rules, rules @ rules.mT, sd_image)
+    return law(model, "rule_accuracy").rule_accuracy(rules, _gram(rules), sd_image)
 
 
 def whitened_rule(
@@ -133,7 +133,7 @@ def whitened_rule(
         left, left_singular = inverse_power(zz + sd_image**2 * eye, theta)
         right, right_singular = inverse_power(uu + sd_text**2 * eye, theta)
         singular = (theta > 0) & (left_singular | right_singular)
-        return undefined_slope(prompt @ right @ zu.T @ left, singular)
+        return undefined_slope(_small.product(prompt, right, zu.T, left), singular)
 
     prompt = prompts_of(model, prompts)
     return over_batches(rules, (zz, 2), (zu, 2), (uu, 2), (prompt, 2), (sd_image, 0), (sd_text, 0), (theta, 0))
@@ -269,19 +269,18 @@ def _noises(obs: Observation | None) -> tuple[Array, Array]:
     return (zero, zero) if obs is None else (obs.sd_image, obs.sd_text)
 
 
-def _times(left: Array, right: Array) -> Array:
-    """The matrix product of arrays with leading dimensions of any ranks."""
-    batch = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    return jnp.broadcast_to(left, (*batch, *left.shape[-2:])) @ jnp.broadcast_to(right, (*batch, *right.shape[-2:]))
+def _gram(rules: Float[Array, "... c l"]) -> Float[Array, "... c c"]:
+    """The inner products of the rules."""
+    return over_batches(lambda rules: _small.product(rules, rules.T), (rules, 2))
 
 
 def class_cross_covariance(mom: ClassMoments, weight: Float[Array, ""]) -> Float[Array, "l m"]:
     """C_lambda of `mmcl_rule`; Cov(z, u) where lambda is NaN."""
-    within = jnp.einsum("k,kij->ij", mom.weight, mom.zu)
-    z, u = (mean - (mom.weight @ mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
-    ordinary = jnp.einsum("k,ki,kj->ij", mom.weight, z, u)
-    z, u = (mean - others_of(mom.weight) @ mean for mean in (mom.z_mean, mom.u_mean))
-    halves = [jnp.einsum("k,ki,kj->ij", mom.weight, a, b) / 2 for a, b in ((mom.z_mean, u), (z, mom.u_mean))]
+    within = _small.einsum("k,kij->ij", mom.weight, mom.zu)
+    z, u = (mean - _small.einsum("k,ki->i", mom.weight, mean)[None, :] for mean in (mom.z_mean, mom.u_mean))
+    ordinary = _small.einsum("k,ki,kj->ij", mom.weight, z, u)
+    z, u = (mean - _small.product(others_of(mom.weight), mean) for mean in (mom.z_mean, mom.u_mean))
+    halves = [_small.einsum("k,ki,kj->ij", mom.weight, a, b) / 2 for a, b in ((mom.z_mean, u), (z, mom.u_mean))]
     given = ~jnp.isnan(weight)
     factor = 1 - jnp.where(given, weight, 0.0)
     return within + jnp.where(given, factor * (halves[0] + halves[1]), ordinary)
@@ -291,11 +290,11 @@ def _shift(weight: Float[Array, " k"], mean: Float[Array, "k l"], same: Float[Ar
     """What the loss takes from a sample of each class: the mean over its negatives and over its anchors, halved."""
     other = weight[:, None] * (1 - jnp.eye(len(weight), dtype=weight.dtype))  # of anchor y', for a sample of y
     rest = 1 - weight[:, None]
-    anchors = (other / jnp.where(rest > 0, rest, 1.0)).T @ mean
+    anchors = _small.product((other / jnp.where(rest > 0, rest, 1.0)).T, mean)
     given = ~jnp.isnan(same)
     lam = jnp.where(given, same, 0.0)
-    shifted = lam * mean + (1 - lam) / 2 * (others_of(weight) @ mean + anchors)
-    return jnp.where(given, shifted, (weight @ mean)[None, :])
+    shifted = lam * mean + (1 - lam) / 2 * (_small.product(others_of(weight), mean) + anchors)
+    return jnp.where(given, shifted, _small.einsum("k,ki->i", weight, mean)[None, :])
 
 
 def _rule_noise(
@@ -303,9 +302,9 @@ def _rule_noise(
 ) -> Float[Array, "k k"]:
     """The Gram matrix of the rules' perpendicular parts; aspect = d_I / n."""
     centred = mom.u_mean - _shift(mom.weight, mom.u_mean, same)
-    second = jnp.einsum("k,kij->ij", mom.weight, mom.uu + centred[:, :, None] * centred[:, None, :])
+    second = _small.einsum("k,kij->ij", mom.weight, mom.uu + centred[:, :, None] * centred[:, None, :])
     second = second + sd_text**2 * jnp.eye(len(second), dtype=second.dtype)
-    return sd_image**2 * aspect * (prompt @ second @ prompt.T)
+    return sd_image**2 * aspect * _small.product(prompt, second, prompt.T)
 
 
 def _unsteady(
@@ -335,18 +334,20 @@ def _unsteady(
 
     def rival(contrast: Array, mean: Array, covariance: Array, noisy: Array) -> Array:
         """Whether the rules of the group's own class and of another are unsteady."""
-        p, w = contrast @ prompt, contrast @ rules
-        t, variance = u @ p, jnp.einsum("gij,i,j->g", text, p, p)
-        cross = (model.covariance * kept[:, None, :]) @ p  # Cov(x, t | g), (G, l)
+        p, w = (_small.einsum("k,ki->i", contrast, x) for x in (prompt, rules))
+        t, variance = _small.einsum("gi,i->g", u, p), _small.einsum("gij,i,j->g", text, p, p)
+        cross = _small.einsum("gij,gj,j->gi", model.covariance, kept, p)  # Cov(x, t | g)
         first = x * t[:, None] + cross
         mixed = t[:, None, None] * x[:, :, None] * cross[:, None, :]
         second = x[:, :, None] * x[:, None, :] * variance[:, None, None] + mixed + mixed.mT
         second = second + (t**2 + variance)[:, None, None] * image + cross[:, :, None] * cross[:, None, :]
-        centred = first - (model.weight @ first)[None, :]
-        spread = jnp.einsum("g,gij->ij", model.weight, second + centred[:, :, None] * centred[:, None, :]) / size
-        extra = mean @ spread @ mean + jnp.trace(noisy @ spread)
-        own = w @ covariance @ w + sd_image**2 * (contrast @ gram @ contrast)
-        value, moved = (ndtr(w @ mean / jnp.sqrt(jnp.where(v > 0, v, 1.0))) for v in (own, own + extra))
+        centred = first - _small.einsum("g,gi->i", model.weight, first)[None, :]
+        spread = _small.einsum("g,gij->ij", model.weight, second + centred[:, :, None] * centred[:, None, :]) / size
+        extra = _small.einsum("ij,ij->", mean[:, None] * mean[None, :] + noisy, spread)
+        noise = _small.einsum("i,ij,j->", contrast, gram, contrast)
+        own = _small.einsum("i,ij,j->", w, covariance, w) + sd_image**2 * noise
+        score = _small.einsum("i,i->", w, mean)
+        value, moved = (ndtr(score / jnp.sqrt(jnp.where(v > 0, v, 1.0))) for v in (own, own + extra))
         large = (extra > own / 4) & (jnp.minimum(value, 1 - value) > LARGEST_MOVE)
         return (extra > 0) & ((jnp.abs(value - moved) > LARGEST_MOVE) | large)
 
@@ -374,13 +375,13 @@ def inverse_power(matrix: Float[Array, "l l"], power: Float[Array, ""]) -> tuple
     The derivative is that of a function of matrices (Daleckii and Krein), which equal eigenvalues do not disturb; it
     is not defined where the matrix is singular.
     """
-    values = jnp.linalg.eigvalsh(jax.lax.stop_gradient(matrix))
-    return _inverse_power(matrix, power), values[0] <= _least(values)
+    inverse, values = _inverse_power(matrix, power)
+    return inverse, -_small.largest(-values) <= _least(values)
 
 
 def _least(values: Array) -> Array:
     """Eigenvalues up to this count as 0."""
-    return 16 * len(values) * jnp.finfo(values.dtype).eps * jnp.abs(values).max()
+    return 16 * len(values) * jnp.finfo(values.dtype).eps * _small.largest(jnp.abs(values))
 
 
 def _of_eigenvalues(values: Array, power: Array) -> tuple[Array, Array]:
@@ -392,22 +393,29 @@ def _of_eigenvalues(values: Array, power: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def _inverse_power(matrix: Float[Array, "l l"], power: Float[Array, ""]) -> Float[Array, "l l"]:
-    values, vectors = jnp.linalg.eigh(matrix)
-    return (vectors * _of_eigenvalues(values, power)[0][None, :]) @ vectors.T
+def _inverse_power(matrix: Float[Array, "l l"], power: Float[Array, ""]) -> tuple[Float[Array, "l l"], Array]:
+    """matrix^-power, and the eigenvalues of the matrix without their derivative."""
+    values, vectors = _small.eigh(matrix)
+    return _diagonal_in(vectors, _of_eigenvalues(values, power)[0]), values
 
 
 @_inverse_power.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     (matrix, power), (d_matrix, d_power) = primals, tangents
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = _small.eigh(matrix)
     f, slope = _of_eigenvalues(values, power)
     gap = values[:, None] - values[None, :]
     # Where eigenvalues are close their divided difference is the mean slope, to second order in the gap.
-    close = jnp.abs(gap) <= jnp.finfo(values.dtype).eps ** (1 / 3) * jnp.abs(values).max()
+    close = jnp.abs(gap) <= jnp.finfo(values.dtype).eps ** (1 / 3) * _small.largest(jnp.abs(values))
     quotient = (f[:, None] - f[None, :]) / jnp.where(close, 1.0, gap)
     quotient = jnp.where(close, (slope[:, None] + slope[None, :]) / 2, quotient)
-    by_matrix = vectors @ (quotient * (vectors.T @ d_matrix @ vectors)) @ vectors.T
+    by_matrix = _small.product(vectors, quotient * _small.product(vectors.T, d_matrix, vectors), vectors.T)
     kept = values > _least(values)
-    by_power = (vectors * jnp.where(kept, -jnp.log(jnp.where(kept, values, 1.0)) * f, 0.0)[None, :]) @ vectors.T
-    return (vectors * f[None, :]) @ vectors.T, by_matrix + d_power * by_power
+    by_power = _diagonal_in(vectors, jnp.where(kept, -jnp.log(jnp.where(kept, values, 1.0)) * f, 0.0))
+    inverse = _diagonal_in(vectors, f)
+    return (inverse, values), (by_matrix + d_power * by_power, jnp.zeros_like(values))
+
+
+def _diagonal_in(vectors: Float[Array, "l l"], values: Float[Array, " l"]) -> Float[Array, "l l"]:
+    """The symmetric matrix of these eigenvectors, in columns, and eigenvalues."""
+    return _small.einsum("ik,k,jk->ij", vectors, values, vectors)
