@@ -37,7 +37,7 @@ from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 _NEWTON_STEPS = 60
 _ROOT_STEPS = 60
-_ROOT_TOLERANCE = 1e-12
+_ROOT_TOLERANCE = 1e-12, 100  # absolute, and in units of rounding
 _POINTS = 256
 
 
@@ -389,8 +389,9 @@ def info_nce_balanced_captions(
 
     ends = jnp.stack([jnp.zeros_like(model.p_spu), jnp.ones_like(model.p_spu)])
     end_ratios, _ = jax.vmap(optimum)(ends)
+    tolerance = max(_ROOT_TOLERANCE[0], _ROOT_TOLERANCE[1] * float(jnp.finfo(end_ratios.dtype).eps))
     # NaN compares as False and so gives no root. The tolerance keeps rounding from making one.
-    crosses = (end_ratios[0] * end_ratios[1] < 0) & (jnp.abs(end_ratios).max() > _ROOT_TOLERANCE)
+    crosses = (end_ratios[0] * end_ratios[1] < 0) & (jnp.abs(end_ratios).max() > tolerance)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         x, f, side, _, _, _, iteration = state
@@ -403,7 +404,7 @@ def info_nce_balanced_captions(
         return x.at[kept].set(guess), f.at[kept].set(value), kept, guess, value, shifted, iteration + 1
 
     def unfinished(state: tuple[Array, ...]) -> Array:
-        return crosses & (jnp.abs(state[4]) > _ROOT_TOLERANCE) & (state[6] < _ROOT_STEPS)
+        return crosses & (jnp.abs(state[4]) > tolerance) & (state[6] < _ROOT_STEPS)
 
     nan = jnp.full_like(model.p_spu, jnp.nan)
     start: tuple[Array, ...] = (

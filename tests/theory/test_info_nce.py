@@ -203,6 +203,16 @@ def test_balance_moves_up_with_noise_and_lies_above_the_whitened_formula(pi_core
             np.testing.assert_allclose(x.shifted, x.bound, rtol=1e-12)
 
 
+def test_balanced_captions_in_single_precision_end_at_rounding():
+    """The root is looked for until the ratio is 0 to rounding, which is coarser there."""
+    exact = balanced(BALANCE, captions(0.5), noise(6, 5, 0.3, 0.3), nodes=16)
+    with jax.enable_x64(False):
+        single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (BALANCE, captions(0.5), noise(6, 5, 0.3, 0.3)))
+        found = balanced(*single, nodes=16)
+    assert found.pi_spu.dtype == jnp.float32 and abs(found.pi_spu - exact.pi_spu) < 1e-3
+    assert abs(found.ratio) < 100 * np.finfo(np.float32).eps < 1e-3 < np.abs(found.end_ratios).min()
+
+
 def test_balanced_captions_are_a_joint_optimum():
     """No policy of a grid of both probabilities beats the bound, which every balanced one attains."""
     obs = noise(6, 5, 0.3, 0.3)
