@@ -26,7 +26,10 @@ def einsum(spec: str, *operands: Array) -> Array:
     """jnp.einsum, for a spec with "->" and no axis twice in an operand; written out if a sum has at most 4 terms."""
     inputs, output = spec.split("->")
     axes = inputs.split(",")
-    sizes = {a: size for names, x in zip(axes, operands, strict=True) for a, size in zip(names, x.shape, strict=True)}
+    pairs = [pair for names, x in zip(axes, operands, strict=True) for pair in zip(names, x.shape, strict=True)]
+    sizes = dict(pairs)
+    if len(sizes) < len(set(pairs)):
+        raise ValueError(f"{spec} needs operands of equal sizes, got {', '.join(str(x.shape) for x in operands)}.")
     summed = [a for a in sizes if a not in output]
     if math.prod(sizes[a] for a in summed) > _TERMS:
         return jnp.einsum(spec, *operands)
@@ -72,14 +75,16 @@ def largest(x: Float[Array, " l"]) -> Float[Array, ""]:
 def eigh(matrix: Float[Array, "l l"]) -> tuple[Float[Array, " l"], Float[Array, "l l"]]:
     """Eigenvalues of a symmetric matrix, in no order, and orthonormal eigenvectors, in columns.
 
-    Up to 4 x 4 by the rotations of Jacobi. Derivatives are not defined where eigenvalues coincide.
+    Up to 4 x 4 by the rotations of Jacobi. Derivatives are not defined where eigenvalues coincide. NaN, values and
+    vectors, of a matrix that has NaN or an infinity.
     """
     l = len(matrix)
     if l > _SIZE:
         return jnp.linalg.eigh(matrix)
-    scale = largest(jnp.abs(matrix).ravel())
-    scale = jnp.where(scale > 0, scale, 1.0)
-    unit = (matrix + matrix.T) / (2 * scale)
+    size = largest(jnp.abs(matrix).ravel())
+    scale = jnp.where(size > 0, size, 1.0)
+    unit = matrix / scale / 2
+    unit = unit + unit.T
     planes = list(itertools.combinations(range(l), 2))
 
     def sweep(_: Any, state: Any) -> Any:
@@ -104,7 +109,8 @@ def eigh(matrix: Float[Array, "l l"]) -> tuple[Float[Array, " l"], Float[Array, 
     a, v = ([[x[i, j] for j in range(l)] for i in range(l)] for x in (unit, eye))
     # A single rotation makes 2 x 2 diagonal.
     a, v = sweep(0, (a, v)) if l <= 2 else jax.lax.fori_loop(0, _SWEEPS, sweep, (a, v))
-    return scale * jnp.stack([a[i][i] for i in range(l)]), jnp.stack([jnp.stack(row) for row in v])
+    finite = jnp.where(jnp.isfinite(size), 1.0, jnp.nan).astype(matrix.dtype)
+    return finite * scale * jnp.stack([a[i][i] for i in range(l)]), finite * jnp.stack([jnp.stack(row) for row in v])
 
 
 @eigh.defjvp

@@ -32,20 +32,31 @@ def report(run: pathlib.Path, rows: int) -> str:
     """
     if run.is_file():
         return _ledger(run)
-    found = list(_folders(run))
+    found = list(_folders(run, set()))
     if not found:
         raise UsageError(f"{run} is not the folder of a run: neither it nor a folder in it has {' or '.join(_MARKS)}.")
-    return "\n".join(_run(folder, rows) for folder in found)
+    parts = []
+    for folder in found:
+        try:
+            parts.append(_run(folder, rows))
+        except UsageError:  # its config.json is another program's, or damaged
+            if folder == run:
+                raise
+            name = html.escape(str(folder))
+            parts.append(f"<h2>{name}</h2><p class=bad>Left out: its config.json is not that of a run, or damaged.</p>")
+    return "\n".join(parts)
 
 
-def _folders(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folders of runs at or below root, by name; what is inside a run's folder is the run's own."""
+def _folders(root: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
+    """The folders of runs at or below root, by name, each once; what is inside a run's folder is the run's own."""
+    if not root.is_dir() or (place := root.resolve()) in seen:
+        return
+    seen.add(place)
     if any((root / name).exists() for name in _MARKS):
         yield root
-    elif root.is_dir():
-        for inner in sorted(root.iterdir()):
-            if not inner.is_symlink():
-                yield from _folders(inner)
+        return
+    for inner in sorted(root.iterdir()):
+        yield from _folders(inner, seen)
 
 
 def _ledger(file: pathlib.Path) -> str:
@@ -86,7 +97,9 @@ def _settings(folder: pathlib.Path) -> list[str]:
         name, command = next((name, command) for name, command in _RECORDS.items() if (folder / name).exists())
         try:
             stored = json.loads((folder / name).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except KeyError:
+            return [f"<p class=bad>{name} has no settings: it is damaged, or an earlier version wrote it.</p>"]
+        except (OSError, ValueError, TypeError) as error:
             return [f"<p class=bad>{name} is damaged: {html.escape(repr(error))}</p>"]
         return [_list({k: v for k, v in stored.items() if v is not None}, command, {})]
     config = store.read_config(folder)

@@ -444,6 +444,7 @@ def test_sample_pairs_refuses_sizes_that_do_not_fit():
             sample_pairs(key, model, caps, obs, 4, Dictionaries(**wrong))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(("name", "masking"), [("intra", "mean"), ("inter", "named")])
 def test_jit_and_vmap_over_leaves_and_keys_equal_a_loop(name, masking):
     p, keys = np.array([0.1, 0.6, 1.0]), jax.random.split(jax.random.key(0), 3)

@@ -128,6 +128,7 @@ def _private(): ...
     assert without_example(module) == missing
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", (*PACKAGES, *MODULES))
 def test_examples(name):
     tests = examples(file_of(name).read_text(), name)

@@ -72,6 +72,7 @@ def points_of(intercept, drawn, seeds=3):
     return found
 
 
+@pytest.mark.costly
 def test_a_table_of_runs_is_read_at_matched_id(call, tmp_path):
     """Of the mean over sets, by seeds, as the engine has it; in percent too. Twin: without the seeds."""
     drawn = np.random.default_rng(0)

@@ -128,9 +128,21 @@ def test_folders_at_any_depth_and_the_audit_of_captions(runs, tmp_path, call):
     page = (tmp_path / "page.html").read_text()
     assert page.index("/a/deep/down</h2>") < page.index("/b/audit</h2>") and page.count("<h2>") == 2
     assert "captions_audit --captions=&quot;table.csv&quot;<" in page and "<td>cat</td>" in page
-    (audited / "audit.json").write_text("{}")
-    assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
-    assert "audit.json is damaged" in (tmp_path / "page.html").read_text()
+    for content, said in (("{}", "audit.json has no settings"), ("{", "audit.json is damaged")):
+        (audited / "audit.json").write_text(content)
+        assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
+        assert said in (tmp_path / "page.html").read_text()
+
+
+def test_another_program_s_folder_is_left_out_and_a_link_is_followed_once(runs, tmp_path, call):
+    (tmp_path / "all" / "foreign").mkdir(parents=True)
+    (tmp_path / "all" / "foreign" / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "all" / "latest").symlink_to(runs / "done")
+    (tmp_path / "all" / "round").symlink_to(tmp_path / "all")
+    assert call(tmp_path / "all", f"--out={tmp_path}/page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<h2>") == 2 and "/latest</h2>" in page and "Left out: its config.json is not" in page
+    assert_refused(call(tmp_path / "all" / "foreign", f"--out={tmp_path}/page.html"), "its config.json is damaged")
 
 
 def test_a_ledger_is_counted(tmp_path, call):
@@ -182,5 +194,5 @@ def test_a_run_without_results_is_unfinished_and_a_broken_file_does_not_end_the_
     (tmp_path / "done" / "lines.csv").write_text("seed,share\n4294967295,0.123456789\n")
     assert call(tmp_path, f"--out={tmp_path}/page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()
-    assert "Unfinished: nothing is measured yet." in page and "diagnosis.json is damaged" in page
+    assert "Unfinished: nothing is measured yet." in page and "diagnosis.json has no settings" in page
     assert "<td>4294967295</td><td>0.123457</td>" in page

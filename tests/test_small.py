@@ -91,3 +91,28 @@ def test_predictions_of_a_grid_of_small_mixtures_call_no_routine():
     assert routines(2, lambda model: mt.theory.mmcl_accuracy(model, None, obs, 500.0).by_group) == set()
     for l, expected in ((2, set()), (5, {"dot_general", "eigh"})):
         assert routines(l, lambda model: mt.theory.whitened_accuracy(model, None, obs).by_group) == expected
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_matrix_that_is_not_finite_has_no_eigenvectors(bad):
+    """Else a covariance that is not finite would be a rule without a direction, and so a coin."""
+    for place in ((0, 0), (0, 1)):
+        matrix = np.eye(2)
+        matrix[place] = matrix[place[::-1]] = bad
+        values, vectors = _small.eigh(matrix)
+        assert jnp.isnan(values).all() and jnp.isnan(vectors).all()
+    assert jnp.isfinite(_small.eigh(np.eye(2))[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_eigenvalues_at_the_ends_of_a_precision(dtype):
+    for scale in (0.4 * np.finfo(dtype).max, 4 * np.finfo(dtype).tiny):
+        matrix = (scale * np.array([[1.0, 0.5], [0.5, 1.0]])).astype(dtype)
+        values, vectors = _small.eigh(matrix)
+        np.testing.assert_allclose(np.sort(np.asarray(values) / scale), [0.5, 1.5], rtol=1e-6)
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-6)
+
+
+def test_operands_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"ij,jk->ik needs operands of equal sizes, got \(2, 3\), \(4, 2\)"):
+        _small.einsum("ij,jk->ik", np.ones((2, 3)), np.ones((4, 2)))

@@ -76,6 +76,7 @@ def check_counted(name, *, swapped=False, norm_squared=A**2 + B**2 + OUTSIDE**2,
         assert_mean_close(right[group], want, resolution=0.005)
 
 
+@pytest.mark.costly
 @over_models
 def test_accuracy_is_what_counting_finds(name):
     check_counted(name)
@@ -276,6 +277,7 @@ def test_flipping_the_spurious_weight_swaps_the_groups_and_scaling_changes_nothi
     np.testing.assert_allclose(numbers(exact(model, (A, B), 0.75, 0.8)), base, rtol=1e-12)
 
 
+@pytest.mark.costly
 @over_models
 @pytest.mark.parametrize(
     "transform", [jax.jit, pytest.param(lambda f: f, marks=pytest.mark.slow)], ids=["jit", "eager"]
@@ -307,6 +309,7 @@ def slopes_of(name):
     return jax.jit(jax.value_and_grad(accuracy, argnums=(0, 1, 2, 3)))
 
 
+@pytest.mark.costly
 @over_models
 @pytest.mark.parametrize("sd", [0.0, 0.5])
 def test_gradients_are_finite_and_those_of_differences(name, sd):

@@ -39,13 +39,42 @@ def by_fold(sums: GroupSums, m: int, groups: int) -> GroupSums:
     return dataclasses.replace(sums, **{name: x.reshape(m, groups, *x.shape[1:]) for name, x in shaped.items()})
 
 
+def own_scores(
+    name: str, fit: Fit, image: np.ndarray, text: np.ndarray, prompts: np.ndarray | None, group: np.ndarray,
+    classes: np.ndarray, unit: np.ndarray, fold: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Scores of each sample by a learner of the user's own, learnt from the other folds, (n, K).
+
+    Raises: ValueError for what is no function, or scores of another shape, or that are no finite numbers.
+    """
+    k = classes.max() + 1
+    scores = np.empty((len(image), k))
+    for f in range(fold.max() + 1):
+        mine = fold == f
+        x, t, g = image[~mine], text[~mine], group[~mine]
+        asked = prompts
+        if asked is None:
+            means = np.stack([np.asarray(t[g == i], float).mean(0) for i in range(len(classes))])
+            asked = means.reshape(k, -1, means.shape[1]).mean(1)
+        rule = fit(Training(x, t, classes[g], unit[~mine], asked, f))
+        if not callable(rule):
+            raise ValueError(f"{name} must return a function from images to scores, got {type(rule).__name__}.")
+        given = np.asarray(rule(image[mine]))
+        if given.shape != scores[mine].shape or given.dtype.kind not in "biuf":
+            got = f"{given.dtype} of shape {given.shape}"
+            raise ValueError(f"{name} must give scores of shape {scores[mine].shape}, numbers, got {got}.")
+        if not np.isfinite(given).all():
+            raise ValueError(f"{name} must give finite scores, got NaN or infinite ones in fold {f}.")
+        scores[mine] = given
+    return scores
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
     """The samples with their folds and groups, and the sums over both."""
 
     image: np.ndarray  # (n, d_i)
     text: np.ndarray  # (n, d_t)
-    unit: np.ndarray  # (n,)
     fold: np.ndarray  # (n,)
     group: np.ndarray  # (n,)
     units: np.ndarray  # (G,)
@@ -72,21 +101,6 @@ class Samples:
                 )
             mine = self.fold == f
             scores[mine] = (self.image[mine] - self.sums.image_origin) @ rules.T + offsets
-        return scores
-
-    def own_scores(self, name: str, fit: Fit) -> np.ndarray:
-        """The same by a learner of the user's own."""
-        label = self.classes[self.group]
-        scores = np.empty((len(self.image), self.classes.max() + 1))
-        for f in range(len(self.sums.size)):
-            mine, origin = self.fold == f, self.sums.text_origin
-            x, t, y, unit = (each[~mine] for each in (self.image, self.text, label, self.unit))
-            rule = fit(Training(x, t, y, unit, self.prompt(self.others(f)) + origin, f))
-            given = np.asarray(rule(self.image[mine]))
-            if given.shape != scores[mine].shape or not np.isfinite(given).all():
-                what = "others" if given.shape == scores[mine].shape else f"those of shape {given.shape}"
-                raise ValueError(f"{name} must give finite scores of shape {scores[mine].shape}, got {what}.")
-            scores[mine] = given
         return scores
 
     def prompt(self, others: GroupSums) -> np.ndarray:

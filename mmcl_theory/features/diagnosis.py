@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmcl_theory import _checks
-from mmcl_theory.features._cross_validation import Samples, SingularError, by_fold, divided
+from mmcl_theory.features._cross_validation import Samples, SingularError, by_fold, divided, own_scores
 from mmcl_theory.features._directions import fitted_mixture, leading_components
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Fit, Learner
 from mmcl_theory.features.moments import AS_IT_IS, CHUNK, Policy, group_sums
@@ -63,8 +63,8 @@ def diagnose(
         prompts: text features of a prompt for each class in sorted order, (K, d_t). None: the class means of the
             captions, with all attributes in equal parts.
         learners: by name: a `Learner`, fitted in closed form, or a function of one's own. The function is called once
-            for each fold with a `Training` and returns a function that gives images (m, d_i) their scores of the
-            classes, (m, K). It gets no advice.
+            for each fold with a `Training`, which has the features as they are given here, and returns a function that
+            gives images (m, d_i) their scores of the classes, (m, K). It gets no advice.
         shifted_weight: P*_g, one weight for each pair of class and attribute, of sum 1. None: all groups equal.
         units: what samples belong together, such as the image of several captions; folds do not divide them. None:
             samples with equal image features.
@@ -163,6 +163,8 @@ def diagnose(
         raise ValueError(f"cost must be two numbers, of the attribute and of other details, got {cost}.")
     m = _checks.integer("folds", folds, 2)
     fold = divided(group, unit, m, _checks.integer("seed", seed, 0))
+    classes = np.arange(groups) // num_attributes
+    given, x64 = (image, text, prompts), jax.config.read("jax_enable_x64")
     with jax.enable_x64(True):
         image, _, _ = _reduced("image", image, components)
         text, basis, middle = _reduced("text", text, components)
@@ -175,12 +177,13 @@ def diagnose(
                 raise ValueError(f"{name} features are too large for their squares.")
             if not np.trace(squares, axis1=1, axis2=2).sum() > 0:
                 raise ValueError(f"{name} features must differ from sample to sample.")
-        classes = np.arange(groups) // num_attributes
-        data = Samples(image, text, unit, fold, group, counts, sums, total, classes, prompts, shifted)
+        data = Samples(image, text, fold, group, counts, sums, total, classes, prompts, shifted)
         outcomes, right, advice, purchases = {}, {}, [], []
         for name, learner in learners.items():
             if not isinstance(learner, Learner):
-                outcomes[name], _ = data.outcome(data.own_scores(name, learner))
+                with jax.enable_x64(x64):  # a function of the caller's, in the caller's precision
+                    scores = own_scores(name, learner, *given, group, classes, unit, fold)
+                outcomes[name], _ = data.outcome(scores)
                 continue
             outcomes[name], right[name] = data.outcome(data.scores(learner, AS_IT_IS))
             advice += _advice(data, name, learner, outcomes[name], right[name], knobs)

@@ -2,7 +2,7 @@
 
 The features are image and text embeddings of pairs, with a class and an attribute (the background, say) for each.
 Linear MMCL, the whitened and the ridge rule (InfoNCE to second order), and least-squares SL are fitted in closed form
-and scored on held-out folds. So are the heads that --heads names, trained as `sims.features` trains them. Beside each
+and scored on held-out folds. So are the heads that --heads names, trained by the losses of `sims.features`. Beside each
 accuracy stands what Gaussian scores would give: where both agree, the theory of mixtures holds for these features. Then
 every knob of the closed forms is turned: how often captions name the attribute or other details, more weight on small
 groups, same-class weight, whitening, ridge, shrinkage.
@@ -70,7 +70,8 @@ def _define_flags() -> None:
     define("heads", (), f"heads to train and score too, of {', '.join(HEADS)}", names)
     define("head_width", 64, "width of their layers, >= 1", integer)
     define("head_layers", 3, "layers of a head, 1 to 10; 1: linear", integer)
-    define("head_epochs", 10, "passes over the training folds, >= 1", integer)
+    text = "passes over the training folds, >= 1; batches have 256 images, or an eighth of them if that is less"
+    define("head_epochs", 30, text, integer)
     text = "what pairs belong together, such as the image of several captions; none: equal images"
     define("units", None, text, optional(path))
     define(
@@ -78,7 +79,7 @@ def _define_flags() -> None:
     )
     define("components", 256, "principal components that wider features are reduced to, >= 1", integer)
     define("folds", 10, "folds, 2 to 100", integer)
-    define("seed", 0, "of the division into folds, in [0, 2^32)", integer)
+    define("seed", 0, "of the division into folds and of the heads, in [0, 2^32)", integer)
     text = "share of what captions cost now, above 0 and below 1: finds the best captions within it; none: no search"
     define("budget", None, text, optional(number))
     define("attribute_cost", 1.0, "cost of all mentions of the attribute, > 0", number)

@@ -14,39 +14,41 @@ from sims.features import heads
 from sims.features.config import Config
 from sims.features.sets import Scale, by_image, means
 
-_BLOCK = 32  # fewer shapes to compile: images beyond a multiple are left out, and rows to be scored are filled up
+_BLOCK = 256  # rows are filled up to a multiple with some that no image has: fewer shapes to compile
+_STEPS = 8  # of an epoch at least, by smaller batches where there are few images
 
 
 def fit(arm: str, config: Config, train: Training) -> Callable[[np.ndarray], np.ndarray]:
     """The scores that an arm, trained on these samples, gives to images: a learner for `mt.diagnose`.
 
-    config: its first width and number of epochs count; batches are no larger than the number of images.
+    config: its first width and number of epochs count; a batch is at most an eighth of the images.
     """
-    key_images, key_head = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), train.fold))
+    key = jax.random.fold_in(jax.random.key(config.seed), train.fold)
     order, first, count = by_image(train.unit)
-    if most := len(first) // _BLOCK * _BLOCK:
-        kept = np.sort(np.asarray(jax.random.permutation(key_images, len(first)))[:most])
-        order = np.concatenate([order[first[u] : first[u] + count[u]] for u in kept])
-        count = count[kept]
-        first = np.cumsum(count) - count
     image, text, label = train.image[order], train.text[order], train.label[order].astype(np.int32)
     images, texts = Scale.of("image", image), Scale.of("text", text)
-    class_text = texts(means(text, label))
+    class_text = texts(means(np.asarray(text, float), label))
+    label = _filled(label)
     arrays = {
-        "image": images(image), "text": texts(text), "label": label, "group": label, "first": first.astype(np.int32),
-        "count": count.astype(np.int32), "class_text": class_text, "group_text": class_text,
-        "prompts": texts(train.prompts),
+        "image": _filled(images(image)), "text": _filled(texts(text)), "label": label, "group": label,
+        "first": first.astype(np.int32), "count": count.astype(np.int32), "class_text": class_text,
+        "group_text": class_text, "prompts": texts(train.prompts),
     }  # fmt: skip
-    config = dataclasses.replace(config, batch_size=min(config.batch_size, len(first)))
+    config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(first) // _STEPS)))
     with jax.enable_x64(False):  # as `sims.features` trains
-        state = _fitted(arm, config, key_head, arrays)
+        state = _fitted(arm, config, key, arrays)
 
     def scores(image: np.ndarray) -> np.ndarray:
-        rows = np.resize(images(image), (-(-len(image) // _BLOCK) * _BLOCK, image.shape[1]))
         with jax.enable_x64(False):
-            return np.asarray(_scored(arm, config, state, arrays["prompts"], rows))[: len(image)]
+            found = _scored(arm, config, state, arrays["prompts"], _filled(images(image)))
+        return np.asarray(found)[: len(image)]
 
     return scores
+
+
+def _filled(rows: np.ndarray) -> np.ndarray:
+    """The rows, and as many of them again as fill up a multiple of _BLOCK."""
+    return np.resize(rows, (-(-len(rows) // _BLOCK) * _BLOCK, *rows.shape[1:]))
 
 
 def _point(config: Config) -> dict[str, Any]:

@@ -157,14 +157,17 @@ def draw(found: Diagnosis) -> Figure:
     """Accuracy of each learner by group, with the Gaussian prediction; below, the effects of changes on P*."""
     changes = changes_with_evidence(found, _MOST)
     tall = 0.26 * len(changes) + 1.0
-    figure = plt.figure(figsize=(9.5, 4.4 + tall * bool(changes)), layout="constrained", dpi=120)
+    learners = len(found.outcomes)
+    apart = min(0.16, 0.8 / learners)  # in a column; columns are 1 apart
+    size = 9.5 + 0.8 * max(0, learners - 5), 4.4 + tall * bool(changes)
+    figure = plt.figure(figsize=size, layout="constrained", dpi=120)
     parts = figure.subfigures(2, 1, height_ratios=[4.4, tall]) if changes else [figure]
     ax = parts[0].subplots()
     named = [(*group.split(", ", 1), n) for group, n in zip(found.groups, found.size, strict=True)]
     columns = [*(f"{c},\n{a}\n(n = {n})" for c, a, n in named), *(x.replace(", ", ",\n") for x in _WHERE.values())]
     for i, (name, outcome) in enumerate(found.outcomes.items()):
         colour, marker, label = look(name)
-        x = np.arange(len(columns)) + (i - (len(found.outcomes) - 1) / 2) * 0.16
+        x = np.arange(len(columns)) + (i - (learners - 1) / 2) * apart
         estimates = [outcome.group(g) for g in range(len(found.size))] + [outcome.at(where) for where in _WHERE]
         value = np.array([e.value for e in estimates])
         ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T

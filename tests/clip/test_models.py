@@ -90,6 +90,7 @@ def is_reference(kind, found):
     return [np.allclose(f, golden[f"{n}_features"], **CLOSE) for n, f in zip(("image", "text"), found, strict=False)]
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_and_losses_are_the_references(kind):
     image, text, logit_scale = features(kind)

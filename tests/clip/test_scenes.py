@@ -304,6 +304,7 @@ def no_sheet(monkeypatch):
     monkeypatch.setattr(generation, "sheet", lambda _: Blank())
 
 
+@pytest.mark.costly
 def test_layout_and_counts(made):
     wnids = [k.wnid for k in CLASSES]
     per = TINY.test

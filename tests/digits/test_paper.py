@@ -49,6 +49,7 @@ def value_and_gradient(apply, params, image):
     return value, back(2 * value)[0]  # the gradient of the sum of squares
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("side, plain", [(28, False), (28, True), (16, False)])
 def test_lenet_is_convolution_and_pooling_with_their_gradient(side, plain):
     rng = np.random.default_rng(0)
@@ -94,6 +95,7 @@ def test_vectors_are_the_paper_s_dictionary():
     assert not vectors.class_prompts(KINDS)[:, 1:].any() and not vectors.item_prompts()[:, 1:].any()
 
 
+@pytest.mark.costly
 def test_words_with_masking_mean_name_the_hue_always(source):
     words = captions.lexicon("builtin")
 

@@ -40,6 +40,7 @@ def outcomes(seeds, shares):
     return values
 
 
+@pytest.mark.costly
 def test_an_effect_is_of_runs_that_differ_in_one_setting_alone(tmp_path):
     a_run(tmp_path / "base", BASE, (0.6, 0.7))
     a_run(tmp_path / "deep" / "scaled", dataclasses.replace(BASE, pixels="0:1"), (0.5, 0.5))

@@ -102,6 +102,7 @@ def test_skipped_blocks_are_not_run_and_change_nothing():
         assert (some[region] == -1).all() if skip[block] else (some[region] == whole[region]).all()
 
 
+@pytest.mark.costly
 def test_sizes_are_whole_numbers_and_compiled_one_by_one():
     def kernel(key, point):
         assert isinstance(point["n"], int)
@@ -234,6 +235,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.costly
 def test_a_run_that_memory_cannot_hold_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"^a run of mmcl needs about .* GiB at these sizes; .*--memory_gb\)\.$"):
         experiment.run(TINY, tmp_path / "new", Options(memory_gb=1e-5))

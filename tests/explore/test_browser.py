@@ -129,6 +129,7 @@ def assert_shown(shown, numbers, p_spu, atol=ROUNDING):
     np.testing.assert_allclose([shown[part] for part in PARTS], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.costly
 def test_the_file_needs_no_other(file):
     text = pathlib.Path(file[0].removeprefix("file://")).read_text(encoding="utf-8")
     loads = Loads(text)

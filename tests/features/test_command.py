@@ -117,6 +117,7 @@ def command(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.costly
 def test_the_command_writes_a_report(files, command):
     code, out, err = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--folds=5", "--noadvice")
     assert code == 0 and out.rstrip().endswith("report.html") and "MMCL, linear loss: P, as in training" in out
@@ -137,13 +138,13 @@ def test_trained_heads_stand_beside_the_closed_forms(files, command):
     assert content["settings"]["heads"] == ["clip"] and content["settings"]["head_epochs"] == 20
 
 
-def _training(n, seed, shuffled=False):
-    """Images whose first two features tell the class, captions that tell it too; or captions of other images."""
+def _training(n, seed, swapped=False):
+    """Images whose first two features tell the class, and captions that tell it; or the other class."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, n)
     image = np.c_[(2 * label - 1)[:, None] + 0.7 * rng.normal(size=(n, 2)), rng.normal(size=(n, 3))]
-    text = np.c_[2 * label - 1 + 0.3 * rng.normal(size=n), rng.normal(size=(n, 2))]
-    text = rng.permutation(text) if shuffled else text
+    told = 1 - label if swapped else label
+    text = np.c_[2 * told - 1 + 0.3 * rng.normal(size=n), rng.normal(size=(n, 2))]
     prompts = np.array([[-1.0, 0, 0], [1, 0, 0]])
     return mt.features.Training(image, text, label, np.arange(n) // 2, prompts, 0)
 
@@ -159,14 +160,14 @@ def test_a_linear_head_is_logistic_regression():
     assert agree > 0.97 > 0.6 > (scores.argmax(1) == wanted.predict(test.image[::-1])).mean()
 
 
-def test_a_clip_head_learns_from_captions_and_not_from_those_of_other_images():
+def test_a_clip_head_learns_the_class_that_captions_tell():
     config = Config(width=(4,), layers=1, epochs=(20,), batch_size=50, learning_rate=0.02)
     test = _training(400, 2)
     right = [
-        (heads.fit("clip", config, _training(300, 1, shuffled))(test.image).argmax(1) == test.label).mean()
-        for shuffled in (False, True)
+        (heads.fit("clip", config, _training(300, 1, swapped))(test.image).argmax(1) == test.label).mean()
+        for swapped in (False, True)
     ]
-    assert right[0] > 0.9 and right[1] < right[0] - 0.2, right
+    assert right[0] > 0.9 > 0.1 > right[1], right
 
 
 def test_bad_input_writes_nothing(files, command, arrays):

@@ -178,13 +178,33 @@ def test_a_learner_of_one_s_own_sees_the_other_folds_alone():
     np.testing.assert_array_equal(found.outcomes["none"].by_group, 0.5)  # all tied
 
 
-@pytest.mark.parametrize(("scores", "said"), [
-    (lambda x: np.zeros((len(x), 3)), r"lazy must give finite scores of shape \(\d+, 2\), got those of shape \(\d+, 3"),
-    (lambda x: np.full((len(x), 2), np.nan), r"lazy must give finite scores of shape \(\d+, 2\), got others"),
+def test_a_learner_of_one_s_own_has_the_features_as_they_are_given(data):
+    """Not their components, not their types, not the precision of the diagnosis."""
+    image, text, label, attribute = data
+    wide = np.concatenate([image, np.random.default_rng(0).normal(size=image.shape)], 1).astype(np.float32)
+    prompts = np.random.default_rng(1).normal(size=(2, text.shape[1]))
+
+    def spy(train):
+        assert train.image.dtype == np.float32 and train.image.shape[1] == wide.shape[1] > 3
+        np.testing.assert_array_equal(train.prompts, prompts)
+        assert jnp.zeros(1).dtype == jnp.float32
+        return lambda x: x[:, :2]
+
+    with jax.enable_x64(False):
+        mt.diagnose(wide, text, label, attribute, prompts=prompts, learners={"spy": spy}, folds=2, components=3)
+    with pytest.raises(AssertionError):
+        mt.diagnose(wide, text, label, attribute, prompts=prompts, learners={"spy": spy}, folds=2, components=3)
+
+
+@pytest.mark.parametrize(("rule", "said"), [
+    (lambda x: np.zeros((len(x), 3)), r"lazy must give scores of shape \(\d+, 2\), numbers, got float64"),
+    (lambda x: np.full((len(x), 2), "a"), r"lazy must give scores of shape \(\d+, 2\), numbers, got <U1"),
+    (lambda x: np.full((len(x), 2), -np.inf), "lazy must give finite scores, got NaN or infinite ones in fold 0."),
+    (None, "lazy must return a function from images to scores, got NoneType."),
 ])  # fmt: skip
-def test_scores_that_are_none_are_refused(scores, said, data):
+def test_scores_that_are_none_are_refused(rule, said, data):
     with pytest.raises(ValueError, match=said):
-        mt.diagnose(*data, learners={"lazy": lambda train: scores}, folds=2)
+        mt.diagnose(*data, learners={"lazy": lambda train: rule}, folds=2)
 
 
 def test_the_regimes_and_the_advice_are_those_of_the_model(found):

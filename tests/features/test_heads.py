@@ -182,6 +182,7 @@ def test_the_closed_form_is_that_of_the_library(config, point):
         assert np.argmax(one, 1).tolist() != wrong.tolist()
 
 
+@pytest.mark.costly
 def test_training_is_plain_gradient_descent_on_the_loss(config, point):
     """With one batch of all images an epoch, the order does not matter, and a loop of optax gives the same."""
     train = config.data.train

@@ -333,6 +333,7 @@ def finished(tmp_path_factory):
         return folder, config, experiment.run(config, folder / "out")
 
 
+@pytest.mark.costly
 def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
     data = finished[2]
     assert data.accuracy_measured.dims == ("learner", "seed", "x", "accuracy_in")

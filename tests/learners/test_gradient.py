@@ -194,6 +194,7 @@ def test_full_batch_descent(name):
     np.testing.assert_array_equal(again.image, trained.image)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("name", ["linear_mmcl", "info_nce", "siglip", "spectral"])
 def test_minibatches_descend(name):
     """On batches of 8 the loss of the whole sample falls too."""

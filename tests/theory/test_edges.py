@@ -295,6 +295,7 @@ def test_whitening_where_both_features_have_one_variance(name, changes):
     assert_slopes(FUNCTIONS[name], end(changes), LOWER, UPPER, step=1e-5)
 
 
+@pytest.mark.costly
 def test_slopes_of_a_jump_are_nan():
     """Without noise and variance at p = 1 both features say the same: half of the conflicting group is right."""
 
@@ -310,6 +311,7 @@ def test_slopes_of_a_jump_are_nan():
     assert value[1] == 1 and (slopes == 0).all()
 
 
+@pytest.mark.costly
 def test_rank_one_at_equal_singular_values_has_no_slope():
     """Each of two rules is a minimiser; which one is judged is arbitrary."""
     x = {"p": 0.5, "s_c": 0.5, "s_s": 0.5, "pi_c": 1.0, "pi_s": 1.0}

@@ -138,6 +138,7 @@ def test_a_group_that_does_not_occur_does_not_count():
     assert found.by_group[2] < 1e-6
 
 
+@pytest.mark.costly
 def test_label_shift_alone_changes_accuracies_only_by_weights():
     """Weights of P* within classes kept: every group is classified as before."""
     model = example()

@@ -142,6 +142,7 @@ def test_units_do_not_matter():
     np.testing.assert_allclose(rule[1] * 7, rule[0], rtol=1e-11)
 
 
+@pytest.mark.costly
 def test_dimension_enters_through_noise_per_coordinate_and_n_over_d_only():
     want = predict(0.9, 0.8, 0.3, 700, DIM, 8.0)[0]
     k = LARGE // DIM
