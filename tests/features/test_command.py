@@ -3,6 +3,7 @@
 import json
 import signal
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import sklearn.linear_model
@@ -234,6 +235,17 @@ def test_the_report_says_where_gaussian_scores_agree(predicted, n, said):
     outcome = an_outcome([0.9, 0.7, 0.7, 0.9], predicted, n)
     found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), {"mmcl": outcome}, (), (), MODEL, np.zeros(2))
     assert said in report._gaussian(found, "mmcl")
+
+
+@pytest.mark.parametrize("learners", [1, 4, 11])
+def test_learners_keep_to_their_column_of_the_figure(learners):
+    outcomes = {str(i): an_outcome([0.9, 0.7, 0.7, 0.9], [0.8] * 4, 100) for i in range(learners)}
+    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, 100), outcomes, (), (), MODEL, np.zeros(2))
+    figure = report.draw(found)
+    places = [line.get_xdata() for line in figure.axes[0].lines if line.get_color() == "black"]
+    assert len(places) == learners and np.ptp(places, axis=0).max() < 0.9
+    assert learners == 1 or np.ptp(places, axis=0).min() > 0.3
+    plt.close(figure)
 
 
 def test_the_best_gain_and_the_worst_loss_of_a_knob_are_shown():
