@@ -86,6 +86,7 @@ def routines(l, predict):
     return {name for name in ("dot_general", "eigh") if f" {name}[" in text}
 
 
+@pytest.mark.costly
 def test_predictions_of_a_grid_of_small_mixtures_call_no_routine():
     obs = mt.observation(300, 240)
     assert routines(2, lambda model: mt.theory.mmcl_accuracy(model, None, obs, 500.0).by_group) == set()

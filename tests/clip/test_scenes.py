@@ -449,6 +449,7 @@ def test_write_captions_names_what_the_policy_says(made, tmp_path):
     assert not (tmp_path / "no.json").exists()
 
 
+@pytest.mark.costly
 def test_what_was_stopped_is_finished_and_what_is_done_is_left(made, tmp_path, no_sheet, monkeypatch):
     root, draw, drawn = tmp_path / "s", scenes.draw, []
 
@@ -474,6 +475,7 @@ def test_what_was_stopped_is_finished_and_what_is_done_is_left(made, tmp_path, n
     assert generation.read_config(root) == TINY
 
 
+@pytest.mark.costly
 def test_overwrite_removes_its_own_files_only(tmp_path, no_sheet, monkeypatch):
     root, few = tmp_path / "s", dataclasses.replace(LEAST, train=20)
     generation.make(root, few)

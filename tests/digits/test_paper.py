@@ -112,6 +112,7 @@ def test_words_with_masking_mean_name_the_hue_always(source):
     assert not any("background" in words.decode(row) for row in other)
 
 
+@pytest.mark.costly
 def test_a_training_set_is_drawn_once_on_plain_colours(source):
     point = a_point(source, p_spu=0.75)
     drawn = jax.jit(training.training_set, static_argnums=(0, 1))

@@ -38,6 +38,7 @@ def assert_share(found, expected, alpha=1e-6):
         assert scipy.stats.binomtest(round(float(share) * N), N, expected).pvalue > alpha, (share, expected)
 
 
+@pytest.mark.costly
 def test_groups_have_their_shares(seen):
     assert_share((np.asarray(seen.label) == 1).mean(), 0.5)
     aligned = np.asarray(seen.label) == np.asarray(seen.attribute)
@@ -65,6 +66,7 @@ def test_items_are_of_the_labels_kind_and_small_digits_of_either(seen):
     assert set(small[there]) == set(range(10))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("once", [False, True])
 def test_the_digit_predicts_the_label_with_the_core_s_accuracy(source, once):
     """Colours, and what captions name, go with the label; a digit of the other class leaves no trace in the image."""
@@ -99,6 +101,7 @@ def test_captions_name_the_digit_of_a_noisy_label(seen):
     assert written(noisy, 1, 1, 1)[0] == told(dataclasses.replace(noisy, item=named), 0) != told(seen, 0)
 
 
+@pytest.mark.costly
 def test_contrast_brings_the_hues_together(source):
     for contrast in (1.0, 0.25, 0.0):
         found = draw(8, source.train, 0.5, hue_contrast=contrast)
@@ -108,6 +111,7 @@ def test_contrast_brings_the_hues_together(source):
         np.testing.assert_allclose(apart[0] - apart[1], wanted, atol=6 * 0.035 / (N / 4) ** 0.5)
 
 
+@pytest.mark.costly
 def test_every_image_of_a_kind_is_equally_likely(source):
     few = jax.tree.map(lambda x: x, source.train)
     keep = np.r_[0:4, int(few.low) : int(few.low) + 4]

@@ -239,6 +239,7 @@ def test_an_interrupt_says_what_stays(command, monkeypatch, tmp_path, done):
     assert ("results so far are kept" if done else "nothing is stored yet") in err.splitlines()[-1]
 
 
+@pytest.mark.costly
 def test_a_full_disk_exits_with_1_and_one_line(command, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

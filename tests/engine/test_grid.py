@@ -62,6 +62,7 @@ def test_blocks_tile_the_runs(seeds, lengths):
         assert blocks * np.prod(plan.block_shape) <= 2 * runs + 16
 
 
+@pytest.mark.costly
 def test_every_run_has_its_own_draws_at_its_own_cell():
     plan = a_grid()
     values = run(plan)
@@ -71,6 +72,7 @@ def test_every_run_has_its_own_draws_at_its_own_cell():
     np.testing.assert_array_equal(values[0], values[1])  # two learners see the same draws
 
 
+@pytest.mark.costly
 def test_a_runs_draws_are_those_of_its_cell_and_seed():
     values = run(a_grid())
     for seed, i, j in ((0, 0, 0), (6, 2, 4), (3, 1, 2)):

@@ -125,6 +125,7 @@ def test_a_killed_block_goes_on_after_its_last_stage(tmp_path, monkeypatch, save
     assert len(calls) == len(STAGES) * blocks - saves
 
 
+@pytest.mark.costly
 def test_a_checkpoint_is_what_the_run_goes_on_from(tmp_path):
     """The state on disk counts: another one gives other outcomes."""
     with pytest.raises(Killed):
@@ -300,6 +301,7 @@ def test_a_stage_that_fails_is_marked(tmp_path):
     assert np.isnan(lacks[:, :, 1, 1]).all()
 
 
+@pytest.mark.costly
 def test_a_dry_run_of_a_finished_folder_changes_nothing(tmp_path, capsys):
     measure(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}

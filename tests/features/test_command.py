@@ -129,6 +129,7 @@ def test_the_command_writes_a_report(files, command):
     assert (files / "out" / "report.html").exists()
 
 
+@pytest.mark.costly
 def test_trained_heads_stand_beside_the_closed_forms(files, command):
     flags = "--folds=3", "--noadvice", "--learners=mmcl", "--head_epochs=20", "--head_layers=1", "--head_width=8"
     code, out, _ = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--heads=clip", *flags)
@@ -161,6 +162,7 @@ def test_a_linear_head_is_logistic_regression():
     assert agree > 0.97 > 0.6 > (scores.argmax(1) == wanted.predict(test.image[::-1])).mean()
 
 
+@pytest.mark.costly
 def test_a_clip_head_learns_the_class_that_captions_tell():
     config = Config(width=(4,), layers=1, epochs=(20,), batch_size=50, learning_rate=0.02)
     test = _training(400, 2)

@@ -514,6 +514,7 @@ def nuisance(seed, k, g, eta, h, n=3000):
     return *(np.stack(both, 1) for both in zip(signal, other, strict=True)), y, a
 
 
+@pytest.mark.costly
 def test_what_is_found_first_is_by_the_criteria_of_x7():
     """In random models no verdict is against the criterion, and most are told; twin: the criteria of another method."""
     rng = np.random.default_rng(0)

@@ -217,6 +217,7 @@ def test_truncated_accuracy_has_a_limit_without_noise(which):
         np.testing.assert_allclose(limit, pure, rtol=1e-12)
 
 
+@pytest.mark.costly
 def test_all_within_nothing_is_a_tie():
     """Only contrasts within classes, and captions that do not vary there: nothing is learnt, at any rounding."""
     rng = np.random.default_rng(0)

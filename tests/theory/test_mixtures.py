@@ -211,6 +211,7 @@ class Tripled(Subclass):
         return dataclasses.replace(change(self, IntraClass), mu_spu=3 * self.mu_spu).as_mixture()
 
 
+@pytest.mark.costly
 def test_a_model_of_ones_own_is_predicted_by_its_mixture():
     model = mt.intra_class(0.9, 1.0, 0.1, 1.0, 0.5)
 

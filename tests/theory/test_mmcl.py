@@ -108,6 +108,7 @@ over_models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 over_prompts = pytest.mark.parametrize("prompts", ["core", "train_mean"])
 
 
+@pytest.mark.costly
 @over_models
 @over_prompts
 def test_neutral_weight_and_full_rank_change_nothing(model, prompts):
@@ -185,6 +186,7 @@ def test_one_pair_is_decided_by_the_sign_of_its_score():
     np.testing.assert_array_equal(accuracy(one).worst == 1, [[True, False]] * 2)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("m", "p", "alpha", "beta", "beta_spu"),
     [(40, 1.0, 1.0, 0.3, 0.2), (60, 1.0, 1.5, 0.3, 0.3), (400, 0.8, 2.0, 0.2, 0.5), (400, 0.2, 2.0, 0.2, 0.5)],
