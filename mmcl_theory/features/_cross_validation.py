@@ -34,6 +34,7 @@ def divided(group: np.ndarray, unit: np.ndarray, m: int, seed: int) -> np.ndarra
 
 
 def by_fold(sums: GroupSums, m: int, groups: int) -> GroupSums:
+    """Sums over m x groups groups, folds slowest, with an axis for each: (M, G, ...)."""
     names = [field.name for field in dataclasses.fields(sums) if not field.name.endswith("origin")]
     shaped = {name: getattr(sums, name) for name in names}
     return dataclasses.replace(sums, **{name: x.reshape(m, groups, *x.shape[1:]) for name, x in shaped.items()})
@@ -47,7 +48,7 @@ def own_scores(
 
     Raises: ValueError for what is no function, or scores of another shape, or that are no finite numbers.
     """
-    k = classes.max() + 1
+    k = int(classes.max()) + 1
     scores = np.empty((len(image), k))
     for f in range(fold.max() + 1):
         mine = fold == f
@@ -55,7 +56,7 @@ def own_scores(
         asked = prompts
         if asked is None:
             means = np.stack([np.asarray(t[g == i], float).mean(0) for i in range(len(classes))])
-            asked = means.reshape(k, -1, means.shape[1]).mean(1)
+            asked = _of_classes(means, k)
         rule = fit(Training(x, t, classes[g], unit[~mine], asked, f))
         if not callable(rule):
             raise ValueError(f"{name} must return a function from images to scores, got {type(rule).__name__}.")
@@ -67,6 +68,11 @@ def own_scores(
             raise ValueError(f"{name} must give finite scores, got NaN or infinite ones in fold {f}.")
         scores[mine] = given
     return scores
+
+
+def _of_classes(means: np.ndarray, k: int) -> np.ndarray:
+    """The mean of each class, (K, d), from those of its groups, (G, d): all attributes in equal parts."""
+    return means.reshape(k, -1, means.shape[1]).mean(1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +114,7 @@ class Samples:
         if self.prompts is not None:
             return self.prompts - self.sums.text_origin
         means = others.text / others.size[:, None]
-        return means.reshape(self.classes.max() + 1, -1, means.shape[1]).mean(1)
+        return _of_classes(means, int(self.classes.max()) + 1)
 
     def right(self, scores: np.ndarray) -> np.ndarray:
         """Whether the own class has the highest score, (n,); classes that are tied at the top share it."""

@@ -1,4 +1,4 @@
-"""Heads trained on the folds of a diagnosis, as `sims.features` trains them, beside its closed forms."""
+"""Heads trained on the folds of a diagnosis, by the losses of `sims.features`, beside its closed forms."""
 
 import dataclasses
 import functools
@@ -12,9 +12,10 @@ import numpy as np
 from mmcl_theory.features import Training
 from sims.features import heads
 from sims.features.config import Config
-from sims.features.sets import Scale, by_image, means
+from sims.features.sets import training
 
 _BLOCK = 256  # rows are filled up to a multiple with some that no image has: fewer shapes to compile
+_BY_ROW = ("image", "text", "label", "group")
 _STEPS = 8  # of an epoch at least, by smaller batches where there are few images
 
 
@@ -24,17 +25,11 @@ def fit(arm: str, config: Config, train: Training) -> Callable[[np.ndarray], np.
     config: its first width and number of epochs count; a batch is at most an eighth of the images.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), train.fold)
-    order, first, count = by_image(train.unit)
-    image, text, label = train.image[order], train.text[order], train.label[order].astype(np.int32)
-    images, texts = Scale.of("image", image), Scale.of("text", text)
-    class_text = texts(means(np.asarray(text, float), label))
-    label = _filled(label)
-    arrays = {
-        "image": _filled(images(image)), "text": _filled(texts(text)), "label": label, "group": label,
-        "first": first.astype(np.int32), "count": count.astype(np.int32), "class_text": class_text,
-        "group_text": class_text, "prompts": texts(train.prompts),
-    }  # fmt: skip
-    config = dataclasses.replace(config, batch_size=max(2, min(config.batch_size, len(first) // _STEPS)))
+    text = np.asarray(train.text, float)
+    prepared, images, _ = training(train.image, text, train.label, train.label, train.unit, train.prompts)
+    arrays = {k: _filled(x) if k in _BY_ROW else x for k, x in vars(prepared).items()}
+    batch_size = max(2, min(config.batch_size, len(prepared.first) // _STEPS))
+    config = dataclasses.replace(config, batch_size=batch_size)
     with jax.enable_x64(False):  # as `sims.features` trains
         state = _fitted(arm, config, key, arrays)
 

@@ -139,24 +139,11 @@ def load(config: Config) -> Data:
     assert train.text is not None  # `_read` needs it of a training set
     text = np.asarray(train.text, np.float64)
     pairs, group = np.unique(label * number + attribute, return_inverse=True)
-    class_text, group_text = means(text, label), means(text, group)
     # A class's mean text, with its attributes in equal parts.
-    prompts = means(group_text, pairs // number)
+    prompts = _means(_means(text, group), pairs // number)
     if train.prompts is not None and config.prompts == "file":
         prompts = _prompts(train, classes, text.shape[1])
-    order, first, count = by_image(unit)
-    images, texts = Scale.of("image", train.image), Scale.of("text", text)
-    found = Train(
-        image=images(train.image[order]),
-        text=texts(text[order]),
-        label=label[order].astype(np.int32),
-        group=group[order].astype(np.int32),
-        first=first.astype(np.int32),
-        count=count.astype(np.int32),
-        class_text=texts(class_text),
-        group_text=texts(group_text),
-        prompts=texts(prompts),
-    )
+    found, images, texts = training(train.image, text, label, group, unit, prompts)
     joint = _joint(train.labels, train.attributes)
     sets = []
     for name, raw in zip((ID, *(name for name, _ in config.ood)), (own, *rest), strict=True):
@@ -246,11 +233,25 @@ def _units(raw: _Raw) -> np.ndarray:
     return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in np.ascontiguousarray(raw.image)])
 
 
-def by_image(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The order that puts each image's rows together; where each image begins in it, and its number of rows."""
+def training(
+    image: np.ndarray, text: np.ndarray, label: np.ndarray, group: np.ndarray, unit: np.ndarray, prompts: np.ndarray
+) -> tuple[Train, "_Scale", "_Scale"]:
+    """The training set of these rows, and the scales of images and texts. Raises: UsageError if one does not vary."""
     order = np.argsort(unit, kind="stable")
     _, first, count = np.unique(unit[order], return_index=True, return_counts=True)
-    return order, first, count
+    images, texts = _Scale.of("image", image), _Scale.of("text", text)
+    found = Train(
+        image=images(image[order]),
+        text=texts(text[order]),
+        label=label[order].astype(np.int32),
+        group=group[order].astype(np.int32),
+        first=first.astype(np.int32),
+        count=count.astype(np.int32),
+        class_text=texts(_means(text, label)),
+        group_text=texts(_means(text, group)),
+        prompts=texts(prompts),
+    )
+    return found, images, texts
 
 
 def _one_row_an_image(raw: _Raw) -> _Raw:
@@ -289,7 +290,7 @@ def _attributes(values: np.ndarray | None, rows: int) -> tuple[np.ndarray, int]:
     return number, len(kinds)
 
 
-def means(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+def _means(x: np.ndarray, group: np.ndarray) -> np.ndarray:
     """The mean row of each group, (G, d); groups are 0..G-1."""
     sums = np.zeros((group.max() + 1, x.shape[1]))
     np.add.at(sums, group, x)
@@ -304,14 +305,14 @@ def _index(labels: np.ndarray, classes: Names) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scale:
+class _Scale:
     """x -> (x - mean) / size, in float32."""
 
     mean: np.ndarray
     size: float
 
     @classmethod
-    def of(cls, name: str, x: np.ndarray) -> "Scale":
+    def of(cls, name: str, x: np.ndarray) -> "_Scale":
         """With the mean and the root mean square of these features. Raises: UsageError if they do not vary."""
         x = np.asarray(x, np.float64)
         mean = x.mean(0)
