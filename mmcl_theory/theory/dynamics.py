@@ -10,9 +10,14 @@ from jaxtyping import Array, Float
 
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
-from mmcl_theory.data import Captions, IntraClass, Observation, captions, moments
+from mmcl_theory._slopes import undefined_slope
+from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Model, Observation, moments
+from mmcl_theory.data.batches import over_batches
+from mmcl_theory.data.captions import is_pair_model, pair_captions, second_moments
+from mmcl_theory.data.protocol import exactly, prompts_of
+from mmcl_theory.theory import mixtures
 from mmcl_theory.theory.mmcl import pair_prompt
-from mmcl_theory.zero_shot import GroupAccuracy, linear_rule_accuracy
+from mmcl_theory.zero_shot import PROMPTS, GroupAccuracy, linear_rule_accuracy
 
 _SMALL = 1e-4  # for smaller |x| the series of (exp x - 1)/x has an error of x^3/24 < 1e-13
 
@@ -61,35 +66,43 @@ def mode_strength(
 
 
 def training_accuracy(
-    model: IntraClass,
-    caps: Captions | None = None,
+    model: Model,
+    caps: Captions | GroupCaptions | None = None,
     obs: Observation | None = None,
     *,
     time: Scalar,
     rho: Scalar = 1.0,
     initial: Scalar = 1e-3,
-    prompts: str = "core",
-) -> GroupAccuracy:
+    prompts: mixtures.Prompts = "core",
+) -> GroupAccuracy | AccuracyByGroup:
     """Accuracy, by group, after time t of gradient flow on the population's linear loss from small aligned encoders.
 
         w(t) = sum_k om_k(t) u_k (v_k . p),  om_k by `mode_strength`
 
-    t = 0 gives om_0 times the projection of p on the modes. t -> inf gives `mmcl_accuracy`(model, caps, obs).
+    t = 0 gives om_0 times the projection of p on the modes. t -> inf gives `mmcl_accuracy`(model, caps, obs). A mixture
+    has such a rule for each class, with the class's prompt p, and the accuracy is that of their argmax.
+
+    This is the limit of many samples. The error of n samples in a mode that has grown is of order om/sqrt(n), and hides
+    modes that are weaker than this: early in training n must be large.
 
     Args:
-        model: intra-class model; all leaves and times broadcast.
-        caps: caption policy; None for rich captions.
+        model: intra-class model, or mixture; all leaves and times broadcast.
+        caps: caption policy, `group_captions` of a mixture; None for rich captions.
         obs: observation; None for no noise.
         time: t, finite and >= 0; steps times learning rate.
         rho: strength of the regulariser, finite and > 0.
         initial: om_0, finite and > 0.
-        prompts: "core" or "train_mean", see `latent_prompts`.
+        prompts: "core" or "train_mean", see `latent_prompts`; of a mixture also the latent codes, (..., K, l).
 
     Returns:
-        The accuracies, of the broadcast shape.
+        The accuracies, of the broadcast shape. Where C is singular, the null directions that start with strength om_0
+        are those of the singular value decomposition. Of a mixture, derivatives are NaN there and where two singular
+        values coincide.
 
     Raises:
         ValueError: for values out of range.
+        TypeError: for a model that does not say what is needed of its law, see `LatentModel`, and for the inter-class
+            model.
 
     Example:
         It ends at the accuracy of the minimiser:
@@ -104,7 +117,15 @@ def training_accuracy(
 
     Source: X6.  Check: proofs_checks/x6.py.
     """
-    zu = moments(model, caps or captions()).zu
+    if not is_pair_model(model):
+        strengths = [_checks.real("time", time, "finite and >= 0")]
+        strengths += [_checks.real(name, x, "finite and > 0") for name, x in (("rho", rho), ("initial", initial))]
+        cross, prompt = second_moments(model, caps)[1], prompts_of(model, prompts)
+        rules = over_batches(_trained_rules, (cross, 2), (prompt, 2), *((x, 0) for x in strengths))
+        return mixtures.accuracy_in_the_span(model, rules, obs)
+    exactly(model, IntraClass)
+    prompts = _checks.choice("prompts", prompts, PROMPTS)
+    zu = moments(model, pair_captions(caps)).zu
     prompt = pair_prompt(model, prompts)
     arrays = [jnp.asarray(x, zu.dtype) for x in (time, rho, initial)]
     batch = jnp.broadcast_shapes(zu.shape[:-2], prompt.shape[:-1], *(x.shape for x in arrays))
@@ -137,3 +158,14 @@ def _trained_rule(
     cofactor = jnp.array([[zu[1, 1], -zu[1, 0]], [-zu[0, 1], zu[0, 0]]])
     near = (even * zu + jnp.sign(determinant) * odd * cofactor) @ prompt
     return jnp.where(close, near, far)
+
+
+def _trained_rules(
+    cross: Float[Array, "l m"], prompt: Float[Array, "c m"], time: Array, rho: Array, initial: Array
+) -> Float[Array, "c l"]:
+    """P W^T with W = sum_k om_k u_k v_k^T."""
+    left, values, right = jnp.linalg.svd(cross)
+    least = 16 * len(cross) * jnp.finfo(cross.dtype).eps * values[0]
+    unclear = (values[:-1] - values[1:] <= least).any() | (values[-1] <= least)
+    strength = mode_strength(time, values, rho, initial)
+    return undefined_slope(prompt @ (right.T * strength[None, :]) @ left.T, unclear)

@@ -9,16 +9,17 @@ Axes are numbers of the file by path. G, K and J are numbers from 0, or names th
     groups.G.weight  classes.K.weight           also .shifted_weight
     groups.G.mean.J  groups.G.variance.J  groups.G.covariance.J.J  groups.G.captions.mention.J
     captions.mention.J                          also base, wrong and blur; without J all coordinates
-    observation.sigma_image  n  same_class_weight  embed_dim  theta  kappa
+    observation.sigma_image  n  same_class_weight  embed_dim  theta  kappa  time
 
 A group's weight changes at the weight of its class: the other groups of the class take up the change in proportion. If
 it is alone in its class, all other groups do. classes.K.weight keeps the proportions within every class and between the
 others. Of a Python file the paths are its parameters, and those of the last line. With --y two numbers span a map;
 --fine=1001 predicts a million cells of it.
 
-Learners: mmcl (linear loss; n samples, same_class_weight, embed_dim), whitened (theta), ridge (kappa), supervised
-(max-margin, two classes), probe (least squares on the linear loss's image encoder; embed_dim). The predictions for
-whitened, ridge and probe are of the population; that for supervised is the limit of many samples and dimensions.
+Learners: mmcl (linear loss; n samples, same_class_weight, embed_dim), early_stopped (the same loss after gradient flow
+of this time from small aligned encoders), whitened (theta), ridge (kappa), supervised (max-margin, two classes), probe
+(least squares on the linear loss's image encoder; embed_dim). The predictions for early_stopped, whitened, ridge and
+probe are of the population; that for supervised is the limit of many samples and dimensions.
 
     python -m sims.sweep_model --model=examples/models/three_classes.yaml --x=captions.mention.background=0:1:6
     python -m sims.sweep_model --model=examples/models/label_shift.yaml --x=classes.1.weight=0.05:0.95:4 \\
@@ -40,6 +41,7 @@ _TEXTS = {
     "embed_dim": "embedding size of mmcl and of probe's encoder, 1 to the number of latents; none: no limit",
     "theta": "whitening of `whitened`, in [0, 1]. Default: 1",
     "kappa": "ridge of `ridge`, >= 0. Default: 1",
+    "time": "training time of `early_stopped`, steps times learning rate, in [0, 100]. Default: 5",
 }
 _FLAGS = (*OBSERVATION, *SETTINGS)
 

@@ -15,7 +15,7 @@ from sims.sweep_model import model_file
 from sims.sweep_model.config import Config, check_classes
 from sims.sweep_model.model_file import BASES, CAPTIONS, Spec
 
-_NUMBERS = ("sigma_image", "sigma_text", "n", "theta", "kappa", "same_class_weight")
+_NUMBERS = ("sigma_image", "sigma_text", "n", "theta", "kappa", "time", "same_class_weight")
 
 
 class Cells(NamedTuple):
@@ -38,6 +38,7 @@ class Cell:
     embed_dim: int | None
     theta: jax.Array
     kappa: jax.Array
+    time: jax.Array
     same_class_weight: jax.Array | None
 
     @property
@@ -152,6 +153,7 @@ def assemble(config: Config, tree: Any, leaves: list[Any], sizes: Mapping[str, i
         embed_dim=None if embed_dim is None else int(embed_dim),
         theta=numbers["theta"],
         kappa=numbers["kappa"],
+        time=numbers["time"],
         same_class_weight=numbers.get("same_class_weight"),
     )
 

@@ -128,7 +128,8 @@ class Config:
         for name in ("y", "fine"):  # not in the folders of earlier runs
             if fields[name] == getattr(Config, name):
                 del fields[name]
-        return {"command": "sweep_model", **fields, "model": self.spec, "file": pathlib.Path(self.model).stem}
+        spec = {k: v for k, v in self.spec.items() if k != "time" or "early_stopped" in self.learners}  # nor the time
+        return {"command": "sweep_model", **fields, "model": spec, "file": pathlib.Path(self.model).stem}
 
 
 def check_classes(classes: int) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
+from mmcl_theory.data.captions import second_moments
 from sims.engine import runs, statistics
 from sims.engine.grid import Grid, Point, Task
 from sims.engine.style import INTERVAL
@@ -27,10 +29,13 @@ from sims.sweep_model.config import Config
 
 LEFT_OUT = 0.01  # allowed error of the predictions, which are limits; it decreases as 1/n
 _BATCH = 20_000  # cells whose predictions are computed at once
+_INITIAL = 1e-3  # strength of the modes from which early_stopped starts
+_STEPS = 4000  # of gradient descent, whatever the time
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin rule that counts
 _TITLES = {"train": "training distribution P", "shifted": "shifted distribution P*"}
 LOOKS: dict[str, Any] = {
     "mmcl": plots.STYLE["mmcl"]._replace(label="MMCL, linear loss, zero-shot"),
+    "early_stopped": plots.Look("#56B4E9", "x", ":", "MMCL, linear loss, stopped early"),
     "whitened": plots.Look("#009E73", "^", "-.", "MMCL, whitened, zero-shot"),
     "ridge": plots.Look("#E69F00", "v", ":", "MMCL, ridge, zero-shot"),
     "supervised": plots.STYLE["supervised"],
@@ -86,7 +91,7 @@ def measure(learner: str, key: jax.Array, cell: Cell) -> jax.Array:
     key_dictionaries, key_pairs = jax.random.split(key)
     d = mt.draw_dictionaries(key_dictionaries, model, obs)
     pairs = mt.sample_pairs(key_pairs, model, cell.caps, obs, cell.n, d)
-    rules, offsets = _RULES[learner](cell, pairs, cell.prompts @ d.text.T)
+    rules, offsets = _RULES[learner](cell, pairs, cell.prompts @ d.text.T, d)
     return _outcomes(model.rule_accuracy(rules @ d.image, rules @ rules.T, sd, offsets))
 
 
@@ -95,20 +100,32 @@ def _covariances(pairs: mt.data.Pairs) -> list[jax.Array]:
     return [learners.cross_covariance(*both) for both in ((image, text), (image, image), (text, text))]
 
 
-def _truncated(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+def _truncated(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, _: Any) -> tuple[jax.Array, None]:
     cross = learners.cross_covariance(pairs.image, pairs.text)
     return prompts @ learners.linear_optimum(cross, rank=cell.embed_dim).T, None
 
 
-def _whitened(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+def _early_stopped(
+    cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, d: mt.data.Dictionaries
+) -> tuple[jax.Array, None]:
+    """Gradient descent from balanced encoders along the singular vectors of the population's C."""
+    u, _, vt = jnp.linalg.svd(second_moments(cell.model, cell.caps)[1])
+    start = learners.Encoders(_INITIAL**0.5 * u.T @ d.image.T, _INITIAL**0.5 * vt @ d.text.T)
+    cross = learners.cross_covariance(pairs.image, pairs.text)
+    descent = optax.sgd(cell.time / _STEPS)
+    trained, _ = learners.train_linear_mmcl(start, cross, optimizer=descent, steps=_STEPS, in_span=True)
+    return prompts @ trained.product.T, None
+
+
+def _whitened(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, _: Any) -> tuple[jax.Array, None]:
     return prompts @ learners.whitened_optimum(*_covariances(pairs), cell.theta).T, None
 
 
-def _ridge(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, None]:
+def _ridge(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, _: Any) -> tuple[jax.Array, None]:
     return prompts @ learners.ridge_optimum(*_covariances(pairs), cell.kappa).T, None
 
 
-def _probe(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _probe(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
     """Least squares with intercept on the leading left singular vectors of the cross-covariance."""
     cross = learners.cross_covariance(pairs.image, pairs.text)
     encoder = jnp.linalg.svd(cross)[0][:, : cell.embed_dim or cell.model.num_latents]
@@ -118,7 +135,7 @@ def _probe(cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array) -> tuple[jax.Ar
     return fit[1:].T @ encoder.T, fit[0]
 
 
-_RULES = {"mmcl": _truncated, "whitened": _whitened, "ridge": _ridge, "probe": _probe}
+_RULES = {"mmcl": _truncated, "early_stopped": _early_stopped, "whitened": _whitened, "ridge": _ridge, "probe": _probe}
 
 
 def predict(learner: str, cell: Cell) -> jax.Array:
@@ -129,6 +146,8 @@ def predict(learner: str, cell: Cell) -> jax.Array:
         return _outcomes(theory.mmcl_accuracy(model, caps, obs, cell.n, cell.embed_dim, weight, prompts))
     if learner == "supervised":
         return _outcomes(theory.supervised_accuracy(model, obs, cell.n))
+    if learner == "early_stopped":
+        return _outcomes(theory.training_accuracy(model, caps, obs, time=cell.time, initial=_INITIAL, prompts=prompts))
     if learner == "probe":
         return _outcomes(theory.probe_accuracy(model, caps, obs, cell.embed_dim))
     if learner == "ridge":

@@ -17,15 +17,16 @@ import numpy as np
 from sims.engine.flags import LARGEST, UsageError
 
 Spec = dict[str, Any]
-LEARNERS = ("mmcl", "whitened", "ridge", "supervised", "probe")
+LEARNERS = ("mmcl", "early_stopped", "whitened", "ridge", "supervised", "probe")
 PROMPTS, BASES = ("core", "train_mean"), ("named", "mean", "zero")
 CAPTIONS = {"mention": 1.0, "base": "named", "wrong": 0.0, "blur": 0.0}
 OBSERVATION = {"dim_image": None, "dim_text": None, "sigma_image": 1.0, "sigma_text": 1.0}
-SETTINGS = {"n": 1000.0, "same_class_weight": None, "embed_dim": None, "theta": 1.0, "kappa": 1.0}
+SETTINGS = {"n": 1000.0, "same_class_weight": None, "embed_dim": None, "theta": 1.0, "kappa": 1.0, "time": 5.0}
 NAMED = ("classes", "coordinates", "groups")
 _DIM = 8
 _LARGEST_FILE, _MOST_GROUPS, _MOST_LATENTS, _MOST_NUMBERS = 10**6, 64, 32, 2e8
 _ROUNDING = 1e-6
+_LONGEST = 100.0
 _KEYS = ("groups", "captions", "prompts", "observation", "n", "names")
 _GROUP_KEYS = ("class", "weight", "shifted_weight", "mean", "covariance", "variance", "captions")
 
@@ -315,7 +316,7 @@ def check_settings(spec: Spec, latents: int | None) -> None:
     _in("n", spec["n"], 2, whole=True)
     if (numbers := np.max(spec["n"] * sum(dimensions(spec, latents or 2)))) > _MOST_NUMBERS:
         _bad("n", f"times d_I + d_T must be at most {_MOST_NUMBERS:g}, got {numbers:g}")
-    for name, most in (("same_class_weight", 1.0), ("theta", 1.0), ("kappa", math.inf)):
+    for name, most in (("same_class_weight", 1.0), ("theta", 1.0), ("kappa", math.inf), ("time", _LONGEST)):
         if spec[name] is not None:
             _in(name, spec[name], 0, most)
     if spec["embed_dim"] is not None:

@@ -15,7 +15,7 @@ _WEIGHTS = ("weight", "shifted_weight")
 _ALLOWED = (
     "groups.G.weight, groups.G.mean.J, groups.G.variance.J, groups.G.covariance.J.J, groups.G.captions.mention.J,"
     " classes.K.weight, captions.mention.J (base, wrong, blur), observation.sigma_image, n, same_class_weight,"
-    " embed_dim, theta, kappa"
+    " embed_dim, theta, kappa, time"
 )
 
 

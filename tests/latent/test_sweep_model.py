@@ -347,6 +347,7 @@ def test_measured_cells_meet_the_prediction_and_no_wrong_one(finished):
         (("mmcl", "probe", "ridge"), (), [1, 2, 0]),
         (("mmcl", "probe"), (("embed_dim", 1.0),), [1, 0]),
         (("mmcl",), (("same_class_weight", 0.9),), None),
+        (("mmcl", "early_stopped"), (("time", 4.0), ("n", 4000.0)), [1, 0]),
         (("supervised",), (("n", 80.0), ("dim_image", 160.0), ("sigma_image", 2.0)), None),
     ],
 )

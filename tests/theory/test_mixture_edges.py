@@ -147,3 +147,27 @@ def other_captions(model):
 def test_what_disagrees_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(four_groups())
+
+
+@pytest.mark.costly
+def test_training_has_the_pair_models_slopes_and_none_where_singular_values_coincide():
+    def conflicting(model):
+        return theory.training_accuracy(model, time=2.0)
+
+    @jax.jit
+    @jax.vmap
+    def slopes(p, spread):
+        def of_mixture(spread):
+            return conflicting(mt.intra_class(p, spread, 0.3).as_mixture()).by_group[1]
+
+        def of_pair(spread):
+            return conflicting(mt.intra_class(p, spread, 0.3)).conflicting
+
+        return jnp.stack([*jax.value_and_grad(of_mixture)(spread), *jax.value_and_grad(of_pair)(spread)])
+
+    # At p = 1/2 and equal variances C is a multiple of the identity.
+    found = slopes(jnp.array([0.95, 0.5]), jnp.array([1.0, 0.3]))
+    np.testing.assert_allclose(found[0, :2], found[0, 2:], rtol=1e-10)
+    assert abs(found[0, 1]) > 0.01
+    np.testing.assert_allclose(found[1, 0], found[1, 2], rtol=1e-12)
+    assert np.isnan(found[1, 1]) and np.isfinite(found[1, 3])

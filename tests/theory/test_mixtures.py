@@ -31,7 +31,7 @@ def faulty(model):
 
 
 def all_predictions(model, caps):
-    """(..., 9, G): what every loss learns."""
+    """(..., 10, G): what every loss learns."""
     found = [
         theory.mmcl_accuracy(model, caps),
         theory.mmcl_accuracy(model, caps, OBS, 600.0),
@@ -41,6 +41,7 @@ def all_predictions(model, caps):
         theory.whitened_accuracy(model, caps, OBS, 0.6),
         theory.whitened_accuracy(model, caps, OBS),
         theory.ridge_accuracy(model, caps, OBS, 0.7),
+        theory.training_accuracy(model, caps, OBS, time=3.0, rho=0.8),
         theory.supervised_accuracy(model, mt.observation(2000, 2, 2.0, 1.0), 1000.0),
     ]
     if isinstance(model, IntraClass):
