@@ -171,4 +171,6 @@ def label(spec: Spec, path: str) -> str:
             return f"{texts[key].format(coordinate(where))}, {name('groups', part)}"
         case ["captions", key, *where]:
             return texts[key].format(coordinate(where))
+        case ["time"]:
+            return "training time (steps times learning rate)"
     return path
