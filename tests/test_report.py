@@ -4,7 +4,6 @@ import html.parser
 import json
 import re
 import shutil
-import types
 
 import jax
 import matplotlib.pyplot as plt
@@ -15,7 +14,7 @@ import xarray as xr
 from sims import report, show
 from sims.engine import runs as engine
 from sims.engine import store
-from sims.engine.flags import run_main
+from sims.engine.flags import DEFAULTS, run_main
 from sims.engine.grid import Grid, Task
 from tests.helpers import assert_refused, contents, interrupt_write, own_flags
 
@@ -30,24 +29,25 @@ GRID = Grid(
 TINY = engine.Experiment(
     "tiny",
     "measured",
-    lambda config: GRID,
-    lambda config, measured: xr.Dataset(),
     lambda dataset: {"name": [f"<b>{i}</b>" for i in range(50)], "value": np.arange(50) / 3},
     lambda dataset: plt.figure(figsize=(1, 1)),
     lambda dataset: "a < b\nagrees",
 )
-CONFIG = types.SimpleNamespace(check=lambda: None, flat=lambda: {"command": "tiny", "seeds": 2})
+
+
+def measured(out):
+    TINY.run({"command": "tiny", "seeds": 2}, GRID, lambda _: xr.Dataset(), out, DEFAULTS)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A finished run and one that was interrupted."""
     root = tmp_path_factory.mktemp("runs")
-    TINY.run(CONFIG, root / "done")
+    measured(root / "done")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_write(patch, 2)
         with pytest.raises(KeyboardInterrupt):
-            TINY.run(CONFIG, root / "half")
+            measured(root / "half")
     return root
 
 

@@ -1,5 +1,7 @@
 """Train both losses from the same small initialisation, record the exact accuracy, and compare it with theory."""
 
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
 from sims.dynamics.config import Config
 from sims.engine import runs, statistics, store, style
+from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
 from sims.latent import cells, measure, panels, plots, summary
 
@@ -156,5 +159,11 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-EXPERIMENT = runs.Experiment("dynamics", "accuracy_measured", grid_of, complete, table, draw, text)
-run, show = EXPERIMENT.run, EXPERIMENT.show
+EXPERIMENT = runs.Experiment("dynamics", "accuracy_measured", table, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    config.check()
+    return EXPERIMENT.run(config.flat(), grid_of(config), functools.partial(complete, config), out, options)

@@ -17,33 +17,36 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from sims.engine import files, processes, store
-from sims.engine.flags import DEFAULTS, FULL_DISK, NothingStored, Options, UsageError, WorkFailed
+from sims.engine.flags import FULL_DISK, NothingStored, Options, UsageError, WorkFailed
 from sims.engine.grid import Grid, Programs, run_blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What distinguishes one experiment: names, and functions of its config or its dataset.
+    """What distinguishes one experiment's results: names, and functions of the dataset.
 
     figure: name of the figure's files; {flag} stands for the config's value.  variable: name of the measured variable.
     """
 
     figure: str
     variable: str
-    grid: Callable[[Any], Grid]  # of the config
-    complete: Callable[[Any, np.ndarray], xr.Dataset]  # (config, measured values) -> all other variables
     table: Callable[[xr.Dataset], Mapping[Any, Any]]  # columns of summary.csv
     draw: Callable[[xr.Dataset], Figure]
     text: Callable[[xr.Dataset], str]
 
-    def run(self, config: Any, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-        """Measure what is missing, predict, and write results, table and figure into `out`; returns the dataset.
+    def run(
+        self,
+        config: Mapping[str, Any],
+        grid: Grid,
+        complete: Callable[[np.ndarray], xr.Dataset],
+        out: pathlib.Path,
+        options: Options,
+    ) -> xr.Dataset | None:
+        """`measure`, then write table and figure into `out`; returns the dataset.
 
-        Raises: UsageError for a bad config, or a folder of another run; then nothing is written.
+        Raises: UsageError for a folder of another run, say; then nothing is written.
         """
-        config.check()
-        complete = functools.partial(self.complete, config)
-        dataset = measure(out, config.flat(), self.variable, self.grid(config), complete, options)
+        dataset = measure(out, config, self.variable, grid, complete, options)
         if dataset is not None:
             self.show(dataset, out)
         return dataset
@@ -70,12 +73,12 @@ def measure(
     config: Mapping[str, Any],
     variable: str,
     grid: Grid,
-    finish: Callable[[np.ndarray], xr.Dataset],
+    complete: Callable[[np.ndarray], xr.Dataset],
     options: Options,
 ) -> xr.Dataset | None:
     """Measure the missing blocks of the run `config` in the folder `out`, complete its results and load them.
 
-    finish: measured values -> the other variables. Runs without an answer and failed runs are NaN.
+    complete: measured values -> all other variables. Runs without an answer and failed runs are NaN.
     Returns: the dataset, in which failed runs are NaN and attrs["failed"] is their number. None for a dry run, and in
     all processes but the first.
     Raises: UsageError if the folder holds another run, or memory or disk is too small; then nothing is written.
@@ -86,7 +89,7 @@ def measure(
     if first:
         store.check(out, config, options.overwrite)
     fresh = options.overwrite or not (out / store.RESULTS).exists()
-    if first and not fresh and not options.dry_run and (dataset := _complete(out)) is not None:
+    if first and not fresh and not options.dry_run and (dataset := _loaded(out)) is not None:
         print(f"{out} already holds this run; nothing was measured again.", file=sys.stderr)
         for name in ("begun", "read", "measured", "finished"):  # the other processes have nothing to measure
             _barrier(name)
@@ -117,7 +120,7 @@ def measure(
             _barrier("measured")
             if first and not options.keep_checkpoints:
                 store.remove_checkpoints(out)
-            dataset = _finish(measured, config, finish) if first else None
+            dataset = _finish(measured, config, complete) if first else None
             _barrier("finished")  # JAX aborts processes whose peers have exited, so all leave together
             return dataset
         except KeyboardInterrupt as error:
@@ -132,7 +135,7 @@ def measure(
             ) from None
 
 
-def _complete(out: pathlib.Path) -> xr.Dataset | None:
+def _loaded(out: pathlib.Path) -> xr.Dataset | None:
     try:
         return load(out)
     except Exception:  # unfinished or damaged: the caller measures what is missing and completes it again
@@ -176,7 +179,7 @@ def _measure_missing(measured: store.Measured, programs: Programs, keep_checkpoi
 
 
 def _finish(
-    measured: store.Measured, config: Mapping[str, Any], finish: Callable[[np.ndarray], xr.Dataset]
+    measured: store.Measured, config: Mapping[str, Any], complete: Callable[[np.ndarray], xr.Dataset]
 ) -> xr.Dataset:
     out, grid = measured.out, measured.grid
     values, done, _ = measured.read()
@@ -185,7 +188,7 @@ def _finish(
     failed = np.isinf(values)
     if failed.any():
         store.write_csv(out / "failed.csv", _failed_runs(grid, failed))
-    dataset = finish(np.where(failed, np.nan, values.astype(float)))
+    dataset = complete(np.where(failed, np.nan, values.astype(float)))
     dataset.attrs |= {"measured": measured.name, "outcomes": json.dumps(list(grid.outcomes))}
     dataset.attrs |= {"config": json.dumps(config), **{k: str(v) for k, v in store.provenance().items()}}
     store.complete(out, grid, dataset)

@@ -1,6 +1,8 @@
 """Arms on frozen features, over widths, shares of the data and times: ID-OOD lines and matched accuracies."""
 
+import functools
 import json
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sims import lines
 from sims.engine import runs
+from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid
 from sims.engine.lines import inside
 from sims.features import heads
@@ -148,5 +151,11 @@ def _best(dataset: xr.Dataset) -> str:
     return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in shown)
 
 
-EXPERIMENT = runs.Experiment("features", "measured", grid_of, complete, table, draw, text)
-run, show = EXPERIMENT.run, EXPERIMENT.show
+EXPERIMENT = runs.Experiment("features", "measured", table, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    config.check()
+    return EXPERIMENT.run(config.flat(), grid_of(config), functools.partial(complete, config), out, options)

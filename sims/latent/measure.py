@@ -5,6 +5,7 @@ is the swept parameters by name, `settings.AXES`; the setting holds the others.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -163,10 +164,7 @@ _RULES: dict[str, Callable[[Setting, jax.Array, _Sample, Params], jax.Array]] = 
 
 def task(setting: Setting, learner: str) -> Task:
     """The task of a learner, for `sims.engine.grid`."""
-    return Task(
-        lambda key, point: measure(setting, learner, key, point),
-        may_lack=learner == "supervised",
-    )
+    return Task(functools.partial(measure, setting, learner), may_lack=learner == "supervised")
 
 
 def predict(setting: Setting, learner: str, cell: Params) -> jax.Array:

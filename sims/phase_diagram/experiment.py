@@ -1,5 +1,6 @@
 """Predict, measure, judge, store and draw a phase diagram."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -246,10 +247,11 @@ def _round_range(values: np.ndarray, step: float) -> tuple[float, float]:
     return step * low, step * max(high, low + 1)
 
 
-EXPERIMENT = runs.Experiment("phase_diagram_{diagram}", "measured", grid_of, complete, table, draw, text)
+EXPERIMENT = runs.Experiment("phase_diagram_{diagram}", "measured", table, draw, text)
 show = EXPERIMENT.show
 
 
 def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
-    """As `runs.Experiment.run`, once the diagram's defaults are filled in."""
-    return EXPERIMENT.run(config.checked(), out, options)
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    resolved = config.checked()
+    return EXPERIMENT.run(resolved.flat(), grid_of(resolved), functools.partial(complete, resolved), out, options)

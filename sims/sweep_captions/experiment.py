@@ -1,5 +1,7 @@
 """Accuracy over what captions name: predicted, measured, and the best captions within a budget."""
 
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 
 from mmcl_theory import theory
 from sims.engine import runs, statistics, store
+from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Task
 from sims.latent import cells, measure, panels, plots, summary
 from sims.latent.cells import Params
@@ -180,5 +183,11 @@ def _of_value(data: xr.Dataset, value: str) -> xr.Dataset:
     )
 
 
-EXPERIMENT = runs.Experiment("sweep_captions", "accuracy_measured", grid_of, complete, table, draw, text)
-run, show = EXPERIMENT.run, EXPERIMENT.show
+EXPERIMENT = runs.Experiment("sweep_captions", "accuracy_measured", table, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    config.check()
+    return EXPERIMENT.run(config.flat(), grid_of(config), functools.partial(complete, config), out, options)

@@ -1,7 +1,9 @@
 """Accuracy by group of a mixture model along its axes: predicted, and measured on rules learnt from sampled pairs."""
 
+import functools
 import json
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ import mmcl_theory as mt
 from mmcl_theory import learners, theory
 from mmcl_theory.data.captions import second_moments
 from sims.engine import runs, statistics
+from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Point, Task
 from sims.engine.style import INTERVAL
 from sims.latent import plots, summary
@@ -330,5 +333,11 @@ def _curve(
     )  # fmt: skip
 
 
-EXPERIMENT = runs.Experiment("model_{file}", "accuracy_measured", grid_of, complete, table, draw, text)
-run, show = EXPERIMENT.run, EXPERIMENT.show
+EXPERIMENT = runs.Experiment("model_{file}", "accuracy_measured", table, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    config.check()
+    return EXPERIMENT.run(config.flat(), grid_of(config), functools.partial(complete, config), out, options)

@@ -1,6 +1,8 @@
 """Predict, measure, judge, store and draw every cell of a sweep."""
 
+import functools
 import itertools
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from sims.engine import grid, runs, style
+from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid
 from sims.latent import measure, plots, summary
 from sims.latent.parameters import PARAMETERS
@@ -117,5 +120,11 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-EXPERIMENT = runs.Experiment("sweep_spurious", "accuracy_measured", grid_of, _complete, summary.columns, draw, text)
-run, show = EXPERIMENT.run, EXPERIMENT.show
+EXPERIMENT = runs.Experiment("sweep_spurious", "accuracy_measured", summary.columns, draw, text)
+show = EXPERIMENT.show
+
+
+def run(config: Config, out: pathlib.Path, options: Options = DEFAULTS) -> xr.Dataset | None:
+    """As `runs.Experiment.run`. Raises: UsageError for a bad config too."""
+    config.check()
+    return EXPERIMENT.run(config.flat(), grid_of(config), functools.partial(_complete, config), out, options)
