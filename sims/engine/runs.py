@@ -97,9 +97,9 @@ def measure(
     programs = Programs(grid, memory_budget(options.memory_gb))
     if fresh:
         store.check_disk(out, grid)
+        done = np.zeros(grid.blocks_shape, bool)
     else:
-        store.Measured.check(out, variable, grid)
-    done = np.zeros(grid.blocks_shape, bool) if fresh else store.Measured(out, variable, grid).read()[1]
+        done, _ = store.Measured(out, variable, grid).done()
     if options.dry_run:
         plan = _plan(grid, done, programs)
         if first:
@@ -156,7 +156,7 @@ def load(out: pathlib.Path) -> xr.Dataset:
 def _measure_missing(measured: store.Measured, programs: Programs, keep_checkpoints: bool) -> None:
     """Measure this process's share of the missing blocks."""
     grid = measured.grid
-    _, done, damaged = measured.read()
+    done, damaged = measured.done()
     _barrier("read")  # before any process writes
     if damaged:
         print(f"{damaged} damaged blocks (by their checksum) are measured again.", file=sys.stderr)
@@ -182,9 +182,10 @@ def _finish(
     measured: store.Measured, config: Mapping[str, Any], complete: Callable[[np.ndarray], xr.Dataset]
 ) -> xr.Dataset:
     out, grid = measured.out, measured.grid
-    values, done, _ = measured.read()
+    done, _ = measured.done()
     if not done.all():
         raise WorkFailed(f"{(~done).sum()} of {done.size} blocks are missing from {out}; the same command continues.")
+    values = measured.read()
     failed = np.isinf(values)
     if failed.any():
         store.write_csv(out / "failed.csv", _failed_runs(grid, failed))

@@ -181,20 +181,25 @@ class Measured:
     """
 
     def __init__(self, out: pathlib.Path, name: str, grid: Grid):
+        """Open the variable that is there. Raises: UsageError if it is damaged, of another run or of another shape."""
         self.out, self.path, self.name, self.grid = out, out / RESULTS, name, grid
-        self.run = run_of(out)
+        try:
+            group = _group(self.path)
+            self.run = _check_run(group, out)
+            array: Any = group[name]
+            if array.shape != grid.shape or array.chunks != grid.chunks:
+                raise ValueError(f"{name} has another shape")
+        except Exception as error:  # zarr raises many kinds for a damaged store
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"{self.path} is damaged ({reason}); --overwrite starts again.") from None
         # Set on every open: Zarr skips chunks that equal the fill value, and an all-NaN block can be a valid result.
-        self.array = zarr.open_array(self.path / name, mode="r+").with_config({"write_empty_chunks": True})
+        self.array = array.with_config({"write_empty_chunks": True})
 
-    @classmethod
-    def create(cls, out: pathlib.Path, name: str, grid: Grid) -> None:
-        """Write the coordinates and the empty variable, atomically; keep what is there already.
-
-        Raises: UsageError if what is there is damaged, or of another shape.
-        """
+    @staticmethod
+    def create(out: pathlib.Path, name: str, grid: Grid) -> None:
+        """Write the coordinates and the empty variable, atomically; keep what is there already."""
         path = out / RESULTS
         if path.exists():
-            cls.check(out, name, grid)
             return
         run = run_of(out)
         beside = files.beside(path)
@@ -212,20 +217,6 @@ class Measured:
         zarr.open_group(beside, mode="r+").attrs["run"] = run
         os.replace(beside, path)
 
-    @staticmethod
-    def check(out: pathlib.Path, name: str, grid: Grid) -> None:
-        """Check the variable that is there. Raises: UsageError if it is damaged or of another shape."""
-        path = out / RESULTS
-        try:
-            group = _group(path, "r")
-            _check_run(group, out)
-            array: Any = group[name]
-            if array.shape != grid.shape or array.chunks != grid.chunks:
-                raise ValueError(f"{name} has another shape")
-        except Exception as error:  # zarr raises many kinds for a damaged store
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"{path} is damaged ({reason}); --overwrite starts again.") from None
-
     def write(self, block: tuple[int, ...], values: np.ndarray) -> None:
         """Store a block as one chunk, atomically."""
         self.array[self.grid.region(block)] = values
@@ -242,22 +233,20 @@ class Measured:
         trailing = (0,) * len(self.grid.outcomes)
         return (self.path / self.name / "c").joinpath(*map(str, (*block, *trailing)))
 
-    def read(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """(values, whether each block is done, number of damaged chunks); a block of a damaged chunk is not done."""
-        values = np.full(self.grid.shape, np.nan, self.array.dtype)
+    def done(self) -> tuple[np.ndarray, int]:
+        """(whether each block is stored, number of damaged chunks), by the digests; a damaged block is not done."""
         done, damaged = np.zeros(self.grid.blocks_shape, bool), 0
         for block in np.ndindex(*done.shape):
-            if not self._chunk(block).is_file():
-                continue
-            region = self.grid.region(block)
-            try:
-                if self._digest_path(block).read_text() != self._digest(block):
-                    raise ValueError("another run's chunk, or another block's")
-                values[region] = self.array[region]
-                done[block] = True
-            except Exception:  # a wrong checksum, or any error of the codecs
-                damaged += 1
-        return values, done, damaged
+            if self._chunk(block).is_file():
+                with contextlib.suppress(OSError, ValueError):  # no digest, or a file that cannot be read
+                    done[block] = self._digest_path(block).read_text() == self._digest(block)
+                damaged += not done[block]
+        return done, damaged
+
+    def read(self) -> np.ndarray:
+        """All values; NaN where nothing is stored."""
+        values: Any = self.array[...]
+        return np.asarray(values)
 
 
 def run_of(out: pathlib.Path) -> str:

@@ -230,10 +230,10 @@ def begun(folder, measures):
 def test_a_run_that_an_earlier_version_began_goes_on_with_its_measures(tmp_path):
     grid = begun(tmp_path, OLDER)
     assert studies.measures_of(tmp_path) == OLDER
-    store.Measured.check(tmp_path, "measured", grid)
+    store.Measured(tmp_path, "measured", grid)
     with pytest.raises(UsageError, match="another shape"):
         outcomes = {**grid.outcomes, "measure": training.MEASURES}
-        store.Measured.check(tmp_path, "measured", dataclasses.replace(grid, outcomes=outcomes))
+        store.Measured(tmp_path, "measured", dataclasses.replace(grid, outcomes=outcomes))
     assert studies.measures_of(tmp_path / "new") == training.MEASURES
 
 

@@ -174,7 +174,8 @@ def test_blocks_come_back_as_written(tmp_path):
     written = measured(tmp_path)
     for block in blocks[::2]:
         written.write(block, block_values(block))
-    values, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    again = store.Measured(tmp_path, "accuracy", GRID)
+    values, (done, damaged) = again.read(), again.done()
     assert damaged == 0
     for i, block in enumerate(blocks):
         assert done[block] == (i % 2 == 0)
@@ -189,7 +190,7 @@ def test_blocks_come_back_as_written(tmp_path):
 def test_a_block_without_an_answer_is_done_too(tmp_path):
     block = (0,) * len(GRID.blocks_shape)
     measured(tmp_path).write(block, np.full_like(block_values(block), np.nan))
-    _, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    done, damaged = store.Measured(tmp_path, "accuracy", GRID).done()
     assert done[block] and done.sum() == 1 and damaged == 0
 
 
@@ -204,7 +205,7 @@ def test_a_damaged_chunk_is_seen_and_counts_as_missing(tmp_path, damage):
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     chunk.write_bytes({"flip": flipped, "cut": content[:-3], "empty": b"", "text": b"mine"}[damage])
-    _, done, damaged = store.Measured(tmp_path, "accuracy", GRID).read()
+    done, damaged = store.Measured(tmp_path, "accuracy", GRID).done()
     assert damaged == 1
     assert not done[blocks[1]] and done.sum() == len(blocks) - 1
 
@@ -290,17 +291,17 @@ def test_results_and_chunks_of_another_run_are_not_taken(tmp_path):
     (mine / chunk).write_bytes((mine / chunk.parents[2] / "1/0/0").read_bytes())  # another block's
     with pytest.raises(ValueError, match="another run's"):
         store.read(mine)
-    assert store.Measured(mine, "accuracy", GRID).read()[2] == 1
+    assert store.Measured(mine, "accuracy", GRID).done()[1] == 1
     (mine / chunk).write_bytes(kept)
     digests = pathlib.Path("results.zarr/accuracy/digests/0-0-0")
     shutil.copy(other / digests, mine / digests)
-    assert store.Measured(mine, "accuracy", GRID).read()[2] == 1
+    assert store.Measured(mine, "accuracy", GRID).done()[1] == 1
     shutil.rmtree(mine / "results.zarr")
     shutil.copytree(other / "results.zarr", mine / "results.zarr")
     with pytest.raises(ValueError, match="another run"):
         store.read(mine)
     with pytest.raises(UsageError, match="another run"):
-        store.Measured.check(mine, "accuracy", GRID)
+        store.Measured(mine, "accuracy", GRID)
 
 
 def test_finished_results_open_without_a_warning(tmp_path):
