@@ -52,21 +52,18 @@ class Sizes:
     law_runs: int = 1000
     law_n: int = 200
     law_dim: int = 50
-    draws: int = 512
     margin_n: int = 2000
     margin_dim: int = 20000
     gradient_runs: int = 32
     torch_runs: int = 4
     steps: int = 300
     device_seeds: int = 256
-    crossing: tuple[int, ...] = tuple(2**k for k in range(2, 11))
     counts: tuple[int, ...] = tuple(10**k for k in range(2, 10))
     dims: tuple[int, ...] = (20, 1000, 10**6)
     scenes: int = 20_480
     batch: int = 256
     clip_batch: int | None = None  # 8 on a CPU, 256 on a GPU
     peak: int = 2048  # size of the matrices that measure the peak
-    layouts: tuple[int | None, ...] = (None, 1, 4, 16, 64)
     mixture_cells: int = 20_000
     features_n: int = 50_000
     features_dim: int = 128
@@ -189,8 +186,8 @@ def _whole(count: int) -> int:
     return -(-count // devices) * devices
 
 
-def _keys(count: int, impl: str | None = None) -> jax.Array:
-    return jax.random.split(jax.random.key(0, impl=impl), _whole(count))
+def _keys(count: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), _whole(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,8 +301,8 @@ def _run_of_any_n(dim: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda key, n: _run("statistics", n, dim)(key)
 
 
-_BATCH = {"statistics": None, "latent": 64}  # the fastest, as measured by the job `draws`
-_LATENT_SAMPLES = 1 << 18  # in a batch of runs
+_BATCH = {"statistics": None, "latent": 64}  # the fastest, as BENCHMARKS.md has them under "draws"
+_WORDS = 5 + 4  # normals and uniforms that sample_rule_latent draws for each sample
 
 
 def sampler(sizes: Sizes, repeats: int) -> Result:
@@ -332,7 +329,7 @@ def sampler(sizes: Sizes, repeats: int) -> Result:
         mine = mine / len(keys)
         if kind == "latent":
             rate = _WORDS * sizes.n / np.median(mine) / peaks(sizes.peak).words
-            bound = f"random bits: {rate:.0%} of {peaks(sizes.peak).words / 1e6:,.0f} M words/s; see draws"
+            bound = f"random bits: {rate:.0%} of {peaks(sizes.peak).words / 1e6:,.0f} M words/s"
         else:
             (counts,) = interleaved(repeats, functools.partial(over_devices(_counts(sizes.n)), keys))
             bound = f"counts and scatters drawn alone: {np.median(counts) / len(keys) / np.median(mine):.0%}"
@@ -368,83 +365,6 @@ def _counts(n: int) -> Callable[[jax.Array], jax.Array]:
         return total
 
     return draw
-
-
-_NORMALS, _UNIFORMS = 5, 4  # of sample_rule_latent, for each sample
-_WORDS = _NORMALS + _UNIFORMS
-
-
-def _draws(n: int) -> Callable[[jax.Array], jax.Array]:
-    """The random numbers of `sample_rule_latent` and nothing else."""
-
-    def draw(key: jax.Array) -> jax.Array:
-        key_normal, key_uniform = jax.random.split(key)
-        normal = _folded(key_normal, jax.random.normal, _NORMALS, n)
-        return normal + _folded(key_uniform, jax.random.uniform, _UNIFORMS, n)
-
-    return draw
-
-
-def draws(sizes: Sizes, repeats: int) -> Result:
-    """The latent sampler against its own random numbers alone, each in the best of several layouts."""
-    keys = _keys(sizes.draws)
-    found: dict[str, dict[int | None, np.ndarray]] = {"latent": {}, "draws": {}}
-    for batch in sizes.layouts:
-        calls = [over_devices(f, batch) for f in (_run("latent", sizes.n, sizes.dim), _draws(sizes.n))]
-        seconds = interleaved(repeats, *(functools.partial(call, keys) for call in calls))
-        for name, series in zip(found, seconds, strict=True):
-            found[name][batch] = series / len(keys)
-    best = {name: min(series, key=lambda batch: np.median(series[batch])) for name, series in found.items()}
-    result = Result()
-    for name, series in found.items():
-        rates = {batch: _NORMALS * sizes.n / np.median(s) / 1e6 for batch, s in series.items()}
-        text = "  ".join(f"{_layout(batch)}: {rate:.0f}" for batch, rate in rates.items())
-        result.notes.append(f"draws, {name}, M normals/s by layout: {text}")
-    mine, theirs = (found[name][best[name]] for name in found)
-    words = _WORDS * sizes.n / np.median(mine)
-    result.rows.append(
-        compare(
-            f"draws, {_layout(best['latent'])}", "run", mine, theirs, most=1.5,
-            bound=f"random bits: {words / 1e6:,.0f} of {peaks(sizes.peak).words / 1e6:,.0f} M words/s",
-        )
-    )  # fmt: skip
-    return result
-
-
-def _layout(batch: int | None) -> str:
-    return "one vmap" if batch is None else f"batches of {batch}"
-
-
-def prng(sizes: Sizes, repeats: int) -> Result:
-    """The generators that JAX has, and whether a key's draws under `vmap` depend on the keys beside it."""
-    peak = peaks(sizes.peak)
-    machine = f"{peak.words / 1e6:,.0f} M threefry words/s, {peak.normals / 1e6:,.0f} M normals/s"
-    machine += f", {peak.flops / 1e9:,.0f} Gflop/s, {peak.bytes / 1e9:,.1f} GB/s beyond the caches"
-    result = Result(notes=[f"prng, peak of this machine: {machine}"])
-    for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
-        rates = []
-        for draw in (jax.random.bits, jax.random.normal):
-            for many in (False, True):
-                keys = _keys(256 if many else 1, impl)
-                length = 2 * sizes.peak * (1 if many else 256)
-                call = over_devices(lambda key, draw=draw, length=length: _folded(key, draw, 8, length // 8))
-                (seconds,) = interleaved(repeats, functools.partial(call, keys))
-                rates.append(len(keys) * length / np.median(seconds) / 1e6)
-        dependent = depends_on_batch(impl)
-        serves = "depends on the batch: cannot serve a sweep" if dependent else "does not depend on the batch"
-        result.notes.append(
-            f"prng, {impl}: {32e-3 * rates[0]:.1f} Gbit/s, vmapped {32e-3 * rates[1]:.1f}; "
-            f"{rates[2]:.0f} M normals/s, vmapped {rates[3]:.0f}; a key's draws: {serves}"
-        )
-    return result
-
-
-def depends_on_batch(impl: str) -> bool:
-    """Whether a key's draws under `vmap` change with the keys beside it."""
-    keys = jax.random.split(jax.random.key(1, impl=impl), 8)
-    draw = jax.vmap(lambda key: jax.random.bits(key, (4,)))
-    whole, half, late = draw(keys), draw(keys[:4]), draw(keys[4:])
-    return bool((whole[:4] != half).any() or (whole[4:] != late).any())
 
 
 def gradient(sizes: Sizes, repeats: int) -> Result:
@@ -654,22 +574,6 @@ def heads(sizes: Sizes, repeats: int) -> Result:
     return Result([row])
 
 
-def crossover(sizes: Sizes, repeats: int) -> Result:
-    """The n from which on the statistics sampler is cheaper than the latent one, for many runs at once."""
-    keys = _keys(sizes.runs)
-    costs = {}
-    statistics = over_devices(_run_of_any_n(sizes.dim))
-    for n in sizes.crossing:
-        latent = over_devices(_run("latent", n, sizes.dim), in_cache(max(1, _LATENT_SAMPLES // n)))
-        counts = jnp.full(len(keys), float(n))
-        seconds = interleaved(repeats, lambda counts=counts: statistics(keys, counts), functools.partial(latent, keys))
-        costs[n] = [float(np.median(s)) / len(keys) * 1e6 for s in seconds]
-    cheaper = [n for n in sizes.crossing if all(costs[m][0] < costs[m][1] for m in sizes.crossing if m >= n)]
-    answer = f"statistics is cheaper from n = {cheaper[0]}" if cheaper else "statistics is never cheaper"
-    text = "  ".join(f"{n}: {a:.2f}, {b:.2f}" for n, (a, b) in costs.items())
-    return Result(notes=[f"crossover: {answer}; us/run by n (statistics, latent): {text}"])
-
-
 def devices(sizes: Sizes, repeats: int) -> Result:
     """One sweep by the engine on 8 forced host devices, and on one device a core, each against a single device."""
     counts = (1, os.cpu_count() or 1, 8)
@@ -802,14 +706,11 @@ def clip(sizes: Sizes, repeats: int) -> Result:
 JOBS: dict[str, Callable[[Sizes, int], Result]] = {
     "theory": theory,
     "sampler": sampler,
-    "draws": draws,
-    "prng": prng,
     "gradient": gradient,
     "max_margin": max_margin,
     "mixture": mixture,
     "features": features,
     "heads": heads,
-    "crossover": crossover,
     "devices": devices,
     "digits": digits,
     "clip": clip,

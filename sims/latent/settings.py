@@ -48,7 +48,7 @@ class Setting:
         return _HAS.get(learner, ("ambient",))
 
     def sampler_of(self, learner: str) -> str:
-        """The sampler of this learner's runs; auto: the cheapest, as measured by `sims.bench --jobs=crossover`."""
+        """The sampler of this learner's runs; auto: the cheapest, as BENCHMARKS.md has them under "crossover"."""
         if self.sampler != "auto":
             return self.sampler
         cheap = self.samplers(learner)[0]

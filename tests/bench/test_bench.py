@@ -27,20 +27,17 @@ TINY = Sizes(
     law_runs=400,
     law_n=20,
     law_dim=8,
-    draws=4,
     margin_n=20,
     margin_dim=60,
     gradient_runs=2,
     torch_runs=1,
     steps=3,
     device_seeds=2,
-    crossing=(4,),
     counts=(100,),
     dims=(20,),
     scenes=512,
     batch=256,
     peak=16,
-    layouts=(None, 2),
     mixture_cells=8,
     features_n=400,
     features_dim=6,
@@ -59,7 +56,7 @@ def test_the_command_knows_every_job():
 
 
 @pytest.mark.costly
-@pytest.mark.parametrize("job", ["theory", "max_margin", pytest.param("prng", marks=LONG)])
+@pytest.mark.parametrize("job", ["theory", "max_margin"])
 def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     if job == "max_margin":
         pytest.importorskip("sklearn")
@@ -67,7 +64,7 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
     for row in result.rows:
         assert row.remark == "" and row.ours > 0
         assert row.ratio is None or row.ratio > 0
-    assert result.rows or result.notes
+    assert result.rows
     text = report.table({job: result})
     assert all(row.job in text for row in result.rows) and all(note in text for note in result.notes)
 
@@ -76,13 +73,12 @@ def test_a_job_agrees_with_its_baseline_and_is_timed(job):
 @pytest.mark.parametrize(
     "job",
     [
-        "draws",
         "gradient",
         "heads",
         "start",
         "features",
         "mixture",
-        *(pytest.param(j, marks=LONG) for j in "sampler crossover devices digits".split()),
+        *(pytest.param(j, marks=LONG) for j in "sampler devices digits".split()),
     ],
 )
 def test_the_other_jobs(job):
@@ -90,7 +86,7 @@ def test_the_other_jobs(job):
         pytest.importorskip("torch")
     result = bench_jobs.run(job, TINY, 5)
     assert all(row.remark == "" and row.ratio > 0 for row in result.rows), result.rows
-    assert result.rows or "statistics is" in result.notes[0]
+    assert result.rows
 
 
 def off_by(module, name, change):
@@ -160,11 +156,6 @@ def test_ratios_and_goals():
     overhead = bench_jobs.compare("x", "run", theirs, ours, most=5)
     assert (overhead.ratio, overhead.spread, overhead.met) == (10.0, (2.5, 30.0), False)
     assert bench_jobs.compare("x", "run", ours, theirs).met is None
-
-
-def test_only_draws_under_threefry_serve_a_sweep():
-    assert not bench_jobs.depends_on_batch("threefry2x32")
-    assert bench_jobs.depends_on_batch("rbg")
 
 
 def test_the_table_and_its_json():
