@@ -32,6 +32,7 @@ os.environ.setdefault(
 import jax
 
 from sims.engine import devices
+from tests.helpers import exit_code
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -51,6 +52,16 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture
+def mmcl(capsys):
+    """(module of a command, arguments) -> (exit code, stdout, stderr), in this process."""
+
+    def called(module, *args, **frame):
+        return exit_code(module, *args, **frame), *capsys.readouterr()
+
+    return called
 
 
 @pytest.fixture

@@ -25,11 +25,11 @@ def own_flags():
         flags.FLAGS.unparse_flags()
 
 
-def exit_code(module, *args):
-    """The exit code of a command, run in this process."""
+def exit_code(module, *args, **frame):
+    """The exit code of a command, run in this process. frame: more of what `run_main` takes."""
     with own_flags():
         try:
-            run_main(module.__doc__, module._define_flags, module._main, [module.__name__, *args])
+            run_main(module.__doc__, module._define_flags, module._main, [module.__name__, *map(str, args)], **frame)
         except SystemExit as end:
             return end.code
     return 0

@@ -1,5 +1,6 @@
 """`sims.captions_audit`: what counts as a name, the rates by group, bits and false negatives."""
 
+import functools
 import json
 import math
 import signal
@@ -9,7 +10,7 @@ import pytest
 
 from sims import captions_audit
 from sims.captions_audit import Names, audit, tokens, wilson
-from tests.helpers import assert_refused, contents, exit_code
+from tests.helpers import assert_refused, contents
 
 CAPTIONS = ["A dog on grass.", "Two dogs, a red ball", "cats", "a CAT on the sofa", "a bird", "A dog on grass."]
 LABELS = ["dog", "dog", "cat", "cat", "cat", "dog"]
@@ -101,7 +102,7 @@ def test_the_interval_is_wilson_s():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(mmcl, monkeypatch, tmp_path):
     """(arguments) -> (exit code, stdout, stderr), in a folder with a table and a file of words."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -109,11 +110,7 @@ def command(monkeypatch, capsys, tmp_path):
     rows = [f'"{c}",{y},{a},{i}' for i, (c, y, a) in enumerate(zip(CAPTIONS, LABELS, PLACES, strict=True))]
     (tmp_path / "t.csv").write_text("\n".join(["caption,class,place,number", *rows]))
     (tmp_path / "words.json").write_text(json.dumps({"cat": ["cat", "bird"]}))
-
-    def call(*args):
-        return exit_code(captions_audit, *args), *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, captions_audit)
 
 
 TABLE = ("--captions=t.csv:caption", "--labels=t.csv:class", "--attributes=t.csv:place")

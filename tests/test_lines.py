@@ -1,23 +1,20 @@
 """The command `mmcl lines`: the paper's differences at matched ID accuracy, any table of points, and refusals."""
 
 import csv
+import functools
 
 import numpy as np
 import pytest
 
 from sims import lines as command
 from sims.engine import lines
-from tests.helpers import assert_refused, contents, exit_code
+from tests.helpers import assert_refused, contents
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(mmcl, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
-
-    def called(*args):
-        return exit_code(command, *args), *capsys.readouterr()
-
-    return called
+    return functools.partial(mmcl, command)
 
 
 def arms_of(spec, transform="plain"):

@@ -21,8 +21,7 @@ import sympy
 
 from proofs_checks import __main__ as command
 from proofs_checks import ambient, ledger, mutants, pages, paper, run, store, symbolic, t2, t5
-from sims.engine.flags import run_main
-from tests.helpers import own_flags
+from tests.helpers import exit_code
 
 RNG = np.random.default_rng(0)
 
@@ -203,9 +202,7 @@ def test_same_law_sees_a_spread_and_a_shift():
 
 def called(*arguments):
     """Exit code of the command in this process, one worker."""
-    with own_flags(), pytest.raises(SystemExit) as caught:
-        run_main(command.__doc__, command._define_flags, command._main, ["command", "--workers=1", *arguments])
-    return caught.value.code
+    return exit_code(command, "--workers=1", *arguments)
 
 
 @pytest.fixture
@@ -435,10 +432,9 @@ def test_an_unchanged_module_is_not_noticed_and_a_mutant_is(tmp_path):
 
 def refused(module, capsys, *arguments):
     """The one line that a command says to arguments it refuses, in this process."""
-    with own_flags(), pytest.raises(SystemExit) as caught:
-        run_main(module.__doc__, module._define_flags, module._main, ["command", *arguments])
+    code = exit_code(module, *arguments)
     out, error = capsys.readouterr()
-    assert caught.value.code == 2 and not out and error.count("\n") == 1
+    assert code == 2 and not out and error.count("\n") == 1
     return error
 
 

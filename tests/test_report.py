@@ -1,5 +1,6 @@
 """`sims.report`: what the page says of finished, unfinished and damaged runs, ledgers, and what is none."""
 
+import functools
 import html.parser
 import json
 import re
@@ -14,9 +15,9 @@ import xarray as xr
 from sims import report, show
 from sims.engine import runs as engine
 from sims.engine import store
-from sims.engine.flags import DEFAULTS, run_main
+from sims.engine.flags import DEFAULTS
 from sims.engine.grid import Grid, Task
-from tests.helpers import assert_refused, contents, interrupt_write, own_flags
+from tests.helpers import assert_refused, contents, interrupt_write
 
 GRID = Grid(
     {"task": ("a", "b")},
@@ -59,19 +60,8 @@ def _known(monkeypatch):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    def called(*args):
-        code = 0
-        with own_flags():
-            argv = ["report", *map(str, args)]
-            try:
-                operands = {"operands": ("the folders of runs",), "repeated": True}
-                run_main(report.__doc__, report._define_flags, report._main, argv, **operands)
-            except SystemExit as end:
-                code = end.code
-        return code, *capsys.readouterr()
-
-    return called
+def call(mmcl):
+    return functools.partial(mmcl, report, operands=("the folders of runs",), repeated=True)
 
 
 def test_the_page_has_what_the_run_has_and_needs_no_other_file(runs, tmp_path, call):

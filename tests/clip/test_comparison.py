@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -27,8 +28,8 @@ from sims.clip.model.encoder import Encoder
 from sims.clip.records import reading
 from sims.clip.scenes import generation, law, layouts
 from sims.engine import processes
-from sims.engine.flags import UsageError, run_main
-from tests.helpers import ROOT, own_flags
+from sims.engine.flags import UsageError
+from tests.helpers import ROOT
 
 
 @pytest.mark.slow
@@ -214,17 +215,8 @@ def test_processes_keep_the_order():
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*args):
-        with own_flags():
-            try:
-                run_main(compare.__doc__, compare._define_flags, compare._main, ["command", *args])
-                code = 0
-            except SystemExit as caught:
-                code = caught.code
-        return code, *capsys.readouterr()
-
-    return call
+def command(mmcl):
+    return functools.partial(mmcl, compare)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sims.clip.embed`: features equal those of the encoder, a killed run resumes to the same bytes, what is refused."""
 
 import csv
+import functools
 import json
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from sims.clip.zero_shot.towers import Towers
 from sims.diagnose import __main__ as diagnose
 from sims.engine import store
 from sims.engine.flags import UsageError
-from tests.helpers import ROOT, assert_refused, contents, exit_code
+from tests.helpers import ROOT, assert_refused, contents
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 5))
 TEMPLATES = ("a {}", "the {} there")
@@ -328,15 +329,11 @@ def test_a_clips_features_have_length_1_and_its_prompts_are_those_of_evaluate(da
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(mmcl, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr)."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-
-    def call(*args):
-        return exit_code(command, *args), *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, command)
 
 
 MINE = "--encoder=tests.clip.test_embed:encoder"

@@ -25,10 +25,10 @@ from sims.clip.zero_shot import evaluation, report, robustness, scatter, scoring
 from sims.clip.zero_shot.robustness import LINES, effective_robustness
 from sims.clip.zero_shot.scoring import Share
 from sims.engine import files
-from sims.engine.flags import UsageError, WorkFailed, run_main
+from sims.engine.flags import UsageError, WorkFailed
 from sims.engine.lines import Line, fit_line
 from tests.clip.test_sets import CLASSES, NAMES, WNIDS, class_of, make_root, picture
-from tests.helpers import ROOT, own_flags
+from tests.helpers import ROOT
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
 CHECKS = ((0.3647, 0.3098, "logit", 4.28), (0.3647, 0.3098, "weak", 3.36), (0.598, 0.525, "logit", 5.8))
@@ -266,7 +266,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def called(capsys, monkeypatch, root, tmp_path):
+def called(mmcl, monkeypatch, root, tmp_path):
     """(encoder's name, arguments) -> (exit code, stdout, stderr) of the command."""
     monkeypatch.setattr(evaluation, "load_run", lambda run, checkpoint: (run.name, ENCODERS[run.name]))
 
@@ -276,13 +276,7 @@ def called(capsys, monkeypatch, root, tmp_path):
         given += [f"--cache={tmp_path / 'cache'}", f"--out={tmp_path / 'out'}", "--batch_size=7"]
         own = {arg.partition("=")[0] for arg in args}
         given = [arg for arg in given if arg.partition("=")[0] not in own]
-        with own_flags():
-            try:
-                run_main(command.__doc__, command._define_flags, command._main, ["command", *given, *args])
-                code = 0
-            except SystemExit as caught:
-                code = caught.code
-        return code, *capsys.readouterr()
+        return mmcl(command, *given, *args)
 
     return call
 

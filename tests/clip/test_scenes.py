@@ -25,8 +25,8 @@ from sims.clip.scenes import law as scenes
 from sims.clip.scenes.law import CLASSES, CONTEXTS, Law
 from sims.clip.scenes.layouts import Config, splits
 from sims.clip.zero_shot import sets
-from sims.engine.flags import UsageError, WorkFailed, run_main
-from tests.helpers import ROOT, own_flags
+from sims.engine.flags import UsageError, WorkFailed
+from tests.helpers import ROOT
 
 ALPHA = 1e-6
 N = 8000
@@ -550,15 +550,9 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, monkeypatch, 
 
 
 @pytest.fixture
-def command(capsys):
+def command(mmcl):
     """(arguments) -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args):
-        with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(make_scenes.__doc__, make_scenes._define_flags, make_scenes._main, ["command", *args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, make_scenes)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 
@@ -22,9 +23,9 @@ from sims.clip.records import class_maps, sources
 from sims.clip.scenes import generation, layouts
 from sims.clip.zero_shot.prompts import TEMPLATES
 from sims.engine import processes
-from sims.engine.flags import UsageError, run_main
+from sims.engine.flags import UsageError
 from tests.clip.test_training import NANO
-from tests.helpers import contents, own_flags
+from tests.helpers import contents
 
 TINY = Training(architecture="nano", context_length=8, batch_size=16, epochs=1.0, held_out=8, warm_up=1)
 
@@ -45,13 +46,8 @@ def nano(float32, monkeypatch):
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*args):
-        with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(compare.__doc__, compare._define_flags, compare._main, ["command", *args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+def command(mmcl):
+    return functools.partial(mmcl, compare)
 
 
 def test_the_papers_sizes():

@@ -28,8 +28,8 @@ from sims.clip.model.learner import Learner
 from sims.clip.records import captions, sources
 from sims.clip.scenes import generation
 from sims.engine import store
-from sims.engine.flags import UsageError, WorkFailed, run_main
-from tests.helpers import ROOT, own_flags
+from sims.engine.flags import UsageError, WorkFailed
+from tests.helpers import ROOT
 
 SLOW = pytest.mark.slow
 NANO = models.Architecture("nano", 8, models.ViTShape(1, 16, 16, head_width=8), 32, models.TextShape(8, 400, 16, 2, 1))
@@ -518,15 +518,9 @@ def test_the_held_out_loss_does_not_depend_on_its_pieces():
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(mmcl, monkeypatch):
     monkeypatch.setattr("sims.engine.devices._start_jax", lambda *_: None)
-
-    def call(*args):
-        with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(train.__doc__, train._define_flags, train._main, ["command", *args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, train)
 
 
 def labelled(labels):

@@ -1,6 +1,7 @@
 """The command `python -m sims.digits`: what it refuses, what it leaves behind, how it scores the theories."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -18,22 +19,16 @@ from sims.digits import figures, images, moments, results, studies, training
 from sims.digits.arms import ARMS
 from sims.digits.config import ARMS_OF, AXES, GRIDS, PRESETS, STUDIES, Config, parse_groups
 from sims.engine import devices, runs, store
-from sims.engine.flags import DEFAULTS, Options, UsageError, run_main
+from sims.engine.flags import DEFAULTS, Options, UsageError
 from sims.engine.grid import Grid
-from tests.helpers import ROOT, own_flags
+from tests.helpers import ROOT
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(mmcl, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr), in this process."""
     monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
-
-    def call(*args):
-        with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(main.__doc__, main._define_flags, main._main, ["command", *args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, main)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command `python -m sims.sweep_spurious` as a user types it: help, refusals, exit codes."""
 
 import errno
+import functools
 import importlib.util
 import os
 import re
@@ -16,7 +17,7 @@ from absl import flags
 
 from sims import show
 from sims.engine import devices, runs, store
-from sims.engine.flags import Options, UsageError, WorkFailed, run_main
+from sims.engine.flags import Options, UsageError, WorkFailed
 from sims.sweep_spurious import __main__ as sweep_spurious
 from sims.sweep_spurious import experiment
 from sims.sweep_spurious.config import AXES, LEARNERS, Config
@@ -27,16 +28,10 @@ ALL_FLAGS = set(Config().flat()) - {"command"} | {"out"} | ENGINE
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(mmcl, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr) of the command, in this process, where JAX runs already."""
     monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
-
-    def call(*args):
-        with own_flags(), pytest.raises(SystemExit) as caught:
-            run_main(sweep_spurious.__doc__, sweep_spurious._define_flags, sweep_spurious._main, ["command", *args])
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, sweep_spurious)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`sims.explore`: what it refuses, the file that it writes, and its port."""
 
+import functools
 import socket
 import webbrowser
 
@@ -10,21 +11,16 @@ from sims.explore import __main__ as command
 from sims.explore import export, page, server
 from sims.explore.config import DIALS, Config, shown
 from tests.explore import stand_in
-from tests.helpers import assert_refused, contents, exit_code
+from tests.helpers import assert_refused, contents
 
 LARGEST = 5e6  # bytes of a file
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(mmcl, monkeypatch, tmp_path):
     """Arguments -> (exit code, stdout, stderr), in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        code = exit_code(command, *args)
-        return code, *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, command)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`sims.diagnose`: what it reads, what it writes, and what it refuses."""
 
+import functools
 import json
 import signal
 
@@ -15,7 +16,7 @@ from sims.diagnose import heads, report
 from sims.engine import reading
 from sims.engine.flags import UsageError
 from sims.features.config import Config
-from tests.helpers import assert_refused, contents, exit_code
+from tests.helpers import assert_refused, contents
 
 GROUPS = [("cat", "grass"), ("cat", "sofa"), ("dog", "grass"), ("dog", "sofa")]
 
@@ -107,15 +108,11 @@ def test_pickled_objects_are_never_loaded(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(mmcl, monkeypatch):
     """(arguments) -> (exit code, stdout, stderr)."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-
-    def call(*args):
-        return exit_code(diagnose, *args), *capsys.readouterr()
-
-    return call
+    return functools.partial(mmcl, diagnose)
 
 
 @pytest.mark.costly

@@ -18,7 +18,7 @@ from sims.engine.flags import UsageError
 from sims.features import __main__ as command
 from sims.features import experiment, heads, sets
 from sims.features.config import Config
-from tests.helpers import assert_refused, exit_code
+from tests.helpers import assert_refused
 from tests.statistics import assert_mean_close, rejects
 
 CLASSES, PLACES = np.array(["cat", "dog"]), np.array(["grass", "sofa"])
@@ -320,15 +320,10 @@ def test_accuracies_are_counted_in_each_group(config, point):
 
 
 @pytest.fixture
-def mmcl(capsys, monkeypatch):
+def mmcl(mmcl, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
-
-    def call(module, *args):
-        code = exit_code(module, *args)
-        return code, *capsys.readouterr()
-
-    return call
+    return mmcl
 
 
 FLAGS = ("--epochs=2,12", "--layers=2", "--batch_size=50", "--learning_rate=0.03")
