@@ -13,6 +13,7 @@ import jax
 import mmcl_theory as mt
 from mmcl_theory import theory
 from proofs_checks.ledger import HOLDS
+from sims.engine import tables
 
 Record = Mapping[str, Any]  # a row of the ledger as in its JSON
 
@@ -244,11 +245,7 @@ def _number(value: float | None) -> str:
 
 def text(records: Sequence[Record]) -> str:
     """The table for a terminal."""
-    table = [_COLUMNS, *cells(records)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
+    return tables.as_text([_COLUMNS, *cells(records)])
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -60,7 +60,7 @@ ROOMS = {
         "sims.engine",
     ),
     "sims.report": ("sims.show", "sims.engine"),
-    "proofs_checks": ("sims.engine.flags", "sims.engine.files", *LIBRARY),
+    "proofs_checks": ("sims.engine.flags", "sims.engine.files", "sims.engine.tables", *LIBRARY),
 }
 # All modules of the rooms that hold others: a new module belongs to a room of its own, or to one of these.
 HALLS = {"sims": {"sims", "sims.__main__"}, "sims.clip": {"sims.clip", *(f"sims.clip.{x}" for x in ENTRIES)}}

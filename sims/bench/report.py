@@ -9,6 +9,7 @@ import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sims.engine import tables
 from sims.engine.flags import UsageError
 
 if TYPE_CHECKING:
@@ -82,10 +83,8 @@ def table(results: dict[str, "Result"]) -> str:
     """The rows of all jobs, then their notes."""
     rows = [("job", "ours", "baseline", "ratio (smallest..largest)", "goal", "met", "bound")]
     rows += [_cells(row) for result in results.values() for row in result.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [note for result in results.values() for note in result.notes]
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    return "\n".join([tables.as_text(rows), *([""] if notes else []), *notes])
 
 
 def _cells(row: "Row") -> tuple[str, ...]:

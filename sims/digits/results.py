@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -249,11 +248,3 @@ def _score(
     signs = float((np.sign(expected) == np.sign(gap))[significant].mean()) if significant.any() else math.nan
     nearer = math.nan if np.isnan(other).any() else float((error < other).sum())
     return Score(arm, step, theory, len(gap), rank, signs, int(significant.sum()), float(error.mean()), nearer)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table as text: its lines, with columns of one width."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

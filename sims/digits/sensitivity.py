@@ -23,7 +23,7 @@ import zarr
 from sims.digits import paper, results
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER, parse_colours
-from sims.engine import store
+from sims.engine import store, tables
 from sims.engine.flags import UsageError
 
 FACTORS = ("temperature", "pixels", "colours", "init_scale")
@@ -168,5 +168,5 @@ def text(root: pathlib.Path) -> str:
     Raises: UsageError if there is none.
     """
     runs = runs_below(root)
-    parts = [f"{len(runs)} runs, each arm after its last measured epoch:", results.aligned(table(runs)), ""]
-    return "\n".join([*parts, "runs that differ in one setting alone:", results.aligned(effects(runs))])
+    parts = [f"{len(runs)} runs, each arm after its last measured epoch:", tables.as_text(table(runs)), ""]
+    return "\n".join([*parts, "runs that differ in one setting alone:", tables.as_text(effects(runs))])

@@ -15,9 +15,9 @@ import zarr
 from sims.digits import balance, captions, dial, figures, images, moments, paper, regimes, training
 from sims.digits.arms import ARMS, same_class_weight
 from sims.digits.config import AXES, BALANCED, PAPER, Config, parse_colours, parse_groups
-from sims.digits.results import accuracy, aligned, by_headline, digit_rows, interval, lines_of, rows, scores, varying
+from sims.digits.results import accuracy, by_headline, digit_rows, interval, lines_of, rows, scores, varying
 from sims.digits.scenes import Colours
-from sims.engine import runs, store
+from sims.engine import runs, store, tables
 from sims.engine.flags import Options, UsageError
 from sims.engine.grid import Grid, Task
 from sims.lines import matched_text
@@ -160,7 +160,7 @@ def predictions(config: Config) -> str:
     two = balance.table_of_two_features(model, obs)
     dial_head = "the dial, kappa = 0 to infinity; tilt: weight of the colour over that of the digit at kappa = 0"
     two_head = "the two-feature model with these images' moments, captions that name every digit"
-    return f"{dial_head}:\n{aligned(dial_lines)}\n\n{two_head}:\n{aligned(two)}"
+    return f"{dial_head}:\n{tables.as_text(dial_lines)}\n\n{two_head}:\n{tables.as_text(two)}"
 
 
 def complete(config: Config, study: str, setup: training.Setup, source: images.Source) -> xr.Dataset:
@@ -238,14 +238,15 @@ def text(dataset: xr.Dataset) -> str:
     """
     if json.loads(dataset.attrs["config"])["study"] == BALANCED:
         head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds, mean and 95% interval"
-        return f"{head}:\n{aligned(balance.measured_table(dataset))}"
+        return f"{head}:\n{tables.as_text(balance.measured_table(dataset))}"
     if json.loads(dataset.attrs["config"])["study"] == PAPER:
-        tables = [aligned(paper.table(dataset))]
+        parts = [tables.as_text(paper.table(dataset))]
         if any(ARMS[arm].reads for arm in dataset.arm.values):
             if lines := paper.regression_table(dataset):
-                tables.append(f"by the regression prompt, which has nothing to over-correct (X12):\n{aligned(lines)}")
-            tables.append(f"the dial's nearest points (X11):\n{aligned(paper.dial_table(dataset))}")
-        return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(tables)
+                head = "by the regression prompt, which has nothing to over-correct (X12)"
+                parts.append(f"{head}:\n{tables.as_text(lines)}")
+            parts.append(f"the dial's nearest points (X11):\n{tables.as_text(paper.dial_table(dataset))}")
+        return f"{dataset.sizes['seed']} seeds, 95% intervals:\n" + "\n\n".join(parts)
     mean, half = interval(by_headline(accuracy(dataset)).isel(step=-1))
     axes = varying(dataset)
     shown = ("aligned", "conflicting", "shifted", "worst")
@@ -272,7 +273,7 @@ def text(dataset: xr.Dataset) -> str:
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
     below = "predicted against measured: the gap aligned - conflicting, the accuracies of both groups"
-    parts = [head, aligned(lines), "", strong, aligned(two), "", below, aligned(told)]
+    parts = [head, tables.as_text(lines), "", strong, tables.as_text(two), "", below, tables.as_text(told)]
     if json.loads(dataset.attrs["config"])["study"] == "arms" and (matched := lines_of(dataset)):
         parts += ["", matched_text(matched, "probit")]
     return "\n".join(parts)

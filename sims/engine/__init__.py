@@ -9,6 +9,7 @@ runs.py        plan, measure what is missing, add the predictions, load, show
 files.py       atomic writes, probes of folders, locks
 processes.py   a map over processes of this machine; its cores and memory
 statistics.py  measured against predicted: p-values and z-scores
+tables.py      tables as text
 lines.py       ID-OOD lines: fits, two arms at matched ID accuracy, intervals
 style.py       colours, markers and titles of figures
 """

@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from sims import lines
-from sims.engine import runs
+from sims.engine import runs, tables
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid
 from sims.engine.lines import inside
@@ -147,8 +147,7 @@ def _best(dataset: xr.Dataset) -> str:
         setting = {"arm": arm, **dict(zip(keys, best.name, strict=True))}
         numbers = [f"{setting[x]:g}" for x in ("width", "percent", "epochs")]
         shown.append([_name(dataset, setting), *numbers, *values])
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in shown)
+    return tables.as_text(shown)
 
 
 EXPERIMENT = runs.Experiment("features", "measured", table, draw, text)

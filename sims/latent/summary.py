@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sims.engine import statistics
+from sims.engine import statistics, tables
 from sims.latent.settings import AXES
 
 MAX_ROWS = 60
@@ -105,8 +105,7 @@ def text(table: pd.DataFrame) -> str:
         row = table.loc[i]
         cells = [f"{row[a]:g}" for a in varying] + [row.learner]
         lines.append([*cells, *(_triple(row, group) for group in groups), row.verdict])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    body = [tables.as_text(lines)]
     if shown < len(table):
         body.append(f"... {len(table) - shown} more rows in summary.csv")
     agree, differ = ((table.verdict == word).sum() for word in ("agrees", "differs"))

@@ -9,6 +9,7 @@ import numpy as np
 
 from sims.clip.zero_shot.evaluation import Choice, Row, fit, inside, of_shift
 from sims.clip.zero_shot.robustness import LINES
+from sims.engine import tables
 from sims.engine.lines import Line, bootstrap_band
 
 _NAMES = {
@@ -57,8 +58,6 @@ def text(rows: Sequence[Row], choice: Choice) -> str:
         ]
         line[5:5] = [_percent(row[group], 1) if group in row else "-" for group in groups]
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    body = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     note = [f"warning: {n} of {row['set']} could not be read." for row in rows if (n := row["unreadable"])]
     note += [f"{row['set']}: top-1 {_percent(row['either'])} where either of two classes that share their prompts"
              " counts." for row in rows if "either" in row]  # fmt: skip
@@ -68,7 +67,7 @@ def text(rows: Sequence[Row], choice: Choice) -> str:
         )
     if any(row["line"] == "fit" for row in rows):
         note.append("rho [95%] takes the fitted line as exact; the figure's band shows how far it is known.")
-    return "\n".join([rows[0]["run"], *body, *note])
+    return "\n".join([rows[0]["run"], tables.as_text(lines), *note])
 
 
 def _percent(share: Row, digits: int = 2) -> str:
