@@ -46,6 +46,7 @@ def _define_flags() -> None:
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = Config(**{f.name: values[f.name] for f in dataclasses.fields(Config)})
+    config.check()
     return command.run(config, values["out"], "sims.dynamics.experiment")
 
 

@@ -8,13 +8,12 @@ from sims.engine import devices
 
 
 def run(config: Any, out: str, module: str) -> int:
-    """Check the config, start JAX, run the experiment and print its report; returns the exit code.
+    """Start JAX, run the experiment and print its report; returns the exit code.
 
-    module: name of the experiment's module. It is imported only after the config is checked, since JAX, xarray and
-    matplotlib take seconds to load.
+    config: checked, so that a refusal need not wait seconds for JAX, xarray and matplotlib to load.
+    module: name of the experiment's module, which is imported here.
     """
     folder = pathlib.Path(out)
-    config.check()
     options = devices.start()
     experiment = importlib.import_module(module)
     dataset = experiment.run(config, folder, options)

@@ -43,6 +43,7 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     fields = ("diagram", "x", "y", "value", "learners", "cells", "seeds", "seed")
     config = Config(**{name: values[name] for name in fields}, parameters=parameters.given())
+    config.check()
     return command.run(config, values["out"] or f"runs/phase_{config.diagram}", "sims.phase_diagram.experiment")
 
 

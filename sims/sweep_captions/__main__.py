@@ -38,6 +38,7 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     config = Config(**{name: values[name] for name in fields}, parameters=parameters.given())
+    config.check()
     return command.run(config, values["out"], "sims.sweep_captions.experiment")
 
 

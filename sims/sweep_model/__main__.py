@@ -71,6 +71,7 @@ def _main() -> int:
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "parameters"]
     given = tuple((name, float(values[name])) for name in _FLAGS if values[name] is not None)
     config = Config(**{**{name: values[name] for name in fields}, "model": values["model"] or ""}, parameters=given)
+    config.check()
     return command.run(config, values["out"], "sims.sweep_model.experiment")
 
 

@@ -61,6 +61,7 @@ def _main() -> int:
     setting = Setting(**{f.name: values[f.name] for f in dataclasses.fields(Setting)})
     fields = [f.name for f in dataclasses.fields(Config) if f.name != "setting"]
     config = Config(setting=setting, **{name: values[name] for name in fields})
+    config.check()
     return command.run(config, values["out"], "sims.sweep_spurious.experiment")
 
 
