@@ -27,10 +27,6 @@ TRANSFORMS = ("probit", "logit", "plain")
 _SCALES = {"share": 1.0, "percent": 100.0}
 _PAPER = "paper:"
 _PAPER_FILE = pathlib.Path(__file__).parent / "paper_figures.csv"
-_LOOKS = [
-    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
-    ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
-]  # fmt: skip
 _TICKS = (0.1, 0.5, 1, 2, 3, 5, 7, *range(10, 100, 5), 97, 98, 99, 99.5, 99.9)  # percent
 
 
@@ -295,14 +291,14 @@ def _panel(
 ) -> None:  # fmt: skip
     import numpy as np
 
-    from sims.engine import lines
+    from sims.engine import lines, style
 
     forward = lines.TRANSFORMS[transform][0]
     below = {f"paper: {p.panel} {p.arm}": [q for q in overlay if (q.panel, q.arm) == (p.panel, p.arm)] for p in overlay}
-    for (name, points), (_, marker) in zip(below.items(), itertools.cycle(_LOOKS)):
+    for (name, points), (_, marker) in zip(below.items(), itertools.cycle(style.LOOKS)):
         drawn = forward([[p.acc_id for p in points], [p.acc_ood for p in points]])
         ax.plot(*drawn, marker, color="0.65", mfc="none", ms=5, label=name, zorder=1)
-    for (arm, points), (colour, marker) in zip(arms.items(), itertools.cycle(_LOOKS)):
+    for (arm, points), (colour, marker) in zip(arms.items(), itertools.cycle(style.LOOKS)):
         mine = family(points, np.random.default_rng(0))
         ends = np.array([mine.acc_id.min(), mine.acc_id.max()])
         ax.plot(forward(mine.acc_id), forward(mine.acc_ood), marker, color=colour, ms=5, label=arm, zorder=3)

@@ -15,10 +15,6 @@ from sims.clip.comparison.runs import GROUPS, RIDGES, THEORIES, Row, gap_interva
 from sims.clip.config import ARMS
 from sims.engine import lines, style
 
-_LOOKS = [
-    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"),
-    ("#E69F00", "v"), ("#56B4E9", "P"), ("#000000", "X"),
-]  # fmt: skip
 _SHIFT_NAMES = {"v2": "V2", "sketch": "Sketch", "r": "R", "a": "A", "objectnet": "ObjectNet"}
 _NEAREST = (0.01, 0.99)  # shares nearer to 0 or 1 are drawn here
 _TICKS = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
@@ -34,7 +30,7 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
     figure, axes = plt.subplots(2, 3, figsize=(13, 8.4), layout="constrained")
     for ax, shift in zip(axes.flat, SHIFTS, strict=False):
         spans = []
-        for arm, (colour, marker) in zip(arms, _LOOKS, strict=False):
+        for arm, (colour, marker) in zip(arms, style.LOOKS, strict=False):
             found = list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None))
             spans.append(_arm(ax, found, arm, colour, marker))
         seen = np.array(spans)
