@@ -28,7 +28,7 @@ from sims.engine import files
 from sims.engine.flags import UsageError, WorkFailed
 from sims.engine.lines import Line, fit_line
 from tests.clip.test_sets import CLASSES, NAMES, WNIDS, class_of, make_root, picture
-from tests.helpers import ROOT
+from tests.helpers import ROOT, assert_refused
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
 CHECKS = ((0.3647, 0.3098, "logit", 4.28), (0.3647, 0.3098, "weak", 3.36), (0.598, 0.525, "logit", 5.8))
@@ -659,8 +659,7 @@ def test_features_do_not_depend_on_batches_and_threads(root):
 )
 def test_bad_arguments_are_one_line_and_exit_2(called, tmp_path, monkeypatch, name, args, told):
     monkeypatch.chdir(tmp_path)
-    code, printed, error = called(name, *args)
-    assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
+    assert_refused(called(name, *args), told)
     assert list(tmp_path.iterdir()) == []
 
 

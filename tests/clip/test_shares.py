@@ -25,7 +25,7 @@ from sims.clip.zero_shot.prompts import TEMPLATES
 from sims.engine import processes
 from sims.engine.flags import UsageError
 from tests.clip.test_training import NANO
-from tests.helpers import contents
+from tests.helpers import assert_refused, contents
 
 TINY = Training(architecture="nano", context_length=8, batch_size=16, epochs=1.0, held_out=8, warm_up=1)
 
@@ -129,8 +129,7 @@ def test_what_is_missing_or_bad_is_one_line_and_nothing_is_written(command, root
     (root / "bare.csv").write_text("path,caption\nx.png,a picture\n")
     study = [] if any(a.startswith(("--study", "--preset")) for a in arguments) else ["--study=shares"]
     given = [a.replace("ROOT", str(root)) for a in arguments]
-    code, printed, error = command(*study, *given, "--workers=1", f"--out={tmp_path}/out")
-    assert code == 2 and not printed and said in error and len(error.splitlines()) == 1
+    assert_refused(command(*study, *given, "--workers=1", f"--out={tmp_path}/out"), said)
     assert not (tmp_path / "out").exists()
 
 

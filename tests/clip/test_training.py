@@ -29,7 +29,7 @@ from sims.clip.records import captions, sources
 from sims.clip.scenes import generation
 from sims.engine import store
 from sims.engine.flags import UsageError, WorkFailed
-from tests.helpers import ROOT
+from tests.helpers import ROOT, assert_refused
 
 SLOW = pytest.mark.slow
 NANO = models.Architecture("nano", 8, models.ViTShape(1, 16, 16, head_width=8), 32, models.TextShape(8, 400, 16, 2, 1))
@@ -633,8 +633,7 @@ def test_bad_arguments_are_one_line_and_exit_2(command, root, tmp_path, argument
     (root / "wnids.json").write_text('["n01440764", "n01443537"]')
     (root / "deep.json").write_text("[" * 100_000)
     (root / "bare.csv").write_text("path,caption\nx.png,a picture\n")
-    code, printed, error = command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}")
-    assert code == 2 and not printed and told in error and len(error.splitlines()) == 1
+    assert_refused(command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}"), told)
     assert not (out / "config.json").exists()
 
 

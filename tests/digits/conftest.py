@@ -4,6 +4,14 @@ import jax
 import pytest
 
 from mmcl_theory import learners, theory
+from sims.digits import images
+from sims.digits.config import parse_groups
+
+
+@pytest.fixture(scope="session")
+def source():
+    """The built-in digits, 0 to 4 against 5 to 9."""
+    return images.load("builtin", parse_groups("01234:56789"))
 
 
 @pytest.fixture

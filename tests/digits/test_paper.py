@@ -13,7 +13,7 @@ import xarray as xr
 import mmcl_theory as mt
 from mmcl_theory import learners
 from sims.bench.baselines import flax_lenet
-from sims.digits import captions, dial, encoders, images, paper, readouts, scenes, studies, training, vectors
+from sims.digits import captions, dial, encoders, paper, readouts, scenes, studies, training, vectors
 from sims.digits.arms import ARMS
 from sims.digits.config import PAPER_POLICIES, PRESETS, paper_arm, parse_colours, parse_groups
 from sims.engine.flags import Options, UsageError
@@ -31,11 +31,6 @@ start = jax.jit(training.start, static_argnums=(0, 1))
 train = jax.jit(training.train, static_argnums=(0, 1))
 drawn_tests = jax.jit(training.test_scenes, static_argnums=0)
 RICH, LABEL = ARMS["clip_1_1"], ARMS["cross_entropy"]
-
-
-@pytest.fixture(scope="module")
-def source():
-    return images.load("builtin", KINDS)
 
 
 def lenet(params, image):

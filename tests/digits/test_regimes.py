@@ -41,10 +41,12 @@ def of_information(*shares):
     return np.log(BATCH) * (1 - shares / 2), np.log(2) * (1 - shares / 2)
 
 
+CONTRASTIVE, CLASSIFIER = of_information(0.5, 0.9, 1.0)
+LOSSES = {"clip": CONTRASTIVE, "label_only": CONTRASTIVE, "cross_entropy": CLASSIFIER}
+
+
 def test_arms_are_compared_at_equal_information():
-    contrastive, _ = of_information(0.5, 0.9, 1.0)
-    _, classifier = of_information(0.88, 0.97, 1.0)
-    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
+    losses = LOSSES | {"cross_entropy": of_information(0.88, 0.97, 1.0)[1]}
     late = np.zeros((2, 3, 2)) + np.array([0.9, 0.6, 0.5])[None, :, None]  # supervised: worse and worse on P*
     groups = {"clip": (0.8, 0.7), "label_only": (0.9, 0.4), "cross_entropy": late}
     found = [cell for cell in regimes.cells(a_study(groups, losses)) if cell.over == "cross_entropy"]
@@ -55,7 +57,7 @@ def test_arms_are_compared_at_equal_information():
     assert [cell.kind for cell in found[:3]] == ["unmatched", "loss", "both groups"]  # .88 is not near .5
     np.testing.assert_allclose([cell.conflicting_images for cell in found[::3]], [200, 20])
     assert len(regimes.cells(a_study(groups, losses, ("clip", "label_only")))) == 6
-    more = {"no_intra_class": (0.6, 0.5)}, {"no_intra_class": contrastive}
+    more = {"no_intra_class": (0.6, 0.5)}, {"no_intra_class": CONTRASTIVE}
     third = regimes.cells(a_study(groups | more[0], losses | more[1], (*ARMS, "no_intra_class")))
     assert {cell.over for cell in third} == {*ARMS[1:], "no_intra_class"}
     assert {round(cell.gain, 6) for cell in third if cell.over == "no_intra_class"} == {0.2}
@@ -74,19 +76,15 @@ def test_kinds_of_gain(aligned, conflicting, kind):
 
 
 def test_a_seed_that_diverged_leaves_its_cell_out():
-    contrastive, classifier = of_information(0.5, 0.9, 1.0)
-    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
-    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), LOSSES)
     dataset.measured.loc[{"arm": "clip", "seed": 1, "step": 20, "p_spu": 0.9}] = np.nan
     found = regimes.cells(dataset)
     assert len(found) == 2 * 5 and (0.9, 20) not in {(cell.p_spu, cell.step) for cell in found}
 
 
 def test_the_map_names_its_axes():
-    contrastive, classifier = of_information(0.5, 0.9, 1.0)
-    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
     groups = {"clip": (0.6, 0.8), "label_only": (0.9, 0.3), "cross_entropy": (0.99, 0.3)}
-    figure = regimes.drawn(a_study(groups, losses, spread=0.01))
+    figure = regimes.drawn(a_study(groups, LOSSES, spread=0.01))
     figure.draw_without_rendering()
     panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
     assert panels[1].get_title().endswith("captions name the class only")
@@ -97,9 +95,7 @@ def test_the_map_names_its_axes():
 
 
 def test_masking_mean_leaves_the_hue_in_every_caption():
-    contrastive, classifier = of_information(0.5, 0.9, 1.0)
-    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
-    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), LOSSES)
     for masking, said in (("mean", "class and hue only"), ("named", "the class only")):
         dataset.attrs["config"] = json.dumps(
             {"study": "correlation", "batch_size": BATCH, "train_size": 2000, "captions": "vectors", "masking": masking}
@@ -110,9 +106,7 @@ def test_masking_mean_leaves_the_hue_in_every_caption():
 
 @pytest.mark.slow
 def test_a_folder_gets_the_map_and_its_table(tmp_path):
-    contrastive, classifier = of_information(0.5, 0.9, 1.0)
-    losses = {"clip": contrastive, "label_only": contrastive, "cross_entropy": classifier}
-    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), losses)
+    dataset = a_study(dict.fromkeys(ARMS, (0.7, 0.7)), LOSSES)
     sizes = [dataset.sizes[axis] for axis in AXES]
     names = {"theory": moments.THEORIES, "predicted_prompt": moments.PROMPTS, "group": training.GROUPS}
     shape = (len(moments.THEORIES), len(ARMS), *sizes, len(moments.PROMPTS), len(training.GROUPS))

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 import mmcl_theory as mt
-from sims.digits import captions, images, scenes
+from sims.digits import captions, scenes
 from sims.digits.config import parse_groups
 
 N = 4000
@@ -20,11 +20,6 @@ compiled_write = jax.jit(captions.write, static_argnums=1)
 
 def draw(seed, items, p_spu, hue_contrast=1.0, p_companion=None):
     return jax.device_get(compiled_draw(jax.random.key(seed), items, p_spu, hue_contrast, p_companion))
-
-
-@pytest.fixture(scope="module")
-def source():
-    return images.load("builtin", KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import scipy.stats
 
 import mmcl_theory as mt
 from mmcl_theory import losses
-from sims.digits import arms, captions, encoders, images, moments, scenes, training
+from sims.digits import arms, captions, encoders, moments, scenes, training
 from sims.digits.arms import ARMS
 from sims.digits.config import AXES, parse_groups
 from tests.statistics import assert_mean_close
@@ -25,11 +25,6 @@ closed_form = jax.jit(training.closed_form, static_argnames=("arm", "setup"))
 augment = jax.jit(arms.augment)
 alone = jax.jit(arms.alone, static_argnums=0)
 contrast = jax.jit(arms.contrast, static_argnums=0)
-
-
-@pytest.fixture(scope="module")
-def source():
-    return images.load("builtin", KINDS)
 
 
 def a_point(source, p_spu=0.9, pi_core=0.5, pi_spu=0.5, weight=0.5, temperature=0.1):
