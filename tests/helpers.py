@@ -1,14 +1,16 @@
 """What tests of several rooms share: flags, compilation, folders and interrupted writes."""
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 
 import jax
+import pytest
 from absl import flags
 
 from sims.engine import store
-from sims.engine.flags import run_main
+from sims.engine.flags import UsageError, run_main
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -56,6 +58,14 @@ def assert_refused(result, *mentioned):
     assert re.fullmatch(r"error: [^\n]+\n", err), err
     for words in mentioned:
         assert words in err
+
+
+def assert_another_run_is_refused(experiment, config, out, **change):
+    """With this change the config is another run's, which the folder refuses; nothing in it changes."""
+    before = contents(out)
+    with pytest.raises(UsageError, match=f"differs in {next(iter(change))}"):
+        experiment.run(dataclasses.replace(config, **change), out)
+    assert contents(out) == before
 
 
 def interrupt_write(patch, number):

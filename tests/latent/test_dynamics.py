@@ -1,7 +1,5 @@
 """`sims.dynamics` at a tiny size: theory meets the linear loss, InfoNCE starts alike, and what is refused."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from sims.dynamics import experiment
 from sims.dynamics.config import Config
 from sims.engine import statistics
 from sims.engine.flags import UsageError
-from tests.helpers import contents
+from tests.helpers import assert_another_run_is_refused
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -78,12 +76,8 @@ def test_recorded_times_are_sums_of_rates():
 
 
 @pytest.mark.slow
-def test_another_run_is_refused_and_nothing_changes(finished, capsys):
-    out, _ = finished
-    before = contents(out)
-    with pytest.raises(UsageError, match="differs in seed"):
-        experiment.run(dataclasses.replace(TINY, seed=1), out)
-    assert contents(out) == before
+def test_another_run_is_refused_and_nothing_changes(finished):
+    assert_another_run_is_refused(experiment, TINY, finished[0], seed=1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sims.latent import panels
 from sims.phase_diagram import config as phase_config
 from sims.phase_diagram import diagrams, experiment
 from sims.phase_diagram.config import DIAGRAMS, Axis, Config, axis
-from tests.helpers import contents, interrupt_write, quick_compilation
+from tests.helpers import assert_another_run_is_refused, interrupt_write, quick_compilation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -80,11 +80,7 @@ def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
 
 
 def test_another_run_is_refused_and_nothing_changes(finished):
-    out, _ = finished
-    before = contents(out)
-    with pytest.raises(UsageError, match="differs in seed"):
-        experiment.run(dataclasses.replace(TINY, seed=1), out)
-    assert contents(out) == before
+    assert_another_run_is_refused(experiment, TINY, finished[0], seed=1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """`sims.sweep_captions` at a tiny size: both models, both losses, the budget, and what is refused."""
 
-import dataclasses
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +10,7 @@ from sims.engine import statistics
 from sims.engine.flags import UsageError
 from sims.sweep_captions import experiment
 from sims.sweep_captions.config import Config
-from tests.helpers import contents, quick_compilation
+from tests.helpers import assert_another_run_is_refused, quick_compilation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -74,11 +72,7 @@ def test_the_figure_shows_every_panel(finished):
 
 @pytest.mark.slow
 def test_another_run_is_refused_and_nothing_changes(finished):
-    out, _ = finished
-    before = contents(out)
-    with pytest.raises(UsageError, match="differs in budget"):
-        experiment.run(dataclasses.replace(TINY, budget=0.5), out)
-    assert contents(out) == before
+    assert_another_run_is_refused(experiment, TINY, finished[0], budget=0.5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sims.engine.flags import UsageError
 from sims.sweep_model import cells, experiment, paths
 from sims.sweep_model.config import Config, axis
 from sims.sweep_model.model_file import read
-from tests.helpers import ROOT, contents, quick_compilation
+from tests.helpers import ROOT, assert_another_run_is_refused, quick_compilation
 
 EXAMPLES = ROOT / "examples" / "models"
 FILE = {
@@ -415,13 +415,11 @@ def test_the_folder_holds_the_files(finished):
 
 def test_another_model_in_the_folder_is_refused(finished):
     folder, config, _ = finished
-    before = contents(folder / "out")
     other = changed("captions", "wrong", to=[0, 0.3])
     (folder / "other").mkdir()
     (folder / "other" / "pair.json").write_text(json.dumps(other))
-    with pytest.raises(UsageError, match="differs in model"):
-        experiment.run(dataclasses.replace(config, model=str(folder / "other" / "pair.json")), folder / "out")
-    assert contents(folder / "out") == before
+    model = str(folder / "other" / "pair.json")
+    assert_another_run_is_refused(experiment, config, folder / "out", model=model)
 
 
 def test_the_figure_shows_every_group(finished):

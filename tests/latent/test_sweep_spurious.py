@@ -23,7 +23,7 @@ from sims.latent import measure, plots, summary
 from sims.latent.parameters import PARAMETERS
 from sims.sweep_spurious import experiment
 from sims.sweep_spurious.config import AXES, LEARNERS, Config, Setting
-from tests.helpers import ROOT, contents, interrupt_write, quick_compilation
+from tests.helpers import ROOT, assert_another_run_is_refused, contents, interrupt_write, quick_compilation
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -150,11 +150,7 @@ def test_a_finished_run_is_not_measured_again(finished, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 1}, {"seeds": 3}, {"learners": ("mmcl",)}, {"p_spu": (0.6, 0.9)}])
 def test_another_config_is_refused_and_nothing_changes(finished, change):
-    out, _ = finished
-    before = contents(out)
-    with pytest.raises(UsageError, match=f"differs in {next(iter(change))}"):
-        experiment.run(Config(**{**vars(CONFIG), **change}), out)
-    assert contents(out) == before
+    assert_another_run_is_refused(experiment, CONFIG, finished[0], **change)
 
 
 def test_a_bad_config_writes_nothing(tmp_path):
