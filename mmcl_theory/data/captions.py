@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mmcl_theory import _checks
+from mmcl_theory import _checks, _random
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data.group_captions import GroupCaptions
 from mmcl_theory.data.inter_class import InterClass
@@ -73,9 +73,9 @@ class Captions:
         """The caption code u of each sample: rows are samples, columns latent coordinates."""
         n, l = latents.z.shape
         pi = jnp.repeat(jnp.stack([self.pi_core, self.pi_spu]), l // 2, total_repeat_length=l)
-        mentioned = jax.random.uniform(key, (n, l), latents.z.dtype) < pi[None, :]
+        (chance,) = _random.uniforms(key, latents.z.dtype, (n, l))
         base = self.base(model, latents.label, latents.attribute)
-        return jnp.where(mentioned, latents.z, base)
+        return jnp.where(chance < pi[None, :], latents.z, base)
 
     def as_group_captions(self, model: IntraClass) -> GroupCaptions:
         """The policy by the groups of `model.as_mixture()`, which has the same order."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from mmcl_theory import _checks
+from mmcl_theory import _checks, _random
 from mmcl_theory._checks import Scalar
 from mmcl_theory.data.latents import LatentMoments, Latents, pair_matrix
 from mmcl_theory.data.mixture import Mixture
@@ -58,13 +58,14 @@ class IntraClass:
 
     def sample(self, key: Key[Array, ""], n: int) -> Latents:
         """n independent draws of (z, y, a)."""
-        key_label, key_attribute, key_noise = jax.random.split(key, 3)
+        key_group, key_noise = jax.random.split(key)
         dtype = self.p_spu.dtype
-        label = jax.random.rademacher(key_label, (n,), dtype=jnp.int32)
-        aligned = jax.random.uniform(key_attribute, (n,), dtype) < self.p_spu
-        attribute = jnp.where(aligned, label, -label)
-        noise = jax.random.normal(key_noise, (n, 2), dtype) * jnp.stack([self.sigma_core, self.sigma_spu])[None, :]
-        return Latents(self.attribute_means(label, attribute) + noise, label, attribute)
+        side, chance = _random.uniforms(key_group, dtype, (n,), (n,))
+        label = jnp.where(side < 0.5, 1, -1).astype(jnp.int32)
+        attribute = jnp.where(chance < self.p_spu, label, -label)
+        (noise,) = _random.normals(key_noise, dtype, (n, 2))
+        spread = jnp.stack([self.sigma_core, self.sigma_spu])[None, :]
+        return Latents(self.attribute_means(label, attribute) + spread * noise, label, attribute)
 
     def class_means(self, label: Int[Array, " n"]) -> Float[Array, "n l"]:
         """E_{P*}[z | y] = (mu_core y, 0): what a caption says that names only the class, and the "core" prompt."""

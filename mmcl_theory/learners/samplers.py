@@ -107,24 +107,27 @@ def sample_rules(
     """
     n = _checks.integer("n", n, 2)
     _check_dimensions(model, obs)
-    key_latents, key_captions, key_image, key_text, key_perpendicular = jax.random.split(key, 5)
+    key_latents, key_captions, key_noise = jax.random.split(key, 3)
     latents = law(model, "sample").sample(key_latents, n)
     code = draw_captions(key_captions, model, caps, latents)
     dtype = code.dtype
-    if is_pair_model(model):
-        prompt = latent_prompts(model, _checks.choice("prompts", prompts, PROMPTS))[
-            1::2
-        ]  # (k, l); orthogonal, so the k scores have independent noise
-        noise = jax.random.normal(key_text, (n, len(prompt)), dtype) * jnp.linalg.norm(prompt, axis=1)[None, :]
+    pair = is_pair_model(model)
+    if pair:
+        prompt = latent_prompts(model, _checks.choice("prompts", prompts, PROMPTS))[1::2]  # (k, l)
     else:
         prompt = prompts_of(model, prompts)
-        noise = jax.random.normal(key_text, code.shape, dtype) @ prompt.T
-    k = len(prompt)
+    k, l = prompt.shape
+    freedom = obs.dim_image - model.num_latents
+    text, image, *rest = _random.normals(
+        key_noise, dtype, (n, k if pair else l), (n, l), *_random.wishart_shapes(freedom, min(n, k))
+    )
+    # The prompts of pairs are orthogonal, so that the k scores have independent noise.
+    noise = text * jnp.linalg.norm(prompt, axis=1)[None, :] if pair else text @ prompt.T
     score = code @ prompt.T + obs.sd_text * noise
     c = _coefficients(score, class_index(latents.label), same_class_weight, model.num_classes)
-    observed = latents.z + obs.sd_image * jax.random.normal(key_image, latents.z.shape, dtype)
+    observed = latents.z + obs.sd_image * image
     root = jnp.linalg.norm(c, axis=0)[None, :] if k == 1 else jnp.linalg.qr(c, mode="r")  # root^T root = c^T c
-    factor = _random.wishart_factor(key_perpendicular, obs.dim_image - model.num_latents, len(root), dtype)
+    factor = _random.wishart_factor(freedom, *rest)
     return Rules(c.T @ observed, obs.sd_image * root.T @ factor)
 
 
@@ -315,15 +318,17 @@ def sample_rule_statistics(
         mixture = law(model, "as_mixture").as_mixture()
         return _mixture_rules(key, mixture, caps, obs, size, same_class_weight, prompts_of(model, prompts))
     kind, caps = _checks.choice("prompts", prompts, PROMPTS), pair_captions(caps)
-    key_size, key_mean, key_scatter, key_rule, key_perpendicular = jax.random.split(key, 5)
+    key_size, key_normal = jax.random.split(key)
     prompt = latent_prompts(model, kind)[1]
     group = _draw_groups(key_size, model, caps, size.astype(prompt.dtype), names_spurious=kind != "core")
     given = _group_law(model, caps, obs, prompt, group)
 
     size, dtype = group.size, prompt.dtype
-    error = jnp.sqrt(given.t_variance / jnp.maximum(size, 1)) * jax.random.normal(key_mean, size.shape, dtype)
+    shapes = size.shape, (_random.NORMALS, *size.shape), (2,), (_random.NORMALS,)
+    z_mean, z_scatter, z_rule, z_perpendicular = _random.normals(key_normal, dtype, *shapes)
+    error = jnp.sqrt(given.t_variance / jnp.maximum(size, 1)) * z_mean
     t_mean = given.t_mean + error
-    scatter = given.t_variance * _random.chi_squared(key_scatter, size - 1)
+    scatter = given.t_variance * _random.chi_squared(z_scatter, size - 1)
 
     number = class_index(group.label)
     member = jax.nn.one_hot(number, model.num_classes, dtype=dtype)  # (g, 2)
@@ -338,13 +343,12 @@ def sample_rule_statistics(
         squares @ given.residual_variance[:, 1],
         squares @ given.residual_cross,
     )
-    z = jax.random.normal(key_rule, (2,), dtype)
     root_c = jnp.sqrt(cc)
     below = jnp.where(cc > 0, cs / jnp.where(cc > 0, root_c, 1.0), 0.0)
     root_s = jnp.sqrt(jnp.maximum(ss - below**2, 0.0))  # Cholesky of [[cc, cs], [cs, ss]]
-    weights = mean + jnp.stack([root_c * z[0], below * z[0] + root_s * z[1]])
+    weights = mean + jnp.stack([root_c * z_rule[0], below * z_rule[0] + root_s * z_rule[1]])
     freedom = jnp.asarray(obs.dim_image - model.num_latents, dtype)
-    perpendicular = obs.sd_image**2 * squares.sum() * _random.chi_squared(key_perpendicular, freedom)
+    perpendicular = obs.sd_image**2 * squares.sum() * _random.chi_squared(z_perpendicular, freedom)
     return weights, weights @ weights + perpendicular
 
 
@@ -363,7 +367,7 @@ def _mixture_rules(
     probability, mean, variance = caps.states(model)
     groups, s, l = probability.shape
     dtype = prompt.dtype
-    key_group, key_state, key_mean, key_scatter, key_below, key_rest = jax.random.split(key, 6)
+    key_group, key_state, key_normal = jax.random.split(key, 3)
 
     size = _split_counts(key_group, n.astype(dtype)[None], model.weight[None])  # (1, G)
     size = size.reshape(groups, 1)
@@ -388,11 +392,14 @@ def _mixture_rules(
         1,
     )
     root = covariance_roots(whole)
-    error = jnp.einsum("cij,cj->ci", root, jax.random.normal(key_mean, (len(size), 2 * l), dtype))
+    columns, freedom = (len(size), 2 * l), obs.dim_image - l
+    shapes = columns, (_random.NORMALS, *columns), whole.shape, *_random.wishart_shapes(freedom, len(prompt))
+    z_mean, z_scatter, z_below, *z_rest = _random.normals(key_normal, dtype, *shapes)
+    error = jnp.einsum("cij,cj->ci", root, z_mean)
     average = jnp.concatenate([model.mean[group], mean], 1) + error / jnp.sqrt(jnp.maximum(size, 1))[:, None]
     left = size[:, None] - 1 - jnp.arange(2 * l, dtype=dtype)[None, :]  # degrees of freedom of each column
-    diagonal = jnp.sqrt(_random.chi_squared(key_scatter, left))
-    below = jnp.tril(jax.random.normal(key_below, whole.shape, dtype), -1) * (left > 0)[:, None, :]
+    diagonal = jnp.sqrt(_random.chi_squared(z_scatter, left))
+    below = jnp.tril(z_below, -1) * (left > 0)[:, None, :]
     factor = root @ (below + diagonal[:, :, None] * jnp.eye(2 * l, dtype=dtype)[None])
 
     number = np.asarray(model.classes)[group]
@@ -403,7 +410,7 @@ def _mixture_rules(
     scores = slope[:, :, None] * jnp.einsum("ki,cij->ckj", prompt, factor[:, l:])  # of the scatter
     latent = (size[:, None] * c_mean).T @ average[:, :l] + jnp.einsum("ckj,cij->ki", scores, factor[:, :l])
     squares = (size[:, None] * c_mean).T @ c_mean + jnp.einsum("ckj,clj->kl", scores, scores)
-    rest = _random.wishart_factor(key_rest, obs.dim_image - l, len(prompt), dtype)
+    rest = _random.wishart_factor(freedom, *z_rest)
     return Rules(latent, obs.sd_image * covariance_roots(squares[None])[0] @ rest)
 
 
@@ -519,11 +526,13 @@ def sample_gram(
     """
     n = _checks.integer("n", n, 2)
     _check_dimensions(model, obs)
-    key_latents, key_image, key_perpendicular = jax.random.split(key, 3)
+    key_latents, key_normal = jax.random.split(key)
     latents = law(model, "sample").sample(key_latents, n)
-    dtype = latents.z.dtype
-    observed = latents.z + obs.sd_image * jax.random.normal(key_image, latents.z.shape, dtype)
-    factor = _random.wishart_factor(key_perpendicular, obs.dim_image - model.num_latents, n, dtype)
+    freedom = obs.dim_image - model.num_latents
+    shapes = latents.z.shape, *_random.wishart_shapes(freedom, n)
+    image, *rest = _random.normals(key_normal, latents.z.dtype, *shapes)
+    observed = latents.z + obs.sd_image * image
+    factor = _random.wishart_factor(freedom, *rest)
     coordinates = jnp.concatenate([observed, obs.sd_image * factor], 1)
     return coordinates @ coordinates.T, observed, latents.label
 

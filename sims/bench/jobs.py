@@ -361,7 +361,8 @@ def _counts(n: int) -> Callable[[jax.Array], jax.Array]:
             yes = _random.binomial(jax.random.fold_in(key, level), size, jnp.full(size.shape, p))
             size = jnp.concatenate([yes, size - yes])
         for part, df in enumerate((size - 1, jnp.full((), float(n)))):
-            total += _random.chi_squared(jax.random.fold_in(key, 10 + part), df).sum()
+            z = jax.random.normal(jax.random.fold_in(key, 10 + part), (_random.NORMALS, *df.shape))
+            total += _random.chi_squared(z, df).sum()
         return total
 
     return draw

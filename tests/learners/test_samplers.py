@@ -236,14 +236,15 @@ COUNTS = [(3, 0.5), (1e3, 0.02), (1e4, 0.5), (1e6, 0.97), (1e9, 0.5), (1e9, 1e-8
 @pytest.mark.parametrize("x64", [True, False])
 def test_counts_and_scatters_of_any_size(x64):
     """Kolmogorov-Smirnov, 20,000 draws each, against SciPy; float32 rounds the largest counts to 64."""
-    runs, limit = 20_000, 1e-6 / (2 * len(COUNTS) + 6)
+    df = np.array([1.0, 2.0, 7.0, 21.0, 22.0, 1e3, 1e5, 1e9])
+    runs, limit = 20_000, 1e-6 / (len(COUNTS) + len(df))
     rng = np.random.default_rng(0)
     with jax.enable_x64(x64):
         key_b, key_c = jax.random.split(jax.random.key(5))
         n, p = jnp.asarray(np.array(COUNTS).T[:, :, None] * np.ones((1, 1, runs)), float)
         draws = np.asarray(jit(_random.binomial)(key_b, n, p), np.float64)
-        df = np.array([1.0, 2.0, 7.0, 1e3, 1e5, 1e9])
-        squares = jit(_random.chi_squared)(key_c, jnp.asarray(df[:, None] * np.ones((1, runs)), float))
+        z = jax.random.normal(key_c, (_random.NORMALS, len(df), runs))
+        squares = jit(_random.chi_squared)(z, jnp.asarray(df[:, None] * np.ones((1, runs)), float))
     for x, (count, q) in zip(draws, COUNTS, strict=True):
         assert (x == np.round(x)).all() and (x >= 0).all() and (x <= count).all()
         width = 1.0 if x64 or count < 2**24 or q < 0.1 else 64.0
@@ -256,6 +257,27 @@ def test_counts_and_scatters_of_any_size(x64):
         step = float(np.spacing(np.float32(k))) if not x64 and k > 1e4 else 0.0
         x = x + rng.uniform(-0.5, 0.5, runs) * step
         assert scipy.stats.kstest(scipy.stats.chi2(k).cdf(x), "uniform").pvalue > limit
+        assert scipy.stats.kstest(scipy.stats.chi2(k + 0.2 * k**0.5).cdf(x), "uniform").pvalue < limit
+
+
+def test_chi_squared_accepts_by_the_ratio_of_densities():
+    """A proposal is taken just above the ratio of SciPy's densities; just below it, the next one is."""
+    df, x = (a.ravel() for a in np.meshgrid([22.0, 300.0, 1e4], [-5.0, -2.5, 1.5, 5.0]))
+    d = df / 2 - 1 / 3
+
+    def draw(x):
+        return 2 * d * (1 + x / (3 * d**0.5)) ** 3
+
+    def log_ratio(x):  # up to a constant; the draw's slope is 2 d^(1/2) (1 + y)^2
+        slope = 2 * np.log1p(x / (3 * d**0.5))
+        return scipy.stats.chi2(df).logpdf(draw(x)) + slope - scipy.stats.norm.logpdf(x)
+
+    threshold = log_ratio(np.zeros_like(x)) - log_ratio(x)
+    assert (threshold > 1e-6).all()
+    for factor, want in ((1.001, x), (0.999, np.zeros_like(x))):
+        z = np.ones((_random.NORMALS, len(x)))
+        z[:4] = x, np.sqrt(factor * threshold), np.sqrt(factor * threshold), np.zeros_like(x)
+        np.testing.assert_allclose(_random.chi_squared(jnp.asarray(z), jnp.asarray(df)), draw(want), rtol=1e-14)
 
 
 @long
@@ -265,8 +287,10 @@ def test_certain_and_empty_counts(x64):
         n, p = (jnp.asarray(v, float) for v in ([0, 5, 5, 1e9, 1e9, 0], [0.5, 0, 1, 0, 1, 1]))
         got = np.stack([_random.binomial(jax.random.key(i), n, p) for i in range(5)])
         np.testing.assert_array_equal(got, np.tile(np.array([0, 0, 5, 0, 1e9, 0]), (5, 1)))
-        assert (_random.chi_squared(jax.random.key(0), jnp.asarray([0.0, -1.0])) == 0).all()
-        assert _random.wishart_factor(jax.random.key(0), 0, 3, float).shape == (3, 0)
+        z = jax.random.normal(jax.random.key(0), (_random.NORMALS, 2))
+        assert (_random.chi_squared(z, jnp.asarray([0.0, -1.0])) == 0).all()
+        none = _random.normals(jax.random.key(0), z.dtype, *_random.wishart_shapes(0, 3))
+        assert _random.wishart_factor(0, *none).shape == (3, 0)
 
 
 # Inter-class rules
