@@ -117,9 +117,9 @@ def training_accuracy(
 
     Source: X6.  Check: proofs_checks/x6.py.
     """
+    strengths = [_checks.real("time", time, "finite and >= 0")]
+    strengths += [_checks.real(name, x, "finite and > 0") for name, x in (("rho", rho), ("initial", initial))]
     if not is_pair_model(model):
-        strengths = [_checks.real("time", time, "finite and >= 0")]
-        strengths += [_checks.real(name, x, "finite and > 0") for name, x in (("rho", rho), ("initial", initial))]
         cross, prompt = second_moments(model, caps)[1], prompts_of(model, prompts)
         rules = over_batches(_trained_rules, (cross, 2), (prompt, 2), *((x, 0) for x in strengths))
         return mixtures.accuracy_in_the_span(model, rules, obs)
@@ -127,7 +127,7 @@ def training_accuracy(
     prompts = _checks.choice("prompts", prompts, PROMPTS)
     zu = moments(model, pair_captions(caps)).zu
     prompt = pair_prompt(model, prompts)
-    arrays = [jnp.asarray(x, zu.dtype) for x in (time, rho, initial)]
+    arrays = [x.astype(zu.dtype) for x in strengths]
     batch = jnp.broadcast_shapes(zu.shape[:-2], prompt.shape[:-1], *(x.shape for x in arrays))
     zu = jnp.broadcast_to(zu, (*batch, 2, 2))
     prompt = jnp.broadcast_to(prompt, (*batch, 2))

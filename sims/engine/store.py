@@ -190,10 +190,13 @@ class Measured:
             if array.shape != grid.shape or array.chunks != grid.chunks:
                 raise ValueError(f"{name} has another shape")
         except Exception as error:  # zarr raises many kinds for a damaged store
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"{self.path} is damaged ({reason}); --overwrite starts again.") from None
+            raise self._damaged(error) from None
         # Set on every open: Zarr skips chunks that equal the fill value, and an all-NaN block can be a valid result.
         self.array = array.with_config({"write_empty_chunks": True})
+
+    def _damaged(self, error: Exception) -> UsageError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return UsageError(f"{self.path} is damaged ({reason}); --overwrite starts again.")
 
     @staticmethod
     def create(out: pathlib.Path, name: str, grid: Grid) -> None:
@@ -244,8 +247,11 @@ class Measured:
         return done, damaged
 
     def read(self) -> np.ndarray:
-        """All values; NaN where nothing is stored."""
-        values: Any = self.array[...]
+        """All values; NaN where nothing is stored. Raises: UsageError if the chunks are not what the metadata say."""
+        try:
+            values: Any = self.array[...]
+        except Exception as error:  # of the codecs
+            raise self._damaged(error) from None
         return np.asarray(values)
 
 

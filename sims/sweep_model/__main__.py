@@ -16,10 +16,11 @@ it is alone in its class, all other groups do. classes.K.weight keeps the propor
 others. Of a Python file the paths are its parameters, and those of the last line. With --y two numbers span a map;
 --fine=1001 predicts a million cells of it.
 
-Learners: mmcl (linear loss; n samples, same_class_weight, embed_dim), early_stopped (the same loss after gradient flow
-of this time from small aligned encoders), whitened (theta), ridge (kappa), supervised (max-margin, two classes), probe
-(least squares on the linear loss's image encoder; embed_dim). The predictions for early_stopped, whitened, ridge and
-probe are of the population; that for supervised is the limit of many samples and dimensions.
+Learners: mmcl (linear loss; n samples, same_class_weight, embed_dim), early_stopped (the ordinary linear loss at full
+rank, after this time of gradient flow from small aligned encoders), whitened (theta), ridge (kappa), supervised
+(max-margin, two classes), probe (least squares on the linear loss's image encoder; embed_dim). The predictions for
+early_stopped, whitened, ridge and probe are of the population; that for supervised is the limit of many samples and
+dimensions.
 
     python -m sims.sweep_model --model=examples/models/three_classes.yaml --x=captions.mention.background=0:1:6
     python -m sims.sweep_model --model=examples/models/label_shift.yaml --x=classes.1.weight=0.05:0.95:4 \\

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import mmcl_theory as mt
+from mmcl_theory.data.captions import second_moments
 from sims.engine.flags import UsageError
 from sims.engine.grid import Point
 from sims.sweep_model import model_file
 from sims.sweep_model.config import Config, check_classes
 from sims.sweep_model.model_file import BASES, CAPTIONS, Spec
 
+STEPS = 4000  # of gradient descent for early_stopped, whatever the time
+LARGEST_STEP = 0.05  # learning rate times the largest singular value
 _NUMBERS = ("sigma_image", "sigma_text", "n", "theta", "kappa", "time", "same_class_weight")
 
 
@@ -62,6 +65,8 @@ def build(config: Config, **changed: tuple[float, ...]) -> Cells:
             check_classes(model.num_classes)
         for spec in specs:
             model_file.check_settings(spec, model.num_latents)
+        if "early_stopped" in config.learners:
+            _check_time(model, caps, specs)
         rows = [{**spec["observation"], **spec} for spec in specs]
         columns = {
             x: np.concatenate([np.atleast_1d(row[x]) for row in rows]) for x in _NUMBERS if rows[0][x] is not None
@@ -70,6 +75,18 @@ def build(config: Config, **changed: tuple[float, ...]) -> Cells:
         prompts = jnp.broadcast_to(prompts, (count, *prompts.shape[-2:]))
         leaves, tree = jax.tree.flatten((model, caps, prompts, numbers))
         return Cells([np.asarray(x) for x in leaves], tree, model.classes)
+
+
+def _check_time(model: mt.data.Mixture, caps: mt.data.GroupCaptions, specs: list[Spec]) -> None:
+    """Raise UsageError where the steps of gradient descent would be too long for the largest singular value."""
+    largest = np.linalg.norm(np.asarray(second_moments(model, caps)[1]), 2, axis=(-2, -1))
+    time = np.concatenate([np.atleast_1d(spec["time"]) for spec in specs])
+    if (long := largest * time > LARGEST_STEP * STEPS).any():
+        most = LARGEST_STEP * STEPS / np.broadcast_to(largest, long.shape)[long][0]
+        raise UsageError(
+            f"time: must be <= {most:.3g} for early_stopped with these strengths, got"
+            f" {np.broadcast_to(time, long.shape)[long][0]:g}."
+        )
 
 
 def _from_groups(spec: Spec, count: int) -> tuple[mt.data.Mixture, mt.data.GroupCaptions]:

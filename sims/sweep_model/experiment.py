@@ -27,13 +27,12 @@ from sims.engine.grid import Grid, Point, Task
 from sims.engine.style import INTERVAL
 from sims.latent import plots, summary
 from sims.sweep_model import paths
-from sims.sweep_model.cells import Cell, Cells, assemble, build, group_names, pick
+from sims.sweep_model.cells import STEPS, Cell, Cells, assemble, build, group_names, pick
 from sims.sweep_model.config import Config
 
 LEFT_OUT = 0.01  # allowed error of the predictions, which are limits; it decreases as 1/n
 _BATCH = 20_000  # cells whose predictions are computed at once
 _INITIAL = 1e-3  # strength of the modes from which early_stopped starts
-_STEPS = 4000  # of gradient descent, whatever the time
 _LARGEST_GAP = 1e-3  # relative duality gap of a max-margin rule that counts
 _TITLES = {"train": "training distribution P", "shifted": "shifted distribution P*"}
 LOOKS: dict[str, Any] = {
@@ -115,8 +114,8 @@ def _early_stopped(
     u, _, vt = jnp.linalg.svd(second_moments(cell.model, cell.caps)[1])
     start = learners.Encoders(_INITIAL**0.5 * u.T @ d.image.T, _INITIAL**0.5 * vt @ d.text.T)
     cross = learners.cross_covariance(pairs.image, pairs.text)
-    descent = optax.sgd(cell.time / _STEPS)
-    trained, _ = learners.train_linear_mmcl(start, cross, optimizer=descent, steps=_STEPS, in_span=True)
+    descent = optax.sgd(cell.time / STEPS)
+    trained, _ = learners.train_linear_mmcl(start, cross, optimizer=descent, steps=STEPS, in_span=True)
     return prompts @ trained.product.T, None
 
 

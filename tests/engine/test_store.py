@@ -221,6 +221,22 @@ def test_a_chunk_without_a_checksum_would_hide_the_flip(tmp_path):
     assert plain[3] != 3.0
 
 
+@pytest.mark.parametrize("key, value", [("data_type", "int16"), ("codecs", [{"name": "bytes"}])])
+def test_chunks_that_their_metadata_do_not_describe_are_refused(tmp_path, key, value):
+    written = measured(tmp_path)
+    for block in np.ndindex(*GRID.blocks_shape):
+        written.write(block, block_values(block))
+    file = tmp_path / "results.zarr" / "accuracy" / "zarr.json"
+    described = json.loads(file.read_text())
+    assert described[key] != value
+    file.write_text(json.dumps({**described, key: value, "fill_value": 0}))
+    with pytest.raises(UsageError) as error:
+        store.Measured(tmp_path, "accuracy", GRID).read()
+    assert_one_line(error, str(tmp_path / "results.zarr"), "is damaged", "--overwrite")
+    file.write_text(json.dumps(described))
+    assert np.isfinite(store.Measured(tmp_path, "accuracy", GRID).read()).all()
+
+
 def test_damaged_results_are_refused(tmp_path):
     def remove_metadata(path):
         (path / "zarr.json").unlink()

@@ -292,6 +292,17 @@ def test_a_function_that_does_not_fit_is_refused(written, tmp_path, text, x, sai
     assert said in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_a_time_that_takes_too_long_steps_is_refused(written, tmp_path):
+    """Descent would bounce, or diverge, and the measured rule be another: the largest singular value is near 2."""
+    config = config_of(written(FILE), "time=5,100", learners=("early_stopped",))
+    cells.build(config)
+    strong = changed("groups", 0, "mean", to=[-9, -1])
+    with pytest.raises(UsageError, match=r"^time: must be <= [0-9.]+ for early_stopped .* got 100\.$"):
+        experiment.run(config_of(written(strong), "time=5,100", learners=("early_stopped",)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    cells.build(config_of(written(strong), "time=5,100", learners=("mmcl",)))
+
+
 def test_max_margin_is_refused_for_three_classes():
     three = config_of(str(EXAMPLES / "three_classes.yaml"), "n=100,200", learners=("supervised",))
     assert "2 classes only, the model has 3" in refusal(three)

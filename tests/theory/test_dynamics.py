@@ -123,3 +123,8 @@ def test_wrong_values_are_refused():
             mode_strength(*args)
     with pytest.raises(ValueError, match="initial must be"):
         mode_strength(1.0, 1.0, 1.0, 0.0)
+    for model in (MODEL, MODEL.as_mixture()):
+        for name, values in (("time", [-1.0, 2.0]), ("rho", [0.0, 1.0]), ("initial", [1.0, -1.0])):
+            arguments = {"time": 1.0, name: jnp.array(values)}
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                training_accuracy(model, **arguments)
