@@ -234,7 +234,7 @@ def trained_encoders(effort):
     model, caps, obs = setting()
 
     train = functools.partial(ambient.trained_ratios, model=model, caps=caps, obs=obs, steps=1000)
-    small, large = (train(jax.random.key(n), batch=n, seeds=12 * effort) for n in (64, 128))
+    small, large = (train(jax.random.key(n), batch=n, seeds=30 * effort) for n in (64, 128))
 
     def exact(p=0.95, caps=caps):
         score = optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score

@@ -170,7 +170,7 @@ def two_outlier_setting(p=0.9):
 def two_outliers(effort):
     """`truncated_runs` there: accuracies at ranks 1 and 2, singular values, overlaps; 2 x those of N, less those of N/2
     at half the dimensions, have no 1/n term left."""
-    runs = 200 * effort
+    runs = 500 * effort
     (model, caps, obs), half = two_outlier_setting(), ambient.noise(100, 80, 0.6, 0.5)
     large = truncated_runs(jax.random.key(5), model, caps, obs, ranks=(1, 2), n=N, runs=runs)
     small = truncated_runs(jax.random.key(7), model, caps, half, ranks=(1, 2), n=N // 2, runs=runs)
@@ -235,7 +235,7 @@ def equal_groups(effort):
 def steep_spurious_feature(effort):
     """mu_spu = 5 mu_core, p = 1/2: the rule's spurious weight is all noise, as large as the core one."""
     model, obs, n = mt.intra_class(0.5, 1.0, 0.1, 1.0, 5.0), ambient.noise(20, 15, 0.2, 1.0), 500
-    samples = ambient.accuracies(3, model, mt.captions(), obs, n=n, runs=400 * effort).mean(-1)
+    samples = ambient.accuracies(3, model, mt.captions(), obs, n=n, runs=1000 * effort).mean(-1)
 
     def prediction(n=n):
         return float(mean_accuracy(model, mt.captions(), obs, n).shifted)
