@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from mmcl_theory import _checks
 from mmcl_theory._checks import Scalar
 from mmcl_theory._slopes import undefined_slope
-from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Model, Observation, moments
+from mmcl_theory.data import AccuracyByGroup, Captions, GroupCaptions, IntraClass, Model, Observation
 from mmcl_theory.data.batches import over_batches
-from mmcl_theory.data.captions import is_pair_model, pair_captions, second_moments
+from mmcl_theory.data.captions import is_pair_model, second_moments
 from mmcl_theory.data.protocol import exactly, prompts_of
 from mmcl_theory.theory import mixtures
 from mmcl_theory.theory.mmcl import pair_prompt
@@ -119,14 +119,13 @@ def training_accuracy(
     """
     strengths = [_checks.real("time", time, "finite and >= 0")]
     strengths += [_checks.real(name, x, "finite and > 0") for name, x in (("rho", rho), ("initial", initial))]
+    zu = second_moments(model, caps)[1]
     if not is_pair_model(model):
-        cross, prompt = second_moments(model, caps)[1], prompts_of(model, prompts)
-        rules = over_batches(_trained_rules, (cross, 2), (prompt, 2), *((x, 0) for x in strengths))
+        prompt = prompts_of(model, prompts)
+        rules = over_batches(_trained_rules, (zu, 2), (prompt, 2), *((x, 0) for x in strengths))
         return mixtures.accuracy_in_the_span(model, rules, obs)
     exactly(model, IntraClass)
-    prompts = _checks.choice("prompts", prompts, PROMPTS)
-    zu = moments(model, pair_captions(caps)).zu
-    prompt = pair_prompt(model, prompts)
+    prompt = pair_prompt(model, _checks.choice("prompts", prompts, PROMPTS))
     arrays = [x.astype(zu.dtype) for x in strengths]
     batch = jnp.broadcast_shapes(zu.shape[:-2], prompt.shape[:-1], *(x.shape for x in arrays))
     zu = jnp.broadcast_to(zu, (*batch, 2, 2))

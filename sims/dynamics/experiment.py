@@ -105,17 +105,9 @@ def measure_run(config: Config, loss: str, rates: np.ndarray, key: jax.Array) ->
             )
         return encoders, panels.rule_accuracy(model, obs, dictionaries, encoders.product)
 
-    start = aligned_start(model, caps, dictionaries, config.initial)
+    start = measure.aligned_start(model, caps, dictionaries, config.initial)
     keys = jax.random.split(key_batches, len(rates))
     return jax.lax.scan(block, start, (keys, jnp.asarray(rates, float)))[1]
-
-
-def aligned_start(
-    model: mt.data.IntraClass, caps: mt.data.Captions, dictionaries: mt.data.Dictionaries, initial: float
-) -> learners.Encoders:
-    """Balanced encoders along the singular vectors of the population's C; every mode has strength `initial`."""
-    u, _, vt = jnp.linalg.svd(mt.moments(model, caps).zu)
-    return learners.Encoders(initial**0.5 * u.T @ dictionaries.image.T, initial**0.5 * vt @ dictionaries.text.T)
 
 
 def table(dataset: xr.Dataset) -> pd.DataFrame:

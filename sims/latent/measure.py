@@ -15,6 +15,7 @@ import optax
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses
+from mmcl_theory.data.captions import second_moments
 from mmcl_theory.theory.mmcl import limit_accuracy
 from sims.engine.grid import Task
 from sims.latent import cells
@@ -89,6 +90,17 @@ def _mmcl(setting: Setting, key: jax.Array, sample: _Sample, cell: Params) -> ja
         return _cross_covariance(sample, sample.pairs.text @ sample.prompt[:, None], cell)[:, 0]
     cross_cov = _cross_covariance(sample, sample.pairs.text, cell)
     return learners.linear_optimum(cross_cov, rank=setting.rank) @ sample.prompt
+
+
+def aligned_start(
+    model: mt.data.Model,
+    caps: mt.data.Captions | mt.data.GroupCaptions,
+    dictionaries: mt.data.Dictionaries,
+    initial: float,
+) -> learners.Encoders:
+    """Balanced encoders along the singular vectors of the population's C; every mode has strength `initial`."""
+    u, _, vt = jnp.linalg.svd(second_moments(model, caps)[1])
+    return learners.Encoders(initial**0.5 * u.T @ dictionaries.image.T, initial**0.5 * vt @ dictionaries.text.T)
 
 
 def _start(setting: Setting, key: jax.Array, sample: _Sample) -> learners.Encoders:

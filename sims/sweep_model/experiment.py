@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
-from mmcl_theory.data.captions import second_moments
 from sims.engine import runs, statistics
 from sims.engine.flags import DEFAULTS, Options
 from sims.engine.grid import Grid, Point, Task
 from sims.engine.style import INTERVAL
 from sims.latent import plots, summary
+from sims.latent.measure import aligned_start
 from sims.sweep_model import paths
 from sims.sweep_model.cells import STEPS, Cell, Cells, assemble, build, group_names, pick
 from sims.sweep_model.config import Config
@@ -111,8 +111,7 @@ def _early_stopped(
     cell: Cell, pairs: mt.data.Pairs, prompts: jax.Array, d: mt.data.Dictionaries
 ) -> tuple[jax.Array, None]:
     """Gradient descent from balanced encoders along the singular vectors of the population's C."""
-    u, _, vt = jnp.linalg.svd(second_moments(cell.model, cell.caps)[1])
-    start = learners.Encoders(_INITIAL**0.5 * u.T @ d.image.T, _INITIAL**0.5 * vt @ d.text.T)
+    start = aligned_start(cell.model, cell.caps, d, _INITIAL)
     cross = learners.cross_covariance(pairs.image, pairs.text)
     descent = optax.sgd(cell.time / STEPS)
     trained, _ = learners.train_linear_mmcl(start, cross, optimizer=descent, steps=STEPS, in_span=True)
