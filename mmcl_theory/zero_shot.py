@@ -248,8 +248,8 @@ def _noiseless_inter_class(m: int, a: Array, b: Array, beta: Array, beta_spu: Ar
     tied = ((below + equal) ** m - below**m) / (m * jnp.where(equal > 0, equal, 1.0))
     positive = jnp.where(equal > 0, tied, below ** (m - 1))
     sign = _sign(own, rounding)
-    found = jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0))
-    return found + 0.0 * (jnp.abs(own) + foreign.sum())  # NaN where an argument is
+    expected = jnp.where(sign > 0, positive, jnp.where(sign == 0, equal ** (m - 1) / (2 * m), 0.0))
+    return expected + 0.0 * (jnp.abs(own) + foreign.sum())  # NaN where an argument is
 
 
 def _sign(x: Array, rounding: Array) -> Array:

@@ -142,7 +142,7 @@ def grouped(points: Sequence[Point], transform: str, unit: float, flag: str) -> 
 
     Raises: UsageError for an accuracy out of range, no points, or an arm whose points have one ID accuracy.
     """
-    found: Arms = {}
+    by_panel: Arms = {}
     for point in points:
         for name, value, least in (("ID", point.acc_id, 0), ("OOD", point.acc_ood, -1 if transform == "plain" else 0)):
             if not least <= value <= 1:
@@ -151,25 +151,25 @@ def grouped(points: Sequence[Point], transform: str, unit: float, flag: str) -> 
             if transform != "plain" and value in (0, 1):
                 infinite = f"{name} is {value * unit:g}, where {transform} is infinite"
                 raise UsageError(f"{point.where}: {infinite}; --transform=plain takes it.")
-        found.setdefault(point.panel, {}).setdefault(point.arm, []).append(point)
-    if not found:
+        by_panel.setdefault(point.panel, {}).setdefault(point.arm, []).append(point)
+    if not by_panel:
         raise UsageError(f"{flag} has no points.")
-    for panel, arms in found.items():
+    for panel, arms in by_panel.items():
         for arm, mine in arms.items():
             if len({point.acc_id for point in mine}) < 2:
                 name = f"{panel} {arm}".strip()
                 raise UsageError(f"{flag}: {name} needs points of two different ID accuracies, for a line.")
-    return found
+    return by_panel
 
 
 def with_lines(points: Iterable[Point]) -> Arms:
     """The points by panel and arm, without arms whose points have one ID accuracy: these have no line."""
-    found: Arms = {}
+    by_panel: Arms = {}
     for point in points:
-        found.setdefault(point.panel, {}).setdefault(point.arm, []).append(point)
+        by_panel.setdefault(point.panel, {}).setdefault(point.arm, []).append(point)
     kept = {
         panel: {arm: mine for arm, mine in arms.items() if len({point.acc_id for point in mine}) > 1}
-        for panel, arms in found.items()
+        for panel, arms in by_panel.items()
     }
     return {panel: arms for panel, arms in kept.items() if arms}
 
@@ -207,8 +207,8 @@ def compare(arms: Arms, at: Sequence[float] | None, transform: str, unit: float 
             where = [lines.middle(*both)] if at is None else at
             for reading in lines.READINGS:
                 rng = np.random.default_rng(0)
-                found = lines.matched(*both, where, rng, transform=transform, reading=reading)
-                table = found.to_dataframe().rename(columns={"first": "first_ood", "second": "second_ood"})
+                match = lines.matched(*both, where, rng, transform=transform, reading=reading)
+                table = match.to_dataframe().rename(columns={"first": "first_ood", "second": "second_ood"})
                 table[list(_VALUES)] *= unit
                 common = {"panel": panel, "first": first, "second": second, "reading": reading}
                 rows += [common | row for row in table.to_dict("records")]
@@ -342,12 +342,12 @@ def _limits(ax: Any, arms: dict[str, list[Point]], overlay: Sequence[Point], at:
     import numpy as np
 
     points = [*itertools.chain(*arms.values()), *overlay]
-    found = []
+    limits = []
     for values in ([*(p.acc_id for p in points), *(at or ())], [p.acc_ood for p in points]):
         drawn = forward(np.array(values))
         margin = 0.06 * max(np.ptp(drawn), 1e-3)
-        found.append((drawn.min() - margin, drawn.max() + margin))
-    return found
+        limits.append((drawn.min() - margin, drawn.max() + margin))
+    return limits
 
 
 def _images(text: str) -> tuple[int, ...]:

@@ -32,11 +32,11 @@ def report(run: pathlib.Path, rows: int) -> str:
     """
     if run.is_file():
         return _ledger(run)
-    found = list(_folders(run, set()))
-    if not found:
+    folders = list(_folders(run, set()))
+    if not folders:
         raise UsageError(f"{run} is not the folder of a run: neither it nor a folder in it has {' or '.join(_MARKS)}.")
     parts = []
-    for folder in found:
+    for folder in folders:
         try:
             parts.append(_run(folder, rows))
         except UsageError:  # its config.json is another program's, or damaged

@@ -83,11 +83,11 @@ class InfoNceOptimum:
                 rules = prompt @ score.T
                 return offers.rule_accuracy(rules, rules @ rules.T, obs.sd_image)
 
-            found = of(self.score)
+            accuracy = of(self.score)
             if self.replicates is None:
-                return found
+                return accuracy
             spread = jax.vmap(of)(self.replicates).by_group.std(0, ddof=1) / len(self.replicates) ** 0.5
-            return dataclasses.replace(found, error=jnp.hypot(found.error, spread))
+            return dataclasses.replace(accuracy, error=jnp.hypot(accuracy.error, spread))
         weights = self.score @ pair_prompt(model, _checks.choice("prompts", prompts, PROMPTS))
         return linear_rule_accuracy(model, weights, (weights**2).sum(-1), obs.sd_image)
 
@@ -166,11 +166,11 @@ def info_nce_optimum(
         whole = pair_law(law(model, "as_mixture").as_mixture(), caps, obs)
         fixed, fixed_kappa = jax.lax.stop_gradient((whole, kappa))
         if points is not None or size > 3:
-            found = _quasi_random_optimum(fixed, fixed_kappa, points or _POINTS)
+            optimum = _quasi_random_optimum(fixed, fixed_kappa, points or _POINTS)
             # What is left of the parameters' slopes is NaN.
             slopes = 0 * sum(x.sum() for x in jax.tree.leaves((whole, kappa)))
             slopes = undefined_slope(slopes, jnp.ones((), bool))
-            return jax.tree.map(lambda x: x + jnp.broadcast_to(slopes, x.shape), found)
+            return jax.tree.map(lambda x: x + jnp.broadcast_to(slopes, x.shape), optimum)
         images, texts, without_slope = quadrature(fixed, nodes)
         loss = functools.partial(population_loss, fixed, images, texts, fixed_kappa)
         derivatives = functools.partial(population_derivatives, fixed, images, texts, fixed_kappa)
@@ -383,9 +383,9 @@ def info_nce_balanced_captions(
 
     def optimum(pi_spu: Array) -> tuple[Array, Array]:
         """w_spu / w_core, and the accuracy on P*, at this pi_spu."""
-        found = info_nce_optimum(model, dataclasses.replace(caps, pi_spu=pi_spu), obs, nodes)
-        weights = found.score @ pair_prompt(model, "core")
-        return weights[1] / weights[0], found.accuracy(model, obs).shifted
+        at_pi = info_nce_optimum(model, dataclasses.replace(caps, pi_spu=pi_spu), obs, nodes)
+        weights = at_pi.score @ pair_prompt(model, "core")
+        return weights[1] / weights[0], at_pi.accuracy(model, obs).shifted
 
     ends = jnp.stack([jnp.zeros_like(model.p_spu), jnp.ones_like(model.p_spu)])
     end_ratios, _ = jax.vmap(optimum)(ends)
@@ -501,8 +501,8 @@ def _mark_undefined_slopes(caps: Captions, mixture: _Mixture, singular: Array) -
     pis = (caps.pi_core, caps.pi_spu)
     silent = absent & (jnp.stack(pis) == 0) & singular
     pi_core, pi_spu = (undefined_slope(pi, silent[k]) for k, pi in enumerate(pis))
-    seen = ((mixture.image_mean != 0) | (mixture.image_sd > 0)).any(0).all()
-    lost = singular & ~(seen & (absent == silent).all())
+    sees_all = ((mixture.image_mean != 0) | (mixture.image_sd > 0)).any(0).all()
+    lost = singular & ~(sees_all & (absent == silent).all())
     return dataclasses.replace(caps, pi_core=pi_core, pi_spu=pi_spu), lost
 
 

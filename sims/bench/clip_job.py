@@ -24,16 +24,16 @@ def run(sizes: Sizes, repeats: int) -> Result:
     """For each model the image tower and one AdamW step; then the loss at batch 1,024, and the input pipeline."""
     on_gpu = jax.default_backend() != "cpu"
     batch = sizes.clip_batch or (256 if on_gpu else 8)
-    found = Result()
+    result = Result()
     for name in _MODELS:
-        found.rows += beside(name, batch, on_gpu, repeats)
-    found.rows.append(_loss(_open_clip(), repeats))
-    found.rows.append(_pipeline(repeats))
-    step = next(row for row in found.rows if "RN50 step" in row.job)
-    cores = found.rows[-1].ours / step.ours
-    found.notes.append(f"clip, input: a core decodes {1 / found.rows[-1].ours:,.0f} images/s, RN50 takes"
+        result.rows += beside(name, batch, on_gpu, repeats)
+    result.rows.append(_loss(_open_clip(), repeats))
+    result.rows.append(_pipeline(repeats))
+    step = next(row for row in result.rows if "RN50 step" in row.job)
+    cores = result.rows[-1].ours / step.ours
+    result.notes.append(f"clip, input: a core decodes {1 / result.rows[-1].ours:,.0f} images/s, RN50 takes"
                        f" {1 / step.ours:,.0f}: {cores:.2g} cores")  # fmt: skip
-    return found
+    return result
 
 
 def _open_clip() -> Any:
@@ -75,8 +75,8 @@ class Ours:
         """For both times, the share of the device's peak that they reach, as text."""
         count = self._tower.lower(self._variables, self._given["image"]).cost_analysis() or {}
         flops = float(count.get("flops", np.nan)), self._learner.flops()
-        found = (_bound(f, np.median(s), self.bf16) for f, s in zip(flops, (tower, step), strict=True))
-        return next(found), next(found)
+        texts = (_bound(f, np.median(s), self.bf16) for f, s in zip(flops, (tower, step), strict=True))
+        return next(texts), next(texts)
 
     def jobs(self) -> tuple[str, str]:
         return f"clip, {self.name} image tower", f"clip, {self.name} step, batch {self.batch}"

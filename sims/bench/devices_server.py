@@ -22,8 +22,8 @@ def _serve(devices: int, seeds: int, file: str) -> None:
     plan = experiment.grid_of(Config(p_spu=(0.6, 0.9), learners=("mmcl", "supervised"), seeds=seeds, setting=setting))
     programs, nothing = Programs(plan, np.inf), np.zeros(plan.blocks_shape, bool)
     values = np.empty(plan.shape)
-    for block, found in run_blocks(plan, nothing, programs):
-        values[plan.region(block)] = found
+    for block, accuracies in run_blocks(plan, nothing, programs):
+        values[plan.region(block)] = accuracies
     np.save(file, values)
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -137,14 +137,14 @@ def _open(config: Config, out: pathlib.Path, overwrite: bool) -> dict[str, Any]:
             shutil.rmtree(out / part, ignore_errors=True)
     elif (out / SUMMARY).exists():
         try:
-            found = json.loads((out / SUMMARY).read_text())
-            same = found["tiny"] == config.tiny and isinstance(found["parts"], dict)
+            summary = json.loads((out / SUMMARY).read_text())
+            same = summary["tiny"] == config.tiny and isinstance(summary["parts"], dict)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{out / SUMMARY} is damaged; --overwrite starts anew.") from None
         if not same:
-            raise UsageError(f"--out={out} was made {'with' if found['tiny'] else 'without'} --tiny; give another"
+            raise UsageError(f"--out={out} was made {'with' if summary['tiny'] else 'without'} --tiny; give another"
                              " folder, or --overwrite.")  # fmt: skip
-        return found
+        return summary
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out={out} holds something else; give another folder.")
     out.mkdir(parents=True, exist_ok=True)
@@ -155,13 +155,13 @@ def _install(wheels: pathlib.Path, site: pathlib.Path) -> dict[str, Any]:
     """Unpack those wheels whose package this Python lacks."""
     began = time.monotonic()
     lacking = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _present(wheel.name.split("-")[0])]
-    found: dict[str, Any] = {"status": "ok", "lines": [f"{wheel.name} from {wheels}" for wheel in lacking]}
+    result: dict[str, Any] = {"status": "ok", "lines": [f"{wheel.name} from {wheels}" for wheel in lacking]}
     if lacking:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache-dir"]
         done = subprocess.run([*pip, f"--target={site}", *map(str, lacking)], capture_output=True, text=True)
         if done.returncode:
-            found |= {"status": "failed", "reason": _last_line(done.stderr) or f"pip's exit code {done.returncode}"}
-    return {**found, "seconds": time.monotonic() - began}
+            result |= {"status": "failed", "reason": _last_line(done.stderr) or f"pip's exit code {done.returncode}"}
+    return {**result, "seconds": time.monotonic() - began}
 
 
 def _present(package: str) -> bool:
@@ -191,20 +191,20 @@ def _run(name: str, config: Config, out: pathlib.Path, limit: float, site: str) 
         )  # fmt: skip
         try:
             code = process.wait(limit)
-            found = {"status": "failed", "reason": _last_line(log.read_text(errors="replace")) or f"exit code {code}"}
+            outcome = {"status": "failed", "reason": _last_line(log.read_text(errors="replace")) or f"exit code {code}"}
             if code == 0:
-                found = {"status": "ok"}
+                outcome = {"status": "ok"}
         except subprocess.TimeoutExpired:
-            found = {"status": "failed", "reason": f"not done after {limit:.0f} s"}
+            outcome = {"status": "failed", "reason": f"not done after {limit:.0f} s"}
         finally:
             _end(process)
-    found["seconds"] = time.monotonic() - began
+    outcome["seconds"] = time.monotonic() - began
     try:
-        return {**found, **json.loads(result.read_text())}
+        return {**outcome, **json.loads(result.read_text())}
     except (OSError, ValueError):
-        if found["status"] == "ok":
-            found |= {"status": "failed", "reason": f"it wrote no {result.name}"}
-        return found
+        if outcome["status"] == "ok":
+            outcome |= {"status": "failed", "reason": f"it wrote no {result.name}"}
+        return outcome
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

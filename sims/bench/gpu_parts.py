@@ -47,13 +47,13 @@ class Failed(Exception):
 
 def teller(file: pathlib.Path) -> Tell:
     """A function that adds lines and figures to a part's file, which is written again each time."""
-    found: dict[str, Any] = {"lines": [], "figures": {}}
+    report: dict[str, Any] = {"lines": [], "figures": {}}
 
     def tell(*lines: str, **figures: Any) -> None:
-        found["lines"] += lines
-        found["figures"] |= figures
+        report["lines"] += lines
+        report["figures"] |= figures
         print("\n".join(lines), flush=True)
-        files.write_text(file, json.dumps(found, indent=1).replace("NaN", "null") + "\n")
+        files.write_text(file, json.dumps(report, indent=1).replace("NaN", "null") + "\n")
 
     return tell
 
@@ -92,14 +92,14 @@ def _product(side: int, dtype: str, precision: str) -> tuple[float, float]:
     """(seconds of a product of random matrices, best of 5; its largest error in units of the entries' spread)."""
     x, y = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=precision))
-    found = np.asarray(product(x, y)[:64].astype(np.float32), float)
+    rows = np.asarray(product(x, y)[:64].astype(np.float32), float)
     right = np.asarray(x[:64].astype(np.float32), float) @ np.asarray(y.astype(np.float32), float)
     best = math.inf
     for _ in range(5):
         began = time.perf_counter()
         product(x, y).block_until_ready()
         best = min(best, time.perf_counter() - began)
-    return best, float(np.abs(found - right).max() / right.std())
+    return best, float(np.abs(rows - right).max() / right.std())
 
 
 def _clip(name: str, small: str, tiny: bool, tell: Tell) -> None:

@@ -590,8 +590,8 @@ def devices(sizes: Sizes, repeats: int) -> Result:
         for process in running:
             process.stdout.readline()
         one, *others = (np.load(file) for file in files)
-        for count, found in zip(counts[1:], others, strict=True):
-            agree(f"a sweep on 1 and on {count} devices", found, one, 1e-6)
+        for count, accuracies in zip(counts[1:], others, strict=True):
+            agree(f"a sweep on 1 and on {count} devices", accuracies, one, 1e-6)
 
         def ask(process: Any) -> Callable[[], None]:
             def call() -> None:

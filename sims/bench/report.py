@@ -35,16 +35,16 @@ def versions() -> dict[str, Any]:
     """What the figures depend on: the versions, the device and the cores."""
     import jax
 
-    found: dict[str, Any] = {"python": platform.python_version()}
+    entries: dict[str, Any] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            entries[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            entries[package] = "not installed"
     device = jax.local_devices()[0]
-    found["device"] = f"{len(jax.local_devices())} x {_cpu() if device.platform == 'cpu' else device.device_kind}"
-    found["cores"] = len(os.sched_getaffinity(0))
-    return found
+    entries["device"] = f"{len(jax.local_devices())} x {_cpu() if device.platform == 'cpu' else device.device_kind}"
+    entries["cores"] = len(os.sched_getaffinity(0))
+    return entries
 
 
 def _cpu() -> str:
@@ -107,7 +107,7 @@ def _seconds(x: float) -> str:
     return f"{x * scale:.3g} {unit}"
 
 
-def as_json(found: dict[str, Any], results: dict[str, "Result"]) -> str:
+def as_json(installed: dict[str, Any], results: dict[str, "Result"]) -> str:
     """Versions and results; what is not a number is null."""
-    whole = {"versions": found, "jobs": {job: dataclasses.asdict(result) for job, result in results.items()}}
+    whole = {"versions": installed, "jobs": {job: dataclasses.asdict(result) for job, result in results.items()}}
     return json.dumps(whole, indent=1).replace("NaN", "null") + "\n"

@@ -111,8 +111,8 @@ def table(kinds: tuple[int, ...], p_spu: float, policies: Sequence[Policy] = PAP
               "best kappa for the worst group", "worst"]]  # fmt: skip
     for masking in ("mean", "named"):
         for features in FEATURES:
-            found = balanced_pi_spu(kinds, features, 1.0, 0.0, p_spu, masking)
-            own = [] if np.isnan(found.at) else [(1.0, found.at)]
+            root = balanced_pi_spu(kinds, features, 1.0, 0.0, p_spu, masking)
+            own = [] if np.isnan(root.at) else [(1.0, root.at)]
             for policy in dict.fromkeys([*policies, *own]):
                 curve = dial.of_states(kinds, features, policy, dial.KAPPAS, p_spu, masking)
                 name = f"({policy[0]:g}, {policy[1]:g})" + (", balanced" if policy in own else "")

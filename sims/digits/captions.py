@@ -111,10 +111,10 @@ def write(
     slots += [(fixed("on"), coloured), (fixed("a"), coloured), (of(SHADE_NAMES, scenes.shade), named)]
     slots += [(hue, coloured), (fixed("background"), coloured)]
     if scenes.companion is not None:
-        told = (jax.random.uniform(other, (n,)) < pi_companion) & (scenes.companion >= 0)
+        names_companion = (jax.random.uniform(other, (n,)) < pi_companion) & (scenes.companion >= 0)
         which = of(words.items, jnp.maximum(scenes.companion, 0))
         small = (fixed("with"), fixed("a"), fixed("tiny"), which, fixed("beside"))
-        slots += [(word, told) for word in small]
+        slots += [(word, names_companion) for word in small]
     slots.append((fixed("<end>"), always))
     return _together(jnp.stack([w for w, _ in slots], 1), jnp.stack([m for _, m in slots], 1))
 

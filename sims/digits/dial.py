@@ -118,8 +118,8 @@ def rules(
         each = jax.vmap(learners.ridge_optimum, (None, None, None, 0))
         for _ in cross.shape[:-2]:
             each = jax.vmap(each, (0, None, 0, None))
-        found = each(*(jnp.asarray(x, float) for x in (cross, cov_image, cov_text, kappas)))
-        return np.asarray(found @ jnp.asarray(prompt))
+        optima = each(*(jnp.asarray(x, float) for x in (cross, cov_image, cov_text, kappas)))
+        return np.asarray(optima @ jnp.asarray(prompt))
 
 
 def of_states(
@@ -210,8 +210,8 @@ class Pixels:
         At kappa = 0, directions of pixel space without variance are left out.
         """
         cross, cov_text = (np.stack(each) for each in zip(*(self.moments(p, masking) for p in policies), strict=True))
-        found = rules(cross, self.cov, cov_text, kappas)
-        return np.array([[self._groups(w) for w in of_policy] for of_policy in found])
+        rules_of = rules(cross, self.cov, cov_text, kappas)
+        return np.array([[self._groups(w) for w in of_policy] for of_policy in rules_of])
 
     def _groups(self, w: np.ndarray) -> list[float]:
         split = w.reshape(3, -1)

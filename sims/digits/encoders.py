@@ -107,8 +107,8 @@ def pooled_convolution(x: Float[Array, "c h w n"], kernel: Float[Array, "5 5 c o
     o = kernel.shape[-1]
     kernel = jnp.transpose(kernel, (3, 0, 1, 2))
     places = [jnp.pad(kernel, ((0, 0), (a, 1 - a), (b, 1 - b), (0, 0))) for a in (0, 1) for b in (0, 1)]
-    found = jnp.stack(places).reshape(4 * o, 36 * c) @ _patches(x).reshape(36 * c, -1)
-    return _largest(found.reshape(4, o, (h - 4) // 2, (w - 4) // 2, n))
+    outputs = jnp.stack(places).reshape(4 * o, 36 * c) @ _patches(x).reshape(36 * c, -1)
+    return _largest(outputs.reshape(4, o, (h - 4) // 2, (w - 4) // 2, n))
 
 
 @jax.custom_vjp
@@ -142,8 +142,8 @@ def _largest(x: Float[Array, "4 ..."]) -> Float[Array, "..."]:
 
 
 def _largest_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    found = _largest(x)
-    return found, (x, found)
+    largest = _largest(x)
+    return largest, (x, largest)
 
 
 def _largest_back(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array]:

@@ -75,14 +75,14 @@ def samples(setup: training.Setup, source: images.Source) -> Figure:
     key_scene, key_text = jax.random.split(jax.random.key(0))
     p_spu = np.repeat([1.0, 0.0], n // 2)
     p_companion = 0.7 if setup.companion else None
-    seen = scenes.draw(key_scene, source.train, n, p_spu, p_companion=p_companion, colours=setup.colours,
+    drawn = scenes.draw(key_scene, source.train, n, p_spu, p_companion=p_companion, colours=setup.colours,
                        core_accuracy=setup.core_accuracy)  # fmt: skip
-    texts = np.asarray(training.write(setup, key_text, seen, training.mt.captions(0.5, 0.5), 0.5))
+    texts = np.asarray(training.write(setup, key_text, drawn, training.mt.captions(0.5, 0.5), 0.5))
     figure, axes = plt.subplots(2, n // 2, figsize=(13, 5.6), layout="constrained")
     for i, ax in enumerate(axes.flat):
-        ax.imshow(np.clip(np.asarray(seen.image[i]), 0, 1))
-        told = f"[{texts[i, 0]:.2f}, {texts[i, 1]:.2f}, ...]" if setup.vectors else setup.words.decode(texts[i])
-        ax.set_title(_folded(told), fontsize=8)
+        ax.imshow(np.clip(np.asarray(drawn.image[i]), 0, 1))
+        caption = f"[{texts[i, 0]:.2f}, {texts[i, 1]:.2f}, ...]" if setup.vectors else setup.words.decode(texts[i])
+        ax.set_title(_folded(caption), fontsize=8)
         ax.set_axis_off()
     for row, name in zip((0, 1), ("aligned", "conflicting"), strict=True):
         axes[row, 0].text(-0.12, 0.5, name, transform=axes[row, 0].transAxes, rotation=90, va="center", fontsize=11)
@@ -121,8 +121,8 @@ def features(dataset: xr.Dataset) -> Figure:
     """What a linear probe on P* finds in each arm's image embedding after the last step."""
     names = [str(a) for a in dataset.arm.values]
     names_of = [name for name in training.FEATURES if name != "companion"]
-    found = dataset.measured.isel(step=-1).sel(measure=names_of)
-    mean, _ = results.interval(found)
+    probes = dataset.measured.isel(step=-1).sel(measure=names_of)
+    mean, _ = results.interval(probes)
     value = mean.transpose("arm", ..., "measure").values.reshape(len(names), -1)
     figure, ax = plt.subplots(figsize=(9, 0.42 * len(names) + 1.4), layout="constrained")
     image = ax.imshow(value, cmap="cividis", vmin=0, vmax=1, aspect="auto")
@@ -141,15 +141,15 @@ def caption_map(dataset: xr.Dataset) -> Figure:
 
     Measured networks and both theories are in the same colours.
     """
-    found = results.accuracy(dataset).isel(step=-1)
+    accuracy = results.accuracy(dataset).isel(step=-1)
     panels: list[tuple[str, np.ndarray]] = []
     for arm in (a for a in _NETWORKS if a in dataset.arm.values):
-        here = found.sel(arm=arm, prompt="ensemble").mean("seed")
-        gap = here.sel(value="aligned") - here.sel(value="conflicting")
+        mean = accuracy.sel(arm=arm, prompt="ensemble").mean("seed")
+        gap = mean.sel(value="aligned") - mean.sel(value="conflicting")
         panels.append((f"{ARMS[arm].label}, trained", _plane(gap)))
     for theory, name in _RULE_NAMES.items():
-        here = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # all are equal
-        gap = here.sel(group="aligned") - here.sel(group="conflicting")
+        mean = dataset.accuracy_predicted.sel(theory=theory, predicted_prompt="ensemble").isel(arm=0)  # all are equal
+        gap = mean.sel(group="aligned") - mean.sel(group="conflicting")
         panels.append((f"predicted: {name}", _plane(gap)))
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(12, 7.6), layout="constrained", squeeze=False)
     core, spu = dataset.pi_core.values, dataset.pi_spu.values
@@ -170,9 +170,9 @@ def caption_map(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def _plane(found: xr.DataArray) -> np.ndarray:
+def _plane(values: xr.DataArray) -> np.ndarray:
     """The values of a map, (pi_core, pi_spu), whose other axes have one value."""
-    return found.transpose("pi_core", "pi_spu", ...).values.reshape(found.sizes["pi_core"], found.sizes["pi_spu"])
+    return values.transpose("pi_core", "pi_spu", ...).values.reshape(values.sizes["pi_core"], values.sizes["pi_spu"])
 
 
 def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
@@ -183,8 +183,8 @@ def against_pi_core(dataset: xr.Dataset, arms: list[str]) -> Figure:
     for row, arm in zip(axes, arms, strict=True):
         for ax, group in zip(row, training.GROUPS, strict=True):
             for i, pi_spu in enumerate(dataset.pi_spu.values):
-                here = [x.sel(arm=arm, value=group, pi_spu=pi_spu).values.ravel() for x in (mean, half)]
-                _line(ax, dataset.pi_core.values, *here, i, rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}")
+                both = [x.sel(arm=arm, value=group, pi_spu=pi_spu).values.ravel() for x in (mean, half)]
+                _line(ax, dataset.pi_core.values, *both, i, rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}")
             _axes(ax, "pi_core", f"{ARMS[arm].label}: {style.PANELS[group]}")
         row[0].set_ylabel(_ACCURACY)
     _legend(figure, axes[0, 0])
@@ -198,10 +198,10 @@ def drift(dataset: xr.Dataset, arms: list[str]) -> Figure:
     scores = results.scores(dataset)
     for ax, arm in zip(axes[0], arms, strict=True):
         for i, (theory, name) in enumerate(_RULE_NAMES.items()):
-            here = [s for s in scores if s.arm == arm and s.theory == theory]
+            scored = [s for s in scores if s.arm == arm and s.theory == theory]
             colour, marker, _ = _LOOKS[i % 2]
             look = {"color": colour, "marker": marker, "mfc": colour if "pixels" in theory else "white"}
-            ax.plot([s.step for s in here], [s.error for s in here], ls="-" if "pixels" in theory else "--", **look,
+            ax.plot([s.step for s in scored], [s.error for s in scored], ls="-" if "pixels" in theory else "--", **look,
                     label=name)  # fmt: skip
         ax.set_xscale("log")
         ax.set_title(f"{ARMS[arm].label}, trained", fontsize=10)
@@ -220,8 +220,8 @@ def against(dataset: xr.Dataset, axis: str) -> Figure:
     x = dataset[axis].values
     for ax, group in zip(axes, training.GROUPS, strict=True):
         for i, arm in enumerate(str(a) for a in dataset.arm.values):
-            here = [v.sel(arm=arm, value=group).values.ravel() for v in (mean, half)]
-            _line(ax, x, *here, i, f"{ARMS[arm].label}, trained")
+            both = [v.sel(arm=arm, value=group).values.ravel() for v in (mean, half)]
+            _line(ax, x, *both, i, f"{ARMS[arm].label}, trained")
         _theory(ax, dataset, x, group)
         _axes(ax, axis, style.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
@@ -283,13 +283,12 @@ def against_time(dataset: xr.Dataset) -> Figure:
     for ax, group in zip(axes, training.GROUPS, strict=True):
         for i, temperature in enumerate(dataset.temperature.values):
             at = {"arm": arm, "value": group, "temperature": temperature}
-            here = [v.sel(at).transpose("step", ...).values.ravel() for v in (mean, half)]
-            _line(ax, dataset.step.values, *here, i, rf"$\tau$ = {temperature:g}")
+            both = [v.sel(at).transpose("step", ...).values.ravel() for v in (mean, half)]
+            _line(ax, dataset.step.values, *both, i, rf"$\tau$ = {temperature:g}")
         for name, dashes in _RULE_DASHES.items():
-            here = dataset.accuracy_predicted.sel(
-                theory=f"{name}_pixels", arm=arm, predicted_prompt="ensemble", group=group
-            )
-            ax.axhline(here.values.ravel()[0], color="0.4", ls=dashes, lw=1.2, label=f"{name} theory, pixels", zorder=0)
+            of_theory = {"theory": f"{name}_pixels", "arm": arm, "predicted_prompt": "ensemble", "group": group}
+            level = dataset.accuracy_predicted.sel(of_theory).values.ravel()[0]
+            ax.axhline(level, color="0.4", ls=dashes, lw=1.2, label=f"{name} theory, pixels", zorder=0)
         ax.set_xscale("log")
         _axes(ax, "step", style.PANELS[group])
     axes[0].set_ylabel(_ACCURACY)
@@ -305,13 +304,13 @@ def balanced(dataset: xr.Dataset) -> Figure:
     arms = [str(arm) for arm in dataset.arm.values]
     figure, axes = plt.subplots(1, len(arms), figsize=(4 * len(arms), 4.6), sharey=True, squeeze=False,
                                 layout="constrained")  # fmt: skip
-    found = results.accuracy(dataset).isel(step=-1)
+    accuracy = results.accuracy(dataset).isel(step=-1)
     x = dataset.temperature.values
     for ax, arm in zip(axes[0], arms, strict=True):
         for group, (colour, marker) in style.GROUP_LOOKS.items():
             for prompt, face, aside in (("class", colour, 0.94), ("regression", "white", 1.06)):
-                if prompt in found.prompt.values:
-                    both = results.interval(found.sel(arm=arm, prompt=prompt, value=group))
+                if prompt in accuracy.prompt.values:
+                    both = results.interval(accuracy.sel(arm=arm, prompt=prompt, value=group))
                     mean, half = (each.values.ravel() for each in both)
                     ax.errorbar(x * aside, mean, half, fmt=marker, color=colour, mfc=face, capsize=2, ms=6,
                                 label=f"{group}, {prompt} prompt")  # fmt: skip

@@ -117,11 +117,11 @@ def _builtin() -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UsageError("--data=builtin needs scikit-learn: pip install mmcl-theory[digits].") from None
-    found = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.pad(images, ((0, 0), (_BUILTIN_MARGIN,) * 2, (_BUILTIN_MARGIN,) * 2))
     test = np.arange(len(images)) >= (1 - _BUILTIN_TEST) * len(images)
-    labels = found.target.astype(np.uint8)
+    labels = digits.target.astype(np.uint8)
     return "builtin", {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
@@ -130,10 +130,10 @@ def _idx(data: str) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     if kind != "idx" or not folder:
         raise UsageError(f"--data must be builtin or idx:DIR, got {data}.")
     folder = os.path.expanduser(folder)
-    parts, found = {}, {}
+    parts, checksums = {}, {}
     for part, names in _FILES.items():
         (images, labels), digests = zip(*(read_idx(pathlib.Path(folder), name) for name in names), strict=True)
-        found |= dict(zip(names, digests, strict=True))
+        checksums |= dict(zip(names, digests, strict=True))
         where = f"{folder}: {names[0]}"
         if images.ndim != 3 or images.shape[1] != images.shape[2] or images.shape[1] < 8 or images.shape[1] % 2:
             raise UsageError(f"{where} must hold square images of an even side >= 8, has shape {images.shape}.")
@@ -148,20 +148,20 @@ def _idx(data: str) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     if parts["train"][0].shape[1] != parts["test"][0].shape[1]:
         raise UsageError(f"{folder}: training and test images differ in size.")
     for name, digests in _KNOWN.items():
-        if found == digests:
+        if checksums == digests:
             return name, parts
-    wrong = _nearest(found)
+    wrong = _nearest(checksums)
     print(f"warning: {folder}: {wrong}; used as digits 0-9 all the same.", file=sys.stderr)
     return "idx", parts
 
 
-def _nearest(found: dict[str, str]) -> str:
+def _nearest(checksums: dict[str, str]) -> str:
     """A message that names the files whose checksums differ from the known set with the most matching ones."""
-    shared = {name: sum(found[f] == d for f, d in digests.items()) for name, digests in _KNOWN.items()}
+    shared = {name: sum(checksums[f] == d for f, d in digests.items()) for name, digests in _KNOWN.items()}
     best = max(shared, key=lambda name: shared[name])
     if shared[best] == 0:
         return "the checksums are neither MNIST's nor Fashion-MNIST's"
-    differing = [f for f, d in _KNOWN[best].items() if found[f] != d]
+    differing = [f for f, d in _KNOWN[best].items() if checksums[f] != d]
     return f"the checksum of {', '.join(differing)} is not {best}'s"
 
 

@@ -44,8 +44,8 @@ class Seen:
     @classmethod
     def draw(cls, setup: Setup, point: Mapping[str, Any], items: str, p_spu: float, key: int) -> "Seen":
         """Scenes of the point's `train` or `test` items."""
-        found = draw(setup, jax.random.key(key), point, items, _SAMPLES, p_spu)
-        return cls(found, np.asarray(found.image, float).reshape(_SAMPLES, -1))
+        drawn = draw(setup, jax.random.key(key), point, items, _SAMPLES, p_spu)
+        return cls(drawn, np.asarray(drawn.image, float).reshape(_SAMPLES, -1))
 
     def cells(self) -> list[tuple[int, str, np.ndarray]]:
         """(label, group, members) of the four cells."""
@@ -105,9 +105,9 @@ class Predictor:
         linear = [self._groups(cross @ t) for t in prompts]
         whitened = [self._groups(np.linalg.solve(self.cov, cross @ np.linalg.solve(cov_text, t))) for t in prompts]
         with jax.enable_x64(True):
-            found = (mt.theory.mmcl_accuracy(self.model, caps, self.obs, same_class_weight=weight),
+            by_theory = (mt.theory.mmcl_accuracy(self.model, caps, self.obs, same_class_weight=weight),
                      mt.theory.whitened_accuracy(self.model, caps, self.obs))  # fmt: skip
-            two = [np.array([[float(f.aligned), float(f.conflicting)]] * len(prompts)) for f in found]
+            two = [np.array([[float(f.aligned), float(f.conflicting)]] * len(prompts)) for f in by_theory]
         every = np.stack([np.array(linear), np.array(whitened), *two])
         if weight is not None:
             every[[THEORIES.index("whitened_pixels"), THEORIES.index("whitened_features")]] = np.nan

@@ -36,7 +36,7 @@ _DEAD = 0.01  # a contrastive loss this near log(batch size), or above it: all i
 
 def points() -> dict[tuple[str, tuple[float, float] | None], float]:
     """The paper's accuracies, as shares, by (`ood` or `id`, (pi_core, pi_spu)); policy None is supervised learning."""
-    found: dict[tuple[str, tuple[float, float] | None], float] = {}
+    accuracies: dict[tuple[str, tuple[float, float] | None], float] = {}
     with open(_FILE, encoding="utf-8") as file:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
             if row["dataset"] != "digits":
@@ -46,8 +46,8 @@ def points() -> dict[tuple[str, tuple[float, float] | None], float]:
                 policy = float(row["x"]), 1.0
             elif row["arm"] == "clip pi_core=1":
                 policy = 1.0, float(row["x"])
-            found[row["y_name"], policy] = float(row["y"]) / 100
-    return found
+            accuracies[row["y_name"], policy] = float(row["y"]) / 100
+    return accuracies
 
 
 def groups(ood: float, within: float, p_spu: float = 0.995) -> tuple[float, float]:
@@ -81,8 +81,8 @@ def epochs(dataset: xr.Dataset) -> np.ndarray:
 
 def of_arm(dataset: xr.Dataset, arm: str) -> tuple[xr.DataArray, xr.DataArray]:
     """(mean, half the 95% interval) of an arm's accuracies, (step, value), under the prompt it is judged by."""
-    found = results.accuracy(dataset.sel(arm=[arm]))
-    mean, half = results.interval(found.sel(prompt=results.headline(arm), drop=True))
+    accuracy = results.accuracy(dataset.sel(arm=[arm]))
+    mean, half = results.interval(accuracy.sel(prompt=results.headline(arm), drop=True))
     single = [d for d in mean.dims if d not in ("step", "value")]
     return mean.squeeze(single, drop=True), half.squeeze(single, drop=True)
 
@@ -215,21 +215,21 @@ def dial_table(dataset: xr.Dataset) -> list[list[str]]:
             line = [ARMS[arm].label, f"{epoch:g}", *(f"{m:.3f}" for m in measured)]
             for features in _CURVES:
                 curve = dataset.dial.sel(arm=arm, features=features).transpose("kappa", "group").values
-                found = dial.nearest(curve, dataset.kappa.values, measured)
-                line.append(f"{found.kappa:.2g}, {found.distance:.3f}")
+                nearest = dial.nearest(curve, dataset.kappa.values, measured)
+                line.append(f"{nearest.kappa:.2g}, {nearest.distance:.3f}")
             lines.append(line)
     return lines
 
 
 def regression_table(dataset: xr.Dataset) -> list[list[str]]:
     """Each setting after the last epoch, read out by the regression prompt (X12); empty where it was not measured."""
-    found = results.accuracy(dataset)
-    if "regression" not in found.prompt.values:
+    accuracy = results.accuracy(dataset)
+    if "regression" not in accuracy.prompt.values:
         return []
     shown = {"shifted": "OOD", "train": "ID", "aligned": "aligned", "conflicting": "conflicting"}
     lines = [["setting", *shown.values()]]
     for arm in (paper_arm(*p) for p in PAPER_POLICIES if paper_arm(*p) in dataset.arm.values):
-        mean, half = results.interval(found.sel(arm=arm, prompt="regression").isel(step=-1))
+        mean, half = results.interval(accuracy.sel(arm=arm, prompt="regression").isel(step=-1))
         both = ([x.sel(value=value).item() for value in shown] for x in (mean, half))
         lines.append([ARMS[arm].label, *(f"{m:.3f} +- {h:.3f}" for m, h in zip(*both, strict=True))])
     return lines

@@ -73,7 +73,7 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
     of = dial.states(source.kinds)
     low, high = vectors.class_values(source.kinds)
     answers = jax.jit(_answers, static_argnums=(0, 1))
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, name in enumerate(config.arms_of(PAPER)):
         arm = ARMS[name]
         blocks = [block for block in np.ndindex(*grid.blocks_shape) if block[0] == number]
@@ -108,12 +108,12 @@ def measured(folder: pathlib.Path, data: str) -> list[dict[str, Any]]:
                 mean, half = (x.item() for x in interval(each))
                 row = {"arm": name, "epochs": epochs, "kind": kind, "group": group, "at": at, "accuracy": mean}
                 for features in ("separate", "joint"):
-                    told = predict(features=features, prompt=(high - low, 2 * b))
-                    row[features] = float(told[states & cells, 0].mean())
-                found.append(row | {"half": half})
-    if not found:
+                    right_of_states = predict(features=features, prompt=(high - low, 2 * b))
+                    row[features] = float(right_of_states[states & cells, 0].mean())
+                rows.append(row | {"half": half})
+    if not rows:
         raise UsageError(f"{folder} keeps no trained network: run it with --keep_checkpoints.")
-    return found
+    return rows
 
 
 def _run(folder: pathlib.Path, data: str) -> tuple[Any, Any, Any]:
@@ -149,14 +149,14 @@ def _answers(arm: Any, setup: Any, params: Any, point: Any) -> tuple[Any, Any]:
 
     from sims.digits import training, vectors
 
-    seen = training.test_scenes(setup, jax.random.key(0), point)
-    features = training.embed_image(arm, setup, params, seen.image)
+    tests = training.test_scenes(setup, jax.random.key(0), point)
+    features = training.embed_image(arm, setup, params, tests.image)
     low, high = vectors.class_values(setup.kinds)
     prompts = jnp.asarray([[[low, -b], [high, b]] for b in SHADES_OF_PROMPTS], features.dtype)
     prompts = jnp.pad(prompts, ((0, 0), (0, 0), (0, vectors.DIM - 2))).reshape(-1, vectors.DIM)
     scores = features @ training.embed_text(arm, setup, params, prompts).T
     guess = 2 * scores.reshape(len(features), -1, 2).argmax(2) - 1
-    return (guess == seen.label[:, None]).T, seen.item
+    return (guess == tests.label[:, None]).T, tests.item
 
 
 def drawn(rows: list[dict[str, Any]]) -> Any:
@@ -172,10 +172,10 @@ def drawn(rows: list[dict[str, Any]]) -> Any:
     for line, arm in zip(axes, arms, strict=True):
         for ax, kind in zip(line, ("digit", "prompt"), strict=True):
             for group, (colour, marker) in style.GROUP_LOOKS.items():
-                here = [r for r in rows if (r["arm"], r["kind"], r["group"]) == (arm, kind, group)]
-                x, y, half = ([r[name] for r in here] for name in ("at", "accuracy", "half"))
+                points = [r for r in rows if (r["arm"], r["kind"], r["group"]) == (arm, kind, group)]
+                x, y, half = ([r[name] for r in points] for name in ("at", "accuracy", "half"))
                 ax.errorbar(x, y, yerr=half, fmt=marker, color=colour, capsize=2, ms=5, label=f"{group}, trained")
-                ax.plot(x, [r["joint"] for r in here], "-", color=colour, lw=1, label=f"{group}, whitened rule")
+                ax.plot(x, [r["joint"] for r in points], "-", color=colour, lw=1, label=f"{group}, whitened rule")
             ax.grid(alpha=0.25, lw=0.6)
             ax.set_ylim(-0.03, 1.03)
         epochs = next(r["epochs"] for r in rows if r["arm"] == arm)

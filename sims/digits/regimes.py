@@ -90,7 +90,7 @@ def information(dataset: xr.Dataset, arm: str) -> np.ndarray:
 def cells(dataset: xr.Dataset) -> list[Cell]:
     """All cells over each of OTHERS that was trained. Cells in which a seed diverged are left out."""
     trained = [str(arm) for arm in dataset.arm.values]
-    found = []
+    compared = []
     for other in OTHERS if ARM in trained else ():
         if other not in trained:
             continue
@@ -100,18 +100,18 @@ def cells(dataset: xr.Dataset) -> list[Cell]:
             if not np.isfinite(other_share[i]).any():
                 continue
             k = int(np.nanargmin(np.abs(other_share[i] - own_share[i, j])))
-            here, there = own.isel(p_spu=i, step=j), reference.isel(p_spu=i, step=k).sel(value="shifted")
-            gain, half = (x.item() for x in results.interval(here.sel(value="shifted") - there))
-            aligned, conflicting = (here.sel(value=group).mean("seed").item() for group in ("aligned", "conflicting"))
-            mean = there.mean("seed").item()
+            ours, theirs = own.isel(p_spu=i, step=j), reference.isel(p_spu=i, step=k).sel(value="shifted")
+            gain, half = (x.item() for x in results.interval(ours.sel(value="shifted") - theirs))
+            aligned, conflicting = (ours.sel(value=group).mean("seed").item() for group in ("aligned", "conflicting"))
+            mean = theirs.mean("seed").item()
             far = abs(own_share[i, j] - other_share[i, k]) > _APART
             kind = "unmatched" if far else kind_of(gain, half, aligned, conflicting, mean)
             p_spu, step = dataset.p_spu.values[i].item(), int(dataset.step.values[j])
             count = _images(dataset, step) * (1 - p_spu)
             shares = own_share[i, j].item(), other_share[i, k].item()
             steps = step, int(dataset.step.values[k])
-            found.append(Cell(other, p_spu, *steps, count, *shares, gain, half, aligned, conflicting, mean, kind))
-    return found
+            compared.append(Cell(other, p_spu, *steps, count, *shares, gain, half, aligned, conflicting, mean, kind))
+    return compared
 
 
 def kind_of(gain: float, half: float, aligned: float, conflicting: float, reference: float) -> str:
@@ -127,9 +127,9 @@ def kind_of(gain: float, half: float, aligned: float, conflicting: float, refere
 
 def _accuracy(dataset: xr.Dataset, arm: str) -> xr.DataArray:
     """(seed, p_spu, step, value) under the arm's headline prompt."""
-    found = results.accuracy(dataset.sel(arm=[arm])).sel(prompt=results.headline(arm), drop=True)
-    single = [dim for dim in found.dims if dim not in ("seed", "p_spu", "step", "value")]
-    return found.squeeze(single, drop=True)
+    accuracy = results.accuracy(dataset.sel(arm=[arm])).sel(prompt=results.headline(arm), drop=True)
+    single = [dim for dim in accuracy.dims if dim not in ("seed", "p_spu", "step", "value")]
+    return accuracy.squeeze(single, drop=True)
 
 
 def _images(dataset: xr.Dataset, step: int) -> int:
@@ -164,15 +164,15 @@ def drawn(dataset: xr.Dataset) -> Figure:
 def _label(dataset: xr.Dataset, arm: str) -> str:
     """An arm's label. Under masking "mean" captions without details have the mean of the hue, and so the attribute."""
     config = json.loads(dataset.attrs["config"])
-    told = config.get("captions") == "vectors" and config.get("masking") == "mean"
-    return "CLIP, captions name class and hue only" if arm == "label_only" and told else ARMS[arm].label
+    names_hue = config.get("captions") == "vectors" and config.get("masking") == "mean"
+    return "CLIP, captions name class and hue only" if arm == "label_only" and names_hue else ARMS[arm].label
 
 
 def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
     for kind, marker in _LOOKS.items():
-        here = [cell for cell in table if cell.kind == kind]
-        gains = [np.nan if kind == "unmatched" else cell.gain for cell in here]
-        ax.scatter([cell.conflicting_images for cell in here], [cell.information for cell in here],
+        chosen = [cell for cell in table if cell.kind == kind]
+        gains = [np.nan if kind == "unmatched" else cell.gain for cell in chosen]
+        ax.scatter([cell.conflicting_images for cell in chosen], [cell.information for cell in chosen],
                    c=gains, cmap=_COLOURS, vmin=-largest, vmax=largest, s=90, marker=marker, edgecolors="0.2",
                    linewidths=0.8, plotnonfinite=True)  # fmt: skip
     counts = sorted({round(cell.conflicting_images, 6) for cell in table})
@@ -193,13 +193,13 @@ def _plane(ax: Axes, table: list[Cell], largest: float) -> None:
 def _against_information(ax: Axes, table: list[Cell]) -> None:
     for i, p_spu in enumerate(dict.fromkeys(cell.p_spu for cell in table)):
         counts = sorted({cell.conflicting_images for cell in table if cell.p_spu == p_spu})
-        here = [cell for cell in table if cell.p_spu == p_spu and cell.kind != "unmatched"]
-        here.sort(key=lambda cell: cell.information)
+        chosen = [cell for cell in table if cell.p_spu == p_spu and cell.kind != "unmatched"]
+        chosen.sort(key=lambda cell: cell.information)
         colour = _LINES[i % len(_LINES)]
         label = f"{counts[0]:.0f}" if len(counts) == 1 else f"{counts[0]:.0f} to {counts[-1]:.0f}"
-        ax.plot([cell.information for cell in here], [cell.gain for cell in here], color=colour, lw=1.2,
+        ax.plot([cell.information for cell in chosen], [cell.gain for cell in chosen], color=colour, lw=1.2,
                 label=rf"{label} ($p_{{\mathrm{{spu}}}}$ = {p_spu:g})")  # fmt: skip
-        for cell in here:
+        for cell in chosen:
             ax.errorbar(cell.information, cell.gain, cell.half, fmt=_LOOKS[cell.kind], color=colour, capsize=2, ms=6)
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     ax.set_xlabel("information extracted (share of its plateau)")

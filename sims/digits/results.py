@@ -78,18 +78,18 @@ def headline(arm: str) -> str:
     return ARMS[arm].prompt if ARMS[arm].reads else "class"
 
 
-def by_headline(found: xr.DataArray) -> xr.DataArray:
+def by_headline(accuracies: xr.DataArray) -> xr.DataArray:
     """Each arm's accuracy under its headline prompt."""
-    arms = [found.sel(arm=arm, prompt=headline(str(arm)), drop=True) for arm in found.arm.values]
-    return xr.concat(arms, found.arm)
+    arms = [accuracies.sel(arm=arm, prompt=headline(str(arm)), drop=True) for arm in accuracies.arm.values]
+    return xr.concat(arms, accuracies.arm)
 
 
-def interval(found: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+def interval(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """(mean, half its 95% interval) over seeds (Student's t); NaN where a seed is NaN."""
-    n = found.sizes["seed"]
+    n = values.sizes["seed"]
     quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
-    spread = found.std("seed", ddof=1, skipna=False) / n**0.5
-    return found.mean("seed", skipna=False), quantile * spread
+    spread = values.std("seed", ddof=1, skipna=False) / n**0.5
+    return values.mean("seed", skipna=False), quantile * spread
 
 
 def lines_of(dataset: xr.Dataset) -> lines.Arms:
@@ -135,10 +135,10 @@ def rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
             for prompt in prompts:
                 row: dict[str, Any] = {"arm": arm, **{a: dataset[a].values[i].item() for a, i in at.items()}}
                 row["prompt"] = prompt
-                here = {"arm": arm, "prompt": prompt}
+                cell = {"arm": arm, "prompt": prompt}
                 for value in VALUES:
-                    row[value] = mean.isel(at).sel(value=value, **here).item()
-                    row[f"{value}_half"] = half.isel(at).sel(value=value, **here).item()
+                    row[value] = mean.isel(at).sel(value=value, **cell).item()
+                    row[f"{value}_half"] = half.isel(at).sel(value=value, **cell).item()
                 for feature in (*training.FEATURES, "temperature", "loss"):
                     row[feature] = kept.isel(at).sel(arm=arm, measure=feature).item()
                     row[f"{feature}_half"] = kept_half.isel(at).sel(arm=arm, measure=feature).item()
@@ -156,8 +156,8 @@ def digit_rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
     measures = [f"digit {item} {group}" for item, group in cells]
     if measures[0] not in dataset.measure.values:
         return []
-    found = dataset.measured.sel(measure=measures)
-    mean, half = (x.transpose("arm", *AXES, "step", "measure") for x in interval(found))
+    accuracies = dataset.measured.sel(measure=measures)
+    mean, half = (x.transpose("arm", *AXES, "step", "measure") for x in interval(accuracies))
     table = []
     for index in np.ndindex(*mean.shape):
         row = {name: mean[name].values[i] for name, i in zip(mean.dims[:-1], index, strict=False)}
@@ -168,15 +168,15 @@ def digit_rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 def _predicted_columns(dataset: xr.Dataset, arm: str, at: dict[str, int], prompt: str) -> dict[str, float]:
     cell = {a: at[a] for a in AXES}
-    found = {}
+    columns = {}
     for theory in dataset.theory.values:
         for group in training.GROUPS:
             value = math.nan
             if prompt in moments.PROMPTS:
-                here = dataset.accuracy_predicted.isel(cell).sel(arm=arm, theory=theory, group=group)
-                value = here.sel(predicted_prompt=prompt).item()
-            found[f"{theory}_{group}"] = value
-    return found
+                predicted = dataset.accuracy_predicted.isel(cell).sel(arm=arm, theory=theory, group=group)
+                value = predicted.sel(predicted_prompt=prompt).item()
+            columns[f"{theory}_{group}"] = value
+    return columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,8 +189,8 @@ def contents(items: Items, layout: Layout) -> Scenes:
     if layout.second is not None:
         small_digit = jnp.where(layout.present, items.item[layout.second], -1)
     label = jnp.where(index >= items.low, 1, -1) if layout.label is None else layout.label
-    seen = items.item[index], items.style[index], layout.shade, small_digit
-    return Scenes(None, label, layout.attribute, *seen, layout.named)
+    details = items.item[index], items.style[index], layout.shade, small_digit
+    return Scenes(None, label, layout.attribute, *details, layout.named)
 
 
 def _index(key: Key[Array, ""], items: Items, label: Int[Array, " n"]) -> Int[Array, " n"]:

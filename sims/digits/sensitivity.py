@@ -83,7 +83,7 @@ def runs_below(root: pathlib.Path) -> list[Run]:
 
     Raises: UsageError if there is none.
     """
-    found = []
+    runs = []
     for file in sorted(root.rglob("config.json")):
         try:
             config = store.read_config(file.parent)
@@ -94,10 +94,10 @@ def runs_below(root: pathlib.Path) -> list[Run]:
             continue  # of another version, or not begun
         levels = {name: _level(name, config[name]) for name in FACTORS}
         rest = {name: value for name, value in config.items() if name not in (*FACTORS, *_FREE)}
-        found.append(Run(file.parent, levels, json.dumps(rest, sort_keys=True), dataset))
-    if not found:
+        runs.append(Run(file.parent, levels, json.dumps(rest, sort_keys=True), dataset))
+    if not runs:
         raise UsageError(f"--sensitivity={root} holds no run of sims.digits, study {PAPER}.")
-    return found
+    return runs
 
 
 def _level(name: str, value: Any) -> str:
@@ -152,9 +152,9 @@ def _measured_epochs(run: Run, arm: str) -> list[float]:
 
 def _accuracy(run: Run, arm: str, epoch: float) -> xr.DataArray:
     """(seed, value) of an arm under the prompt it is judged by."""
-    found = results.accuracy(run.dataset.sel(arm=[arm])).sel(prompt=results.headline(arm), drop=True)
-    found = found.isel(step=int(np.flatnonzero(paper.epochs(run.dataset) == epoch)[0]), drop=True)
-    return found.squeeze([dim for dim in found.dims if dim not in ("seed", "value")], drop=True)
+    accuracy = results.accuracy(run.dataset.sel(arm=[arm])).sel(prompt=results.headline(arm), drop=True)
+    accuracy = accuracy.isel(step=int(np.flatnonzero(paper.epochs(run.dataset) == epoch)[0]), drop=True)
+    return accuracy.squeeze([dim for dim in accuracy.dims if dim not in ("seed", "value")], drop=True)
 
 
 def _shown(accuracy: xr.DataArray, form: str = ".3f") -> list[str]:

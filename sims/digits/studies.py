@@ -39,7 +39,7 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
     for study, grid in grids.items():
         _check_memory(config, grid)
         store.check(out / study, _config_of(config, study, source), options.overwrite)
-    found = {}
+    datasets = {}
     for study, grid in grids.items():
         dataset = runs.measure(
             out / study,
@@ -52,8 +52,8 @@ def run(config: Config, out: pathlib.Path, options: Options) -> dict[str, xr.Dat
         if dataset is not None:
             show(dataset, out / study)
             runs.save_figure(figures.samples(setups[study], source), out / study, "samples", dpi=100)
-            found[study] = dataset
-    return found
+            datasets[study] = dataset
+    return datasets
 
 
 def measures_of(folder: pathlib.Path) -> tuple[str, ...]:
@@ -206,16 +206,16 @@ def complete(config: Config, study: str, setup: training.Setup, source: images.S
 def _along_dial(config: Config, study: str, colours: Colours, source: images.Source) -> dict[str, Any]:
     """Accuracies that the dial predicts, (arm, features, kappa, group), NaN for an arm that reads nothing."""
     arms = config.arms_of(study)
-    found = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
+    accuracies = np.full((len(arms), len(dial.FEATURES), len(dial.KAPPAS), len(training.GROUPS)), np.nan)
     reading = {i: policy for i, arm in enumerate(arms) if (policy := ARMS[arm].captions) is not None}
     for j, features in enumerate(dial.FEATURES if reading else ()):
         if features == "pixels":
             pixels = dial.Pixels(source, colours, config.p_spu)
-            found[list(reading), j] = pixels.accuracy(list(reading.values()), dial.KAPPAS, config.masking)
+            accuracies[list(reading), j] = pixels.accuracy(list(reading.values()), dial.KAPPAS, config.masking)
             continue
         for i, policy in reading.items():
-            found[i, j] = dial.of_states(source.kinds, features, policy, dial.KAPPAS, config.p_spu, config.masking)
-    return {"dial": (("arm", "features", "kappa", "group"), found)}
+            accuracies[i, j] = dial.of_states(source.kinds, features, policy, dial.KAPPAS, config.p_spu, config.masking)
+    return {"dial": (("arm", "features", "kappa", "group"), accuracies)}
 
 
 def show(dataset: xr.Dataset, out: pathlib.Path) -> str:
@@ -259,21 +259,22 @@ def text(dataset: xr.Dataset) -> str:
                 m, h = (x.isel(at).sel(arm=arm, value=value).item() for x in (mean, half))
                 line.append(f"{m:.3f} +- {h:.3f}")
             lines.append(line)
-    told = [["arm", "steps", "theory", "rank correlation", "signs right", "mean difference", "nearer in cells"]]
+    by_theory = [["arm", "steps", "theory", "rank correlation", "signs right", "mean difference", "nearer in cells"]]
     for s in scores(dataset):
-        told.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", f"{s.signs:.2f} of {s.significant}",
-                     f"{s.error:.3f}", "-" if math.isnan(s.nearer) else f"{s.nearer:g} of {s.cells}"])  # fmt: skip
-    two = [[*moments.LAW, *moments.MOMENTS]]
+        nearer = "-" if math.isnan(s.nearer) else f"{s.nearer:g} of {s.cells}"
+        signs = f"{s.signs:.2f} of {s.significant}"
+        by_theory.append([ARMS[s.arm].label, str(s.step), s.theory, f"{s.rank:.2f}", signs, f"{s.error:.3f}", nearer])
+    by_law = [[*moments.LAW, *moments.MOMENTS]]
     for index in np.ndindex(*(dataset.sizes[a] for a in moments.LAW)):
         at = dict(zip(moments.LAW, index, strict=True))
-        found = dataset.moments.isel(at).values
-        two.append([*(f"{dataset[a].values[i]:g}" for a, i in at.items()), *(f"{v:.3g}" for v in found)])
+        features = dataset.moments.isel(at).values
+        by_law.append([*(f"{dataset[a].values[i]:g}" for a, i in at.items()), *(f"{v:.3g}" for v in features)])
     strong = (
         "the two features, measured in pixels; with mu_spu over the threshold the linear loss takes the shortcut (X4)"
     )
     head = f"after {int(dataset.step.values[-1])} steps, {dataset.sizes['seed']} seeds:"
     below = "predicted against measured: the gap aligned - conflicting, the accuracies of both groups"
-    parts = [head, tables.as_text(lines), "", strong, tables.as_text(two), "", below, tables.as_text(told)]
+    parts = [head, tables.as_text(lines), "", strong, tables.as_text(by_law), "", below, tables.as_text(by_theory)]
     if json.loads(dataset.attrs["config"])["study"] == "arms" and (matched := lines_of(dataset)):
         parts += ["", matched_text(matched, "probit")]
     return "\n".join(parts)

@@ -150,16 +150,16 @@ def policy(arm: Arm, point: Point) -> mt.data.Captions:
 def pairs(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, n: int) -> tuple[scenes.Scenes, Array]:
     """n fresh training scenes and the texts of their captions."""
     key_scene, key_text = jax.random.split(key)
-    seen = draw(setup, key_scene, point, "train", n, point["p_spu"])
-    return seen, write(setup, key_text, seen, policy(arm, point), point["pi_companion"])
+    sample = draw(setup, key_scene, point, "train", n, point["p_spu"])
+    return sample, write(setup, key_text, sample, policy(arm, point), point["pi_companion"])
 
 
-def write(setup: Setup, key: Key[Array, ""], seen: scenes.Scenes, caps: mt.data.Captions, pi_companion: Any) -> Array:
+def write(setup: Setup, key: Key[Array, ""], sample: scenes.Scenes, caps: mt.data.Captions, pi_companion: Any) -> Array:
     """Captions of scenes: tokens, (n, length), or vectors, (n, 200)."""
     caps = dataclasses.replace(caps, masking=setup.masking)
     if setup.vectors:
-        return vectors.write(key, setup.kinds, seen, caps)
-    return captions.write(key, setup.words, seen, caps, pi_companion)
+        return vectors.write(key, setup.kinds, sample, caps)
+    return captions.write(key, setup.words, sample, caps, pi_companion)
 
 
 def text_features(setup: Setup, texts: Array) -> Float[Array, "n v"]:
@@ -187,8 +187,8 @@ def training_set(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> t
     """The run's training set, drawn once: layout and texts of all its scenes."""
     key_layout, key_text = jax.random.split(jax.random.fold_in(key, _SET))
     layout = lay_out(setup, key_layout, point, "train", setup.train_size or 0, point["p_spu"], once=True)
-    told = scenes.contents(point["train"], layout)
-    return layout, write(setup, key_text, told, policy(arm, point), point["pi_companion"])
+    sample = scenes.contents(point["train"], layout)
+    return layout, write(setup, key_text, sample, policy(arm, point), point["pi_companion"])
 
 
 def start(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> State:
@@ -279,18 +279,18 @@ def loss(
 ) -> Float[Array, ""]:
     """The arm's loss on a batch; None: on a fresh one."""
     key_batch, key_one, key_two = jax.random.split(key, 3)
-    seen, tokens = batch or pairs(arm, setup, key_batch, point, setup.batch_size)
+    sample, tokens = batch or pairs(arm, setup, key_batch, point, setup.batch_size)
     image, text = setup.modules(arm)
-    label = (seen.label + 1) // 2
+    label = (sample.label + 1) // 2
     if arm.reads:
         scalars = params["scalars"]
         if not setup.learns_temperature:
             scalars = jax.lax.stop_gradient(scalars)
-        embedded = image.apply(params["image"], scaled(setup, seen.image)), text.apply(params["text"], tokens)
+        embedded = image.apply(params["image"], scaled(setup, sample.image)), text.apply(params["text"], tokens)
         return arms.contrast(arm, *embedded, label, scalars, point, setup.normalize)
     if arm.loss == "cross_entropy":
-        return losses.cross_entropy(_head(params, image.apply(params["image"], scaled(setup, seen.image))), label)
-    views = (image.apply(params["image"], scaled(setup, arms.augment(k, seen.image))) for k in (key_one, key_two))
+        return losses.cross_entropy(_head(params, image.apply(params["image"], scaled(setup, sample.image))), label)
+    views = (image.apply(params["image"], scaled(setup, arms.augment(k, sample.image))) for k in (key_one, key_two))
     return arms.alone(arm, *views, label)
 
 
@@ -308,12 +308,12 @@ def closed_form(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point) -> St
 
     S_I and S_T include a ridge of 1e-3 of their mean variance, as if pixels and text had that much noise (X10).
     """
-    seen, tokens = pairs(arm, setup, key, point, setup.closed)
-    pixels = seen.image.reshape(setup.closed, -1)
+    sample, tokens = pairs(arm, setup, key, point, setup.closed)
+    pixels = sample.image.reshape(setup.closed, -1)
     counts = text_features(setup, tokens)
     mean = pixels.mean(0)
     weight = arms.same_class_weight(arm, point)
-    number = None if weight is None else (seen.label + 1) // 2
+    number = None if weight is None else (sample.label + 1) // 2
     cross = learners.cross_covariance(pixels, counts, number, weight)
     if arm.theta == 0:
         return {"w": learners.linear_optimum(cross), "mean": mean}
@@ -346,10 +346,10 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     p_fit = jnp.concatenate([jnp.full(2 * fit, 0.5), jnp.broadcast_to(point["p_spu"], (2 * fit,))])
     fits = draw(setup, keys[1], point, "train", 4 * fit, p_fit)
     features = embed_image(arm, setup, params, jnp.concatenate([tests.image, fits.image]))
-    test, shifted, seen = features[: 2 * n], features[2 * n : 2 * n + 2 * fit], features[2 * n + 2 * fit :]
+    test, shifted, on_training = features[: 2 * n], features[2 * n : 2 * n + 2 * fit], features[2 * n + 2 * fit :]
     labels = fits.label[:, None].astype(features.dtype)
     accuracy = jnp.full((len(READOUTS), len(GROUPS) * len(LABELS)), jnp.nan)
-    for name, on, of in (("probe_shifted", shifted, labels[: 2 * fit]), ("probe", seen, labels[2 * fit :])):
+    for name, on, of in (("probe_shifted", shifted, labels[: 2 * fit]), ("probe", on_training, labels[2 * fit :])):
         probed = (probe(on, of, test)[:, 0] > 0) == (tests.label > 0)
         accuracy = accuracy.at[READOUTS.index(name)].set(_by_cell(probed, tests.label))
     if arm.reads:
@@ -381,9 +381,9 @@ def measure(arm: Arm, setup: Setup, key: Key[Array, ""], point: Point, params: S
     temperature = jnp.exp(-params["scalars"]["log_scale"]) if "scalars" in params else jnp.nan
     fitted = training_loss(arm, setup, key, point, params)
     each = _by_digit(judged, tests.item)
-    found = jnp.concatenate([accuracy.ravel(), *kept, jnp.stack([temperature, fitted]), each])
+    measures = jnp.concatenate([accuracy.ravel(), *kept, jnp.stack([temperature, fitted]), each])
     whole = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
-    return jnp.where(whole, found, jnp.inf)
+    return jnp.where(whole, measures, jnp.inf)
 
 
 def test_scenes(setup: Setup, key: Key[Array, ""], point: Point) -> scenes.Scenes:
@@ -478,12 +478,12 @@ def prompt_embeddings(
     if setup.vectors and not setup.normalize and arm.loss:  # affine encoder: mean embedding = mean caption's embedding
         mean = by_class
     mean = mean if arm.loss is None or not setup.normalize else mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
-    found = {"class": by_class, "item": by_item, "ensemble": mean}
+    by_prompt = {"class": by_class, "item": by_item, "ensemble": mean}
     if setup.vectors:
         caps = dataclasses.replace(policy(arm, point), masking=setup.masking)
-        told = vectors.regression_prompts(setup.kinds, caps, point["p_spu"]).astype(tokens.dtype)
-        found["regression"] = embed_text(arm, setup, params, told)
-    return found
+        regression = vectors.regression_prompts(setup.kinds, caps, point["p_spu"]).astype(tokens.dtype)
+        by_prompt["regression"] = embed_text(arm, setup, params, regression)
+    return by_prompt
 
 
 def prompt_texts(setup: Setup, prompts: str) -> np.ndarray:
@@ -508,9 +508,9 @@ def probe(
     return average + (test - mean) @ weights
 
 
-def _targets(seen: scenes.Scenes) -> Float[Array, "n targets"]:
+def _targets(sample: scenes.Scenes) -> Float[Array, "n targets"]:
     """The items one-hot, then hue and styles as 0, 1, then the small digits one-hot, if scenes may have them."""
-    hue = ((seen.attribute + 1) // 2)[:, None]
-    small = [] if seen.companion is None else [jax.nn.one_hot(seen.companion, ITEMS)]
-    found = jnp.concatenate([jax.nn.one_hot(seen.item, ITEMS), hue, seen.style, *small], 1)
-    return found.astype(jnp.zeros((), float).dtype)
+    hue = ((sample.attribute + 1) // 2)[:, None]
+    small = [] if sample.companion is None else [jax.nn.one_hot(sample.companion, ITEMS)]
+    targets = jnp.concatenate([jax.nn.one_hot(sample.item, ITEMS), hue, sample.style, *small], 1)
+    return targets.astype(jnp.zeros((), float).dtype)

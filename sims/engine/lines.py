@@ -142,22 +142,22 @@ def family(acc_id: Any, acc_ood: Any, seed: Any = None, *, id_draws: Any = None,
     labels = np.arange(len(x)) if seed is None else np.asarray(seed)
     if labels.shape != x.shape:
         raise ValueError(f"seed must be {x.shape}, one label a point, got {labels.shape}.")
-    found: dict[str, np.ndarray | None] = {"id_draws": None, "ood_draws": None}
+    draws: dict[str, np.ndarray | None] = {"id_draws": None, "ood_draws": None}
     for name, given, like in (("id_draws", id_draws, x), ("ood_draws", ood_draws, y)):
         if given is not None:
             drawn = np.asarray(given, float)
             if drawn.shape[1:] != like.shape or len(drawn) < 2:
                 raise ValueError(f"{name} must be (draws >= 2, {', '.join(map(str, like.shape))}), got {drawn.shape}.")
-            found[name] = _mean_over_sets(drawn, 3)
+            draws[name] = _mean_over_sets(drawn, 3)
     y = _mean_over_sets(y, 2)
-    for name, values in (("acc_id", x), ("acc_ood", y), *found.items()):
+    for name, values in (("acc_id", x), ("acc_ood", y), *draws.items()):
         if values is not None and not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite numbers, got {values[~np.isfinite(values)][0]}.")
-    lengths = {len(values) for values in found.values() if values is not None}
+    lengths = {len(values) for values in draws.values() if values is not None}
     if len(lengths) > 1:
         raise ValueError(f"id_draws and ood_draws must be as many, got {' and '.join(map(str, sorted(lengths)))}.")
     _, unit = np.unique(labels, return_inverse=True)
-    return Family(x, y, unit, bool(np.bincount(unit).max() > 1), **found)
+    return Family(x, y, unit, bool(np.bincount(unit).max() > 1), **draws)
 
 
 def binomial_draws(correct: Any, images: Any, rng: np.random.Generator, draws: int = 1000) -> np.ndarray:
@@ -352,12 +352,12 @@ def _curves(
 ) -> np.ndarray:
     """As `_lines`, of the mean of the seeds' curves; points of one x count as their mean on the axes of g."""
     unit = arm.unit if arm.seeds else np.zeros_like(arm.unit)
-    found = np.empty((int(unit.max()) + 1, len(x), len(grid)))
-    for k, i in np.ndindex(found.shape[:2]):
+    curves = np.empty((int(unit.max()) + 1, len(x), len(grid)))
+    for k, i in np.ndindex(curves.shape[:2]):
         at, place = np.unique(x[i, unit == k], return_inverse=True)
         mean = np.bincount(place, y[i, unit == k]) / np.bincount(place)
-        found[k, i] = TRANSFORMS[transform][1](np.interp(grid, at, mean, left=np.nan, right=np.nan))
-    return found.mean(0) if times is None else times @ found[:, 0] / len(found)
+        curves[k, i] = TRANSFORMS[transform][1](np.interp(grid, at, mean, left=np.nan, right=np.nan))
+    return curves.mean(0) if times is None else times @ curves[:, 0] / len(curves)
 
 
 def _half(variances: np.ndarray, freedom: np.ndarray, level: float) -> np.ndarray:
@@ -390,10 +390,10 @@ def _transform(name: str) -> tuple[_Function, _Function]:
 
 def _transformed(name: str, values: Any, transform: str) -> np.ndarray:
     forward, _ = _transform(transform)
-    found = np.asarray(values, float)
+    accuracy = np.asarray(values, float)
     if transform == "plain":
-        if not np.isfinite(found).all():
+        if not np.isfinite(accuracy).all():
             raise ValueError(f"{name} must be finite numbers, got {values}.")
-    elif not ((found > 0) & (found < 1)).all():
+    elif not ((accuracy > 0) & (accuracy < 1)).all():
         raise ValueError(f"{name} must be inside (0, 1), where {transform} is finite, got {values}.")
-    return forward(found)
+    return forward(accuracy)

@@ -163,9 +163,9 @@ def provenance() -> dict[str, str | None]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    here = pathlib.Path(__file__).parent
+    folder = pathlib.Path(__file__).parent
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         git = subprocess.run(command, capture_output=True, text=True, check=False)
         versions["git_commit"] = git.stdout.strip() or None
     except OSError:

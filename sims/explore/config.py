@@ -111,13 +111,13 @@ class Config:
     @property
     def grid(self) -> dict[str, tuple[float, ...]]:
         """The values of an exported file's sliders: those of the dials, the nearest to the start moved there."""
-        found = {}
+        values = {}
         for name, dial in DIALS.items():
             if dial.grid:
                 start = self.at[name]
                 nearest = min(dial.grid, key=lambda value: _distance(dial.values, value, start))
-                found[name] = tuple(sorted({start, *dial.grid} - ({nearest} - {start})))
-        return found
+                values[name] = tuple(sorted({start, *dial.grid} - ({nearest} - {start})))
+        return values
 
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""

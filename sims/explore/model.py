@@ -40,12 +40,12 @@ def _result(accuracy: Any, rule: jax.Array) -> jax.Array:
 def _mmcl(p: Points, masking: str) -> jax.Array:
     model, caps, obs = _parts(p, masking)
     rule = mt.theory.mmcl_rule(model, caps, same_class_weight=p["same_class_weight"])
-    found = jnp.full((*p["n"].shape, 3), jnp.nan)
+    accuracies = jnp.full((*p["n"].shape, 3), jnp.nan)
     for dim in map(int, DIALS["dim_image"].values):
         there = mt.observation(dim, 2, p["sigma_image"], obs.sigma_text)
         accuracy = mt.theory.mmcl_accuracy(model, caps, there, p["n"], same_class_weight=p["same_class_weight"])
-        found = jnp.where((p["dim_image"] == dim)[:, None], _result(accuracy, rule), found)
-    return found
+        accuracies = jnp.where((p["dim_image"] == dim)[:, None], _result(accuracy, rule), accuracies)
+    return accuracies
 
 
 def _whitened(p: Points, masking: str) -> jax.Array:
@@ -92,9 +92,9 @@ def training(p: Points, masking: str) -> jax.Array:
     NaN where the linear rule is 0, as where captions never name the core: what is seen then is the start alone.
     """
     model, caps, obs = _parts(p, masking)
-    found = groups(mt.theory.training_accuracy(model, caps, obs, time=p["time"], initial=INITIAL))
+    accuracies = groups(mt.theory.training_accuracy(model, caps, obs, time=p["time"], initial=INITIAL))
     silent = (mt.theory.mmcl_rule(model, caps) == 0).all(-1, keepdims=True)
-    return jnp.where(silent, jnp.nan, found)
+    return jnp.where(silent, jnp.nan, accuracies)
 
 
 def _named(points: jax.Array) -> Points:
@@ -126,21 +126,21 @@ def view(at: Mapping[str, float], masking: str, x: str, y: str) -> dict[str, np.
     point: (learner, 3) as `_result` has it.  curve: (p_spu, learner, 3).  plane: (y, x, learner, 3); NaN if x = y.
     time: (time, 2).
     """
-    here = np.array([at[name] for name in NAMES])
-    curve, times = (_along(here, {name: DIALS[name].values}) for name in ("p_spu", "time"))
-    plane = here[None] if x == y else _along(here, {y: axis(y), x: axis(x)})
+    point_now = np.array([at[name] for name in NAMES])
+    curve, times = (_along(point_now, {name: DIALS[name].values}) for name in ("p_spu", "time"))
+    plane = point_now[None] if x == y else _along(point_now, {y: axis(y), x: axis(x)})
     shape = len(axis(y)), len(axis(x))
-    rest = np.tile(here, (MOST**2 - len(plane), 1))  # so that the number of points is always the same
-    found, trained = predict_all(np.concatenate([here[None], curve, plane, rest]), times, masking)
-    point, curved, planar, _ = np.split(np.asarray(found), np.cumsum([1, len(curve), len(plane)]))
+    rest = np.tile(point_now, (MOST**2 - len(plane), 1))  # so that the number of points is always the same
+    predicted, trained = predict_all(np.concatenate([point_now[None], curve, plane, rest]), times, masking)
+    point, curved, planar, _ = np.split(np.asarray(predicted), np.cumsum([1, len(curve), len(plane)]))
     planar = np.full((*shape, *point.shape[1:]), np.nan) if x == y else planar.reshape(*shape, *point.shape[1:])
     return {"point": point[0], "curve": curved, "plane": planar, "time": np.asarray(trained)}
 
 
-def _along(here: np.ndarray, axes: Mapping[str, tuple[float, ...]]) -> np.ndarray:
+def _along(point: np.ndarray, axes: Mapping[str, tuple[float, ...]]) -> np.ndarray:
     """The point, moved to every combination of the axes' values; the last axis varies fastest."""
     moved = list(itertools.product(*axes.values()))
-    points = np.tile(here, (len(moved), 1))
+    points = np.tile(point, (len(moved), 1))
     points[:, [NAMES.index(name) for name in axes]] = moved
     return points
 
@@ -150,13 +150,13 @@ def tables(at: Mapping[str, float], masking: str, grid: Mapping[str, tuple[float
 
     The axes are those dials, in the order of `grid`; the last one has what `predict` returns.
     """
-    here = np.array([at[name] for name in NAMES])
-    found = {}
+    point = np.array([at[name] for name in NAMES])
+    by_learner = {}
     for name in (*LEARNERS, "training"):
         axes = {dial: values for dial, values in grid.items() if dial in DEPENDS[name]}
-        points = _along(here, axes)
-        padded = np.concatenate([points, np.tile(here, (-len(points) % CHUNK, 1))])
+        points = _along(point, axes)
+        padded = np.concatenate([points, np.tile(point, (-len(points) % CHUNK, 1))])
         chunks = [np.asarray(predict(chunk, name, masking)) for chunk in np.split(padded, len(padded) // CHUNK)]
         values = np.concatenate(chunks)[: len(points)]
-        found[name] = values.reshape(*map(len, axes.values()), values.shape[-1])
-    return found
+        by_learner[name] = values.reshape(*map(len, axes.values()), values.shape[-1])
+    return by_learner

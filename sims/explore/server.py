@@ -59,8 +59,8 @@ def fill(doc: Document, config: Config) -> None:
         nonlocal waiting
         waiting = False
         at = {name: DIALS[name].values[slider.categories.index(slider.value)] for name, slider in made.sliders.items()}
-        found = model.view(at, *(made.selects[name].value for name in ("masking", "x", "y")))
-        numbers = {name: [array.ravel()] for name, array in found.items()}
+        shown = model.view(at, *(made.selects[name].value for name in ("masking", "x", "y")))
+        numbers = {name: [array.ravel()] for name, array in shown.items()}
         made.numbers.data = {"key": [made.key()], **numbers}
 
     def moved(attr: str, old: Any, new: Any) -> None:

@@ -66,8 +66,8 @@ def linear_loss(title: str, boundaries: Mapping[str, Boundary]) -> Panel:
 
     def predict(p: Params) -> jax.Array:
         obs, weight = observation_of(p), p["same_class_weight"]
-        found = mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight)
-        return groups(cast(mt.zero_shot.GroupAccuracy, found))
+        accuracy = mt.theory.mmcl_accuracy(model_of(p), captions_of(p), obs, p["n"], same_class_weight=weight)
+        return groups(cast(mt.zero_shot.GroupAccuracy, accuracy))
 
     def predict_cell(p: Params) -> jax.Array:
         setting, cell = _setting(p)

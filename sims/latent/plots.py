@@ -217,12 +217,12 @@ def accuracy_against_pi_core(ax: Axes, data: xr.Dataset) -> Axes:
     """
     for i, pi_spu in enumerate(data.pi_spu.values):
         colour, marker, dashes = _BY_PI_SPU[i % len(_BY_PI_SPU)]
-        here = data.isel(pi_spu=i)
-        ax.plot(here.pi_core_fine, here.curve, dashes, color=colour, lw=1.6, zorder=2)
+        line = data.isel(pi_spu=i)
+        ax.plot(line.pi_core_fine, line.curve, dashes, color=colour, lw=1.6, zorder=2)
         size = 6.5 - 1.2 * (i % 4)
         look: dict[str, Any] = {"fmt": marker, "ls": dashes, "lw": 0, "elinewidth": 1, "capsize": 2, "ms": size}
         name = rf"$\pi_{{\mathrm{{spu}}}}$ = {pi_spu:g}"
-        ax.errorbar(here.pi_core, here["mean"], INTERVAL * here.error, color=colour, zorder=3 + i, label=name, **look)
+        ax.errorbar(line.pi_core, line["mean"], INTERVAL * line.error, color=colour, zorder=3 + i, label=name, **look)
     if np.isfinite(data.best_value.item()):
         core, spu = data.best.values
         ax.plot(

@@ -187,17 +187,17 @@ def text(dataset: xr.Dataset) -> str:
     """A line per panel: number of cells judged, largest |z| over cells and outcomes, largest difference."""
     lines = []
     for panel in select(_config(dataset)).panels:
-        here = dataset.sel(panel=panel.name)
-        judged = here.z.notnull().all("outcome")
+        cells = dataset.sel(panel=panel.name)
+        judged = cells.z.notnull().all("outcome")
         if not judged.any():
             lines.append(f"{panel.name}: no measured cell to judge")
             continue
-        difference = np.abs(here.measured.mean("seed", skipna=False) - here.cell_predicted)
+        difference = np.abs(cells.measured.mean("seed", skipna=False) - cells.cell_predicted)
         beyond = f" beyond {panel.left_out:g}" if panel.left_out >= 1e-3 else ""
-        failed = here.measured.isnull().any("outcome").sum().item()
+        failed = cells.measured.isnull().any("outcome").sum().item()
         lines.append(
             f"{panel.name}: {int(judged.sum())} of {judged.size} cells judged, largest |z|{beyond}"
-            f" {statistics.z_text(here.z.values, dataset.z.values)}, largest difference {difference.max():.4f}"
+            f" {statistics.z_text(cells.z.values, dataset.z.values)}, largest difference {difference.max():.4f}"
             + (f"; {failed} runs without an answer" if failed else "")
         )
     return "\n".join(lines)
@@ -216,12 +216,12 @@ def draw(dataset: xr.Dataset) -> Figure:
     size = (5.2 * columns + 0.8, 5.4 * down)
     figure, axes = plt.subplots(down, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels, strict=True):
-        here = dataset.sel(panel=panel.name)
+        cells = dataset.sel(panel=panel.name)
         if panel.regimes:
-            plots.regimes(ax, here, panel.regimes)
+            plots.regimes(ax, cells, panel.regimes)
         else:
-            image = plots.phase_plane(ax, here, scale, list(panel.boundaries), panel.contours)
-            plots.name_sides(ax, here, list(panel.boundaries), panel.sides)
+            image = plots.phase_plane(ax, cells, scale, list(panel.boundaries), panel.contours)
+            plots.name_sides(ax, cells, list(panel.boundaries), panel.sides)
         plots.name_plane(ax, config.x.name, config.y.name, config.x.log, config.y.log)
         ax.set_title(panel.title, fontsize=10)
         if ax.get_legend_handles_labels()[0]:

@@ -131,14 +131,14 @@ def text(dataset: xr.Dataset) -> str:
     lines = []
     for model in dataset.model.values:
         for loss in dataset.loss.values:
-            here = dataset.sel(model=model, loss=loss)
-            difference = np.abs(here.accuracy_measured.mean("seed") - here.accuracy_predicted).max().item()
-            core, spu = here.best.values
+            cells = dataset.sel(model=model, loss=loss)
+            difference = np.abs(cells.accuracy_measured.mean("seed") - cells.accuracy_predicted).max().item()
+            core, spu = cells.best.values
             lines.append(
                 f"{model}, {loss}: largest |z| beyond {_LEFT_OUT[str(model)]:g}"
-                f" {statistics.z_text(here.z.values, dataset.z.values)}, largest difference {difference:.4f}; best"
+                f" {statistics.z_text(cells.z.values, dataset.z.values)}, largest difference {difference:.4f}; best"
                 f" captions within the budget pi_core {core:.3f}, pi_spu {spu:.3f},"
-                f" accuracy on P* {here.best_value.item():.4f}, KKT residual {here.kkt_residual.item():.1e}"
+                f" accuracy on P* {cells.best_value.item():.4f}, KKT residual {cells.kkt_residual.item():.1e}"
             )
     return "\n".join(lines)
 

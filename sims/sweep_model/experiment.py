@@ -170,18 +170,18 @@ def predictions(config: Config, axes: dict[str, tuple[float, ...]]) -> np.ndarra
     counts = [-(-len(values) // width) for width, values in zip(widths, axes.values(), strict=True)]
     blocks = list(np.ndindex(*counts))
     for block in tqdm(blocks, unit="block", desc="predictions", disable=len(blocks) < 20):
-        here = {
+        block_axes = {
             name: values[i * width : (i + 1) * width]
             for i, width, (name, values) in zip(block, widths, axes.items(), strict=True)
         }
-        cells = build(config, **here)
-        sizes = {path: int(here[name][0]) for name, path in static.items()}
+        cells = build(config, **block_axes)
+        sizes = {path: int(block_axes[name][0]) for name, path in static.items()}
         key = tuple(sizes.values())
         if key not in programs:
             programs[key] = _program(config, cells, sizes)
         with jax.enable_x64(True):
             values = np.asarray(programs[key](cells.leaves))
-        parts[block] = values.reshape(len(config.learners), *map(len, here.values()), -1)
+        parts[block] = values.reshape(len(config.learners), *map(len, block_axes.values()), -1)
     joined = np.empty((len(config.learners), *map(len, axes.values()), next(iter(parts.values())).shape[-1]))
     for block, values in parts.items():
         at = tuple(slice(i * w, i * w + n) for i, w, n in zip(block, widths, values.shape[1:], strict=False))
@@ -237,15 +237,15 @@ def text(dataset: xr.Dataset) -> str:
     """For each learner: how well theory meets the cells, and the range of its accuracy on P*."""
     lines = []
     for learner in dataset.learner.values:
-        here = dataset.sel(learner=learner)
-        mean = here.accuracy_measured.mean("seed")
+        cells = dataset.sel(learner=learner)
+        mean = cells.accuracy_measured.mean("seed")
         shifted = mean.sel(accuracy_in="shifted").values
-        difference = np.abs(mean - here.accuracy_predicted).max().item()
-        lacking = int(here.accuracy_measured.isnull().any("accuracy_in").sum())
+        difference = np.abs(mean - cells.accuracy_predicted).max().item()
+        lacking = int(cells.accuracy_measured.isnull().any("accuracy_in").sum())
         lines.append(
             f"{learner}: accuracy on P* {np.nanmin(shifted, initial=1):.4f} to {np.nanmax(shifted, initial=0):.4f};"
-            f" largest |z| beyond {LEFT_OUT:g} {statistics.z_text(here.z.values, dataset.z.values)}, largest difference"
-            f" {difference:.4f}" + (f"; {lacking} runs not separable" if lacking else "")
+            f" largest |z| beyond {LEFT_OUT:g} {statistics.z_text(cells.z.values, dataset.z.values)},"
+            f" largest difference {difference:.4f}" + (f"; {lacking} runs not separable" if lacking else "")
         )
     return "\n".join(lines)
 
@@ -314,9 +314,9 @@ def _lines(ax: Axes, data: xr.Dataset, learner: str) -> None:
         _curve(ax, data.accuracy_curve, mean, error, (look.colour, look.marker, look.dashes), look.label)
         return
     for i, value in enumerate(data.curve.values):
-        here = {"curve": i}
+        line = {"curve": i}
         look = _CURVES[i % len(_CURVES)]
-        _curve(ax, data.accuracy_curve[here], mean[here], error[here], look, f"{value:g}")
+        _curve(ax, data.accuracy_curve[line], mean[line], error[line], look, f"{value:g}")
 
 
 def _curve(

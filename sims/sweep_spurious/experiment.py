@@ -105,11 +105,11 @@ def draw(dataset: xr.Dataset) -> Figure:
     figure, panels = plt.subplots(len(combinations), 3, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for row, index in zip(panels, combinations, strict=True):
         at = dict(zip(others, index, strict=True))
-        here = [x.isel(at) for x in (curve, mean, error)]
+        lines = [x.isel(at) for x in (curve, mean, error)]
         where = ", ".join(f"{PARAMETERS[a].symbol} = {dataset[a].values[i]:g}" for a, i in at.items())
         for ax, (group, title) in zip(row, style.PANELS.items(), strict=True):
             thin = ["aligned", "conflicting"] if group == "shifted" else []
-            plots.accuracy_against_p_spu(ax, *here, thick=[group], thin=thin)
+            plots.accuracy_against_p_spu(ax, *lines, thick=[group], thin=thin)
             ax.set_title(f"{title}\n{where}", fontsize=10)
         row[0].set_ylabel("zero-shot / test accuracy (share correct)")
     learners = list(dataset.learner.values)

@@ -39,11 +39,11 @@ def accuracy(p_spu: float, sigma_core: float, sigma_spu: float, sigma_image: flo
     def loss(v: np.ndarray) -> float:
         return -margin(v) / math.sqrt(1 + v @ v)
 
-    found = minimize(loss, np.array([0.5, 0.5 * q]), method="BFGS", options={"gtol": 1e-6})
-    if -found.fun < 1e-4 * root:
+    optimum = minimize(loss, np.array([0.5, 0.5 * q]), method="BFGS", options={"gtol": 1e-6})
+    if -optimum.fun < 1e-4 * root:
         return np.array([*mmcl, np.nan, np.nan])
-    core, spu = found.x
-    return np.array([*mmcl, *_accuracy(core, spu, noise * (1 + found.x @ found.x), sigma_core, sigma_spu)])
+    core, spu = optimum.x
+    return np.array([*mmcl, *_accuracy(core, spu, noise * (1 + optimum.x @ optimum.x), sigma_core, sigma_spu)])
 
 
 def _accuracy(core: float, spu: float, noise: float, sigma_core: float, sigma_spu: float) -> tuple[float, float]:
