@@ -86,12 +86,11 @@ MNIST ?=
 FEATURES ?=
 
 reproduce: $(VENV)/test ## statements, the paper's digits (MNIST=DIR; a day on 2 cores), heads (FEATURES=DIR), matched accuracies; runs/reproduction.html
-	mkdir -p runs
-	$(PY) -m proofs_checks --json=runs/ledger.json
-	$(PY) -m sims.lines --points=paper:3c --at=20 --transform=plain --out=runs/paper_lines
 	[ -z '$(MNIST)' ] || $(PY) -m sims.digits --preset=paper --data=idx:$(MNIST) --out=runs/paper $(PAPER_FLAGS)
 	[ -z '$(FEATURES)' ] || $(PY) -m sims.features --train=$(FEATURES) --prompts=means --width=8,32,128 --epochs=2,5,15 \
 		--arms=clip,clip_labels,supervised,sup_con,sim_clr --out=runs/paper_heads
+	$(PY) -m sims.lines --points=paper:3c --at=20 --transform=plain --out=runs/paper_lines
+	mkdir -p runs && $(PY) -m proofs_checks --json=runs/ledger.json
 	$(PY) -m sims.report runs/ledger.json runs/paper_lines $$(ls -d runs/paper runs/paper_heads 2>/dev/null) --out=runs/reproduction.html
 
 GPU_FLAGS ?=
