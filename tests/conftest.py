@@ -55,13 +55,16 @@ def pytest_collection_finish(session):
 
 
 @pytest.fixture
-def mmcl(capsys):
-    """(module of a command, arguments) -> (exit code, stdout, stderr), in this process."""
+def mmcl(capsys, monkeypatch):
+    """(module of a command, arguments) -> (exit code, stdout, stderr), in this process, whose frame stays as it was."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    before = signal.getsignal(signal.SIGTERM)
 
     def called(module, *args, **frame):
         return exit_code(module, *args, **frame), *capsys.readouterr()
 
-    return called
+    yield called
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

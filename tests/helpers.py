@@ -1,9 +1,13 @@
 """What tests of several rooms share: flags, compilation, folders and interrupted writes."""
 
 import contextlib
+import csv
 import dataclasses
+import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -37,6 +41,11 @@ def exit_code(module, *args, **frame):
     return 0
 
 
+def python(*args, **more):
+    """Run Python at the repository's root; the finished process, with its output as text."""
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, **more)
+
+
 @contextlib.contextmanager
 def quick_compilation():
     """Tiny runs spend their time in compilation, which this makes a third."""
@@ -49,6 +58,27 @@ def quick_compilation():
 
 def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob("*"))}
+
+
+def csv_rows(file):
+    """The rows of a table, by column."""
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def json_lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def assert_refuses(words, call, *args, **given):
+    """The call raises UsageError, whose message, which is returned, is one line that has these words (a tuple: all)."""
+    with pytest.raises(UsageError) as caught:
+        call(*args, **given)
+    line = str(caught.value)
+    assert "\n" not in line
+    for each in (words,) if isinstance(words, str) else words:
+        assert each in line, line
+    return line
 
 
 def assert_refused(result, *mentioned):

@@ -9,7 +9,7 @@ import pytest
 from sims.clip.records import class_maps, make_maps
 from sims.clip.records.classes import Classes, read_classes
 from sims.clip.zero_shot import sets
-from sims.engine.flags import UsageError
+from tests.helpers import assert_refuses
 
 COCO = class_maps.read_map("coco")
 
@@ -83,8 +83,7 @@ def test_the_nearest_synset_above_owns_a_class(tmp_path):
     with pytest.raises(ValueError, match="as near to pome as to thing"):
         make_maps.nearest("n00000005", above, {"n00000003": "pome", "n00000001": "thing"})
     (tmp_path / "data.noun").write_text("no WordNet\n")
-    with pytest.raises(UsageError, match=r"no data\.noun of WordNet"):
-        make_maps.read_nouns(tmp_path / "data.noun")
+    assert_refuses("no data.noun of WordNet", make_maps.read_nouns, tmp_path / "data.noun")
 
 
 CLASSES = Classes(("n01", "n02", "n03", "n04"), ("a", "b", "c", "d"), ("a", "b", "c", "d"))
@@ -113,10 +112,9 @@ def test_a_set_is_labelled_by_the_categories_of_its_classes():
 
 def test_a_map_that_does_not_belong_to_the_classes_is_refused():
     one = evaluation_set(((1,),), [0])
-    with pytest.raises(UsageError, match="val has no image of a category of --class_map=mine"):
-        sets.mapped({"val": one}, CLASSES, BY)
-    with pytest.raises(UsageError, match="has 1 classes, such as n09, that the class list has not"):
-        sets.mapped({"val": one}, CLASSES, dataclasses.replace(BY, of=BY.of | {"n09": 0}))
+    assert_refuses("val has no image of a category of --class_map=mine", sets.mapped, {"val": one}, CLASSES, BY)
+    by = dataclasses.replace(BY, of=BY.of | {"n09": 0})
+    assert_refuses("has 1 classes, such as n09, that the class list has not", sets.mapped, {"val": one}, CLASSES, by)
 
 
 def test_a_map_is_read_from_a_table(tmp_path):
@@ -144,6 +142,4 @@ def test_a_table_that_is_no_map_is_refused(tmp_path, text, said):
     file = tmp_path / "map.csv"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UsageError, match=said) as caught:
-        class_maps.read_map(str(file))
-    assert str(caught.value).startswith(f"--class_map={file}")
+    assert assert_refuses(said, class_maps.read_map, str(file)).startswith(f"--class_map={file}")

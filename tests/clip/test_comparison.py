@@ -1,8 +1,7 @@
 """The comparison's predictions against the library's theory, its intervals and processes, the command end to end."""
 
-import csv
 import dataclasses
-import functools
+import itertools
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import matplotlib.pyplot as plt
@@ -29,7 +29,7 @@ from sims.clip.records import reading
 from sims.clip.scenes import generation, law, layouts
 from sims.engine import processes
 from sims.engine.flags import UsageError
-from tests.helpers import ROOT, assert_refused
+from tests.helpers import ROOT, assert_refused, assert_refuses, csv_rows, python
 
 
 @pytest.mark.slow
@@ -98,11 +98,10 @@ def test_the_ensembles_of_a_pair_differ_in_the_class_alone():
 
 
 def test_within_a_pair_the_other_classes_do_not_count():
-    scores = np.zeros((1, 10))
-    scores[0, [0, law.CLASSES[0].partner, 5]] = 1.0, 0.5, 9.0
-    assert comparison._within_pairs(scores, np.array([0])).all()
-    scores[0, law.CLASSES[0].partner] = 2.0
-    assert not comparison._within_pairs(scores, np.array([0])).any()
+    for partner, right in ((0.5, True), (2.0, False)):
+        scores = np.zeros((1, 10))
+        scores[0, [0, law.CLASSES[0].partner, 5]] = 1.0, partner, 9.0
+        assert comparison._within_pairs(scores, np.array([0])).tolist() == [right]
 
 
 def table_of(measured, predicted, half=0.05):
@@ -116,9 +115,8 @@ def table_of(measured, predicted, half=0.05):
 
 def test_a_verdict_counts_the_cells_that_are_told_apart():
     told = comparison.verdict(table_of([[0.5, -0.5], [0.01, 0.3]], [[0.4, -0.1], [-0.3, -0.3]]), "whitened")
-    assert (
-        "right sign in 2 (1, 2) of 3 cells" in told and "mean distance 0.35" in told and "rank 0.32" in told
-    )  # scipy's, ties and all
+    assert "right sign in 2 (1, 2) of 3 cells" in told and "mean distance 0.35" in told
+    assert "rank 0.32" in told  # scipy's, ties and all
     assert "rank" not in comparison.verdict(table_of([[0.5]], [[0.4]]), "whitened")
 
 
@@ -158,17 +156,15 @@ def test_steps_and_runs_of_a_comparison():
 
 
 def test_mfu_knows_what_it_knows(monkeypatch):
-    class Device:
-        device_kind = "NVIDIA L40S"
-
+    device = types.SimpleNamespace()
     monkeypatch.setattr(speed, "_time", lambda product, x: 1.0)
-    found = []
-    for kind in ("NVIDIA L40S", "NVIDIA L4", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"):
-        Device.device_kind = kind
-        monkeypatch.setattr(jax, "devices", lambda: [Device])
-        monkeypatch.setattr(jax, "device_count", lambda: 2)
-        found.append(speed.peak(True) / 2)
-    assert found == [2 * 1024**3, 121e12, 989e12, 2 * 1024**3]
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    plain = 2 * 1024**3
+    known = {"NVIDIA L40S": plain, "NVIDIA L4": 121e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H100 PCIe": plain}
+    for kind, expected in known.items():
+        device.device_kind = kind
+        assert speed.peak(True) / 2 == expected
 
 
 WORK = """
@@ -214,11 +210,6 @@ def test_processes_keep_the_order():
         assert list(mapped(abs, [-3, 2])) == [3, 2]
 
 
-@pytest.fixture
-def command(mmcl):
-    return functools.partial(mmcl, compare)
-
-
 @pytest.mark.parametrize(
     "argument, told",
     [
@@ -235,8 +226,8 @@ def command(mmcl):
         ("--root=/nowhere", "/nowhere"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told):
-    assert_refused(command(argument, f"--out={tmp_path}/out"), told)
+def test_bad_arguments_are_one_line_and_exit_2(mmcl, tmp_path, argument, told):
+    assert_refused(mmcl(compare, argument, f"--out={tmp_path}/out"), told)
     assert not (tmp_path / "out").exists()
 
 
@@ -257,17 +248,14 @@ def test_a_measurement_that_is_damaged_or_gone_is_not_made_up(tmp_path, monkeypa
     # The run is at its end: its model is not that of half the steps.
     files[0].unlink()
     monkeypatch.setattr(comparison.training, "run", lambda *_: {"steps": 8})
-    with pytest.raises(UsageError, match=r"runs/clip_0 is past step 4, and .* is not there"):
-        comparison._measured((config, each, tmp_path))
+    assert_refuses(("runs/clip_0 is past step 4, and", "is not there"), comparison._measured, (config, each, tmp_path))
 
 
 def test_help_is_quick_and_whole():
-    shown = subprocess.run(
-        [sys.executable, "-m", "sims.clip.compare", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    shown = python("-m", "sims.clip.compare", "--help")
     assert shown.returncode == 0 and all(f"--{f.name}:" in shown.stdout for f in dataclasses.fields(Config))
     code = "import sys, sims.clip.compare, sims.clip.train; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert python("-c", code).returncode == 0
 
 
 @pytest.mark.long
@@ -277,10 +265,7 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
              "--arms=clip,supervised", "--architecture=ViT-tiny"]  # fmt: skip
 
     def call(out, *more):
-        return subprocess.run(
-            [sys.executable, "-m", "sims.clip.compare", *given, f"--out={out}", *more],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+        return python("-m", "sims.clip.compare", *given, f"--out={out}", *more)
 
     first = call(tmp_path / "one")
     assert first.returncode == 0, first.stderr
@@ -288,9 +273,8 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
     assert "Under shift, minus CLIP, at the same accuracy on val" in first.stdout
     for name in ("arms", "groups", "captions"):
         assert (tmp_path / f"one/{name}.png").stat().st_size > 10_000
-    with (tmp_path / "one/measured.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == {"clip", "supervised", *comparison.THEORIES}
+    arms = {row["arm"] for row in csv_rows(tmp_path / "one/measured.csv")}
+    assert arms == {"clip", "supervised", *comparison.THEORIES}
     # Measured anew where a stage's numbers are lost, after the checkpoint: of the same step, the same.
     lost = tmp_path / "one/measured/clip_0.4.json"  # of the last stage; the model of an earlier one is gone
     before = lost.read_text()
@@ -367,19 +351,14 @@ def test_a_model_with_text_is_judged_by_both_prompts_and_one_with_a_head_by_it(t
 
 
 def test_figures_of_plausible_numbers():
-    rows = []
-    rng = np.random.default_rng(0)
-    for arm, seed, step in ((a, s, t) for a in ("clip", "supervised") for s in range(3) for t in (5, 10)):
-        prompts = comparison.prompts_of(arm)
-        common = {"arm": arm, "seed": seed, "step": step, "pi_core": None, "pi_spu": None, "prompts": prompts}
-        for name in ("v2", "sketch", "r", "a", "objectnet"):
-            share = {"group": "all", "scope": "all", "images": 50, "accuracy": float(rng.uniform(0.2, 0.8))}
-            rows.append({**common, "set": name, "id_accuracy": float(rng.uniform(0.5, 0.9)), "id_images": 50, **share})
-        for group in comparison.GROUPS:
-            share = {"group": group, "scope": "all", "images": 50, "accuracy": float(rng.uniform(0.2, 0.8))}
-            rows.append({**common, "set": "balanced", **share})
-    chance = dict.fromkeys(("v2", "sketch", "r", "a", "objectnet"), 0.1)
-    figure = figures.against_id(rows, ["clip", "supervised"], chance)
+    rows, rng = [], np.random.default_rng(0)
+    for arm, seed, step in itertools.product(("clip", "supervised"), range(3), (5, 10)):
+        common = {"arm": arm, "seed": seed, "step": step, "pi_core": None, "pi_spu": None, "scope": "all", "images": 50}
+        common |= {"prompts": comparison.prompts_of(arm), "id_images": 50}
+        for name, group in (*((name, "all") for name in SHIFTS), *(("balanced", group) for group in comparison.GROUPS)):
+            shares = {"accuracy": float(rng.uniform(0.2, 0.8)), "id_accuracy": float(rng.uniform(0.5, 0.9))}
+            rows.append({**common, "set": name, "group": group, **shares})
+    figure = figures.against_id(rows, ["clip", "supervised"], dict.fromkeys(SHIFTS, 0.1))
     assert [ax.get_title() for ax in figure.axes] == ["V2", "Sketch", "R", "A", "ObjectNet", ""]
     drawn = {text.get_text() for text in figure.axes[-1].get_legend().get_texts()}
     assert {"CLIP", "SL, cross-entropy", "chance", "no loss under shift"} <= drawn

@@ -1,11 +1,8 @@
 """`sims.clip.embed`: features equal those of the encoder, a killed run resumes to the same bytes, what is refused."""
 
 import csv
-import functools
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from sims.clip.zero_shot.towers import Towers
 from sims.diagnose import __main__ as diagnose
 from sims.engine import store
 from sims.engine.flags import UsageError
-from tests.helpers import ROOT, assert_refused, contents
+from tests.helpers import assert_refused, assert_refuses, contents, csv_rows, python
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 5))
 TEMPLATES = ("a {}", "the {} there")
@@ -66,8 +63,7 @@ def results(out):
 
 
 def check_features(out, of_image=image, of_text=text):
-    with open(out.parent / "data" / "t.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["label"]]
+    rows = [row for row in csv_rows(out.parent / "data" / "t.csv") if row["label"]]
     pictures = [np.asarray(Image.open(out.parent / "data" / row["path"])) for row in rows]
     arrays = {name: np.load(out / f"{name}.npy") for name in ("image", "text", "labels", "attributes", "units")}
     np.testing.assert_array_equal(arrays["image"], of_image(pictures).astype(np.float16))
@@ -75,8 +71,7 @@ def check_features(out, of_image=image, of_text=text):
     assert arrays["labels"].tolist() == [row["label"] for row in rows]
     assert arrays["attributes"].tolist() == [row["attribute"] for row in rows]
     assert [f"{i}.png" for i in arrays["units"]] == [row["path"] for row in rows]
-    with open(out / "captions.csv", newline="") as file:
-        assert list(csv.DictReader(file)) == [{"image": row["path"], "captions": row["caption"]} for row in rows]
+    assert csv_rows(out / "captions.csv") == [{"image": row["path"], "captions": row["caption"]} for row in rows]
 
 
 def test_features_are_the_encoders(data, tmp_path):
@@ -102,8 +97,7 @@ def test_the_diagnosis_reads_the_folder(data, tmp_path):
     (tmp_path / "out" / "units.npy").unlink()
     assert "units" not in diagnose.load(values)
     (tmp_path / "out" / "text.npy").unlink()
-    with pytest.raises(UsageError, match="cannot be read"):
-        diagnose.load(values)
+    assert_refuses("cannot be read", diagnose.load, values)
 
 
 def test_rounding_is_stated(data, tmp_path):
@@ -186,8 +180,7 @@ t.features.embed(t.work(pathlib.Path(sys.argv[1]), towers=t.Towers("mine", image
 
 @pytest.mark.costly
 def test_a_killed_run_resumes_to_the_same_bytes(data, tmp_path):
-    code = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "out")]
-    assert subprocess.run(code, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert python("-c", KILLED, data, tmp_path / "out").returncode == -signal.SIGKILL
     assert len(list((tmp_path / "out" / "checkpoints").glob("0*.npz"))) == 2
     for name in ("out", "whole"):
         features.embed(work(data), tmp_path / name)
@@ -208,12 +201,10 @@ def test_another_encoder_or_setting_is_refused(data, tmp_path, monkeypatch):
         "differs in batch_size": {"batch_size": 3},
     }
     for said, changed in others.items():
-        with pytest.raises(UsageError, match=said):
-            features.embed(work(data, **changed), out)
+        assert_refuses(said, features.embed, work(data, **changed), out)
     table = (data / "t.csv").read_text()
     (data / "t.csv").write_text(table.replace("a dog, sofa 0", "a dog, sofa zero"))
-    with pytest.raises(UsageError, match="differs in pairs"):
-        features.embed(work(data), out)
+    assert_refuses("differs in pairs", features.embed, work(data), out)
     (data / "t.csv").write_text(table)
     with store.locked(out), pytest.raises(UsageError, match="being written by another run"):
         features.embed(work(data), out)
@@ -230,20 +221,16 @@ def test_a_finished_folder_is_not_done_again(data, tmp_path, capsys):
     counted = Towers("mine", lambda batch: batches.append(len(batch)) or image(batch), text)
     assert features.embed(work(data, towers=counted), out) == found
     assert "already holds these features" in capsys.readouterr().err and batches == [2]
-    with pytest.raises(
-        UsageError,
-        match="first captions have other features than those in the folder, from other files or another mine",
-    ):
-        features.embed(work(data, towers=Towers("mine", image, lambda x: text(x) + np.float32(1))), out)
+    other = work(data, towers=Towers("mine", image, lambda x: text(x) + np.float32(1)))
+    said = "first captions have other features than those in the folder, from other files or another mine"
+    assert_refuses(said, features.embed, other, out)
     picture = (data / "7.png").read_bytes()
     (data / "7.png").write_bytes(picture + b" ")
-    with pytest.raises(UsageError, match="differs in image_sizes"):
-        features.embed(work(data), out)
+    assert_refuses("differs in image_sizes", features.embed, work(data), out)
     (data / "7.png").write_bytes(picture)
     assert features.embed(work(data), out) == found and results(out) == before
     (out / "image.npy").unlink()
-    with pytest.raises(UsageError, match="is finished, but cannot be read"):
-        features.embed(work(data), out)
+    assert_refuses("is finished, but cannot be read", features.embed, work(data), out)
 
 
 def later(change):
@@ -272,9 +259,7 @@ def test_what_is_no_features_is_refused_before_anything_is_written(data, tmp_pat
         Towers("mine", lambda x: change(image(x)), text),
         Towers("mine", image, lambda x: change(image([np.ones((2, 2, 3))] * len(x)))),
     ):
-        with pytest.raises(UsageError) as caught:
-            features.embed(work(data, towers=changed), tmp_path / "out")
-        assert said in str(caught.value) and "\n" not in str(caught.value)
+        assert_refuses(said, features.embed, work(data, towers=changed), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -282,9 +267,7 @@ def test_what_is_no_features_is_refused_before_anything_is_written(data, tmp_pat
     "said, change", [*TOO.items(), ("rows of 4 numbers, and gave rows of 5 before", lambda x: x[:, :4])]
 )
 def test_what_comes_later_is_refused_and_earlier_shards_are_kept(data, tmp_path, said, change):
-    with pytest.raises(UsageError) as caught:
-        features.embed(work(data, towers=Towers("mine", later(change), text)), tmp_path / "out")
-    assert said in str(caught.value)
+    assert_refuses(said, features.embed, work(data, towers=Towers("mine", later(change), text)), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.npy"))
     features.embed(work(data), tmp_path / "out")
     features.embed(work(data), tmp_path / "whole")
@@ -301,10 +284,8 @@ def test_unreadable_images_are_left_out_and_named(data, tmp_path):
     assert "1 images could not be read" in features.text(found, out)
     for i in range(2):
         (data / f"{i}.png").write_bytes(b"")
-    with pytest.raises(
-        UsageError, match=r"none of the first 2 images can be read, such as 0.png \(the file is empty\)"
-    ):
-        features.embed(work(data), tmp_path / "other")
+    said = "none of the first 2 images can be read, such as 0.png (the file is empty)"
+    assert_refuses(said, features.embed, work(data), tmp_path / "other")
 
 
 def test_a_clips_features_have_length_1_and_its_prompts_are_those_of_evaluate(data, tmp_path):
@@ -324,16 +305,7 @@ def test_a_clips_features_have_length_1_and_its_prompts_are_those_of_evaluate(da
     np.testing.assert_allclose(arrays["prompts"], expected, rtol=1e-6)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(arrays["prompts"], expected[::-1], rtol=1e-6)
-    with pytest.raises(UsageError, match="sl has no text tower"):
-        towers.of_clip("sl", Encoder("sl", 6, encode_image), 2)
-
-
-@pytest.fixture
-def run(mmcl, monkeypatch):
-    """(arguments) -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    return functools.partial(mmcl, command)
+    assert_refuses("sl has no text tower", towers.of_clip, "sl", Encoder("sl", 6, encode_image), 2)
 
 
 MINE = "--encoder=tests.clip.test_embed:encoder"
@@ -347,25 +319,22 @@ class Objects:
     image, text = staticmethod(image), staticmethod(text)
 
 
-def test_the_command(data, tmp_path, run):
-    code, out, err = run(MINE, f"--data=csv:{data}/t.csv", f"--out={tmp_path}/out")
-    assert code == 0 and out.startswith(
-        "20 images, 39 pairs, 2 classes and 2 attributes; features of 5 and 3 numbers\n"
-    )
+def test_the_command(data, tmp_path, mmcl):
+    given = f"--data=csv:{data}/t.csv", f"--out={tmp_path}/out"
+    code, out, err = mmcl(command, MINE, *given)
+    assert code == 0
+    assert out.startswith("20 images, 39 pairs, 2 classes and 2 attributes; features of 5 and 3 numbers\n")
     assert out.endswith(f"python -m sims.diagnose --data={tmp_path}/out\n")
     assert "\n1 images without a label or an attribute are left out\n" in out and err == ""
     check_features(tmp_path / "out")
-    assert_refused(
-        run(MINE, f"--data=csv:{data}/t.csv", f"--out={tmp_path}/out", "--precision=float32"), "differs in pre"
-    )
-    objects = "--encoder=tests.clip.test_embed:Objects"
-    assert run(objects, f"--data=csv:{data}/t.csv", f"--out={tmp_path}/other")[0] == 0
+    assert_refused(mmcl(command, MINE, *given, "--precision=float32"), "differs in pre")
+    assert mmcl(command, "--encoder=tests.clip.test_embed:Objects", given[0], f"--out={tmp_path}/other")[0] == 0
     first, other = (results(tmp_path / name) for name in ("out", "other"))
     assert {name for name in first if first[name] != other[name]} == {"config.json"}  # the encoder's name
 
 
-def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, run):
-    table = f"--data=csv:{data}/t.csv"
+def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, mmcl):
+    own, table = "--encoder=tests.clip.test_embed", f"--data=csv:{data}/t.csv"
     (data / "no.csv").write_text("path,caption\n0.png,\n")
     (data / "lost.csv").write_text("path,caption\n0.png,a\n99.png,b\n")
     (data / "unnamed.csv").write_text("path,caption,attribute\n0.png,a,\n")
@@ -380,19 +349,16 @@ def test_bad_input_is_one_line_and_writes_nothing(data, tmp_path, run):
         ([MINE, f"--data=csv:{data}/no.csv"], "no line with a path and a caption"),
         ([MINE, f"--data=csv:{data}/lost.csv"], f"csv lists the image {data}/99.png, which is not there."),
         ([MINE, f"--data=csv:{data}/unnamed.csv"], "csv has no captioned image with a label and an attribute."),
-        (["--encoder=tests.clip.test_embed", table], "--encoder must be MODULE:FUNCTION"),
+        ([own, table], "--encoder must be MODULE:FUNCTION"),
         (["--encoder=no_such_module:f", table], "cannot be imported (No module named 'no_such_module')."),
-        (["--encoder=tests.clip.test_embed:f", table], "cannot be imported (module 'tests.clip.test_embed' has no"),
-        (["--encoder=tests.clip.test_embed:MINE", table], "is no function."),
-        (["--encoder=tests.clip.test_embed:work", table], "test_embed:work raised TypeError in "),
-        (
-            ["--encoder=tests.clip.test_embed:no_towers", table],
-            "must return an object with the functions image and text",
-        ),
+        ([f"{own}:f", table], "cannot be imported (module 'tests.clip.test_embed' has no"),
+        ([f"{own}:MINE", table], "is no function."),
+        ([f"{own}:work", table], "test_embed:work raised TypeError in "),
+        ([f"{own}:no_towers", table], "must return an object with the functions image and text"),
     ]
     before = contents(tmp_path)
     for arguments, said in cases:
-        assert_refused(run(*arguments, f"--out={tmp_path}/out"), said)
+        assert_refused(mmcl(command, *arguments, f"--out={tmp_path}/out"), said)
     assert contents(tmp_path) == before
 
 
@@ -405,8 +371,7 @@ def test_the_example_frames_cats_and_dogs(tmp_path):
     for name, y, x in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], labels, pictures, strict=True):
         (tmp_path / "package" / f"{name}.bin").write_bytes(np.c_[y, x.reshape(100, -1)].astype(np.uint8).tobytes())
     cifar10.main(str(tmp_path / "package"), str(tmp_path / "images"))
-    with open(tmp_path / "images" / "table.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "images" / "table.csv")
     chosen = np.isin(labels.ravel(), [3, 5])
     assert [row["label"] for row in rows] == [{3: "cat", 5: "dog"}[y] for y in labels.ravel()[chosen]]
     agrees = [row["attribute"] == cifar10.USUAL[row["label"]] for row in rows]
@@ -425,8 +390,5 @@ def test_the_example_measures_the_pixels():
     first[::2, :16], first[..., 2] = 250, 255
     second[::2, 16:, 0] = 90
     words = cifar10.measured(np.stack([first, second]))
-    assert [list(x) for x in words] == [
-        ["bright", "dark"],
-        ["cold", "warm"],
-        ["busier on the left", "busier on the right"],
-    ]
+    busy = ["busier on the left", "busier on the right"]
+    assert list(map(list, words)) == [["bright", "dark"], ["cold", "warm"], busy]

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import threading
 
 import jax
@@ -25,10 +23,10 @@ from sims.clip.zero_shot import evaluation, report, robustness, scatter, scoring
 from sims.clip.zero_shot.robustness import LINES, effective_robustness
 from sims.clip.zero_shot.scoring import Share
 from sims.engine import files
-from sims.engine.flags import UsageError, WorkFailed
+from sims.engine.flags import WorkFailed
 from sims.engine.lines import Line, fit_line
 from tests.clip.test_sets import CLASSES, NAMES, WNIDS, class_of, make_root, picture
-from tests.helpers import ROOT, assert_refused
+from tests.helpers import assert_refused, assert_refuses, json_lines, python
 
 # (val, V2, rho by which line): RN50 on CC12M, and OpenAI's.
 CHECKS = ((0.3647, 0.3098, "logit", 4.28), (0.3647, 0.3098, "weak", 3.36), (0.598, 0.525, "logit", 5.8))
@@ -184,14 +182,13 @@ def test_a_heads_rows_are_the_classes():
     encoder = Encoder("sl", 8, None, head=(["cup", "fish", "bird"], rows, np.array([1.0, 2.0, 3.0])))
     weights, bias = scoring.class_weights(encoder, ("bird", "cup", "bird"), ["{}"])
     assert weights.tolist() == [[4, 5], [0, 1], [4, 5]] and bias.tolist() == [3, 1, 3]
-    with pytest.raises(UsageError, match="the head of sl has no class 'tree' and 1 more"):
-        scoring.class_weights(encoder, ("bird", "tree", "car"), ["{}"])
+    others, said = ("bird", "tree", "car"), "the head of sl has no class 'tree' and 1 more"
+    assert_refuses(said, scoring.class_weights, encoder, others, ["{}"])
     twice = Encoder("sl", 8, None, head=(["cup", "cup", "bird"], rows, np.zeros(3)))
     assert scoring.class_weights(twice, ("cup", "cup", "bird"), ["{}"])[0].tolist() == rows.tolist()
-    with pytest.raises(UsageError, match="more than once"):
-        scoring.class_weights(twice, ("cup", "bird"), ["{}"])
-    with pytest.raises(UsageError, match="neither a text tower nor a head"):
-        scoring.class_weights(Encoder("sup_con", 8, None), ("cup",), ["{}"])
+    assert_refuses("more than once", scoring.class_weights, twice, ("cup", "bird"), ["{}"])
+    bare = Encoder("sup_con", 8, None)
+    assert_refuses("neither a text tower nor a head", scoring.class_weights, bare, ("cup",), ["{}"])
 
 
 def overlapping(seed=0, n=120, r=4, c=3):
@@ -240,9 +237,8 @@ def perfect_image(images):
 
 def named(sentences):
     """The class whose name a sentence has: the first of the two cranes for both."""
-    return np.stack(
-        [np.eye(len(NAMES))[max(range(12), key=lambda c: (NAMES[c] in s) * len(NAMES[c]))] for s in sentences]
-    )
+    longest = [max(range(12), key=lambda c: (NAMES[c] in s) * len(NAMES[c])) for s in sentences]
+    return np.eye(len(NAMES))[longest]
 
 
 def guessed(images):
@@ -261,8 +257,7 @@ ENCODERS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    made = make_root(tmp_path_factory.mktemp("evaluated") / "root", images=2)
-    return made
+    return make_root(tmp_path_factory.mktemp("evaluated") / "root", images=2)
 
 
 @pytest.fixture
@@ -287,15 +282,11 @@ CRANES = (
 )
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_perfect_model(called, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw", lambda *_: None)
     code, printed, error = called("perfect")
     assert (code, error) == (0, "")
-    rows = rows_of(tmp_path / "out/results.jsonl")
+    rows = json_lines(tmp_path / "out/results.jsonl")
     assert [row["set"] for row in rows] == ["val", "balanced", "v2", "sketch", "r", "a", "objectnet"]
     for row in rows:
         assert row["accuracy"] == 1 and row["worst_class"]["accuracy"] == 1 and row["interval_95"][1] == 1
@@ -320,7 +311,7 @@ def test_labelled_data_is_scored_on_its_own_classes(called, tmp_path):
         (tmp_path / "data.csv").write_text("\n".join([*lines, "4.png,no such file,broom", "5.png,none,"]))
         code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", f"--out={tmp_path}/{right}", at=None)
         assert code == 0 and "1 images that cannot be read" in error
-        (row,) = rows_of(tmp_path / f"{right}/results.jsonl")
+        (row,) = json_lines(tmp_path / f"{right}/results.jsonl")
         assert (row["images"], row["correct"], row["unreadable"]) == (4, right, 1)
         assert row["chance"] == pytest.approx(1 / 3) and "id_accuracy" not in row
     code, _, error = called("perfect", f"--data=csv:{tmp_path}/data.csv", "--sets=val")
@@ -340,7 +331,7 @@ def test_sets_are_scored_by_the_categories_of_a_map(called, tmp_path, monkeypatc
         (tmp_path / f"{name}.csv").write_text("\n".join(["category,wnid", *lines]))
         code, _, error = called("mapped", f"--class_map={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}")
         assert (code, error) == (0, "")
-        found = {row["set"]: row for row in rows_of(tmp_path / name / "results.jsonl")}
+        found = {row["set"]: row for row in json_lines(tmp_path / name / "results.jsonl")}
         assert set(found) == {"val", "balanced", "v2", "sketch", "r", "a", "objectnet"}
         assert (found["val"]["images"], found["val"]["dropped"], found["val"]["chance"]) == (8, 16, 1 / 3)
         expected = {"right": (1, 1, 1), "wrong": (0.5, 0, 1 / 3)}[name]
@@ -356,7 +347,7 @@ def test_words_that_name_two_classes_and_a_model_that_guesses(called, tmp_path, 
     _, printed, error = called("text", "--sets=val,v2")
     assert error == CRANES and "val: top-1 100.00 [85.8, 100.0] where either of two" in printed
     called("chance", "--sets=val,v2", "--line=standard", "--transform=probit")
-    both, _, guesses, shifted = rows_of(tmp_path / "out/results.jsonl")
+    both, _, guesses, shifted = json_lines(tmp_path / "out/results.jsonl")
     # Of top-1 the first crane is the prediction for both, as published; no class is the worst by its place in the list.
     assert both["accuracy"] == 22 / 24 and both["either"]["accuracy"] == 1
     assert both["worst_class"] == both["worst_class"] | {"correct": 2, "images": 2}
@@ -374,7 +365,7 @@ def test_results_are_added_and_none_is_changed(called, tmp_path, monkeypatch):
     called("text", "--sets=v2", f"--table={into}")
     called("perfect", "--sets=v2", f"--table={into}")
     assert into.read_text().startswith(before)
-    rows = rows_of(into)
+    rows = json_lines(into)
     assert [(row["run"], row["set"]) for row in rows] == [
         ("text", "val"), ("text", "v2"), ("text", "v2"), ("perfect", "v2")
     ]  # fmt: skip
@@ -383,7 +374,7 @@ def test_results_are_added_and_none_is_changed(called, tmp_path, monkeypatch):
     link.symlink_to(into)
     before = into.read_text()
     called("text", "--sets=v2", f"--table={link}")
-    assert link.is_symlink() and len(rows_of(into)) == 5 and into.read_text().startswith(before)
+    assert link.is_symlink() and len(json_lines(into)) == 5 and into.read_text().startswith(before)
     into.write_text(before + "{")
     code, _, error = called("text", "--sets=v2", f"--table={into}")
     assert code == 2 and "line 5, is no JSON object" in error and into.read_text() == before + "{"
@@ -400,7 +391,7 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
         assert all(writer.is_alive() for writer in writers) and not into.exists()
     for writer in writers:
         writer.join()
-    assert sorted(row["run"] for row in rows_of(into)) == ["0", "1", "2", "3"]
+    assert sorted(row["run"] for row in json_lines(into)) == ["0", "1", "2", "3"]
 
 
 @pytest.mark.costly
@@ -414,7 +405,7 @@ def test_a_line_through_ones_own_models(called, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "results.jsonl", "effective_robustness.png", "effective_robustness.pdf"
     }  # fmt: skip
-    row, other = rows_of(tmp_path / "out/results.jsonl")[1:]
+    row, other = json_lines(tmp_path / "out/results.jsonl")[1:]
     assert other["line"] is None and "fit" not in other["rho"]  # of sketch the models tell nothing
     line = fit_line(*np.array(list(accuracies.values())).T, "logit")
     np.testing.assert_allclose(row["rho"]["fit"], effective_robustness(22 / 24, 22 / 24, line))
@@ -447,11 +438,11 @@ def test_images_that_cannot_be_read_are_told_and_refused_if_strict(called, tmp_p
     bad.write_bytes(b"no image")
     code, printed, error = called("perfect", "--sets=sketch", at=root)
     assert code == 0 and f"sketch has 1 images that cannot be read (the first {bad}:" in error
-    (row,) = rows_of(tmp_path / "out/results.jsonl")
+    (row,) = json_lines(tmp_path / "out/results.jsonl")
     assert (row["images"], row["unreadable"], row["marks"]) == (11, 1, ["unreadable"])
     code, printed, error = called("perfect", "--sets=sketch", "--strict", at=root)
     assert code == 2 and not printed and "refused by --strict" in error
-    assert len(rows_of(tmp_path / "out/results.jsonl")) == 1
+    assert len(json_lines(tmp_path / "out/results.jsonl")) == 1
     (root / "scenes.json").write_text(json.dumps({"sets": {"v2": {"images": 12, "classes": 12}}}))
     assert called("perfect", "--sets=v2", "--strict", at=root)[0] == 0
     (root / "scenes.json").write_text(json.dumps({"sets": {"v2": {"images": 13, "classes": 12}}}))
@@ -480,14 +471,14 @@ def test_what_ends_between_two_sets_leaves_the_rows_before(called, tmp_path, mon
     next((root / "sketch" / CLASSES.wnids[0]).iterdir()).write_bytes(b"no image")
 
     def interrupting(images):
-        if into.exists() and len(rows_of(into)) == 2:
+        if into.exists() and len(json_lines(into)) == 2:
             raise KeyboardInterrupt
         return perfect_image(images)
 
     monkeypatch.setitem(ENCODERS, "ends", dataclasses.replace(ENCODERS["perfect"], encode_image=interrupting))
     name, *more = ("perfect", "--strict") if strict else ("ends",)
     code, printed, error = called(name, *more, "--sets=r,sketch,v2,val", at=root)
-    assert not printed and [row["set"] for row in rows_of(into)] == ["val", "v2"]
+    assert not printed and [row["set"] for row in json_lines(into)] == ["val", "v2"]
     if strict:
         assert code == 2 and "sketch has 1 images that cannot be read" in error
     else:
@@ -535,7 +526,7 @@ def test_wnids_and_numbers_do_not_come_into_prompts(root, called, tmp_path):
     lines = [f"{wnid} {name}, other words" for wnid, name in zip(CLASSES.wnids, NAMES, strict=True)]
     (tmp_path / "names").write_text("\n".join(lines))
     code, _, error = called("text", "--sets=val", f"--classes={tmp_path / 'names'}")
-    assert code == 0 and error == CRANES and rows_of(tmp_path / "out/results.jsonl")[0]["accuracy"] == 22 / 24
+    assert code == 0 and error == CRANES and json_lines(tmp_path / "out/results.jsonl")[0]["accuracy"] == 22 / 24
     picture(tmp_path / "0.png", 0)
     (tmp_path / "t.csv").write_text("path,caption,label\n0.png,a,n01440764\n0.png,b,n01440764\n")
     code, _, error = called("text", f"--data=csv:{tmp_path}/t.csv", at=None)
@@ -601,8 +592,7 @@ def test_a_table_is_read_line_by_line_whatever_the_texts_hold(tmp_path):
     path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(row) + "\n")
     assert table.read(path, "--table") == [row, row]
     (tmp_path / "t.csv").write_text('\ufeffrun,set,accuracy,classes_scored\n"a\nb",v2,.5,200\nc,v2,2,\n')
-    with pytest.raises(UsageError, match="line 4: needs"):
-        table.read(tmp_path / "t.csv", "--models")
+    assert_refuses("line 4: needs", table.read, tmp_path / "t.csv", "--models")
     (tmp_path / "t.csv").write_text('\ufeffrun,set,accuracy,classes_scored\n"a\nb",v2,.5,200\n')
     assert table.read(tmp_path / "t.csv", "--models") == [row | {"run": "a\nb", "classes_scored": 200}]
 
@@ -665,10 +655,8 @@ def test_bad_arguments_are_one_line_and_exit_2(called, tmp_path, monkeypatch, na
 
 def test_help_explains_every_flag_without_jax():
     code = "import sys, sims.clip.evaluate; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    shown = subprocess.run(
-        [sys.executable, "-m", "sims.clip.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    assert python("-c", code).returncode == 0
+    shown = python("-m", "sims.clip.evaluate", "--help")
     assert shown.returncode == 0
     for flag in ("run", "weights", "root", "classes", "strict", "models", "line", "transform", "table"):
         assert f"--{flag}:" in shown.stdout or f"--[no]{flag}:" in shown.stdout
@@ -718,18 +706,14 @@ def test_imported_weights_are_evaluated(called, tmp_path, monkeypatch, float32, 
     code, _, error = called("", *flags, "--architecture=small", f"--vocabulary={tmp_path / 'right.json'}")
     assert code == 0 and error.count("\n") == 1 and "more than one class has the name crane" in error
     ((name, encoder),) = loaded
-    assert [row["run"] for row in rows_of(tmp_path / "out/results.jsonl")] == [name]
+    assert [row["run"] for row in json_lines(tmp_path / "out/results.jsonl")] == [name]
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
     expected = jax.jit(lambda x: models.CLIP(arch).apply(variables, normalise(x), False, method="encode_image"))(images)
     np.testing.assert_allclose(encoder.encode_image(images), expected, rtol=1e-3, atol=1e-4)
     texts = encoder.encode_text([*["a broom", "a teapot"] * 6])
     assert (texts[0] == texts[2]).all() and (texts[0] != texts[1]).any()
-    for changed, told in (
-        (
-            ("--architecture=small", f"--vocabulary={tmp_path / 'wrong.json'}"),
-            "has 290 tokens and texts of 16, small 300",
-        ),
-        (("--architecture=RN51", f"--vocabulary={tmp_path / 'right.json'}"), "--architecture must be of RN50"),
+    for arch, words, told in (
+        ("small", "wrong.json", "has 290 tokens and texts of 16, small 300"),
+        ("RN51", "right.json", "--architecture must be of RN50"),
     ):
-        code, _, error = called("", *flags, *changed)
-        assert code == 2 and told in error
+        assert_refused(called("", *flags, f"--architecture={arch}", f"--vocabulary={tmp_path / words}"), told)

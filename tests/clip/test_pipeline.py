@@ -6,8 +6,6 @@ import itertools
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,8 +15,8 @@ from sims.clip.records import pipeline
 from sims.clip.records.images import BadImage
 from sims.clip.records.pipeline import Batches, Loading, Recipe
 from sims.clip.records.sources import Record
-from sims.engine.flags import UsageError, WorkFailed
-from tests.helpers import ROOT
+from sims.engine.flags import WorkFailed
+from tests.helpers import ROOT, assert_refuses, python
 
 N, BATCH = 43, 8
 LOADING = Loading(batch_size=BATCH, image_size=6, context_length=5, seed=3)
@@ -63,9 +61,8 @@ def encode(text):
 
 def batches(source=None, loading=LOADING, start=0, indices=None, **options):
     source = source or Fake()
-    return Batches(
-        source, np.arange(len(source)) if indices is None else indices, write, encode, loading, start, **options
-    )
+    indices = np.arange(len(source)) if indices is None else indices
+    return Batches(source, indices, write, encode, loading, start, **options)
 
 
 def take(n, *args, **options):
@@ -76,6 +73,14 @@ def take(n, *args, **options):
 def digest(batch):
     parts = [f"{k} {v.dtype} {v.shape}".encode() + v.tobytes() for k, v in sorted(batch.items())]
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def host(p, count):
+    return dataclasses.replace(LOADING, process_index=p, process_count=count)
+
+
+def joined(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 PER_EPOCH = N // BATCH
@@ -136,14 +141,9 @@ def test_another_seed_start_or_set_gives_other_bytes(straight):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_hosts_share_each_batch(straight, count):
-    hosts = [
-        take(FIRST, loading=dataclasses.replace(LOADING, process_index=p, process_count=count)) for p in range(count)
-    ]
+    hosts = [take(FIRST, loading=host(p, count)) for p in range(count)]
     for whole, *parts in zip(straight, *hosts, strict=True):
-        assert digest({k: np.concatenate([p[k] for p in parts]) for k in whole}) == digest(whole)
-    assert digest({k: np.concatenate([hosts[p][0][k] for p in range(count)[::-1]]) for k in straight[0]}) != digest(
-        straight[0]
-    )
+        assert digest(joined(parts)) == digest(whole) != digest(joined(parts[::-1]))
 
 
 @pytest.mark.slow
@@ -186,8 +186,7 @@ if __name__ == "__main__":
 def test_workers_outlive_signals_and_not_their_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, timeout=60)
+    done = python(script, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 1
@@ -241,8 +240,7 @@ def test_bad_images_are_replaced_counted_and_told(straight):
     kept = [0, 2, 3, 5, 6, 7]
     np.testing.assert_array_equal(first["image"][kept], straight[0]["image"][kept])
     # The replacements are the same for every host, and after a resume.
-    halves = [take(1, Fake(bad=bad), dataclasses.replace(LOADING, process_index=p, process_count=2))[0] for p in (0, 1)]
-    assert digest({k: np.concatenate([h[k] for h in halves]) for k in first}) == digest(first)
+    assert digest(joined([take(1, Fake(bad=bad), host(p, 2))[0] for p in (0, 1)])) == digest(first)
     assert digest(take(3, Fake(bad=bad))[2]) == digest(take(1, Fake(bad=bad), start=2)[0])
 
 
@@ -258,11 +256,9 @@ def test_more_than_max_bad_are_refused(count, passes):
     source = Fake(bad=frozenset(range(count)))
     if passes:
         assert len(take(3 * PER_EPOCH, source, loading)) == 3 * PER_EPOCH
-        with pytest.raises(WorkFailed, match="more than 3 images"):  # those from before a resume count too
-            take(3 * PER_EPOCH, source, loading, bad={"other": "broken"})
-    else:
-        with pytest.raises(WorkFailed, match=r"more than 3 images cannot be read, the last r\d \(broken\)"):
-            take(3 * PER_EPOCH, source, loading)
+    known = {"other": "broken"} if passes else {}  # bad images from before a resume count too
+    with pytest.raises(WorkFailed, match=r"more than 3 images cannot be read, the last r\d \(broken\)"):
+        take(3 * PER_EPOCH, source, loading, bad=known)
 
 
 def test_one_batch_of_bad_images_ends_before_all_are_tried():
@@ -295,16 +291,13 @@ def test_no_good_image_ends_the_work():
     ],
 )
 def test_settings_without_batches_are_refused(change, told):
-    with pytest.raises(UsageError, match=told):
-        batches(loading=dataclasses.replace(LOADING, **change))
+    assert_refuses(told, batches, loading=dataclasses.replace(LOADING, **change))
 
 
 @pytest.mark.parametrize("indices", [[0, 0, *range(2, 12)], np.arange(10.0), [*range(10), N], [*range(10), -1]])
 def test_records_that_are_not_there_or_twice_are_refused(indices):
-    with pytest.raises(UsageError, match="the records used must"):
-        batches(indices=np.asarray(indices))
-    with pytest.raises(UsageError, match="0 or later"):
-        batches(start=-1)
+    assert_refuses("the records used must", batches, indices=np.asarray(indices))
+    assert_refuses("0 or later", batches, start=-1)
 
 
 def test_wrong_tokens_are_an_error_and_not_padded():

@@ -1,6 +1,5 @@
 """The generated scenes: their law, their captions, their pictures, and the folder that holds them."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -26,7 +25,7 @@ from sims.clip.scenes.law import CLASSES, CONTEXTS, Law
 from sims.clip.scenes.layouts import Config, splits
 from sims.clip.zero_shot import sets
 from sims.engine.flags import UsageError, WorkFailed
-from tests.helpers import ROOT, assert_refused
+from tests.helpers import ROOT, assert_refused, assert_refuses, csv_rows
 
 ALPHA = 1e-6
 N = 8000
@@ -346,8 +345,7 @@ def test_the_evaluation_reads_all_sets_and_finds_what_was_made(made):
 
 
 def table(made, folder):
-    with open(made / folder / "scenes.csv", newline="") as file:
-        return {made / folder / row["path"]: row for row in csv.DictReader(file)}
+    return {made / folder / row["path"]: row for row in csv_rows(made / folder / "scenes.csv")}
 
 
 def test_every_image_has_its_line_and_is_the_scene_it_tells(made):
@@ -444,8 +442,7 @@ def test_write_captions_names_what_the_policy_says(made, tmp_path):
             named = told(text, scene)
             assert all(bool(named[d]) == there for d in ("colour", "fill", "size", "pose", "context", "shade"))
             assert bool(named["companion"]) == (there and scene.companion >= 0)
-    with pytest.raises(UsageError, match=r"--pi_spu must be in \[0, 1\], got 2"):
-        generation.write_captions(made, 0, 2, 0, tmp_path / "no.json")
+    assert_refuses("--pi_spu must be in [0, 1], got 2", generation.write_captions, made, 0, 2, 0, tmp_path / "no.json")
     assert not (tmp_path / "no.json").exists()
 
 
@@ -463,8 +460,7 @@ def test_what_was_stopped_is_finished_and_what_is_done_is_left(made, tmp_path, n
     with pytest.raises(KeyboardInterrupt):
         generation.make(root, TINY)
     assert not (root / "scenes.json").exists() and len(digest(root, IMAGES)) == 70
-    with pytest.raises(UsageError, match=r"no scenes\.json: no scenes, or unfinished ones"):
-        generation.read_config(root)
+    assert_refuses("no scenes.json: no scenes, or unfinished ones", generation.read_config, root)
     with pytest.raises(UsageError, match="holds scenes with --seed=0; name another folder, or --overwrite"):
         generation.make(root, dataclasses.replace(TINY, seed=2))
     monkeypatch.setattr(scenes, "draw", lambda scene, side: drawn.append(scene) or draw(scene, side))
@@ -487,8 +483,7 @@ def test_overwrite_removes_its_own_files_only(tmp_path, no_sheet, monkeypatch):
             generation.make(root, other, overwrite=True)
     (root / "scenes.json").unlink()  # the first that is removed
     for config in (few, other):  # half removed, it is of no settings
-        with pytest.raises(UsageError, match="is damaged; make the scenes anew, with --overwrite"):
-            generation.make(root, config)
+        assert_refuses("is damaged; make the scenes anew, with --overwrite", generation.make, root, config)
     assert generation.make(root, other, overwrite=True)
     fresh = tmp_path / "fresh"
     generation.make(fresh, other)
@@ -534,8 +529,7 @@ def test_foreign_folders_are_refused_whatever_the_flags(tmp_path):
             generation.make(tmp_path, TINY, overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["val"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="is a file; name a folder"):
-        generation.make(tmp_path / "file", TINY)
+    assert_refuses("is a file; name a folder", generation.make, tmp_path / "file", TINY)
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, monkeypatch, no_sheet):
@@ -547,12 +541,6 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path, monkeypatch, 
         with pytest.raises(WorkFailed, match=r"No space left on device.*; the same command goes on"):
             generation.make(tmp_path / "s", LEAST)
     assert len(digest(tmp_path / "s", IMAGES)) == 13 and generation.make(tmp_path / "s", LEAST)
-
-
-@pytest.fixture
-def command(mmcl):
-    """(arguments) -> (exit code, stdout, stderr), in this process."""
-    return functools.partial(mmcl, make_scenes)
 
 
 @pytest.mark.parametrize(
@@ -572,16 +560,16 @@ def command(mmcl):
         ("extra", "unexpected argument"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(command, tmp_path, argument, told):
+def test_bad_arguments_are_one_line_and_exit_2(mmcl, tmp_path, argument, told):
     out = tmp_path / "out"
-    assert_refused(command(f"--out={out}", argument), told)
+    assert_refused(mmcl(make_scenes, f"--out={out}", argument), told)
     assert not out.exists()
 
 
-def test_out_is_needed_and_captions_keep_the_images(command, made, tmp_path):
-    assert_refused(command(), "--out is needed")
+def test_out_is_needed_and_captions_keep_the_images(mmcl, made, tmp_path):
+    assert_refused(mmcl(make_scenes), "--out is needed")
     to = tmp_path / "c.json"
-    assert_refused(command(f"--out={made}", f"--captions_to={to}", "--p_spu=0.7"), "leave out --p_spu")
+    assert_refused(mmcl(make_scenes, f"--out={made}", f"--captions_to={to}", "--p_spu=0.7"), "leave out --p_spu")
     assert not to.exists()
 
 

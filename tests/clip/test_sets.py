@@ -12,7 +12,7 @@ from sims.clip.records.classes import Classes, read_classes
 from sims.clip.scenes import generation
 from sims.clip.zero_shot import sets
 from sims.clip.zero_shot.prompts import TEMPLATES, prompts, read_templates
-from sims.engine.flags import UsageError
+from tests.helpers import assert_refuses, csv_rows
 
 NAMES = ("tench", "bow tie", "crane", "broom", "analog clock", "digital clock", "teapot", "umbrella", "daisy", "yawl",
          "crane", "candle")  # fmt: skip
@@ -138,8 +138,7 @@ def test_flat_val_with_a_list(root, form):
         lines.append(form.format(file=path.name, stem=path.stem, wnid=WNIDS[number], number=number))
         path.rename(root / "val" / path.name)
         path.parent.rmdir()
-    with pytest.raises(UsageError, match=r"neither class folders nor a list of labels; put val\.txt"):
-        sets.open_sets(root, ["val"], CLASSES)
+    assert_refuses("neither class folders nor a list of labels; put val.txt", sets.open_sets, root, ["val"], CLASSES)
     (root / "val.txt").write_text("\n".join([*reversed(lines), ""]))
     found = sets.open_sets(root, ["val"], CLASSES)["val"]
     assert wrong_labels(found) == 0 and len(found.paths) == 12
@@ -148,18 +147,16 @@ def test_flat_val_with_a_list(root, form):
     assert absent.shortfall() == "val has 1 listed images that are not there" and found.shortfall() is None
     twin = root / "val" / f"{found.paths[0].stem}.png"
     twin.touch()
-    with pytest.raises(UsageError, match="which a list does not tell apart"):
-        sets.open_sets(root, ["val"], CLASSES)
+    assert_refuses("which a list does not tell apart", sets.open_sets, root, ["val"], CLASSES)
     twin.unlink()
     for change, told in (
         (lines[1:], "no label for 1 images"),
-        ([*lines, lines[0]], r"line 13: .* listed twice"),
+        ([*lines, lines[0]], ("line 13: ", " listed twice")),
         (["65"], "line 1: needs a file's name and its wnid"),
         (["x.JPEG 12"], "line 1: needs a file's name and its wnid"),
     ):
         (root / "val.txt").write_text("\n".join(change))
-        with pytest.raises(UsageError, match=told):
-            sets.open_sets(root, ["val"], CLASSES)
+        assert_refuses(told, sets.open_sets, root, ["val"], CLASSES)
 
 
 def test_counts_beside_those_expected(root):
@@ -180,8 +177,7 @@ def test_counts_beside_those_expected(root):
     assert sets.open_sets(root, ["r"], CLASSES)["r"].expected is None  # which has images of some classes alone
     assert lacking.chance == 1 / 12  # a class without images is still one to be mistaken for
     (root / "scenes.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"scenes\.json is damaged"):
-        sets.open_sets(root, ["val"], CLASSES)
+    assert_refuses("scenes.json is damaged", sets.open_sets, root, ["val"], CLASSES)
 
 
 def test_a_thousand_classes_are_held_against_the_published_counts(root):
@@ -230,7 +226,7 @@ def test_class_lists(root, tmp_path):
     assert read_classes(root, str(names), str(root / "classes.json")) == Classes(WNIDS, tuple(ours), NAMES)
     for text, given, told in (
         (json.dumps(ours), None, "has names alone: give --wnids"),
-        (json.dumps(ours[1:]), str(ids), "11 names and .* 12 wnids"),
+        (json.dumps(ours[1:]), str(ids), ("11 names and ", " 12 wnids")),
         ('{"0": ["n01440764", "tench"], "2": ["n01440768", "x"]}', None, "keys 0, 1, 2 and so on"),
         ('{"0": ["tench", "n01440764"]}', None, "which is no wnid"),
         ('{"0": ["n01440768", "b"], "1": ["n01440764", "a"]}', None, "in the order of the"),
@@ -239,13 +235,10 @@ def test_class_lists(root, tmp_path):
         ("", str(ids), "is empty"),
     ):
         names.write_text(text)
-        with pytest.raises(UsageError, match=told):
-            read_classes(root, str(names), given)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_classes(root, str(tmp_path / "none"))
+        assert_refuses(told, read_classes, root, str(names), given)
+    assert_refuses("cannot be read", read_classes, root, str(tmp_path / "none"))
     (root / "classes.json").unlink()
-    with pytest.raises(UsageError, match=r"has no classes\.json; give --classes=FILE"):
-        read_classes(root)
+    assert_refuses("has no classes.json; give --classes=FILE", read_classes, root)
 
 
 @pytest.mark.parametrize("form", ["{0} {1}, {2}", "{0}\t{1}", "{0},{1},{2}", "{0}: {1}", '{0} "{1}, {2}"', "{0} {3}"])
@@ -260,8 +253,7 @@ def test_class_lists_with_wnids_in_their_lines(tmp_path, form):
     names.write_text("\n".join(f"a {name}" for name in NAMES))
     assert read_classes(tmp_path, str(names), str(file)) == Classes(WNIDS, tuple(f"a {n}" for n in NAMES), NAMES)
     file.write_text("\n".join(lines[::-1]))
-    with pytest.raises(UsageError, match="in the order of their wnids"):
-        read_classes(tmp_path, str(file))
+    assert_refuses("in the order of their wnids", read_classes, tmp_path, str(file))
 
 
 @pytest.mark.parametrize(
@@ -271,8 +263,7 @@ def test_names_that_are_no_names_are_refused(tmp_path, form, told):
     rows = zip(WNIDS, NAMES, range(12), strict=True)
     (tmp_path / "names").write_text("\n".join(form.format(*row) for row in rows))
     (tmp_path / "wnids").write_text("\n".join(WNIDS))
-    with pytest.raises(UsageError, match=told):
-        read_classes(tmp_path, str(tmp_path / "names"), str(tmp_path / "wnids"))
+    assert_refuses(told, read_classes, tmp_path, str(tmp_path / "names"), str(tmp_path / "wnids"))
 
 
 def test_objectnets_classes_are_found_by_name():
@@ -282,115 +273,62 @@ def test_objectnets_classes_are_found_by_name():
     assert named("candle, taper, wax light") == 11
     assert named("Broom, besom") == named("besom, broom") == 3
     assert named("daisy, umbrella") == 8  # the first synonym goes before the others
-    cases = ("Crane", *NAMES[1:])
-    assert named("Crane", cases) == 0
-    for synonyms, told in (
-        ("crane, whooper", "several classes"),
-        ("spoon", "no class's name"),
-        ("x, crane", "several"),
-    ):
-        with pytest.raises(UsageError, match=told):
-            named(synonyms)
+    assert named("Crane", ("Crane", *NAMES[1:])) == 0
+    cases = {"crane, whooper": "several classes", "spoon": "no class's name", "x, crane": "several"}
+    for synonyms, told in cases.items():
+        assert_refuses(told, named, synonyms)
 
 
-def break_wnid(root):
-    (root / "val" / "tench").mkdir()
+def makes(folder):
+    return lambda root: (root / folder).mkdir()
 
 
-def break_foreign(root):
-    (root / "sketch" / "n99999999").mkdir()
+def writes(file, content):
+    return lambda root: (root / file).write_text(content)
 
 
-def break_v2(root):
-    for path in (root / "imagenetv2-matched-frequency/7").iterdir():
-        path.unlink()
+def removes(pattern):
+    return lambda root: [path.unlink() for path in root.glob(pattern)]
 
 
-def break_v2_name(root):
-    (root / "imagenetv2-matched-frequency" / "012").mkdir()
+V2, TABLE = "imagenetv2-matched-frequency", "balanced/scenes.csv"
+MAPPING = "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json"
 
 
-def break_mappings(root):
-    (root / "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").unlink()
-
-
-def break_mapping(root):
-    (root / "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").write_text('["a"]')
-
-
-def break_mapped_twice(root):
-    (root / "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").write_text('{"Clock": "broom", "Broom": "broom"}')
-
-
-def break_object(root):
-    (root / "objectnet-1.0/images/ladle").mkdir()
-
-
-def break_empty(root):
-    for path in (root / "imagenet-a").rglob("*.jpg"):
-        path.unlink()
-
-
-def break_scenes(root):
-    table = root / "balanced/scenes.csv"
-    table.write_text("\n".join(table.read_text().splitlines()[:-1]))
-
-
-def break_deep(root):
-    (root / "objectnet-1.0/mappings/objectnet_to_imagenet_1k.json").write_text("[" * 100_000)
-
-
-def break_deep_scenes(root):
-    (root / "scenes.json").write_text('{"sets":' * 100_000)
-
-
-def break_semicolons(root):
-    (root / "balanced/scenes.csv").write_text("path;group\na;b\n")
-
-
-def break_scenes_columns(root):
-    (root / "balanced/scenes.csv").write_text("file,group\n1,aligned\n")
-
-
-def break_scenes_field(root):
-    (root / "balanced/scenes.csv").write_text(f"path,group\n{'x' * 200_000},aligned\n")
+def cut_by_a_line(root):
+    (root / TABLE).write_text("\n".join((root / TABLE).read_text().splitlines()[:-1]))
 
 
 BROKEN = {
-    break_wnid: "tench is no class folder: its name is no wnid",
-    break_foreign: "n99999999 is of no class of the list of 12",
-    break_v2: "is incomplete: 1 of its 12 class folders are missing or empty, the first 7",
-    break_v2_name: "is no class folder of V2: their names are the numbers 0 to 11",
-    break_mappings: "has no mappings/objectnet_to_imagenet_1k.json",
-    break_mapping: "must be a JSON object",
-    break_mapped_twice: "gives the class 'broom' to two",
-    break_object: "it is no folder of ObjectNet",
-    break_empty: "imagenet-a has no images",
-    break_scenes: "has no line for",
-    break_scenes_field: "is no table",
-    break_scenes_columns: "must have columns path and group",
-    break_semicolons: "its fields are separated by semicolons",
-    break_deep: "must be a JSON object",
-    break_deep_scenes: "is damaged",
+    "wnid": (makes("val/tench"), "tench is no class folder: its name is no wnid"),
+    "foreign": (makes("sketch/n99999999"), "n99999999 is of no class of the list of 12"),
+    "v2": (removes(f"{V2}/7/*"), "is incomplete: 1 of its 12 class folders are missing or empty, the first 7"),
+    "v2_name": (makes(f"{V2}/012"), "is no class folder of V2: their names are the numbers 0 to 11"),
+    "mappings": (removes(MAPPING), "has no mappings/objectnet_to_imagenet_1k.json"),
+    "mapping": (writes(MAPPING, '["a"]'), "must be a JSON object"),
+    "mapped_twice": (writes(MAPPING, '{"Clock": "broom", "Broom": "broom"}'), "gives the class 'broom' to two"),
+    "object": (makes("objectnet-1.0/images/ladle"), "it is no folder of ObjectNet"),
+    "empty": (removes("imagenet-a/**/*.jpg"), "imagenet-a has no images"),
+    "scenes": (cut_by_a_line, "has no line for"),
+    "scenes_field": (writes(TABLE, f"path,group\n{'x' * 200_000},aligned\n"), "is no table"),
+    "scenes_columns": (writes(TABLE, "file,group\n1,aligned\n"), "must have columns path and group"),
+    "semicolons": (writes(TABLE, "path;group\na;b\n"), "its fields are separated by semicolons"),
+    "deep": (writes(MAPPING, "[" * 100_000), "must be a JSON object"),
+    "deep_scenes": (writes("scenes.json", '{"sets":' * 100_000), "is damaged"),
 }
 
 
-@pytest.mark.parametrize("change", BROKEN, ids=lambda change: change.__name__)
-def test_what_is_not_laid_out_right_is_refused(root, change):
+@pytest.mark.parametrize("change, said", BROKEN.values(), ids=BROKEN)
+def test_what_is_not_laid_out_right_is_refused(root, change, said):
     sets.open_sets(root, None, CLASSES)
     change(root)
-    with pytest.raises(UsageError, match=BROKEN[change]) as caught:
-        sets.open_sets(root, None, CLASSES)
-    assert "\n" not in str(caught.value)
+    assert_refuses(said, sets.open_sets, root, None, CLASSES)
 
 
 def test_sets_that_are_not_there_are_refused(root, tmp_path):
-    with pytest.raises(UsageError, match=r"--sets must be of val, .*, got 'vals'"):
-        sets.open_sets(root, ["vals"], CLASSES)
-    with pytest.raises(UsageError, match="has no evaluation set"):
-        sets.open_sets(tmp_path, None, CLASSES)
-    with pytest.raises(UsageError, match="has no folder sketch"):
-        sets.open_sets(tmp_path, ["sketch"], CLASSES)
+    assert_refuses(("--sets must be of val,", ", got 'vals'"), sets.open_sets, root, ["vals"], CLASSES)
+    assert_refuses("has no evaluation set", sets.open_sets, tmp_path, None, CLASSES)
+    assert_refuses("has no folder sketch", sets.open_sets, tmp_path, ["sketch"], CLASSES)
 
 
 def test_templates(tmp_path):
@@ -408,15 +346,13 @@ def test_templates(tmp_path):
         ("[", "cannot be read"),
         ("[" * 100_000, "nested too deeply"),
         ("<!DOCTYPE html>", "HTML page"),
-        ("x" * 300_000, r"template 1, .{1,130}, has no \{\}"),
+        ("x" * 300_000, f"template 1, '{'x' * 99}... (300002 characters), has no {{}}"),
     ):
         file.write_text(text)
-        with pytest.raises(UsageError, match=told):
-            read_templates(file)
+        assert_refuses(told, read_templates, file)
     for content, told in ((b"\xff", "no UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\x1f\x8b\x08", "gzip")):
         file.write_bytes(content)
-        with pytest.raises(UsageError, match=told):
-            read_templates(file)
+        assert_refuses(told, read_templates, file)
 
 
 def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
@@ -429,8 +365,7 @@ def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
     for name, one in found.items():
         assert one.expected is not None and one.shortfall() is None
         folder = tmp_path / sets.FOLDERS[name]
-        with open(folder / "scenes.csv", newline="") as file:
-            wnids = {row["path"]: row["wnid"] for row in csv.DictReader(file)}
+        wnids = {row["path"]: row["wnid"] for row in csv_rows(folder / "scenes.csv")}
         for path, label in zip(one.paths, one.labels, strict=True):
             assert wnids[path.relative_to(folder).as_posix()] in [classes.wnids[c] for c in one.scored[label]]
     assert found["objectnet"].dropped == 2 and len(wnids) == found["objectnet"].counts[0] + 2

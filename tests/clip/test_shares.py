@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import json
 import os
 
@@ -25,7 +24,7 @@ from sims.clip.zero_shot.prompts import TEMPLATES
 from sims.engine import processes
 from sims.engine.flags import UsageError
 from tests.clip.test_training import NANO
-from tests.helpers import assert_refused, contents
+from tests.helpers import assert_refused, assert_refuses, contents, csv_rows
 
 TINY = Training(architecture="nano", context_length=8, batch_size=16, epochs=1.0, held_out=8, warm_up=1)
 
@@ -43,11 +42,6 @@ def nano(float32, monkeypatch):
     monkeypatch.setitem(models.ARCHITECTURES, "nano", NANO)
     monkeypatch.setattr(processes, "cores", lambda: 1)  # so that no process is started to decode
     shares._found.cache_clear()
-
-
-@pytest.fixture
-def command(mmcl):
-    return functools.partial(mmcl, compare)
 
 
 def test_the_papers_sizes():
@@ -125,11 +119,11 @@ def test_runs_of_the_study():
         (["--root=ROOT", "--held_out=8", "--batch_size=8", "--data=csv:ROOT/bare.csv"], "too few labelled records"),
     ],
 )
-def test_what_is_missing_or_bad_is_one_line_and_nothing_is_written(command, root, tmp_path, arguments, said):
+def test_what_is_missing_or_bad_is_one_line_and_nothing_is_written(mmcl, root, tmp_path, arguments, said):
     (root / "bare.csv").write_text("path,caption\nx.png,a picture\n")
     study = [] if any(a.startswith(("--study", "--preset")) for a in arguments) else ["--study=shares"]
     given = [a.replace("ROOT", str(root)) for a in arguments]
-    assert_refused(command(*study, *given, "--workers=1", f"--out={tmp_path}/out"), said)
+    assert_refused(mmcl(compare, *study, *given, "--workers=1", f"--out={tmp_path}/out"), said)
     assert not (tmp_path / "out").exists()
 
 
@@ -216,8 +210,7 @@ def test_a_map_of_the_datas_own_names():
     assert found.of == {"n04285008": 0, "n01440764": 2}  # no one class has the name dog
     with pytest.raises(UsageError, match=r"--data=x: 'T-shirt' and 'jersey' are both names of n03595614"):
         class_maps.of_names(("T-shirt", "jersey"), "--data=x")
-    with pytest.raises(UsageError, match="0 of the 2 class names are ImageNet's"):
-        class_maps.of_names(("dog", "sports"), "--data=x")
+    assert_refuses("0 of the 2 class names are ImageNet's", class_maps.of_names, ("dog", "sports"), "--data=x")
 
 
 def coco(folder, names, count=2):
@@ -287,8 +280,7 @@ def test_the_papers_sets_are_scored_by_cocos_categories(tmp_path):
     with pytest.raises(UsageError, match=r"has no class 'toothbrush', by which --root=.* is scored \(1 such classes\)"):
         shares.open_sets(other, sources.open_source(other.data))
     (tmp_path / "sets/imagenet-a").rename(tmp_path / "sets/elsewhere")
-    with pytest.raises(UsageError, match="lacks imagenet-a; OOD accuracy is the mean over all six sets"):
-        shares.open_sets(config, source)
+    assert_refuses("lacks imagenet-a; OOD accuracy is the mean over all six sets", shares.open_sets, config, source)
 
 
 def cc_table(root, folder):
@@ -349,8 +341,7 @@ def test_the_study_from_data_to_the_figure(nano, root, tmp_path, preset, monkeyp
         assert {(row["records"], row["steps"]) for row in mine} == {(count, count // 16)}
         assert (mine[0]["correct"], mine[0]["images"]) == by_hand(config, out, each)
         assert all(row["accuracy"] == row["correct"] / row["images"] for row in mine)
-    with (out / "measured.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4 * 7
+    assert len(csv_rows(out / "measured.csv")) == 4 * 7
     shares.write(shares.at_matched_id(rows, config), config, out)
     assert (out / "lines.csv").exists()
     before = contents(out / "runs")
@@ -360,8 +351,7 @@ def test_the_study_from_data_to_the_figure(nano, root, tmp_path, preset, monkeyp
         shares.run(dataclasses.replace(config, percent=(25.0, 100.0)), out)
     damaged = out / "measured" / f"{config.runs()[0].name}.json"
     damaged.write_text(damaged.read_text().replace('"correct": ', '"correct": 1'))
-    with pytest.raises(UsageError, match=r"is damaged .* remove .*, and the same command measures that run again"):
-        shares.run(config, out)
+    assert_refuses(("is damaged", "remove", ", and the same command measures that run again"), shares.run, config, out)
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 import time
 import tracemalloc
@@ -26,6 +24,7 @@ from sims.clip.records import images, sources, tars
 from sims.clip.records.images import BadImage, decode
 from sims.clip.records.sources import open_source
 from sims.engine.flags import UsageError, WorkFailed
+from tests.helpers import assert_refuses, python
 
 
 def picture(i, size=(12, 10)):
@@ -37,13 +36,6 @@ def encoded(image, kind="PNG", **options):
     out = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **options)
     return out.getvalue()
-
-
-def refused(spec, **options):
-    with pytest.raises(UsageError) as caught:
-        open_source(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 COCO = {
@@ -114,33 +106,29 @@ def test_coco_takes_other_captions_and_does_without_instances(coco):
         ("captions", COCO | {"images": [COCO["images"][0]] * 2}, "image id 9 twice"),
         ("instances", {"annotations": []}, 'has no list "categories"'),
         ("instances", INSTANCES | {"categories": INSTANCES["categories"][:1]}, "of category 17"),
-        (
-            "instances",
-            INSTANCES | {"annotations": [{"id": 1, "image_id": 4, "category_id": 17, "area": "2"}]},
-            '"area"',
-        ),
+        ("instances", INSTANCES | {"annotations": [INSTANCES["annotations"][1] | {"area": "2"}]}, '"area"'),
     ],
 )
 def test_bad_coco_is_refused_in_a_line(coco, which, content, told):
     write(coco, which, content)
-    assert told in refused(f"coco:{coco}")
+    assert_refuses(told, open_source, f"coco:{coco}")
 
 
 def test_absent_parts_of_coco_are_named(coco):
-    assert "captions_val2017.json" in refused(f"coco:{coco}:val2017")
-    assert "nothing.json" in refused(f"coco:{coco}", captions_file=f"{coco}/nothing.json")
-    assert "give none" in refused(f"coco:{coco}", classes=["dog"])
+    assert_refuses("captions_val2017.json", open_source, f"coco:{coco}:val2017")
+    assert_refuses("nothing.json", open_source, f"coco:{coco}", captions_file=f"{coco}/nothing.json")
+    assert_refuses("give none", open_source, f"coco:{coco}", classes=["dog"])
     (coco / "annotations" / "captions_train2017.json").write_text('{"images": [')
-    assert "is no whole JSON file" in refused(f"coco:{coco}")
+    assert_refuses("is no whole JSON file", open_source, f"coco:{coco}")
     (coco / "train2017").rename(coco / "train2014")
     write(coco, "captions", COCO)
-    assert "has no folder train2017" in refused(f"coco:{coco}")
+    assert_refuses("has no folder train2017", open_source, f"coco:{coco}")
 
 
 @pytest.mark.parametrize("spec", ["", "coco", "coco:", "pickle:x", "tars:", "csv:", "COCO:x"])
 def test_other_sources_are_refused(spec):
-    assert "data must be coco:DIR" in refused(spec)
-    assert "a captions file goes with coco" in refused("csv:x", captions_file="y")
+    assert_refuses("data must be coco:DIR", open_source, spec)
+    assert_refuses("a captions file goes with coco", open_source, "csv:x", captions_file="y")
 
 
 @pytest.mark.parametrize(
@@ -295,17 +283,15 @@ PAIR = (member("a.jpg", JPG), member("a.txt", b"words"))
 )
 def test_a_tar_with_what_may_not_be_in_it_is_refused(tmp_path, more, told):
     pack(tmp_path / "x.tar", [*PAIR, more])
-    assert told in refused(f"tars:{tmp_path}/x.tar")
+    assert_refuses(told, open_source, f"tars:{tmp_path}/x.tar")
     assert [p.name for p in tmp_path.iterdir()] == ["x.tar"]
 
 
 def test_folders_and_other_files_in_a_tar_are_passed_over(tmp_path, capsys):
     folder = member("d", type=tarfile.DIRTYPE)
     lone = [member("b.jpg", JPG), member("c.txt", b"no image"), member("e.jpg", JPG), member("e.txt", b" \n")]
-    pack(
-        tmp_path / "x.tar",
-        [folder, *PAIR, member("d/a.webp", encoded(picture(2), "WEBP")), member("d/a.txt", b"w"), *lone],
-    )
+    inside = [member("d/a.webp", encoded(picture(2), "WEBP")), member("d/a.txt", b"w")]
+    pack(tmp_path / "x.tar", [folder, *PAIR, *inside, *lone])
     source = open_source(f"tars:{tmp_path}/x.tar")
     assert [source[i].id for i in range(len(source))] == ["x.tar/a", "x.tar/d/a"]
     assert "3 images or captions have no counterpart" in capsys.readouterr().err
@@ -322,13 +308,13 @@ def test_a_header_that_claims_to_be_large_is_refused(tmp_path, kind, size):
     info.size = size
     whole = pack(tmp_path / "x.tar", PAIR).read_bytes()
     (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + whole + bytes(3 << 20))
-    assert f"a header of {size} bytes" in refused(f"tars:{tmp_path}/x.tar")
+    assert_refuses(f"a header of {size} bytes", open_source, f"tars:{tmp_path}/x.tar")
 
 
 def test_numbers_no_file_can_have_are_refused(tmp_path):
     info, data = member("a.jpg", JPG, pax_headers={"size": str(1 << 70)})
     pack(tmp_path / "x.tar", [PAIR[1], (info, data)])
-    assert "x.tar cannot be read" in refused(f"tars:{tmp_path}/x.tar")
+    assert_refuses("x.tar cannot be read", open_source, f"tars:{tmp_path}/x.tar")
 
 
 def cuts():
@@ -344,25 +330,21 @@ def test_a_tar_that_is_cut_or_no_tar_is_refused(shards, cut):
     if cut == "header zeroed":
         content[1024:1100] = bytes(range(76))
     else:
-        content = {"text": b"no tar " * 200, "empty": b"", "compressed": zlib.compress(content)}.get(
-            cut, content[: cuts().get(cut)]
-        )
+        others = {"text": b"no tar " * 200, "empty": b"", "compressed": zlib.compress(content)}
+        content = others.get(cut, content[: cuts().get(cut)])
     path.write_bytes(content)
-    told = refused(f"tars:{path}")
-    assert "00001.tar" in told and ("cut short" in told or "cannot be read as an uncompressed tar" in told)
+    told = assert_refuses("00001.tar", open_source, f"tars:{path}")
+    assert "cut short" in told or "cannot be read as an uncompressed tar" in told
     assert not list(shards.glob("*.npz"))
 
 
 def test_globs_and_ranges(shards):
-    assert [os.path.basename(p) for p in tars.expand(f"{shards}/{{00001..00002}}.tar,{shards}/*.tar")] == [
-        "00001.tar",
-        "00002.tar",
-        "00000.tar",
-    ]
-    assert "00003.tar" in refused(f"tars:{shards}/{{00001..00003}}.tar")
-    assert "finds no file" in refused(f"tars:{shards}/*.tgz")
-    assert "must go up" in refused(f"tars:{shards}/{{3..1}}.tar")
-    assert "must go up" in refused(f"tars:{shards}/{{0..999999999}}.tar")
+    found = [os.path.basename(p) for p in tars.expand(f"{shards}/{{00001..00002}}.tar,{shards}/*.tar")]
+    assert found == ["00001.tar", "00002.tar", "00000.tar"]
+    assert_refuses("00003.tar", open_source, f"tars:{shards}/{{00001..00003}}.tar")
+    assert_refuses("finds no file", open_source, f"tars:{shards}/*.tgz")
+    assert_refuses("must go up", open_source, f"tars:{shards}/{{3..1}}.tar")
+    assert_refuses("must go up", open_source, f"tars:{shards}/{{0..999999999}}.tar")
 
 
 @pytest.mark.parametrize("suffix, delimiter", [(".csv", ","), (".tsv", "\t")])
@@ -370,48 +352,54 @@ def test_tables_give_paths_captions_and_labels(tmp_path, suffix, delimiter, caps
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "1.png").write_bytes(encoded(picture(1)))
     with open(tmp_path / f"t{suffix}", "w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file, delimiter=delimiter).writerows(
-            [
-                ["title", "filepath", "label"],
-                ['a "dog",\ta' + ("\nday" if suffix == ".csv" else " day"), "p/1.png", "dog"],
-                ["x", "2.png", ""],
-                ["", "3.png", "cat"],
-                ["the dog", "p/1.png", "dog"],
-            ]
-        )
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["title", "filepath", "label"])
+        writer.writerow(['a "dog",\ta' + ("\nday" if suffix == ".csv" else " day"), "p/1.png", "dog"])
+        writer.writerows([["x", "2.png", ""], ["", "3.png", "cat"], ["the dog", "p/1.png", "dog"]])
     source = open_source(f"csv:{tmp_path}/t{suffix}")
-    assert (
-        source.captions(0) == ('a "dog", a day', "the dog")
-        and source.classes == ("dog",)
-        and source.labels.tolist() == [0, -1]
-    )
+    assert source.captions(0) == ('a "dog", a day', "the dog")
+    assert source.classes == ("dog",) and source.labels.tolist() == [0, -1]
     np.testing.assert_array_equal(source[0].image, picture(1))
     with pytest.raises(BadImage, match="missing"):
         source[1]
     assert "1 lines without a path or a caption" in capsys.readouterr().err
     assert open_source(f"csv:{tmp_path}/t{suffix}", classes=["cat", "dog"]).labels.tolist() == [1, -1]
-    assert "label 'dog', which is not among" in refused(f"csv:{tmp_path}/t{suffix}", classes=["cat"])
+    assert_refuses("label 'dog', which is not among", open_source, f"csv:{tmp_path}/t{suffix}", classes=["cat"])
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "name, content, told",
     [
-        (b"", "must name one column path"),
-        (b"name,caption\na,b\n", "must name one column path or filepath or image"),
-        (b"path,words\na,b\n", "must name one column caption or title or text"),
-        (b"path,image,caption\na,b,c\n", "must name one column path"),
-        (b"a cat,http://x/y.jpg\n", "fetched by img2dataset"),
-        (b"path,caption\na,b\nc\n", "line 3: 1 fields"),
-        (b"path,caption\n", "no line with a path"),
-        (b"path,caption\na,\xff\n", "is no UTF-8 table"),
-        (b'path,caption\na,b\na,"b\n', "line 3: wrong quoting"),
-        (b'path,caption\na,b\na,"b" c\n', "line 3: wrong quoting"),
-        (b"path,caption,label\na,b,x\n\na,c,y\n", "line 4: a has the label 'y' here and 'x' in an earlier line"),
+        ("t.csv", b"", "must name one column path"),
+        ("t.csv", b"name,caption\na,b\n", "must name one column path or filepath or image"),
+        ("t.csv", b"path,words\na,b\n", "must name one column caption or title or text"),
+        ("t.csv", b"path,image,caption\na,b,c\n", "must name one column path"),
+        ("t.csv", b"x," * 30_000, "must name one column"),
+        ("t.csv", b"a cat,http://x/y.jpg\n", "fetched by img2dataset"),
+        ("t.csv", b"path,caption\na,b\nc\n", "line 3: 1 fields"),
+        ("t.csv", b"path,caption\n", "no line with a path"),
+        ("t.csv", b"path,caption\na,\xff\n", "is no UTF-8 table"),
+        ("t.csv", b'path,caption\na,b\na,"b\n', "line 3: wrong quoting"),
+        ("t.csv", b'path,caption\na,b\na,"b" c\n', "line 3: wrong quoting"),
+        ("t.csv", b"x" * 300_000, "too long a field"),
+        (
+            "t.csv",
+            b"path,caption,label\na,b,x\n\na,c,y\n",
+            "line 4: a has the label 'y' here and 'x' in an earlier line",
+        ),
+        ("t.csv", b"path,caption,label\na,b,c\na,d," + b"x" * 100_000, "has the label"),
+        ("t.csv", b"path\tcaption", "separated by tabs, where commas are read"),
+        ("t.csv", b"path,caption\na\tb", "separated by tabs, where commas are read"),
+        ("t.csv", b'"path";"caption"', "separated by semicolons, where commas are read"),
+        ("t.tsv", b"path,caption", "separated by commas, where tabs are read"),
+        ("t.csv", b"<!DOCTYPE html><html>", "it is an HTML page"),
+        ("t.csv", gzip.compress(b"path,caption\n"), "gzip"),
+        ("t.csv", b"\xff\xfep\0", "UTF-16"),
     ],
 )
-def test_bad_tables_are_refused(tmp_path, content, told):
-    (tmp_path / "t.csv").write_bytes(content)
-    assert told in refused(f"csv:{tmp_path}/t.csv")
+def test_what_is_no_table_is_refused_and_told_for_what_it_is(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    assert len(assert_refuses(told, open_source, f"csv:{tmp_path}/{name}")) < 1000
 
 
 @pytest.mark.parametrize(
@@ -424,20 +412,21 @@ def test_bad_tables_are_refused(tmp_path, content, told):
 )
 def test_quotes_in_a_tsv_swallow_no_lines(tmp_path, lines, told):
     (tmp_path / "t.tsv").write_text("\n".join(["path\tcaption", *lines]))
-    assert told in refused(f"csv:{tmp_path}/t.tsv")
+    assert_refuses(told, open_source, f"csv:{tmp_path}/t.tsv")
     (tmp_path / "t.tsv").write_text('path\tcaption\na\tthe 6" tall "dog"\nb\t"""big"" dog"\n')
     source = open_source(f"csv:{tmp_path}/t.tsv")
     assert [source.captions(i) for i in range(2)] == [('the 6" tall "dog"',), ('"big" dog',)]
 
 
 def test_attributes_are_words_of_images(tmp_path):
-    (tmp_path / "t.csv").write_text("path,caption,Attribute\na,x,sofa\nb,y,\na,z,sofa\n")
-    source = open_source(f"csv:{tmp_path}/t.csv")
+    table, spec = tmp_path / "t.csv", f"csv:{tmp_path}/t.csv"
+    table.write_text("path,caption,Attribute\na,x,sofa\nb,y,\na,z,sofa\n")
+    source = open_source(spec)
     assert list(source.attributes) == ["sofa", ""] and source.classes == ()
-    (tmp_path / "t.csv").write_text("path,caption,attribute\na,x,sofa\na,z,grass\n")
-    assert "line 3: a has the attribute 'grass' here and 'sofa' in an earlier" in refused(f"csv:{tmp_path}/t.csv")
-    (tmp_path / "t.csv").write_text("path,caption\na,x\n")
-    assert open_source(f"csv:{tmp_path}/t.csv").attributes is None
+    table.write_text("path,caption,attribute\na,x,sofa\na,z,grass\n")
+    assert_refuses("line 3: a has the attribute 'grass' here and 'sofa' in an earlier", open_source, spec)
+    table.write_text("path,caption\na,x\n")
+    assert open_source(spec).attributes is None
 
 
 def test_a_parquet_table_is_read_as_a_list(tmp_path, monkeypatch):
@@ -449,15 +438,15 @@ def test_a_parquet_table_is_read_as_a_list(tmp_path, monkeypatch):
     assert [source.captions(i) for i in range(len(source))] == [("x", "z"), ("y",)]
     assert source.classes == ("1",) and source.labels.tolist() == [0, -1]
     frame.loc[3, "label"] = 2
-    assert "t.parquet, row 3: a has the label '2' here and '1' in an earlier" in refused("parquet:t.parquet")
+    assert_refuses("t.parquet, row 3: a has the label '2' here and '1' in an earlier", open_source, "parquet:t.parquet")
     monkeypatch.undo()
     (tmp_path / "t.parquet").write_text("nonsense")
-    said = refused(f"parquet:{tmp_path}/t.parquet")
+    said = assert_refuses((), open_source, f"parquet:{tmp_path}/t.parquet")
     assert "cannot be read as Parquet" in said or "needs the package pyarrow" in said
 
 
 def test_an_absent_table_is_told(tmp_path):
-    assert "cannot be read (No such file" in refused(f"csv:{tmp_path}/t.csv")
+    assert_refuses("cannot be read (No such file", open_source, f"csv:{tmp_path}/t.csv")
 
 
 def test_classes_are_whole_words_and_the_longest():
@@ -479,13 +468,11 @@ def cifar(folder, npm):
     rng = np.random.default_rng(0)
     every = rng.integers(0, 256, (6, 2, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, (6, 2))
-    for part, (stem, found) in enumerate(
-        zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], every, strict=True)
-    ):
+    for stem, found, own in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], every, labels, strict=True):
         if npm:
             (folder / f"{stem}.png").write_bytes(encoded(found.reshape(2, 1024, 3)))
         else:
-            rows = np.concatenate([labels[part][:, None], found.transpose(0, 3, 1, 2).reshape(2, -1)], 1)
+            rows = np.c_[own, found.transpose(0, 3, 1, 2).reshape(2, -1)]
             (folder / f"{stem}.bin").write_bytes(rows.astype(np.uint8).tobytes())
     if npm:
         (folder / "train_lables.json").write_text(json.dumps(labels[:5].ravel().tolist()))
@@ -501,29 +488,24 @@ def test_cifar_is_read_from_both_layouts(tmp_path, npm):
     np.testing.assert_array_equal(test.images, every[5])
     assert train.labels.tolist() == labels[:5].ravel().tolist() and test.labels.tolist() == labels[5].tolist()
     name = train.classes[train.labels[3]]
-    assert len(set(train.captions(3))) == len(sources.CIFAR_TEMPLATES) and all(
-        f" {name}" in c for c in train.captions(3)
-    )
+    assert len(set(train.captions(3))) == len(sources.CIFAR_TEMPLATES)
+    assert all(f" {name}" in c for c in train.captions(3))
     stem = tmp_path / ("test_batch.png" if npm else "test_batch.bin")
     stem.write_bytes(stem.read_bytes()[:-200])
-    told = refused(f"cifar10:{tmp_path}:test")
-    assert ("cannot be read" in told) if npm else ("records of 3073 bytes" in told)
+    told = "cannot be read" if npm else "records of 3073 bytes"
+    assert_refuses(told, open_source, f"cifar10:{tmp_path}:test")
     (tmp_path / ("test_lables.json" if npm else "data_batch_5.bin")).unlink()
     stem.unlink()
-    assert "wants the binary version" in refused(f"cifar10:{tmp_path}:test")
+    assert_refuses("wants the binary version", open_source, f"cifar10:{tmp_path}:test")
 
 
 def test_cifar_labels_must_fit(tmp_path):
     cifar(tmp_path, True)
-    for content, told in (
-        ("[1]", "needs a label 0-9"),
-        ("[1, 10]", "needs a label 0-9"),
-        ("[1,", "JSON list"),
-        ('"a"', "JSON"),
-    ):
+    known = {"[1]": "needs a label 0-9", "[1, 10]": "needs a label 0-9", "[1,": "JSON list", '"a"': "JSON"}
+    for content, told in known.items():
         (tmp_path / "test_lables.json").write_text(content)
-        assert told in refused(f"cifar10:{tmp_path}:test")
-    assert "the splits train and test" in refused(f"cifar10:{tmp_path}:val")
+        assert_refuses(told, open_source, f"cifar10:{tmp_path}:test")
+    assert_refuses("the splits train and test", open_source, f"cifar10:{tmp_path}:val")
 
 
 SMOOTH = np.asarray(Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8)).resize((64, 48), 3))
@@ -609,16 +591,14 @@ def test_a_decompression_bomb_is_not_unpacked(side, bomb):
     assert ("pixels" in caught.value.why) == bomb
 
 
-def test_formats_that_run_programs_are_not_opened():
+@pytest.mark.parametrize("kind", ["EPS", "PPM"])
+def test_formats_that_run_programs_are_not_opened(kind):
     with pytest.raises(BadImage, match="cannot identify"):
-        decode(encoded(SMOOTH, "EPS"), "x")
-    with pytest.raises(BadImage, match="cannot identify"):
-        decode(encoded(SMOOTH, "PPM"), "x")
+        decode(encoded(SMOOTH, kind), "x")
 
 
 def test_a_crop_is_a_part_of_the_asked_area_and_ratio():
-    h, w = 60, 80
-    rng = np.random.default_rng(0)
+    h, w, rng = 60, 80, np.random.default_rng(0)
     parts = np.array([images._part(h, w, rng, (0.25, 0.5), (3 / 4, 4 / 3)) for _ in range(2000)])
     top, left, high, wide = parts.T
     assert (top >= 0).all() and (left >= 0).all() and (top + high <= h).all() and (left + wide <= w).all()
@@ -634,8 +614,7 @@ def test_a_crop_is_a_part_of_the_asked_area_and_ratio():
 
 def test_areas_and_log_ratios_of_crops_are_uniform():
     """Kolmogorov and Smirnov's test, alpha 1e-6; in so large an image rounding to pixels is nothing."""
-    h, w = 6000, 8000
-    rng = np.random.default_rng(1)
+    h, w, rng = 6000, 8000, np.random.default_rng(1)
     parts = np.array([images._part(h, w, rng, (0.25, 0.5), (3 / 4, 4 / 3)) for _ in range(8000)])
     share, ratio = parts[:, 2] * parts[:, 3] / (h * w), parts[:, 3] / parts[:, 2]
 
@@ -732,11 +711,10 @@ def test_pillows_warnings_are_not_shown():
         "Image.new('RGB', (9, 9)).save(out, 'JPEG', exif=b'Exif\\0\\0MM\\0*\\0\\0\\0\\x08\\xff\\xff');"
         "print(decode(out.getvalue(), 'x').shape)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "(9, 9, 3)\n" and not done.stderr
-    shown = subprocess.run([sys.executable, "-c", script.replace("print", "import warnings; warnings.resetwarnings();"
-                           "print")], capture_output=True, text=True, check=True)  # fmt: skip
-    assert "Corrupt EXIF" in shown.stderr
+    done = python("-c", script, check=True)
+    assert (done.stdout, done.stderr) == ("(9, 9, 3)\n", "")
+    shown = script.replace("print", "import warnings; warnings.resetwarnings(); print")
+    assert "Corrupt EXIF" in python("-c", shown, check=True).stderr
 
 
 def test_bright_and_dark_are_normalised_on_the_device():
@@ -757,39 +735,14 @@ def test_a_crowd_is_not_the_largest_instance(coco):
     assert open_source(f"coco:{coco}").labels.tolist() == [-1, 1]
     for change in ({"iscrowd": "1"}, {"iscrowd": None}, {"area": float("nan")}):
         write(coco, "instances", INSTANCES | {"annotations": [crowd | change]})
-        assert "must be finite, and 0 or 1" in refused(f"coco:{coco}")
+        assert_refuses("must be finite, and 0 or 1", open_source, f"coco:{coco}")
 
 
 def test_an_id_that_is_a_string_is_told(coco):
     write(coco, "captions", COCO | {"images": [{"id": "9", "file_name": "a.png"}]})
-    assert "it must be a whole number, not '9'" in refused(f"coco:{coco}")
+    assert_refuses("it must be a whole number, not '9'", open_source, f"coco:{coco}")
     write(coco, "captions", COCO | {"annotations": [{"image_id": "9", "caption": "x" * 300_000}]})
-    assert "it must be a whole number, not '9'" in refused(f"coco:{coco}")
-
-
-@pytest.mark.parametrize(
-    "name, header, told",
-    [
-        ("t.csv", "path\tcaption", "separated by tabs, where commas are read"),
-        ("t.csv", '"path";"caption"', "separated by semicolons, where commas are read"),
-        ("t.tsv", "path,caption", "separated by commas, where tabs are read"),
-        ("t.csv", "path,caption\na\tb", "separated by tabs, where commas are read"),
-        ("t.csv", "<!DOCTYPE html><html>", "it is an HTML page"),
-        ("t.csv", "x" * 300_000, "too long a field"),
-        ("t.csv", "x," * 30_000, "must name one column"),
-        ("t.csv", "path,caption,label\na,b,c\na,d," + "x" * 100_000, "has the label"),
-    ],
-)
-def test_what_a_table_is_instead_is_told(tmp_path, name, header, told):
-    (tmp_path / name).write_text(header)
-    line = refused(f"csv:{tmp_path}/{name}")
-    assert told in line and len(line) < 1000
-
-
-@pytest.mark.parametrize("content, told", [(gzip.compress(b"path,caption\n"), "gzip"), (b"\xff\xfep\0", "UTF-16")])
-def test_a_packed_table_is_told(tmp_path, content, told):
-    (tmp_path / "t.csv").write_bytes(content)
-    assert told in refused(f"csv:{tmp_path}/t.csv")
+    assert_refuses("it must be a whole number, not '9'", open_source, f"coco:{coco}")
 
 
 @pytest.mark.parametrize("content, told", [("[" * 100_000, "nested too deeply"), ("<html>", "HTML page")])
@@ -797,10 +750,10 @@ def test_deep_or_foreign_json_is_told(coco, content, told):
     for which in ("captions", "instances"):
         write(coco, "captions", COCO)
         (coco / "annotations" / f"{which}_train2017.json").write_text(content)
-        assert told in refused(f"coco:{coco}")
+        assert_refuses(told, open_source, f"coco:{coco}")
     path = coco / "annotations" / "captions_train2017.json"
     path.write_bytes(gzip.compress(b"{}"))
-    assert "compressed by gzip" in refused(f"coco:{coco}")
+    assert_refuses("compressed by gzip", open_source, f"coco:{coco}")
 
 
 def test_tars_joined_to_one_file_are_read_whole(shards):
@@ -811,13 +764,13 @@ def test_tars_joined_to_one_file_are_read_whole(shards):
     np.testing.assert_array_equal(source[8].image, picture(22))
     parts = [(shards / f"{s:05d}.tar").read_bytes() for s in (0, 1)]
     whole.write_bytes(parts[0] + parts[0])
-    assert "twice" in refused(f"tars:{whole}")
+    assert_refuses("twice", open_source, f"tars:{whole}")
     whole.write_bytes(parts[0] + parts[1][:1500])
-    assert "cut short" in refused(f"tars:{whole}")
+    assert_refuses("cut short", open_source, f"tars:{whole}")
     whole.write_bytes(parts[0] + b"words" * 200)
-    assert "goes on after its end" in refused(f"tars:{whole}")
+    assert_refuses("goes on after its end", open_source, f"tars:{whole}")
     whole.write_bytes(parts[0] + bytes(2 << 20))
-    assert "only zeros from byte" in refused(f"tars:{whole}")
+    assert_refuses("only zeros from byte", open_source, f"tars:{whole}")
 
 
 def test_each_line_of_a_text_is_a_caption(tmp_path, capsys):
@@ -864,9 +817,9 @@ def test_headers_take_time_as_they_are_long(tmp_path):
 @pytest.mark.parametrize("headers", [{"GNU.sparse.major": "1"}, {"GNU.sparse.map": "0,1"}])
 def test_sparse_files_are_refused(tmp_path, headers):
     pack(tmp_path / "x.tar", [*PAIR, member("b.jpg", JPG, pax_headers=headers)])
-    assert "sparse" in refused(f"tars:{tmp_path}/x.tar")
+    assert_refuses("sparse", open_source, f"tars:{tmp_path}/x.tar")
     pack(tmp_path / "x.tar", [*PAIR, member("b.jpg", type=tarfile.GNUTYPE_SPARSE)])
-    assert "sparse" in refused(f"tars:{tmp_path}/x.tar")
+    assert_refuses("sparse", open_source, f"tars:{tmp_path}/x.tar")
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

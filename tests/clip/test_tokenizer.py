@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sims.clip.records import tokenizer
-from sims.engine.flags import UsageError
+from tests.helpers import assert_refuses
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 CASES = json.loads((REFERENCE / "token_ids.json").read_text())
@@ -138,7 +138,7 @@ def test_a_context_length_that_is_no_whole_number_is_refused(trained, length, tm
     path = tmp_path / "tokenizer.json"
     trained.save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"context_length": length}))
-    refused(lambda: tokenizer.load(path), "not a saved tokenizer", f"context_length is {length!r}")
+    assert_refuses(("not a saved tokenizer", f"context_length is {length!r}"), tokenizer.load, path)
 
 
 def test_a_damaged_tokenizer_is_not_used(trained, tmp_path):
@@ -146,50 +146,43 @@ def test_a_damaged_tokenizer_is_not_used(trained, tmp_path):
     trained.save(path)
     whole = path.read_text()
     path.write_text(whole.replace('"context_length": ', '"context_length": 1'))
-    refused(lambda: tokenizer.load(path), "not a saved tokenizer", "its digest differs")
+    assert_refuses(("not a saved tokenizer", "its digest differs"), tokenizer.load, path)
     content = json.loads(whole)
     content["bpe"]["model"]["merges"][0].reverse()
     path.write_text(json.dumps(content))
-    refused(lambda: tokenizer.load(path), "not a saved tokenizer")
+    assert_refuses("not a saved tokenizer", tokenizer.load, path)
     path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "sha256"}))
     assert tokenizer.load(path).encode("a dog").tolist() == trained.encode("a dog").tolist()  # of an earlier version
     path.write_text("[" * 100_000)
-    refused(lambda: tokenizer.load(path), "not a saved tokenizer", "nested too deeply")
-
-
-def refused(call, *parts):
-    with pytest.raises(UsageError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line and all(part in line for part in parts), line
+    assert_refuses(("not a saved tokenizer", "nested too deeply"), tokenizer.load, path)
 
 
 def test_a_vocabulary_file_that_is_not_clips_is_refused(lines, tmp_path):
-    def refuses(content, *parts, opener=open):
-        refused(lambda: tokenizer.clip_tokenizer(write(tmp_path / "bpe.txt", content, opener)), "bpe.txt", *parts)
+    def refuses(content, *parts):
+        assert_refuses(("bpe.txt", *parts), tokenizer.clip_tokenizer, write(tmp_path / "bpe.txt", content, open))
 
     refuses(lines[:-1], "48,893 merges", "48,894")
     refuses(lines[1:], "header")
     refuses([*lines[:9], "one two three", *lines[10:]], "line 10", "'one two three'")
     refuses([*lines[:9], "zz q", *lines[10:]], "line 10")
     refuses([*lines[:9], lines[1], *lines[10:]], "line 10", "not a new merge")
-    refused(lambda: tokenizer.clip_tokenizer(tmp_path / "none.gz"), "none.gz", "No such file")
+    assert_refuses(("none.gz", "No such file"), tokenizer.clip_tokenizer, tmp_path / "none.gz")
     whole = write(tmp_path / "whole.gz", lines).read_bytes()
     for name, data in (("cut", whole[:-2000]), ("damaged", whole[:500] + b"\x00" * 500 + whole[1000:]), ("b", b"\xff")):
         (tmp_path / name).write_bytes(data)
-        refused(lambda path=tmp_path / name: tokenizer.clip_tokenizer(path), name, "not readable")
+        assert_refuses((name, "not readable"), tokenizer.clip_tokenizer, tmp_path / name)
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "_LARGEST", 1000)
     write(tmp_path / "bomb.gz", ["x" * 2000])
-    refused(lambda: tokenizer.clip_tokenizer(tmp_path / "bomb.gz"), "more than 1,000 bytes")
+    assert_refuses("more than 1,000 bytes", tokenizer.clip_tokenizer, tmp_path / "bomb.gz")
 
 
 def test_training_refuses_what_cannot_be_learnt_from(tmp_path):
-    refused(lambda: tokenizer.train_tokenizer(["", " \n"]), "no caption holds a word")
-    refused(lambda: tokenizer.train_tokenizer(CAPTIONS, 257), "at least 258", "257")
-    refused(lambda: tokenizer.train_tokenizer(CAPTIONS, 300, 2), "at least 3", "2")
+    assert_refuses("no caption holds a word", tokenizer.train_tokenizer, ["", " \n"])
+    assert_refuses(("at least 258", "257"), tokenizer.train_tokenizer, CAPTIONS, 257)
+    assert_refuses(("at least 3", "2"), tokenizer.train_tokenizer, CAPTIONS, 300, 2)
 
 
 @pytest.mark.parametrize(
@@ -198,5 +191,5 @@ def test_training_refuses_what_cannot_be_learnt_from(tmp_path):
 def test_loading_refuses_what_is_no_tokenizer(content, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
-    refused(lambda: tokenizer.load(path), "tokenizer.json", "not a saved tokenizer")
-    refused(lambda: tokenizer.load(tmp_path / "none.json"), "none.json", "no such file")
+    assert_refuses(("tokenizer.json", "not a saved tokenizer"), tokenizer.load, path)
+    assert_refuses(("none.json", "no such file"), tokenizer.load, tmp_path / "none.json")

@@ -29,7 +29,7 @@ from sims.clip.records import captions, sources
 from sims.clip.scenes import generation
 from sims.engine import store
 from sims.engine.flags import UsageError, WorkFailed
-from tests.helpers import ROOT, assert_refused
+from tests.helpers import ROOT, assert_refused, assert_refuses, json_lines, python
 
 SLOW = pytest.mark.slow
 NANO = models.Architecture("nano", 8, models.ViTShape(1, 16, 16, head_width=8), 32, models.TextShape(8, 400, 16, 2, 1))
@@ -83,40 +83,38 @@ def distance(a, b):
     return np.linalg.norm(of[0] - of[1]) / np.linalg.norm(of[1])
 
 
+def in_chunks(one, chunks):
+    return dataclasses.replace(one, config=dataclasses.replace(one.config, chunks=chunks))
+
+
+def gradients(one, batch):
+    """State; `gradient` of the whole batch, and in 4 chunks; the mean of the gradients of 4 parts, each by itself."""
+    state = started(one)
+    at, of_whole = (state.params, state.batch_stats), jax.jit(one.gradient)
+    apart = [of_whole(*at, jax.tree.map(lambda x, i=i: x[i::4], batch))[1] for i in range(4)]
+    mean = jax.tree.map(lambda *g: sum(g) / 4, *apart)
+    return state, of_whole(*at, batch), jax.jit(in_chunks(one, 4).gradient)(*at, batch), mean
+
+
 @SLOW
 @pytest.mark.parametrize(
     "arm",
     ["clip", *(pytest.param(a, marks=pytest.mark.long) for a in ("clip_no_intra", "siglip", "sup_con", "supervised"))],
 )
 def test_chunks_give_the_gradient_of_the_whole_batch(arm):
-    whole = learner_of(arm)
-    state, batch = started(whole), batch_of(arm)
-    of_whole = jax.jit(whole.gradient)
-    loss, gradient, _ = of_whole(state.params, state.batch_stats, batch)
-    parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
-    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)
+    _, (loss, gradient, _), chunked, apart = gradients(learner_of(arm), batch_of(arm))
     assert float(chunked[0]) == pytest.approx(float(loss), rel=1e-6)
     assert distance(chunked[1], gradient) < 1e-5
     if arm != "supervised":  # whose loss is a mean over examples: chunks of it are as good
-        each = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
-        apart = [of_whole(state.params, state.batch_stats, part)[1] for part in each]
-        assert distance(jax.tree.map(lambda *g: sum(g) / 4, *apart), gradient) > 1e-2
+        assert distance(apart, gradient) > 1e-2
 
 
 @SLOW
 def test_a_chunk_of_a_resnet_has_its_own_batch_statistics():
     """The gradient in chunks is the mean of the chunks' own, not that of the whole batch."""
-    whole = learner_of("supervised", NANO_RN)
-    state, batch = started(whole), batch_of()
-    gradient = jax.jit(whole.gradient)
-    _, together, stats = gradient(state.params, state.batch_stats, batch)
+    state, (_, together, stats), (_, chunked, _), apart = gradients(learner_of("supervised", NANO_RN), batch_of())
     assert distance(stats, state.batch_stats) > 1e-3
-    parts = dataclasses.replace(whole, config=dataclasses.replace(whole.config, chunks=4))
-    chunked = jax.jit(parts.gradient)(state.params, state.batch_stats, batch)[1]
-    each = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
-    apart = [gradient(state.params, state.batch_stats, part)[1] for part in each]
-    assert distance(chunked, jax.tree.map(lambda *g: sum(g) / 4, *apart)) < 1e-5
-    assert distance(chunked, together) > 1e-3
+    assert distance(chunked, apart) < 1e-5 and distance(chunked, together) > 1e-3
 
 
 def embeddings(seed=3, n=16):
@@ -185,12 +183,11 @@ def test_decay_spares_scales_and_the_logit_scale_is_kept_in_range():
     change, _ = update(nothing, at, state.params)
     for path, value in jax.tree_util.tree_leaves_with_path(change):
         assert (np.abs(value).max() > 0) == (value.ndim > 1), jax.tree_util.keystr(path)
-    far = dataclasses.replace(
-        state, params={**state.params, "model": {**state.params["model"], "logit_scale": jnp.float32(9.0)}}
-    )
+    model = {**state.params["model"], "logit_scale": jnp.float32(9.0)}
+    far = dataclasses.replace(state, params={**state.params, "model": model})
     moved, metrics = jax.jit(one.step)(far, batch_of())
-    assert float(moved.params["model"]["logit_scale"]) == pytest.approx(np.log(100.0))
-    assert float(metrics["logit_scale"]) == pytest.approx(np.log(100.0))
+    for scale in (moved.params["model"]["logit_scale"], metrics["logit_scale"]):
+        assert float(scale) == pytest.approx(np.log(100.0))
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
@@ -223,8 +220,12 @@ def test_a_writer_says_what_its_arm_is_about():
 
 
 def losses_of(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(out / "metrics.jsonl")
     return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines if "loss" in line}
+
+
+def checkpoints_of(out):
+    return sorted(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
 
 
 def state_of(out):
@@ -254,38 +255,34 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, st
 
 @SLOW
 def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
-    config = config_of(root, steps=4)
-    result = training.run(config, tmp_path / "run", how(tensorboard=True))
-    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    config, out, anew = config_of(root, steps=4), tmp_path / "run", tmp_path / "anew"
+    result = training.run(config, out, how(tensorboard=True))
+    (events,) = (out / "tensorboard").iterdir()
     assert events.stat().st_size > 500
     assert result["steps"] == 4 and result["bad_records"] == 0 and result["records"] == 88
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
-    assert training.run(config, tmp_path / "run", how()) == result
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert training.run(config, out, how()) == result
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
-    with pytest.raises(UsageError, match=r"holds a different run \(differs in architecture\)"):
-        training.run(dataclasses.replace(config, architecture="ViT-tiny"), tmp_path / "run", how())
-    before = state_of(tmp_path / "run")
+    other = dataclasses.replace(config, architecture="ViT-tiny")
+    assert_refuses("holds a different run (differs in architecture)", training.run, other, out, how())
+    before = state_of(out)
     other = dataclasses.replace(config, steps=3, vocabulary_size=350)
-    training.run(other, tmp_path / "run", how(overwrite=True))
-    training.run(other, tmp_path / "anew", how())
-    assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3] and losses_of(tmp_path / "run") == losses_of(
-        tmp_path / "anew"
-    )
+    training.run(other, out, how(overwrite=True))
+    training.run(other, anew, how())
+    assert sorted(losses_of(out)) == [1, 2, 3] and losses_of(out) == losses_of(anew)
     for name in ("tokenizer.json", "data.json"):  # of the run that was there nothing stays
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
-    np.testing.assert_array_equal(state_of(tmp_path / "run"), state_of(tmp_path / "anew"))
-    assert not np.array_equal(state_of(tmp_path / "run"), before)
+        assert (out / name).read_bytes() == (anew / name).read_bytes()
+    np.testing.assert_array_equal(state_of(out), state_of(anew))
+    assert not np.array_equal(state_of(out), before)
 
 
 @SLOW
 def test_other_data_under_the_same_name_is_refused(root, tmp_path):
-    folder = tmp_path / "coco"
-    subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
-    config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
+    folder = shutil.copytree(root / "coco", tmp_path / "coco")
+    config = config_of(root, data=f"coco:{folder}")
     training.run(config, tmp_path / "run", how(stop_at=3))
     generation.write_captions(root, 0.0, 0.0, 0.0, folder / "annotations/captions_train2017.json")
-    with pytest.raises(UsageError, match=r"is not what .* was begun with"):
-        training.run(config, tmp_path / "run", how())
+    assert_refuses(("is not what", "was begun with"), training.run, config, tmp_path / "run", how())
 
 
 @SLOW
@@ -296,8 +293,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(root, tmp_path, monkeypatch
     result = training.run(config_of(root, steps=8), tmp_path / "run", how(save_every=2))
     training._program.cache_clear()
     assert (result["best_step"], result["held_out_loss"]) == (4, 2.5)
-    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
-    assert kept == [4, 8]
+    assert checkpoints_of(tmp_path / "run") == [4, 8]
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     best, last = (trained.load(tmp_path / "run", which).encode_image(image) for which in ("best", "last"))
     assert np.abs(best - last).max() > 1e-4
@@ -322,7 +318,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
     with training.batches(dataclasses.replace(one, config=config), data, data.trained, 16, how(), start=6) as feed:
         expected = [data.source[int(i)].id for i in next(feed)["index"]]
     assert told["step"] == 7 and told["ids"] == expected and len(set(expected)) == 16
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == ["5"]
+    assert checkpoints_of(tmp_path / "run") == [5]
     assert sorted(losses_of(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]  # the way there is told
     monkeypatch.setattr(Learner, "step", plain)
     training._program.cache_clear()
@@ -333,14 +329,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_batch(root, tmp_pat
 @SLOW
 def test_records_that_cannot_be_read_are_told_and_too_many_refused(root, tmp_path):
     data = prepare.open_data(config_of(root))
-    folder = tmp_path / "coco"
-    subprocess.run(["cp", "-r", f"{root}/coco", folder], check=True)
+    folder = shutil.copytree(root / "coco", tmp_path / "coco")
     ids = [data.source[int(i)].id for i in (*data.trained[:3], data.held_out[0])]
     for name in ids:
         next(folder.rglob(f"{pathlib.Path(name).stem}.jpg")).write_bytes(b"not an image")
-    config = dataclasses.replace(config_of(root), data=f"coco:{folder}")
+    config = config_of(root, data=f"coco:{folder}")
     result = training.run(config, tmp_path / "run", how())
-    told = [json.loads(line)["id"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    told = [line["id"] for line in json_lines(tmp_path / "run" / "skipped.jsonl")]
     assert sorted(told) == sorted(ids) and result["bad_records"] == 4
     with pytest.raises(WorkFailed, match="more than 2 images cannot be read"):
         training.run(config, tmp_path / "few", how(max_bad=2, log_every=1))
@@ -412,7 +407,7 @@ def test_a_refused_checkpoint_is_one_line_on_the_screen(checkpoint, tmp_path):
         "try: read_back(pathlib.Path(sys.argv[1]), trained.abstract(learner_of(), learning.mesh(), False))\n"
         "except UsageError as error: print(error, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script, f"{tmp_path}/run"], cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", script, f"{tmp_path}/run")
     assert done.returncode == 0 and len(done.stderr.splitlines()) == 1 and "checkpoints/7" in done.stderr
 
 
@@ -424,16 +419,14 @@ def test_other_weights_under_the_digest_are_refused(checkpoint, tmp_path, capsys
         trained.save(kept, 7, moved, 2.5)
     told = tmp_path / "checkpoints/7/metrics/metrics"
     told.write_bytes((out / "checkpoints/7/metrics/metrics").read_bytes())
-    with pytest.raises(UsageError, match=r"checkpoints/7 is damaged \(its digest differs\); without that step"):
-        read_back(tmp_path, wanted)
+    assert_refuses("checkpoints/7 is damaged (its digest differs); without that step", read_back, tmp_path, wanted)
     # Of an earlier version: no digest, and said so.
     told.write_text('{"held_out_loss": 2.5}')
     assert trained.digest(read_back(tmp_path, wanted)) == trained.digest(moved)
     assert "was written without a digest, by an earlier version" in capsys.readouterr().err
     for content in ('{"held_out_loss": 2.5, "sha256": "x", "seal": "y"}', "[" * 100_000, "", "[]", "\0"):
         told.write_text(content)
-        with pytest.raises(UsageError, match="checkpoints/7/metrics/metrics is damaged"):
-            trained.manager(tmp_path, read_only=True)
+        assert_refuses("checkpoints/7/metrics/metrics is damaged", trained.manager, tmp_path, read_only=True)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"classes": "cat"}', '{"classes": [1]}', "\xff"])
@@ -447,9 +440,7 @@ def test_damaged_files_of_a_run_are_named_in_a_line(root, tmp_path, content):
         (tmp_path / name).write_bytes(content.encode("latin-1"))
         if name == training.RESULT and content.startswith('{"'):
             continue  # any object is one
-        with pytest.raises(UsageError, match=f"{name} is damaged") as caught:
-            call()
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+        assert len(assert_refuses(f"{name} is damaged", call)) < 600
 
 
 def test_damaged_lines_are_refused_and_a_cut_last_one_is_left_out(tmp_path):
@@ -458,9 +449,7 @@ def test_damaged_lines_are_refused_and_a_cut_last_one_is_left_out(tmp_path):
     assert metrics.read_lines(path, {"step": int}) == [{"step": 1}, {"step": 2}]
     for bad in ("{", "[]", "3", '{"step": "x"}', "[" * 100_000, "\0"):
         path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n')
-        with pytest.raises(UsageError, match=r"metrics\.jsonl, line 2, is damaged") as caught:
-            metrics.read_lines(path, {"step": int})
-        assert len(str(caught.value)) < 400
+        assert len(assert_refuses("metrics.jsonl, line 2, is damaged", metrics.read_lines, path, {"step": int})) < 400
     assert metrics.read_lines(tmp_path / "none", {}) == []
 
 
@@ -479,48 +468,31 @@ def test_a_run_with_a_head_is_loaded_with_it(root, tmp_path, arm):
     if arm == "supervised":  # the scores of features and head are those behind the loss that was told
         scores = encoder.encode_image(batch["image"]) @ weights.T + bias
         told = json.loads((tmp_path / "run" / "result.json").read_text())["held_out_loss"]
-        assert float(losses.cross_entropy(jnp.asarray(scores), jnp.asarray(batch["label"]))) == pytest.approx(
-            told, 1e-4
-        )
+        loss = losses.cross_entropy(jnp.asarray(scores), jnp.asarray(batch["label"]))
+        assert float(loss) == pytest.approx(told, 1e-4)
     else:
         with np.load(tmp_path / "run" / "head.npz") as saved:
             np.savez(tmp_path / "run" / "head.npz", weights=saved["weights"], bias=saved["bias"], step=2)
-        with pytest.raises(UsageError, match="has no linear probe for step 3"):
-            trained.load(tmp_path / "run")
-    with pytest.raises(UsageError, match="has no checkpoint yet"):
-        (tmp_path / "empty").mkdir()
-        for name in ("config.json", "data.json"):
-            (tmp_path / "empty" / name).write_bytes((tmp_path / "run" / name).read_bytes())
-        trained.load(tmp_path / "empty")
+        assert_refuses("has no linear probe for step 3", trained.load, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    for name in ("config.json", "data.json"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "empty")
+    assert_refuses("has no checkpoint yet", trained.load, tmp_path / "empty")
     assert not (tmp_path / "empty" / "checkpoints").exists()
     flat = {**config.flat(), "colour": "red"}
     told = {"format": store.FORMAT, "config": flat, "config_hash": store.config_hash(flat)}
     (tmp_path / "empty" / "config.json").write_text(json.dumps(told))
-    with pytest.raises(UsageError, match="was written by another version"):
-        trained.load(tmp_path / "empty")
+    assert_refuses("was written by another version", trained.load, tmp_path / "empty")
 
 
 @SLOW
 def test_the_held_out_loss_does_not_depend_on_its_pieces():
     one = learner_of()
     state, batch = started(one), batch_of(n=32)
-    found = [
-        float(
-            jax.jit(dataclasses.replace(one, config=dataclasses.replace(one.config, chunks=c)).held_out_loss)(
-                state, batch
-            )
-        )
-        for c in (1, 4)
-    ]
+    found = [float(jax.jit(in_chunks(one, c).held_out_loss)(state, batch)) for c in (1, 4)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     apart = [float(one.held_out_loss(state, jax.tree.map(lambda x, i=i: x[i::2], batch))) for i in range(2)]
     assert np.mean(apart) != pytest.approx(found[0], rel=1e-2)
-
-
-@pytest.fixture
-def command(mmcl, monkeypatch):
-    monkeypatch.setattr("sims.engine.devices._start_jax", lambda *_: None)
-    return functools.partial(mmcl, train)
 
 
 def labelled(labels):
@@ -578,8 +550,7 @@ def test_settings_from_before_leave_a_run_as_it_was_begun(tmp_path):
     assert not {"percent", "validation"} & set(plain.flat())
     store.begin(tmp_path, plain.flat())
     store.check(tmp_path, dataclasses.replace(plain, percent=100.0).flat())
-    with pytest.raises(UsageError, match=r"differs in percent"):
-        store.check(tmp_path, dataclasses.replace(plain, percent=50.0).flat())
+    assert_refuses("differs in percent", store.check, tmp_path, dataclasses.replace(plain, percent=50.0).flat())
 
 
 @SLOW
@@ -589,8 +560,8 @@ def test_the_steps_of_a_part_follow_its_records(root, tmp_path):
     result = training.run(config, tmp_path / "run", how())
     assert (result["records"], result["steps"]) == (44, 2 * (44 // 8))
     assert training.run(config, tmp_path / "run", how()) == result
-    with pytest.raises(UsageError, match=r"holds a different run \(differs in percent\)"):
-        training.run(dataclasses.replace(config, percent=25.0), tmp_path / "run", how())
+    other = dataclasses.replace(config, percent=25.0)
+    assert_refuses("holds a different run (differs in percent)", training.run, other, tmp_path / "run", how())
     assert trained.load(tmp_path / "run").encode_text(["a broom"]).shape == (1, 8)
 
 
@@ -628,12 +599,13 @@ FEW = ("--data=coco:ROOT/coco", "--batch_size=8", "--held_out=8")
         (["--classes=ROOT/deep.json", "--data=tars:x"], "nested too deeply"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(command, root, tmp_path, arguments, told):
+def test_bad_arguments_are_one_line_and_exit_2(mmcl, monkeypatch, root, tmp_path, arguments, told):
+    monkeypatch.setattr("sims.engine.devices._start_jax", lambda *_: None)
     out = tmp_path / "out"
     (root / "wnids.json").write_text('["n01440764", "n01443537"]')
     (root / "deep.json").write_text("[" * 100_000)
     (root / "bare.csv").write_text("path,caption\nx.png,a picture\n")
-    assert_refused(command(*(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}"), told)
+    assert_refused(mmcl(train, *(a.replace("ROOT", str(root)) for a in arguments), f"--out={out}"), told)
     assert not (out / "config.json").exists()
 
 
@@ -653,7 +625,12 @@ def train_command(root, out, *more):
         "vocabulary_size": 400, "context_length": 16, "steps": 40, "log_every": 1, "save_every": 1000, "out": out,
     }  # fmt: skip
     given |= dict(flag.removeprefix("--").split("=", 1) for flag in more)
-    return [sys.executable, "-m", "sims.clip.train", "--notensorboard", *(f"--{k}={v}" for k, v in given.items())]
+    return ["-m", "sims.clip.train", "--notensorboard", *(f"--{k}={v}" for k, v in given.items())]
+
+
+def begun(root, out, *more):
+    command = [sys.executable, *train_command(root, out, *more)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(path, text, process, seconds=120):
@@ -669,30 +646,24 @@ def wait_for(path, text, process, seconds=120):
 def test_signals_save_and_kills_lose_no_bit(root, tmp_path, kills):
     """SIGTERM saves the very step; SIGKILL, also in the middle of a save, loses what came after the last checkpoint."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    subprocess.run(train_command(root, whole), cwd=ROOT, check=True, capture_output=True)
-
-    def begun(*more):
-        return subprocess.Popen(
-            train_command(root, parts, *more), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    one = begun()
+    python(*train_command(root, whole), check=True)
+    one = begun(root, parts)
     wait_for(parts / "metrics.jsonl", '"step": 9,', one)
     one.send_signal(signal.SIGTERM)
     _, error = one.communicate(timeout=120)
     assert one.returncode == 143 and "interrupted" in error and "Traceback" not in error
-    saved = [int(p.name) for p in (parts / "checkpoints").iterdir() if p.name.isdigit()]
+    saved = checkpoints_of(parts)
     assert len(saved) == 1 and 9 <= saved[0] < 40 and not (parts / "result.json").exists()
     rng = np.random.default_rng(0)
     for step in (saved[0] + 3, min(saved[0] + 9, 36))[:kills]:
-        one = begun("--save_every=2")
+        one = begun(root, parts, "--save_every=2")
         wait_for(parts / "metrics.jsonl", f'"step": {step},', one)
         time.sleep(rng.uniform(0, 0.1))
         one.send_signal(signal.SIGKILL)
         one.communicate(timeout=60)
     # A save that was cut short leaves orbax's own folder, which is no damaged checkpoint.
     (parts / "checkpoints" / "99.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
-    subprocess.run(train_command(root, parts), cwd=ROOT, check=True, capture_output=True)
+    python(*train_command(root, parts), check=True)
     assert losses_of(parts) == losses_of(whole) and len(losses_of(whole)) == 40
 
 
@@ -702,14 +673,9 @@ def test_two_processes_train_one_model(root, tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    subprocess.run(train_command(root, tmp_path / "one"), cwd=ROOT, check=True, capture_output=True)
+    python(*train_command(root, tmp_path / "one"), check=True)
     joined = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    both = [
-        subprocess.Popen(
-            train_command(root, tmp_path / "two", *joined, f"--process_id={i}"),
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) for i in range(2)
-    ]  # fmt: skip
+    both = [begun(root, tmp_path / "two", *joined, f"--process_id={i}") for i in range(2)]
     for process in both:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
@@ -750,7 +716,7 @@ for arm, arch, chunks in cases:
 
 @pytest.mark.parametrize("cases", [pytest.param("few", marks=SLOW), pytest.param("all", marks=pytest.mark.long)])
 def test_devices_and_split_parameters_change_nothing_but_rounding(cases):
-    run = subprocess.run([sys.executable, "-c", SHARDED, cases], cwd=ROOT, capture_output=True, text=True)
+    run = python("-c", SHARDED, cases)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
     assert len(lines) == 3 * (8 if cases == "all" else 1)

@@ -1,8 +1,6 @@
 """`sims.diagnose`: what it reads, what it writes, and what it refuses."""
 
-import functools
 import json
-import signal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,9 +12,8 @@ from mmcl_theory.features import Advice, Diagnosis, Estimate, Outcome
 from sims.diagnose import __main__ as diagnose
 from sims.diagnose import heads, report
 from sims.engine import reading
-from sims.engine.flags import UsageError
 from sims.features.config import Config
-from tests.helpers import assert_refused, contents
+from tests.helpers import assert_refused, assert_refuses, contents
 
 GROUPS = [("cat", "grass"), ("cat", "sofa"), ("dog", "grass"), ("dog", "sofa")]
 
@@ -49,19 +46,13 @@ VALUES = dict.fromkeys(("data", *diagnose.NEEDED, "prompts", "units"))
 def test_sources_of_all_kinds_give_the_arrays(files, arrays):
     st = pytest.importorskip("safetensors.numpy")
     st.save_file({"t": np.asarray(arrays["text"])}, files / "t.safetensors")
-    names = {
-        "image": "image.npy",
-        "text": "t.safetensors:t",
-        "labels": "table.csv:class",
-        "attributes": "table.csv:place",
-    }
-    mixed = {flag: files / name for flag, name in names.items()}
-    for values in ({"data": str(files / "all.npz")}, {k: str(v) for k, v in mixed.items()}):
+    names = dict(image="image.npy", text="t.safetensors:t", labels="table.csv:class", attributes="table.csv:place")
+    for given in ({"data": "all.npz"}, names):
+        values = {flag: str(files / name) for flag, name in given.items()}
         found = diagnose.load({**VALUES, **values})
         assert set(found) == set(arrays)
         assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
-    prompts = {**arrays, "prompts": np.zeros((2, 3))}
-    np.savez(files / "more.npz", **prompts)
+    np.savez(files / "more.npz", **arrays, prompts=np.zeros((2, 3)))
     assert diagnose.load({**VALUES, "data": str(files / "more.npz")})["prompts"].shape == (2, 3)
 
 
@@ -87,9 +78,7 @@ def test_columns_of_lists_are_features(tmp_path):
 def test_bad_files_are_one_line(tmp_path, make, flag, source, said):
     if make is not None:
         (tmp_path / source.split(":")[0]).write_text(make)
-    with pytest.raises(UsageError) as error:
-        reading.read(flag, str(tmp_path / source), flag)
-    assert str(error.value).startswith(f"--{flag}") and said in str(error.value) and "\n" not in str(error.value)
+    assert assert_refuses(said, reading.read, flag, str(tmp_path / source), flag).startswith(f"--{flag}")
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
@@ -102,22 +91,13 @@ def test_pickled_objects_are_never_loaded(tmp_path):
     np.save(tmp_path / "a.npy", objects, allow_pickle=True)
     np.savez(tmp_path / "a.npz", image=objects)
     for name in ("a.npy", "a.npz:image"):
-        with pytest.raises(UsageError, match="cannot be read"):
-            reading.read("image", str(tmp_path / name), "image")
+        assert_refuses("cannot be read", reading.read, "image", str(tmp_path / name), "image")
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.fixture
-def command(mmcl, monkeypatch):
-    """(arguments) -> (exit code, stdout, stderr)."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    return functools.partial(mmcl, diagnose)
-
-
 @pytest.mark.costly
-def test_the_command_writes_a_report(files, command):
-    code, out, err = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--folds=5", "--noadvice")
+def test_the_command_writes_a_report(files, mmcl):
+    code, out, err = mmcl(diagnose, f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--folds=5", "--noadvice")
     assert code == 0 and out.rstrip().endswith("report.html") and "MMCL, linear loss: P, as in training" in out
     assert err.splitlines() == [
         "warning: group (cat, grass) has 20 samples, fewer than 30: its intervals are wide.",
@@ -127,9 +107,9 @@ def test_the_command_writes_a_report(files, command):
 
 
 @pytest.mark.costly
-def test_trained_heads_stand_beside_the_closed_forms(files, command):
+def test_trained_heads_stand_beside_the_closed_forms(files, mmcl):
     flags = "--folds=3", "--noadvice", "--learners=mmcl", "--head_epochs=20", "--head_layers=1", "--head_width=8"
-    code, out, _ = command(f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--heads=clip", *flags)
+    code, out, _ = mmcl(diagnose, f"--data={files / 'all.npz'}", f"--out={files / 'out'}", "--heads=clip", *flags)
     assert code == 0 and "trained head, CLIP loss: P, as in training" in out
     content = json.loads((files / "out" / "diagnosis.json").read_text())
     at = {row["learner"]: row["accuracy"] for row in content["accuracies"] if row["group"] == "train"}
@@ -163,14 +143,12 @@ def test_a_linear_head_is_logistic_regression():
 def test_a_clip_head_learns_the_class_that_captions_tell():
     config = Config(width=(4,), layers=1, epochs=(20,), batch_size=50, learning_rate=0.02)
     test = _training(400, 2)
-    right = [
-        (heads.fit("clip", config, _training(300, 1, swapped))(test.image).argmax(1) == test.label).mean()
-        for swapped in (False, True)
-    ]
+    scores = [heads.fit("clip", config, _training(300, 1, swapped))(test.image) for swapped in (False, True)]
+    right = [(each.argmax(1) == test.label).mean() for each in scores]
     assert right[0] > 0.9 > 0.1 > right[1], right
 
 
-def test_bad_input_writes_nothing(files, command, arrays):
+def test_bad_input_writes_nothing(files, mmcl, arrays):
     np.savez(files / "nan.npz", **{**arrays, "image": np.where(arrays["image"] > 1.5, np.nan, arrays["image"])})
     np.savez(files / "one.npz", **{**arrays, "labels": np.zeros(120, int)})
     data = f"--data={files / 'all.npz'}"
@@ -187,7 +165,7 @@ def test_bad_input_writes_nothing(files, command, arrays):
         ([], "--image must name a file, or --data one that has image, text, labels, attributes."),
     ]
     for arguments, said in cases:
-        assert_refused(command(*arguments, f"--out={files / 'out'}"), said)
+        assert_refused(mmcl(diagnose, *arguments, f"--out={files / 'out'}"), said)
     assert not (files / "out").exists()
 
 
@@ -211,7 +189,9 @@ def test_the_report_has_everything_in_one_file(arrays, tmp_path):
     assert f"of {len(found.advice)} settings have evidence" in said
 
 
-MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
+def diagnosed(n, outcomes, advice=()):
+    model = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
+    return Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), outcomes, advice, (), model, np.zeros(2))
 
 
 def an_outcome(measured, predicted, n):
@@ -231,16 +211,14 @@ def an_outcome(measured, predicted, n):
     ],
 )
 def test_the_report_says_where_gaussian_scores_agree(predicted, n, said):
-    outcome = an_outcome([0.9, 0.7, 0.7, 0.9], predicted, n)
-    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, n), {"mmcl": outcome}, (), (), MODEL, np.zeros(2))
-    assert said in report._gaussian(found, "mmcl")
+    outcomes = {"mmcl": an_outcome([0.9, 0.7, 0.7, 0.9], predicted, n)}
+    assert said in report._gaussian(diagnosed(n, outcomes), "mmcl")
 
 
 @pytest.mark.parametrize("learners", [1, 4, 11])
 def test_learners_keep_to_their_column_of_the_figure(learners):
     outcomes = {str(i): an_outcome([0.9, 0.7, 0.7, 0.9], [0.8] * 4, 100) for i in range(learners)}
-    found = Diagnosis(("a", "b"), ("x", "y"), np.full(4, 100), outcomes, (), (), MODEL, np.zeros(2))
-    figure = report.draw(found)
+    figure = report.draw(diagnosed(100, outcomes))
     places = [line.get_xdata() for line in figure.axes[0].lines if line.get_color() == "black"]
     assert len(places) == learners and np.ptp(places, axis=0).max() < 0.9
     assert learners == 1 or np.ptp(places, axis=0).min() > 0.3
@@ -253,16 +231,15 @@ def test_the_best_gain_and_the_worst_loss_of_a_knob_are_shown():
 
     gains, losses = [change("kappa", 0.1, 0.05), change("kappa", 1.0, 0.03)], [change("kappa", 10.0, -0.09)]
     worst, nothing = change("attribute", 0.0, 0.01, 0.2), change("detail", 0.0, 0.01, -0.01)
-    found = Diagnosis(("a", "b"), ("x", "y"), np.ones(4), {}, (*gains, *losses, worst, nothing), (), MODEL, np.zeros(2))
+    found = diagnosed(1, {}, (*gains, *losses, worst, nothing))
     assert report.changes_with_evidence(found, 9) == [losses[0], gains[0], worst]
 
 
 def test_names_are_escaped(arrays, tmp_path):
     labels = np.where(arrays["labels"] == "cat", "<b>cat</b>", "dog $5^$")
     with pytest.warns(UserWarning, match="fewer than 30"):
-        found = mt.diagnose(
-            **{**arrays, "labels": labels}, folds=5, knobs={}, learners={"mmcl": mt.features.Learner("mmcl")}
-        )
+        one = {"mmcl": mt.features.Learner("mmcl")}
+        found = mt.diagnose(**{**arrays, "labels": labels}, folds=5, knobs={}, learners=one)
     report.write(found, {}, [], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<b>cat" not in page and "&lt;b&gt;cat" in page

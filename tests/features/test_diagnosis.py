@@ -14,6 +14,7 @@ from mmcl_theory.data.mixture import covariances
 from mmcl_theory.features import Diagnosis, Learner, Outcome, feature_rules, group_sums, policy_moments, verdict
 from mmcl_theory.features.closed_form import LEARNERS
 
+ONE = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
 MODEL = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.3).as_mixture()
 CAPS = mt.group_captions(MODEL, mention=[0.8, 0.6], base="mean")
 
@@ -106,13 +107,12 @@ def test_accuracies_meet_the_theory_s(found, learner, other):
 
 def test_gaussian_scores_look_gaussian_and_others_do_not(data):
     image, text, label, attribute = data
-    plain = mt.diagnose(*data, knobs={}, learners={"mmcl": LEARNERS["mmcl"]}).outcomes["mmcl"]
+    plain = mt.diagnose(*data, **ONE).outcomes["mmcl"]
     assert np.abs(plain.skewness[[0, 3]]).max() < 0.3
     # A few images far away, along the direction of the rule.
-    far = image + 40 * (np.arange(len(image)) % 40 == 0)[:, None] * (
-        image[label == 1].mean(0) - image[label == 0].mean(0)
-    )
-    skewed = mt.diagnose(far, text, label, attribute, knobs={}, learners={"mmcl": LEARNERS["mmcl"]})
+    along = image[label == 1].mean(0) - image[label == 0].mean(0)
+    far = image + 40 * (np.arange(len(image)) % 40 == 0)[:, None] * along
+    skewed = mt.diagnose(far, text, label, attribute, **ONE)
     assert np.abs(skewed.outcomes["mmcl"].skewness).max() > 2
 
 
@@ -126,9 +126,8 @@ def test_held_out_samples_are_not_seen():
     at = outcome.at("train")
     assert abs(at.value - 0.5) < 4 * max(at.error, 0.03)
     sums = group_sums(image, text, 2 * label + attribute, 4)
-    rules, offsets = feature_rules(
-        policy_moments(sums, np.array([0, 0, 1, 1])), np.zeros((2, 4)), learner["supervised"]
-    )
+    mom = policy_moments(sums, np.array([0, 0, 1, 1]))
+    rules, offsets = feature_rules(mom, np.zeros((2, 4)), learner["supervised"])
     seen = ((image - sums.image_origin) @ np.asarray(rules).T + np.asarray(offsets)).argmax(1) == label
     assert seen.mean() > 0.7
 
@@ -289,11 +288,7 @@ def diagnosed(size, accuracy, classes=2):
         ([9000, 1000, 1000, 9000], [0.9, 0.9, 0.9, 0.9], "balanced"),
         ([90, 10, 10, 90], [0.9, 0.8, 0.9, 0.9], "no evidence"),
         ([500, 500, 500, 500], [0.9, 0.9, 0.2, 0.2], "no shortcut in the data"),
-        (
-            [800, 200, 800, 200],
-            [0.9, 0.5, 0.9, 0.5],
-            "no shortcut in the data",
-        ),  # most have one attribute in each class
+        ([800, 200, 800, 200], [0.9, 0.5, 0.9, 0.5], "no shortcut in the data"),  # one attribute in most of each class
     ],
 )
 def test_regimes(size, accuracy, regime):
@@ -305,10 +300,8 @@ def test_aligned_groups_are_those_that_occur_together():
     found = diagnosed([900, 100, 600, 400], np.array([0.9, 0.5, 0.5, 0.9]))
     assert found.aligned().tolist() == [True, False, False, True]
     assert found.gap("mmcl").value == pytest.approx(0.4)
-    three = np.array([80, 10, 10, 10, 80, 10, 5, 5, 90])
-    assert (
-        diagnosed(three, np.full(9, 0.5), classes=3).aligned().reshape(3, 3).tolist() == np.eye(3, dtype=bool).tolist()
-    )
+    three = diagnosed(np.array([80, 10, 10, 10, 80, 10, 5, 5, 90]), np.full(9, 0.5), classes=3)
+    np.testing.assert_array_equal(three.aligned().reshape(3, 3), np.eye(3))
 
 
 def test_repeated_images_stay_in_one_fold():
@@ -337,9 +330,7 @@ def test_three_classes_and_attributes():
     assert found.fitted.mean.shape == (9, 4) and len(found.groups) == 9
     outcome = found.outcomes["mmcl"]
     assert outcome.by_group.min() > 0.7 and np.abs(outcome.predicted - outcome.by_group).max() < 0.12
-    shuffled = mt.diagnose(
-        image, text, rng.permutation(label), attribute, learners={"mmcl": LEARNERS["mmcl"]}, knobs={}
-    )
+    shuffled = mt.diagnose(image, text, rng.permutation(label), attribute, **ONE)
     assert abs(shuffled.outcomes["mmcl"].at("train").value - 1 / 3) < 0.08
 
 
@@ -360,13 +351,15 @@ def test_a_ridge_needs_no_regular_covariance(data):
         mt.diagnose(twice, *rest, learners={"ridge": Learner("ridge", kappa=0.0, shrinkage=0.0)}, knobs={})
 
 
-def test_a_large_mean_costs_no_digits(data, found):
+def spread(image):
+    """The same features over more coordinates, (n, 40)."""
+    return image @ np.linalg.qr(np.random.default_rng(0).normal(size=(40, 6)))[0].T
+
+
+def test_a_large_mean_costs_no_digits(data):
     """The components of features far from the origin are those of the features at it."""
-    image, *rest = data
-    rng = np.random.default_rng(0)
-    wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
-    arguments = {"components": 6, "learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
-    near, far = (mt.diagnose(wide + c, *rest, **arguments).outcomes["mmcl"] for c in (0.0, 1e6))
+    wide, rest = spread(data[0]), data[1:]
+    near, far = (mt.diagnose(wide + c, *rest, **ONE, components=6).outcomes["mmcl"] for c in (0.0, 1e6))
     np.testing.assert_allclose(near.by_group, far.by_group, atol=0.01)
     assert near.by_group.min() > 0.6
 
@@ -374,25 +367,19 @@ def test_a_large_mean_costs_no_digits(data, found):
 def test_prompts_of_one_s_own(data):
     """Prompts exchanged between the classes exchange the answers."""
     _, text, label, attribute = data
-    means = np.stack(
-        [np.stack([text[(label == y) & (attribute == a)].mean(0) for a in (0, 1)]).mean(0) for y in (0, 1)]
-    )
-    arguments = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}}
-    right = mt.diagnose(*data, prompts=means, **arguments).outcomes["mmcl"].by_group
-    wrong = mt.diagnose(*data, prompts=means[::-1], **arguments).outcomes["mmcl"].by_group
+    by_group = [text[(label == y) & (attribute == a)].mean(0) for y in (0, 1) for a in (0, 1)]
+    means = np.reshape(by_group, (2, 2, -1)).mean(1)
+    right, wrong = (mt.diagnose(*data, prompts=p, **ONE).outcomes["mmcl"].by_group for p in (means, means[::-1]))
     np.testing.assert_allclose(right, 1 - wrong, atol=1e-12)
     assert right.mean() > 0.7
 
 
 def test_principal_components_of_wide_features_keep_the_result(data, found):
     """Features that are spread over more coordinates, reduced again to as many as they fill."""
-    image, text, label, attribute = data
-    rng = np.random.default_rng(0)
-    wide = image @ np.linalg.qr(rng.normal(size=(40, 6)))[0].T
-    again = mt.diagnose(wide, text, label, attribute, components=6, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
-    np.testing.assert_allclose(again.outcomes["mmcl"].by_group, found.outcomes["mmcl"].by_group, atol=0.02)
-    fewer = mt.diagnose(wide, text, label, attribute, components=1, learners={"mmcl": LEARNERS["mmcl"]}, knobs={})
-    assert np.abs(fewer.outcomes["mmcl"].by_group - found.outcomes["mmcl"].by_group).max() > 0.02
+    image, *rest = data
+    six, one = (mt.diagnose(spread(image), *rest, components=c, **ONE).outcomes["mmcl"].by_group for c in (6, 1))
+    np.testing.assert_allclose(six, found.outcomes["mmcl"].by_group, atol=0.02)
+    assert np.abs(one - found.outcomes["mmcl"].by_group).max() > 0.02
 
 
 def test_tables(found):
@@ -473,7 +460,7 @@ def test_the_best_captions_within_a_budget():
     model, n = mt.intra_class(p_spu=0.9, sigma_core=1.0, sigma_spu=0.1), 40_000
     caps, obs = mt.captions(), mt.observation(6, 5, 0.5, 0.5)
     image, text, label, attribute = sampled(n, 7, model.as_mixture(), caps.as_group_captions(model), obs)
-    given = {"learners": {"mmcl": LEARNERS["mmcl"]}, "knobs": {}, "budget": 0.5}
+    given = {**ONE, "budget": 0.5}
     shifted, worst = mt.diagnose(image, text, label, attribute, **given).purchases
     assert (shifted.where, worst.where) == ("shifted", "worst")
 
@@ -493,8 +480,7 @@ def test_the_best_captions_within_a_budget():
     dear = mt.diagnose(image, text, label, attribute, **given, cost=(1.0, 8.0)).purchases[0]
     assert dear.detail <= 4.5 / 8  # all of the budget for nothing else
     assert dear.attribute + 8 * dear.detail == pytest.approx(4.5)
-    wrongs = {"budget": 1.0, "cost": (1.0, 0.0)}
-    for name, value in wrongs.items():
+    for name, value in (("budget", 1.0), ("cost", (1.0, 0.0))):
         with pytest.raises(ValueError, match=f"{name} must be"):
             mt.diagnose(image, text, label, attribute, **{**given, name: value})
 
@@ -581,6 +567,6 @@ def test_where_captions_tell_nothing_but_the_class_no_purchase_is_a_gain():
     told, silent = [], mt.group_captions(MODEL, mention=[0.0, 0.0], base="mean")
     for seed in range(10):
         pairs = sampled(1200, seed, caps=silent)
-        found = mt.diagnose(*pairs, learners={"mmcl": LEARNERS["mmcl"]}, knobs={}, budget=0.5)
+        found = mt.diagnose(*pairs, **ONE, budget=0.5)
         told.append(verdict(found.purchases[0].gain))
     assert len(told) == 10 and told.count("no evidence") >= 7

@@ -47,13 +47,10 @@ def test_it_is_what_the_diagnosis_fits():
     found = mt.diagnose(image, text, y, place, folds=2, knobs={}, learners={"ridge": mt.features.Learner("ridge")})
     classifier = ContrastiveClassifier("ridge").fit(image, y, text=text)
     assert classifier.score(image, y) == pytest.approx(found.outcomes["ridge"].at("train").value, abs=0.03)
-    upset = ContrastiveClassifier("ridge").fit(image, y, text=text, prompts=classifier_prompts(text, y)[::-1])
+    means = np.stack([text[y == k].mean(0) for k in np.unique(y)])
+    upset = ContrastiveClassifier("ridge").fit(image, y, text=text, prompts=means[::-1])
     assert upset.score(image, y) == pytest.approx(1 - classifier.score(image, y), abs=1e-12)
     assert classifier.predict(image).dtype == y.dtype
-
-
-def classifier_prompts(text, y):
-    return np.stack([text[y == k].mean(0) for k in np.unique(y)])
 
 
 @pytest.mark.parametrize(

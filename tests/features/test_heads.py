@@ -1,8 +1,6 @@
 """`sims.features`: sets, captions, training and closed forms against other ways to compute them, and the command."""
 
-import csv
 import dataclasses
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +12,10 @@ import mmcl_theory as mt
 from mmcl_theory import losses
 from sims import lines, show
 from sims.engine import devices, store
-from sims.engine.flags import UsageError
 from sims.features import __main__ as command
 from sims.features import experiment, heads, sets
 from sims.features.config import Config
-from tests.helpers import assert_refused
+from tests.helpers import assert_refused, assert_refuses, csv_rows
 from tests.statistics import assert_mean_close, rejects
 
 CLASSES, PLACES = np.array(["cat", "dog"]), np.array(["grass", "sofa"])
@@ -263,13 +260,11 @@ def test_the_losses_of_arms_are_those_of_their_papers(arm, config, point):
     found, _ = jax.jit(lambda p: heads.loss(arm, linear, p, *inputs))(state["params"])
     train, rows = config.data.train, config.data.train.first[np.asarray(units)]
     params = jax.tree.map(lambda x: np.asarray(x, float), state["params"])
-    pairs_of = train.image[rows].astype(float), train.text[rows].astype(float)
-    np.testing.assert_allclose(found, by_hand(arm, params, *pairs_of, train.label[rows]), rtol=1e-5)
+    batch = train.image[rows].astype(float), train.text[rows].astype(float), train.label[rows]
+    np.testing.assert_allclose(found, by_hand(arm, params, *batch), rtol=1e-5)
     if arm == "siglip":
         params["scalars"]["bias"] = params["scalars"]["bias"] + 0.01
-        wrong = by_hand(arm, params, *pairs_of, train.label[rows])
-    else:
-        wrong = by_hand(arm, params, *pairs_of, train.label[rows], temperature=0.11)
+    wrong = by_hand(arm, params, *batch, temperature=0.11)
     assert abs(float(found) - wrong) > 1e-3
 
 
@@ -321,7 +316,6 @@ def test_accuracies_are_counted_in_each_group(config, point):
 
 @pytest.fixture
 def mmcl(mmcl, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(devices, "_start_jax", lambda *_: None)
     return mmcl
 
@@ -335,15 +329,14 @@ def test_the_command_compares_arms(folder, tmp_path, mmcl, float32):
     given = (f"--train={folder}/train.npz", ood, "--arms=supervised,whitened", "--width=1,2", f"--out={tmp_path}/run")
     code, out, err = mmcl(command, *given, *FLAGS)
     assert code == 0, err
-    with (tmp_path / "run/summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(tmp_path / "run/summary.csv")
     assert len(rows) == 3 * 2 * (2 + 1)  # seeds, widths; two times of training, and one closed form
     for row in rows:
         both = [float(row[f"{name} all"]) for name in ("ood", "again")]
         assert float(row["ood"]) == pytest.approx(np.mean(both))
     assert both[0] != both[1]
-    shown = [row for row in rows if row["arm"] == "supervised" and (row["width"], row["epochs"]) == ("2", "12")]
-    assert np.mean([float(row["id"]) for row in shown]) > 0.6
+    shown = [row["id"] for row in rows if (row["arm"], row["width"], row["epochs"]) == ("supervised", "2", "12")]
+    assert np.mean(list(map(float, shown))) > 0.6
     assert "Against ID accuracy: mean of ood, again" in out and "worst group of the ID set" in out
     assert "over seeds, test items" in out and (tmp_path / "run/features.png").stat().st_size > 10_000
     assert show.show(tmp_path / "run", tmp_path / "again") in out
@@ -376,9 +369,8 @@ def test_what_makes_an_accuracy_mean_less_is_said(folder, tmp_path, mmcl):
 
     said = notes(tmp_path / "train.npz", tmp_path / "ood.npz")
     held = sum("have the features of training images" in note for note in said)
-    assert held == 1 and any(
-        note.startswith("ood: ") and "of its 300 images have the features" in note for note in said
-    )
+    assert held == 1
+    assert any(note.startswith("ood: ") and "of its 300 images have the features" in note for note in said)
     assert f"id: has no image of ({raw['labels'][7]}, sea), which training has" in said
     assert any("fewer than 30, so its accuracy is uncertain" in note for note in said)
     assert not any("have the features of" in note or "has no image" in note
@@ -432,33 +424,33 @@ def test_what_is_refused(changed, flags, said, folder, tmp_path, mmcl):
     given = [x.format(tmp_path) for x in flags.split()]
     given += [] if "batch_size" in flags else ["--batch_size=50"]
     before = sorted(tmp_path.iterdir())
-    assert_refused(
-        mmcl(command, f"--train={tmp_path}/train.npz", *given, f"--out={tmp_path}/out"), said.format(tmp_path)
-    )
+    given = (f"--train={tmp_path}/train.npz", *given, f"--out={tmp_path}/out")
+    assert_refused(mmcl(command, *given), said.format(tmp_path))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_paper_preset_leaves_what_is_given(monkeypatch, mmcl, folder, tmp_path):
     seen = []
     monkeypatch.setattr(command.command, "run", lambda config, *_: seen.append(config))
-    mmcl(
-        command, f"--train={folder}/train.npz", "--preset=paper", "--width=8,16", "--batch_size=50", f"--out={tmp_path}"
-    )
+    given = (f"--train={folder}/train.npz", "--width=8,16", "--batch_size=50", f"--out={tmp_path}")
+    mmcl(command, "--preset=paper", *given)
     assert (seen[0].width, seen[0].epochs) == ((8, 16), (100,)) and "sim_clr" in seen[0].arms
-    with pytest.raises(UsageError, match="--train must name"):
-        Config().check()
+    assert_refuses("--train must name", Config().check)
     assert sets.ID == "id" and experiment.EXPERIMENT.figure == "features"
+
+
+def dataset_of(config, measured):
+    """What a run with these measured values stores."""
+    grid, dataset = experiment.grid_of(config), experiment.complete(config, measured)
+    return dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
 
 
 def test_arms_of_one_point_have_no_lines(config):
     """One run of a closed form: its accuracies, and its point."""
     alone = dataclasses.replace(config, arms=("whitened",), width=(2,), seeds=1)
-    shape = experiment.grid_of(alone).shape
-    measured = np.full(shape, np.nan)
+    measured = np.full(experiment.grid_of(alone).shape, np.nan)
     measured[..., -1, :-2] = 0.75
-    dataset = experiment.complete(alone, measured)
-    grid = experiment.grid_of(alone)
-    dataset = dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
+    dataset = dataset_of(alone, measured)
     assert "+-" not in experiment.text(dataset)  # one seed has no standard error
     assert "whitened rule, closed form" in experiment.text(dataset) and experiment.arms_of(dataset) == {}
     (axes,) = experiment.draw(dataset).axes
@@ -468,13 +460,10 @@ def test_arms_of_one_point_have_no_lines(config):
 def test_an_accuracy_is_not_rounded_to_the_images_of_another_group(config):
     """The worst group has .34, and the smallest group other images than a third of which are right."""
     alone = dataclasses.replace(config, arms=("supervised",), width=(2,), seeds=1)
-    grid = experiment.grid_of(alone)
-    measured = np.full(grid.shape, 0.75)
-    measured[..., list(heads.measures(alone)).index("id worst")] = 0.34
+    measured = np.full(experiment.grid_of(alone).shape, 0.75)
+    measured[..., heads.measures(alone).index("id worst")] = 0.34
     measured[..., 0, 0] = 0.5
-    dataset = experiment.complete(alone, measured)
-    dataset = dataset.assign(measured=(grid.dims, measured)).assign_coords(store.coordinates(grid))
-    points = experiment.arms_of(dataset)["worst group of the ID set"]["SL, cross-entropy"]
+    points = experiment.arms_of(dataset_of(alone, measured))["worst group of the ID set"]["SL, cross-entropy"]
     assert [point.acc_ood for point in points] == [0.34, 0.34]
 
 
