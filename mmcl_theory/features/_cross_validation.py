@@ -33,13 +33,6 @@ def divided(group: np.ndarray, unit: np.ndarray, m: int, seed: int) -> np.ndarra
     return fold[number]
 
 
-def by_fold(sums: GroupSums, m: int, groups: int) -> GroupSums:
-    """Sums over m x groups groups, folds slowest, with an axis for each: (M, G, ...)."""
-    names = [field.name for field in dataclasses.fields(sums) if not field.name.endswith("origin")]
-    shaped = {name: getattr(sums, name) for name in names}
-    return dataclasses.replace(sums, **{name: x.reshape(m, groups, *x.shape[1:]) for name, x in shaped.items()})
-
-
 def own_scores(
     name: str, fit: Fit, image: np.ndarray, text: np.ndarray, prompts: np.ndarray | None, group: np.ndarray,
     classes: np.ndarray, unit: np.ndarray, fold: np.ndarray,

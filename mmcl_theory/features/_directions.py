@@ -24,13 +24,8 @@ def fitted_mixture(data: Samples, num_attributes: int) -> tuple[Mixture, np.ndar
     z, guess = np.empty((len(data.image), l)), np.empty((len(data.image), l))
     for f in range(len(data.sums.size)):
         others = data.others(f)
-        mom = [x / others.size[:, None, None] for x in (others.image_image, others.image_text, others.text_text)]
         x, t = others.image / others.size[:, None], others.text / others.size[:, None]
-        share = others.size / others.size.sum()
-        xx, xt, tt = (
-            np.einsum("g,gij->ij", share, product - left[:, :, None] * right[:, None, :])
-            for product, left, right in zip(mom, (x, x, t), (x, t, t), strict=True)
-        )
+        xx, xt, tt = (np.einsum("g,gij->ij", others.size / others.size.sum(), s) for s in others.within())
         xx, tt = _ridged(xx), _ridged(tt)
         means = x.reshape(k, num_attributes, -1)
         by_class, by_attribute = means.mean(1), means.mean(0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmcl_theory import _checks
-from mmcl_theory.features._cross_validation import Samples, SingularError, by_fold, divided, own_scores
+from mmcl_theory.features._cross_validation import Samples, SingularError, divided, own_scores
 from mmcl_theory.features._directions import fitted_mixture, leading_components
 from mmcl_theory.features.closed_form import KINDS, KNOBS, LEARNERS, ONLY, POLICIES, Fit, Learner
 from mmcl_theory.features.moments import AS_IT_IS, CHUNK, Policy, group_sums
@@ -170,7 +170,7 @@ def diagnose(
         text, basis, middle = _reduced("text", text, components)
         if prompts is not None and basis is not None:
             prompts = (prompts - middle) @ basis
-        sums = by_fold(group_sums(image, text, fold * groups + group, m * groups), m, groups)
+        sums = group_sums(image, text, fold * groups + group, m * groups).by_fold(m)
         total = sums.total()
         for name, squares in (("image", total.image_image), ("text", total.text_text)):
             if not np.isfinite(squares).all():

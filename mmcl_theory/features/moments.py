@@ -54,21 +54,32 @@ class GroupSums:
     image_origin: np.ndarray  # (d_i,)
     text_origin: np.ndarray  # (d_t,)
 
+    def by_fold(self, m: int) -> "GroupSums":
+        """Sums over m folds of groups, folds slowest, with an axis for each: (M, G, ...)."""
+        return self._map(lambda x: x.reshape(m, -1, *x.shape[1:]))
+
     def minus(self, folds: "GroupSums", fold: int) -> "GroupSums":
         """These sums without those of one fold; the first dimension of `folds` is the folds."""
-        return self._map(lambda name: getattr(self, name) - getattr(folds, name)[fold])
+        return self._map(lambda x, y: x - y[fold], folds)
 
     def fold(self, fold: int) -> "GroupSums":
         """The sums of one fold; the first dimension is the folds."""
-        return self._map(lambda name: getattr(self, name)[fold])
+        return self._map(lambda x: x[fold])
 
     def total(self) -> "GroupSums":
         """The sums over all folds; the first dimension is the folds."""
-        return self._map(lambda name: getattr(self, name).sum(0))
+        return self._map(lambda x: x.sum(0))
 
-    def _map(self, f: Callable[[str], np.ndarray]) -> "GroupSums":
+    def within(self) -> list[np.ndarray]:
+        """The covariances Cov(x), Cov(x, t) and Cov(t) in each group."""
+        x, t = self.image / self.size[..., None], self.text / self.size[..., None]
+        products = (self.image_image, x, x), (self.image_text, x, t), (self.text_text, t, t)
+        return [s / self.size[..., None, None] - p[..., :, None] * q[..., None, :] for s, p, q in products]
+
+    def _map(self, f: Callable[..., np.ndarray], *others: "GroupSums") -> "GroupSums":
         names = [field.name for field in dataclasses.fields(self) if not field.name.endswith("origin")]
-        return dataclasses.replace(self, **{name: f(name) for name in names})
+        changed = {name: f(*(getattr(sums, name) for sums in (self, *others))) for name in names}
+        return dataclasses.replace(self, **changed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +132,7 @@ AS_IT_IS = Policy()
 
 
 def group_sums(
-    image: np.ndarray,
-    text: np.ndarray,
-    cell: Int[np.ndarray, " n"],
-    cells: int,
-    dtype: type = np.float64,
+    image: np.ndarray, text: np.ndarray, cell: Int[np.ndarray, " n"], cells: int, dtype: type = np.float64
 ) -> GroupSums:
     """The sums over the samples of each cell, in one pass over arrays of any size, such as memory-mapped files.
 
@@ -225,14 +232,7 @@ def policy_moments(sums: GroupSums, classes: Int[np.ndarray, " g"], policy: Poli
     """
     size = sums.size
     x, t = sums.image / size[:, None], sums.text / size[:, None]
-    xx, xt, tt = (
-        product / size[:, None, None] - left[:, :, None] * right[:, None, :]
-        for product, left, right in (
-            (sums.image_image, x, x),
-            (sums.image_text, x, t),
-            (sums.text_text, t, t),
-        )
-    )
+    xx, xt, tt = sums.within()
     own = np.eye(classes.max() + 1)[classes]  # (G, K)
     t_class = (own * size[:, None]).T @ t / (own.T @ size)[:, None]
     difference = t - t_class[classes]
