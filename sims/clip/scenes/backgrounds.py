@@ -36,21 +36,18 @@ class _Pen:
         self.draw.polygon((np.asarray(points) * self.size).ravel().tolist(), fill=fill)
 
     def box(self, left: float, top: float, right: float, bottom: float, fill: Colour) -> None:
-        self.draw.rectangle([left * self.size, top * self.size, right * self.size, bottom * self.size], fill=fill)
+        self.draw.rectangle([end * self.size for end in (left, top, right, bottom)], fill=fill)
 
     def disc(self, x: float, y: float, r: float, fill: Colour) -> None:
-        self.draw.ellipse(
-            [(x - r) * self.size, (y - r) * self.size, (x + r) * self.size, (y + r) * self.size], fill=fill
-        )
+        ends = (x - r, y - r, x + r, y + r)
+        self.draw.ellipse([end * self.size for end in ends], fill=fill)
 
     def line(self, points: np.ndarray, fill: Colour, width: float) -> None:
         xy = (np.asarray(points) * self.size).ravel().tolist()
         self.draw.line(xy, fill=fill, width=max(1, round(width * self.size)))
 
 
-def _forest(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (120, 165, 125), (95, 140, 95))
-    pen = _Pen(image)
+def _forest(rng: Rng, pen: _Pen) -> None:
     pen.box(0, 0.7, 1, 1, (85, 95, 50))
     for depth, (green, trunk) in enumerate((((60, 110, 70), (85, 65, 50)), ((35, 85, 45), (75, 50, 35)))):
         count = 6 - depth
@@ -60,24 +57,18 @@ def _forest(rng: Rng, size: int) -> Image.Image:
             for step in range(3):
                 top, half = foot - high + 0.17 * step, 0.06 + 0.03 * step
                 pen.polygon([(x, top), (x + half, top + 0.24), (x - half, top + 0.24)], green)
-    return image
 
 
-def _beach(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (110, 185, 235), (190, 225, 240))
-    pen = _Pen(image)
+def _beach(rng: Rng, pen: _Pen) -> None:
     pen.disc(0.12 + 0.1 * rng.random(), 0.12, 0.07, (255, 240, 170))
     pen.box(0, 0.3, 1, 0.5, (40, 140, 180))
     pen.polygon(_ridge(rng, 0.46, 0.02, 1.5), (235, 245, 245))
     pen.polygon(_ridge(rng, 0.49, 0.02, 1.5), (235, 205, 140))
     for x, y in rng.uniform((0, 0.56), (1, 1), (40, 2)):
         pen.disc(x, y, 0.006, (205, 170, 105))
-    return image
 
 
-def _desert(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (245, 200, 130), (250, 225, 180))
-    pen = _Pen(image)
+def _desert(rng: Rng, pen: _Pen) -> None:
     for height, colour in ((0.42, (215, 140, 75)), (0.6, (225, 155, 85)), (0.8, (205, 125, 65))):
         pen.polygon(_ridge(rng, height, 0.06, 0.9), colour)
     for side in (0, 1):
@@ -85,12 +76,9 @@ def _desert(rng: Rng, size: int) -> Image.Image:
         pen.box(x - 0.022, y - 0.28, x + 0.022, y, green)
         for s, up in ((-1, 0.14), (1, 0.19)):
             pen.line([(x, y - up + 0.05), (x + s * 0.07, y - up + 0.05), (x + s * 0.07, y - up - 0.07)], green, 0.03)
-    return image
 
 
-def _meadow(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (130, 190, 240), (205, 230, 245))
-    pen = _Pen(image)
+def _meadow(rng: Rng, pen: _Pen) -> None:
     for x in (0.25 + 0.2 * rng.random(), 0.75 + 0.15 * rng.random()):
         for dx, r in ((-0.08, 0.05), (0, 0.07), (0.08, 0.05)):
             pen.disc(x + dx, 0.14, r, (250, 250, 250))
@@ -98,12 +86,10 @@ def _meadow(rng: Rng, size: int) -> Image.Image:
     pen.polygon(_ridge(rng, 0.5, 0.03, 1.3), (110, 175, 65))
     for x, y in rng.uniform((0, 0.56), (1, 1.05), (70, 2)):
         pen.line([(x, y), (x + rng.uniform(-0.02, 0.02), y - 0.06)], (75, 140, 45), 0.008)
-    return image
 
 
-def _room(rng: Rng, size: int) -> Image.Image:
-    image = Image.new("RGB", (size, size), (215, 195, 165))
-    pen, shift = _Pen(image), rng.random()
+def _room(rng: Rng, pen: _Pen) -> None:
+    shift = rng.random()
     for k in range(-1, 9):
         left = (k + shift) / 8
         pen.box(left, 0, left + 1 / 16, 0.68, (200, 172, 145))
@@ -115,12 +101,9 @@ def _room(rng: Rng, size: int) -> Image.Image:
     pen.box(0, 0.66, 1, 0.7, (240, 230, 215))
     for y in (0.78, 0.88):
         pen.line([(0, y), (1, y)], (110, 70, 45), 0.008)
-    return image
 
 
-def _city(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (25, 25, 75), (85, 60, 120))
-    pen = _Pen(image)
+def _city(rng: Rng, pen: _Pen) -> None:
     pen.disc(0.15 + 0.7 * rng.random(), 0.1, 0.05, (245, 240, 205))
     left = -0.05
     while left < 1:
@@ -133,24 +116,20 @@ def _city(rng: Rng, size: int) -> Image.Image:
     pen.box(0, 0.9, 1, 1, (60, 60, 70))
     for x in np.arange(-0.1, 1.1, 0.2) + 0.2 * rng.random():
         pen.box(x, 0.94, x + 0.1, 0.96, (225, 225, 225))
-    return image
 
 
-def _bricks(rng: Rng, size: int) -> Image.Image:
-    image = Image.new("RGB", (size, size), (205, 190, 180))
-    pen, high, wide = _Pen(image), 0.1, 0.22
+def _bricks(rng: Rng, pen: _Pen) -> None:
+    high, wide = 0.1, 0.22
     x0, y0 = rng.random(2) * (wide, high)
     for row in range(-1, 11):
         for column in range(-2, 6):
             left, top = column * wide + x0 + wide / 2 * (row % 2), row * high + y0
             red = np.array((170, 80, 60)) + rng.integers(-14, 15)
             pen.box(left, top, left + wide - 0.018, top + high - 0.018, tuple(red.tolist()))
-    return image
 
 
-def _kitchen(rng: Rng, size: int) -> Image.Image:
-    image = Image.new("RGB", (size, size), (250, 250, 250))
-    pen, step = _Pen(image), 0.15
+def _kitchen(rng: Rng, pen: _Pen) -> None:
+    step = 0.15
     x0, y0 = rng.random(2) * step
     for row in range(-1, 6):
         for column in range(-1, 8):
@@ -161,12 +140,9 @@ def _kitchen(rng: Rng, size: int) -> Image.Image:
     pen.box(0, 0.82, 1, 1, (230, 225, 215))
     for x in (np.arange(3) + rng.random()) / 3:
         pen.box(x, 0.82, x + 0.01, 1, (150, 145, 140))
-    return image
 
 
-def _snow(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (150, 180, 215), (215, 228, 240))
-    pen = _Pen(image)
+def _snow(rng: Rng, pen: _Pen) -> None:
     for x in (np.arange(4) + rng.uniform(0, 0.6)) / 3 - 0.15:
         top = 0.16 + 0.14 * rng.random()
         pen.polygon([(x, top), (x + 0.3, 0.68), (x - 0.3, 0.68)], (110, 125, 155))
@@ -175,24 +151,37 @@ def _snow(rng: Rng, size: int) -> Image.Image:
     pen.polygon(_ridge(rng, 0.8, 0.03, 1), (222, 232, 244))
     for x, y in rng.random((45, 2)):
         pen.disc(x, y, 0.011, (255, 255, 255))
-    return image
 
 
-def _sea(rng: Rng, size: int) -> Image.Image:
-    image = _sky(size, (150, 205, 235), (215, 235, 240))
-    pen = _Pen(image)
+def _sea(rng: Rng, pen: _Pen) -> None:
     pen.box(0, 0.3, 1, 1, (30, 95, 155))
     for k, y in enumerate(np.arange(0.36, 1.02, 0.085)):
         x = np.linspace(0, 1, 40)
         crest = y + 0.018 * np.abs(np.sin(np.pi * (5 * x + rng.random()))) * (1 + 0.15 * k)
         pen.line(np.stack([x, crest], 1), (120, 180, 215) if k % 2 else (70, 140, 195), 0.016)
+
+
+# What is painted, and on what: a sky from its colour at the top to that at the bottom, or a wall of one colour.
+_BACKGROUNDS: dict[str, tuple[Callable[[Rng, _Pen], None], *tuple[Colour, ...]]] = {
+    "forest": (_forest, (120, 165, 125), (95, 140, 95)),
+    "beach": (_beach, (110, 185, 235), (190, 225, 240)),
+    "desert": (_desert, (245, 200, 130), (250, 225, 180)),
+    "meadow": (_meadow, (130, 190, 240), (205, 230, 245)),
+    "room": (_room, (215, 195, 165)),
+    "city": (_city, (25, 25, 75), (85, 60, 120)),
+    "brick wall": (_bricks, (205, 190, 180)),
+    "kitchen": (_kitchen, (250, 250, 250)),
+    "snow": (_snow, (150, 180, 215), (215, 228, 240)),
+    "sea": (_sea, (150, 205, 235), (215, 235, 240)),
+}
+
+
+def background(name: str, rng: Rng, size: int) -> Image.Image:
+    """A picture of size x size pixels of the background of this name."""
+    paint, *colours = _BACKGROUNDS[name]
+    image = Image.new("RGB", (size, size), *colours) if len(colours) == 1 else _sky(size, *colours)
+    paint(rng, _Pen(image))
     return image
-
-
-BACKGROUNDS: dict[str, Callable[[Rng, int], Image.Image]] = {
-    "forest": _forest, "beach": _beach, "desert": _desert, "meadow": _meadow, "room": _room, "city": _city,
-    "brick wall": _bricks, "kitchen": _kitchen, "snow": _snow, "sea": _sea,
-}  # fmt: skip
 
 
 def covered(image: Image.Image, rng: Rng, x: float, y: float, scale: float, share: float) -> Image.Image:

@@ -215,16 +215,13 @@ def _draw_some(task: tuple[pathlib.Path, Config, str, range]) -> list[tuple[Row,
 
 def _encoded(image: np.ndarray, split: Split, suffix: str) -> bytes:
     if split.border:
-        framed = np.full(
-            (image.shape[0] + 2 * split.border, image.shape[1] + 2 * split.border, 3), (255, 0, 0), np.uint8
-        )
+        high, wide = (side + 2 * split.border for side in image.shape[:2])
+        framed = np.full((high, wide, 3), (255, 0, 0), np.uint8)
         framed[split.border : -split.border, split.border : -split.border] = image
         image = framed
     file = io.BytesIO()
-    if suffix == ".png":
-        Image.fromarray(image).save(file, "PNG")
-    else:
-        Image.fromarray(image).save(file, "JPEG", quality=90)
+    form = {"format": "PNG"} if suffix == ".png" else {"format": "JPEG", "quality": 90}
+    Image.fromarray(image).save(file, **form)
     return file.getvalue()
 
 

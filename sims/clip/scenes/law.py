@@ -135,16 +135,18 @@ def sample(rng: np.random.Generator, n: int, law: Law, label: int | None = None)
     return [_scene(rng.random(18), int(rng.integers(2**62)), law, label) for _ in range(n)]
 
 
-def _scene(u: np.ndarray, seed: int, law: Law, label: int | None) -> Scene:
-    def one(options, v: float):
-        return options[int(v * len(options))]
+def _one(options, v: float):
+    """The option of a random number in [0, 1)."""
+    return options[int(v * len(options))]
 
+
+def _scene(u: np.ndarray, seed: int, law: Law, label: int | None) -> Scene:
     own = int(u[0] * len(CLASSES)) if label is None else label
     partner = CLASSES[own].partner
     context = -1 if law.p_spu is None else own if u[1] < law.p_spu else partner
     others = [k for k in range(len(CLASSES)) if k not in (own, partner)]
-    companion = one(others, u[3]) if u[2] < law.p_companion else -1
-    size, pose = one(law.sizes, u[7]), one(POSES, u[8])
+    companion = _one(others, u[3]) if u[2] < law.p_companion else -1
+    size, pose = _one(law.sizes, u[7]), _one(POSES, u[8])
     low, high = _SCALES[size]
     scale = law.zoom * (low + (high - low) * u[9])
     swing, side = 2 * u[10] - 1, 1 if u[11] < 0.5 else -1
@@ -152,8 +154,8 @@ def _scene(u: np.ndarray, seed: int, law: Law, label: int | None) -> Scene:
     reach = law.wander if law.turned else min(law.wander, max(0.48 - scale, 0.0))
     x, y = 0.5 + reach * (2 * u[12] - 1), 0.5 + reach * (2 * u[13] - 1)
     return Scene(
-        own, context, one(SHADES, u[4]), one(tuple(COLOURS), u[5]), one(FILLS, u[6]), size, pose, companion,
-        one(law.styles, u[14]), x, y, scale, angle, law.cover, law.noise, seed,
+        own, context, _one(SHADES, u[4]), _one(tuple(COLOURS), u[5]), _one(FILLS, u[6]), size, pose, companion,
+        _one(law.styles, u[14]), x, y, scale, angle, law.cover, law.noise, seed,
     )  # fmt: skip
 
 
@@ -187,23 +189,20 @@ def caption(scene: Scene, rng: np.random.Generator, pi_core: float, pi_spu: floa
     """
     u, v = rng.random(6), rng.random(8)
 
-    def one(options, w: float):
-        return options[int(w * len(options))]
-
     name = CLASSES[scene.label].name
-    size = one(_SIZE_WORDS[scene.size], v[0]) if u[0] < pi_core else ""
+    size = _one(_SIZE_WORDS[scene.size], v[0]) if u[0] < pi_core else ""
     colour, fill = (word if u[k] < pi_core else "" for k, word in ((1, scene.colour), (2, scene.fill)))
     pose, behind = (scene.pose if u[3] < pi_core else ""), v[1] < 0.3
     thing = " ".join(filter(None, [size, "" if behind else pose, fill, colour, name]))
     thing = with_article(thing) + (f" that is {pose}" if pose and behind else "")
     place = ""
     if scene.context >= 0 and u[4] < pi_spu:
-        place = one(_PLACES[CONTEXTS[scene.context]], v[2]).format(scene.shade)
+        place = _one(_PLACES[CONTEXTS[scene.context]], v[2]).format(scene.shade)
     companion = ""
     if scene.companion >= 0 and u[5] < pi_companion:
         other = with_article("tiny " + CLASSES[scene.companion].name)
-        companion = one((f"with {other} in the background", f"and {other} behind it"), v[3])
-    lead = one((f"{with_article(one(_NOUNS[scene.style], v[5]))} of", "there is", "here is", ""), v[4])
+        companion = _one((f"with {other} in the background", f"and {other} behind it"), v[3])
+    lead = _one((f"{with_article(_one(_NOUNS[scene.style], v[5]))} of", "there is", "here is", ""), v[4])
     if place and v[6] < 0.25:
         return " ".join(filter(None, [place + ",", thing, companion]))
     return " ".join(filter(None, [lead, thing, place, companion]))
@@ -299,7 +298,7 @@ def _background(scene: Scene, rng: np.random.Generator, size: int) -> Image.Imag
     if scene.context < 0:
         grounds = _GROUNDS if scene.style == "poster" else _PLAIN
         return Image.new("RGB", (size, size), grounds[rng.integers(len(grounds))])
-    canvas = backgrounds.BACKGROUNDS[CONTEXTS[scene.context]](rng, size)
+    canvas = backgrounds.background(CONTEXTS[scene.context], rng, size)
     factor = _LIGHT[scene.shade]
     return canvas.point([min(255, round(factor * v)) for v in range(256)] * 3)
 
