@@ -158,9 +158,8 @@ def _words(
 
     for word, counts in chosen.items():
         of_class = _bits(member @ counts, member @ size)
-        within = sum(
-            (m @ size) / n * _bits(counts[m > 0], size[m > 0]) for m in member
-        )  # the classes' mutual informations, by their weights
+        # The classes' mutual informations, by their weights.
+        within = sum((m @ size) / n * _bits(counts[m > 0], size[m > 0]) for m in member)
         p = p_value(of_class, len(classes) - 1), p_value(within, freedom)
         rows.append(dict(zip(WORD_COLUMNS, (word, int(counts.sum()), of_class, p[0], within, p[1]), strict=True)))
     return sorted(rows, key=lambda row: (-max(row["class_bits"], row["attribute_bits"]), row["word"]))
@@ -180,9 +179,7 @@ def text(found: Audit) -> str:
     """The audit in lines."""
     t = found.totals
     known = not math.isnan(t["names_attribute"])
-    named = (
-        f"{t['names_class']:.1%}, the attribute in {t['names_attribute']:.1%}" if known else f"{t['names_class']:.1%}"
-    )
+    named = f"{t['names_class']:.1%}" + (f", the attribute in {t['names_attribute']:.1%}" if known else "")
     lines = [
         f"{t['captions']:,.0f} captions, {t['distinct']:,.0f} distinct; they name the class in {named}, and have"
         f" {t['other_words']:.1f} other words; {t['no_other_words']:.1%} have none"
@@ -269,16 +266,11 @@ def other_words(file: str, known: set[str]) -> dict[str, list[str]]:
 
 
 def _define_flags() -> None:
-    define(
-        "data",
-        None,
-        "captioned images: coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR",
-        optional(str),
-    )
+    text = "captioned images: coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR"
+    define("data", None, text, optional(str))
     define("classes", None, "of --data: file of class names, for images whose captions name just one", optional(path))
-    define(
-        "captions", None, "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data", optional(path)
-    )
+    text = "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data"
+    define("captions", None, text, optional(path))
     define("labels", None, "class of each caption, likewise; needed with --captions", optional(path))
     define("attributes", None, "attribute of each caption, likewise; none: not known", optional(path))
     define("words", None, "JSON file of other words for classes and attributes", optional(path))
@@ -303,9 +295,8 @@ def _of_columns() -> _Columns:
     columns = {flag: reading.read(flag, values[flag].value, flag) for flag in given}
     for flag, column in columns.items():
         if column.ndim != 1 or column.dtype.kind not in ("U" if flag == "captions" else "biuU"):
-            raise UsageError(
-                f"--{flag} must be a column of {'text' if flag == 'captions' else 'words or whole numbers'}."
-            )
+            wanted = "text" if flag == "captions" else "words or whole numbers"
+            raise UsageError(f"--{flag} must be a column of {wanted}.")
         if len(column) != len(columns["captions"]):
             raise UsageError(f"--{flag} has {len(column)} rows, --captions {len(columns['captions'])}.")
     captions, labels = ([str(x) for x in columns[flag]] for flag in ("captions", "labels"))

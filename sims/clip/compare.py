@@ -33,6 +33,7 @@ from sims.engine.flags import (
     UsageError,
     WorkFailed,
     check_choice,
+    check_range,
     define,
     integer,
     names,
@@ -87,9 +88,8 @@ def _define_flags() -> None:
     for name, given in _FLAGS.items():
         text, convert = (given, str) if isinstance(given, str) else given
         define(name, getattr(Config, name), text, convert)
-    define(
-        "preset", "scenes", f"defaults of the study shares, of {', '.join(PRESETS)}; a paper's gives this study", str
-    )
+    text = f"defaults of the study shares, of {', '.join(PRESETS)}; a paper's gives this study"
+    define("preset", "scenes", text, str)
     for name, (text, convert) in {**_OWN, **_TRAINING}.items():
         shown = "; ".join(f"{preset}: {_default(config, name)}" for preset, config in PRESETS.items())
         define(name, None, f"{text}. Study shares only; presets: {shown}", convert)
@@ -128,8 +128,8 @@ def _arms_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
     sets = ("val", *SHIFTS)
     lines = [f"{'arm':34}" + "".join(f"{name:>12}" for name in (*sets, "aligned", "conflicting"))]
     for arm in arms:
-        cells = [runs.interval(*figures.last(rows, arm, "all", "all", name)) for name in sets]
-        cells += [runs.interval(*figures.last(rows, arm, group, "all")) for group in runs.GROUPS]
+        cells = [runs.interval(*figures.last(rows, arm, "all", name)) for name in sets]
+        cells += [runs.interval(*figures.last(rows, arm, group)) for group in runs.GROUPS]
         lines.append(f"{ARMS[arm].label:34}" + "".join(f"   {mean:.2f}±{half:.2f}" for mean, half in cells))
     return "\n".join(lines)
 
@@ -146,8 +146,7 @@ def _matched_table(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> str:
 def _config() -> Config | Shares:
     """The settings of the study that the flags name."""
     values = flags.FLAGS
-    if values.preset not in PRESETS:
-        raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values.preset!r}.")
+    check_choice("preset", values.preset, PRESETS)
     for value in values.study:
         check_choice("study", value, (*STUDIES, "shares"))
     given = [name for name in (*_FLAGS, *_OWN, *_TRAINING) if values[name].present]
@@ -174,8 +173,8 @@ def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
     config = _config()
     config.check()
-    if values["workers"] is not None and values["workers"] < 1:
-        raise UsageError(f"--workers must be >= 1, got {values['workers']}.")
+    if values["workers"] is not None:
+        check_range("workers", values["workers"], 1)
     # JAX reads these when it is imported: the cache of compiled programs, for this process and those that train.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(devices.cache()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -8,12 +8,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 
 SCENES = "runs/scenes"  # where the generated scenes are by default
 
 
 _LATER = {"percent": 100.0, "validation": 0.0}
+_RANGES: dict[str, tuple[float, float]] = {
+    "vocabulary_size": (300, 1_000_000), "batch_size": (2, 2**20), "chunks": (1, 2**16), "warm_up": (0, 10**8),
+    "held_out": (2, 2**20), "seed": (0, 2**32 - 1), "image_size": (16, 1024), "context_length": (4, 1024),
+    "steps": (1, 10**9), "temperature": (0.01, 1), "percent": (1, 100), "pi": (0, 1), "same_class_weight": (0, 1),
+    "weight_decay": (0, 1),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,41 +105,24 @@ class Config:
 
     def check(self) -> None:
         """Raise UsageError naming the flag, the value and what is allowed."""
-        if self.arm not in ARMS:
-            raise UsageError(f"--arm must be of {', '.join(ARMS)}, got {self.arm!r}.")
-        for name, least, most in (
-            ("vocabulary_size", 300, 1_000_000),
-            ("batch_size", 2, 2**20),
-            ("chunks", 1, 2**16),
-            ("warm_up", 0, 10**8),
-            ("held_out", 2, 2**20),
-            ("seed", 0, 2**32 - 1),
-        ):
-            _in(name, getattr(self, name), least, most)
-        for name, least, most in (("image_size", 16, 1024), ("context_length", 4, 1024), ("steps", 1, 10**9)):
-            if getattr(self, name) is not None:
-                _in(name, getattr(self, name), least, most)
-        _in("temperature", self.temperature, 0.01, 1)
-        _in("percent", self.percent, 1, 100)
-        if not 0 <= self.validation < 1:
-            raise UsageError(f"--validation must be in [0, 1), got {self.validation:g}.")
-        for name in ("pi", "same_class_weight", "weight_decay"):
-            if getattr(self, name) is not None:
-                _in(name, getattr(self, name), 0, 1)
-        for name, most in (("learning_rate", 1), ("epsilon", 1), ("crop_scale", 1)):
-            if not 0 < getattr(self, name) <= most:
-                raise UsageError(f"--{name} must be in (0, {most}], got {getattr(self, name):g}.")
-        if not 0 <= self.beta_2 < 1:
-            raise UsageError(f"--beta_2 must be in [0, 1), got {self.beta_2:g}.")
+        check_choice("arm", self.arm, ARMS)
+        for name, (least, most) in _RANGES.items():
+            if (value := getattr(self, name)) is not None and not least <= value <= most:
+                raise UsageError(f"--{name} must be in [{least}, {most}], got {value:g}.")
+        for name in ("validation", "beta_2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UsageError(f"--{name} must be in [0, 1), got {value:g}.")
+        for name in ("learning_rate", "epsilon", "crop_scale"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise UsageError(f"--{name} must be in (0, 1], got {value:g}.")
         if not (self.epochs > 0 and math.isfinite(self.epochs)):
             raise UsageError(f"--epochs must be > 0, got {self.epochs:g}.")
         if self.batch_size % self.chunks or self.batch_size // self.chunks < 2:
             raise UsageError(
                 f"--chunks must divide --batch_size into parts of 2 or more, got {self.chunks} and {self.batch_size}."
             )
-        if self.same_class_weight is not None and (
-            not self.method.loss == "info_nce" or self.method.same_class_weight is not None
-        ):
+        weighable = self.method.loss == "info_nce" and self.method.same_class_weight is None
+        if self.same_class_weight is not None and not weighable:
             raise UsageError(f"--same_class_weight has no meaning for --arm={self.arm}; leave it out.")
         if self.pi is not None and self.method.text != "masked":
             raise UsageError(f"--pi has no meaning for --arm={self.arm}; leave it out.")
@@ -164,22 +153,13 @@ class Config:
         return {"command": "clip.train", **settings}
 
 
-def _in(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise UsageError(f"--{name} must be in [{least}, {most}], got {value:g}.")
-
-
-_FULL = Config(image_size=224, context_length=77, vocabulary_size=49408, weight_decay=0.1, warm_up=2000, bf16=True)
+_FULL = Config(architecture="RN50", image_size=224, context_length=77, vocabulary_size=49408, warm_up=2000, bf16=True)
+_CC3M = dataclasses.replace(_FULL, batch_size=1024, held_out=4096)
 PRESETS = {
     "scenes": Config(),
-    "coco_rn50": dataclasses.replace(
-        _FULL, architecture="RN50", batch_size=512, epochs=100.0, learning_rate=5e-4, held_out=2048
-    ),
-    "cc3m_rn50": dataclasses.replace(
-        _FULL, architecture="RN50", batch_size=1024, epochs=30.0, learning_rate=1e-3, held_out=4096
-    ),
+    "coco_rn50": dataclasses.replace(_FULL, batch_size=512, epochs=100.0, learning_rate=5e-4, held_out=2048),
+    "cc3m_rn50": _CC3M,
     "cc3m_vit": dataclasses.replace(
-        _FULL, architecture="ViT-B-16", batch_size=1024, epochs=30.0, learning_rate=5e-4, weight_decay=0.5,
-        beta_2=0.98, epsilon=1e-6, held_out=4096,
+        _CC3M, architecture="ViT-B-16", learning_rate=5e-4, weight_decay=0.5, beta_2=0.98, epsilon=1e-6
     ),
-}  # fmt: skip
+}

@@ -34,9 +34,8 @@ def _define_flags() -> None:
     model_flags.define_model()
     define("encoder", None, "MODULE:FUNCTION, in the place of --run and --weights", optional(str))
     define("data", None, "coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR[:test]; needed", str)
-    define(
-        "classes", None, "file of class names: gives labels to images whose captions name exactly one", optional(path)
-    )
+    text = "file of class names: gives labels to images whose captions name exactly one"
+    define("classes", None, text, optional(path))
     define("templates", None, "file of prompts with {} for the class; none: ten of our own", optional(path))
     define("precision", "float16", "of the features: float16 or float32", str)
     define("batch_size", 64, "images, or captions, encoded at once, >= 1", integer)
@@ -80,9 +79,8 @@ def _main() -> None:
         encoder = towers.of_function(values.encoder)
     else:
         encoder = towers.of_clip(*model_flags.load(), values.batch_size)
-    work = features.Work(
-        encoder, source, indices, templates, values.precision, values.batch_size, threads=values.threads
-    )
+    how = {"precision": values.precision, "batch_size": values.batch_size, "threads": values.threads}
+    work = features.Work(encoder, source, indices, templates, **how)
     print(features.text(features.embed(work, out, values.overwrite), out))
 
 

@@ -33,7 +33,7 @@ from absl import flags
 from sims.clip.config import SCENES
 from sims.clip.zero_shot import model_flags
 from sims.engine import files
-from sims.engine.flags import Terminated, UsageError, define, integer, names, path, run_main
+from sims.engine.flags import Terminated, UsageError, check_choice, check_range, define, integer, names, path, run_main
 
 _LINES = ("auto", "standard", "weak", "fit")
 
@@ -43,20 +43,12 @@ def _define_flags() -> None:
     define("data", None, "in the place of --root: labelled data as train's --data, such as cifar10:DIR:test", str)
     define("root", SCENES, "folder of the evaluation sets' folders", path)
     define("sets", None, "of val, balanced, v2, sketch, r, a, objectnet; none: all that are there", names)
-    define(
-        "classes",
-        None,
-        'class list, {"0": [wnid, name], ...}, or `wnid name` a line, or names with --wnids; none: ROOT/classes.json',
-        path,
-    )
+    text = 'class list, {"0": [wnid, name], ...}, or `wnid name` a line, or names with --wnids; none: ROOT/classes.json'
+    define("classes", None, text, path)
     define("wnids", None, "wnids of --classes' names in their order, or imagenet_class_index.json", path)
     define("class_map", None, "coco, or a CSV of category and wnid: the sets are scored by its categories", path)
-    define(
-        "templates",
-        None,
-        "file of prompts with {} for the class, one a line or a JSON list; none: ten of our own",
-        path,
-    )
+    text = "file of prompts with {} for the class, one a line or a JSON list; none: ten of our own"
+    define("templates", None, text, path)
     define("table", None, "JSON lines that results are added to; none: OUT/results.jsonl", path)
     define("models", None, "table of other models, such as another --table or a .csv: drawn, and what fit fits", path)
     define("line", "auto", f"rho's in the print and figure, of {', '.join(_LINES)}; auto: weak below 40% on val", str)
@@ -71,9 +63,8 @@ def _define_flags() -> None:
 def _check() -> None:
     model_flags.check()
     values = flags.FLAGS
-    for name, allowed in (("line", _LINES), ("transform", ("logit", "probit"))):
-        if values[name].value not in allowed:
-            raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {values[name].value!r}.")
+    check_choice("line", values.line, _LINES)
+    check_choice("transform", values.transform, ("logit", "probit"))
     if values.line == "weak" and values.transform == "probit":
         raise UsageError("--line=weak has no probit line; use --transform=logit.")
     if values.line == "fit" and values.models is None:
@@ -81,8 +72,8 @@ def _check() -> None:
     if values.table is not None and values.table.lower().endswith(".csv"):
         raise UsageError(f"--table={values.table} would be written as JSON lines; name it .jsonl.")
     for name in ("batch_size", "threads"):
-        if values[name].value is not None and values[name].value < 1:
-            raise UsageError(f"--{name} must be >= 1, got {values[name].value}.")
+        if values[name].value is not None:
+            check_range(name, values[name].value, 1)
     if values.data is not None:
         for name in ("root", "sets", "classes", "wnids", "class_map"):
             if values[name].present:

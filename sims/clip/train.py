@@ -21,7 +21,7 @@ from absl import flags
 
 from sims.clip.config import ARMS, PRESETS, SCENES, Config
 from sims.engine import devices, processes
-from sims.engine.flags import UsageError, define, integer, number, path, run_main
+from sims.engine.flags import check_choice, check_range, define, integer, number, path, run_main
 
 _TEXTS = {
     "arm": f"of {', '.join(ARMS)}",
@@ -67,15 +67,10 @@ def _define_flags() -> None:
             define(name, None, f"{text}. {'Default: ' if same else 'Presets: '}"
                    f"{getattr(PRESETS['scenes'], name) if same else shown}", convert)  # fmt: skip
     flags.DEFINE_bool("bf16", None, "compute in bfloat16; parameters stay float32. Presets: the full ones")
-    flags.DEFINE_bool(
-        "same_captions", None, "pairs with the very same caption are each other's negatives. Default: yes"
-    )
-    define(
-        "workers",
-        None,
-        "processes that decode images, >= 0; 0: threads of this one. Presets: scenes: 0; others: one a core, less one",
-        integer,
-    )
+    text = "pairs with the very same caption are each other's negatives. Default: yes"
+    flags.DEFINE_bool("same_captions", None, text)
+    text = "processes that decode images, >= 0; 0: threads of this one"
+    define("workers", None, f"{text}. Presets: scenes: 0; others: one a core, less one", integer)
     define("max_bad", 100, "records that cannot be read before the run is given up, >= 0", integer)
     flags.DEFINE_bool("fsdp", False, "split parameters and optimizer state over the devices too")
     define("log_every", 20, "steps between looks at the metrics, >= 1", integer)
@@ -88,31 +83,24 @@ def _define_flags() -> None:
 
 def _main() -> int:
     values = flags.FLAGS.flag_values_dict()
-    if values["preset"] not in PRESETS:
-        raise UsageError(f"--preset must be of {', '.join(PRESETS)}, got {values['preset']!r}.")
+    check_choice("preset", values["preset"], PRESETS)
     given = {f.name: values[f.name] for f in dataclasses.fields(Config) if values.get(f.name) is not None}
     config = dataclasses.replace(PRESETS[values["preset"]], **given)
     config.check()
     workers = values["workers"]
     if workers is None:
         workers = 0 if values["preset"] == "scenes" else processes.cores() - 1
-    for name, value, least in (
-        ("workers", workers, 0), ("log_every", values["log_every"], 1), ("save_every", values["save_every"], 1),
-        ("max_bad", values["max_bad"], 0),
-    ):  # fmt: skip
-        if value < least:
-            raise UsageError(f"--{name} must be >= {least}, got {value}.")
+    check_range("workers", workers, 0)
+    for name, least in (("log_every", 1), ("save_every", 1), ("max_bad", 0)):
+        check_range(name, values[name], least)
     devices.start_processes(1)
     from sims.clip.fit import speed, training
     from sims.clip.scenes import generation
 
     if config.data == "scenes":
         generation.default(pathlib.Path(SCENES))
-    how = training.How(
-        workers=workers, fsdp=values["fsdp"], log_every=values["log_every"], save_every=values["save_every"],
-        tensorboard=values["tensorboard"], overwrite=values["overwrite"], peak=speed.peak(config.bf16),
-        max_bad=values["max_bad"],
-    )  # fmt: skip
+    given = {name: values[name] for name in ("fsdp", "log_every", "save_every", "tensorboard", "overwrite", "max_bad")}
+    how = training.How(workers=workers, peak=speed.peak(config.bf16), **given)
     result = training.run(config, pathlib.Path(values["out"]), how)
     print("\n".join(f"{name:16} {value}" for name, value in result.items()))
     print(f"\nEvaluate it: python -m sims.clip.evaluate --run={values['out']}")

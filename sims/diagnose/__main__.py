@@ -54,19 +54,16 @@ def _define_flags() -> None:
     define("text", None, "text features of the captions, a row for each pair", optional(path))
     define("labels", None, "class of each pair: whole numbers or words", optional(path))
     define("attributes", None, "attribute of each pair: whole numbers or words", optional(path))
-    define(
-        "prompts", None, "text features of a prompt for each class, in sorted order; none: class means", optional(path)
-    )
+    text = "text features of a prompt for each class, in sorted order; none: class means"
+    define("prompts", None, text, optional(path))
     define("learners", KINDS, f"of {', '.join(KINDS)}", names)
     define("same_class_weight", None, "of mmcl, in [0, 1]; none: the ordinary loss", optional(number))
     define("theta", 1.0, "whitening of `whitened`, in [0, 1]", number)
-    define(
-        "kappa", 1.0, "ridge of `ridge`, >= 0, in units of the mean product of an image and a text eigenvalue", number
-    )
+    text = "ridge of `ridge`, >= 0, in units of the mean product of an image and a text eigenvalue"
+    define("kappa", 1.0, text, number)
     define("rank", None, "embedding size of mmcl and whitened, >= 1; none: no limit", optional(integer))
-    define(
-        "shrinkage", 0.01, "multiple of its mean eigenvalue that is added to a covariance before it is inverted", number
-    )
+    text = "multiple of its mean eigenvalue that is added to a covariance before it is inverted"
+    define("shrinkage", 0.01, text, number)
     define("heads", (), f"heads to train and score too, of {', '.join(HEADS)}", names)
     define("head_width", 64, "width of their layers, >= 1", integer)
     define("head_layers", 3, "layers of a head, 1 to 10; 1: linear", integer)
@@ -74,9 +71,8 @@ def _define_flags() -> None:
     define("head_epochs", 30, text, integer)
     text = "what pairs belong together, such as the image of several captions; none: equal images"
     define("units", None, text, optional(path))
-    define(
-        "shifted_weight", None, "weights of the groups under the shift, classes slowest; none: equal", optional(weights)
-    )
+    text = "weights of the groups under the shift, classes slowest; none: equal"
+    define("shifted_weight", None, text, optional(weights))
     define("components", 256, "principal components that wider features are reduced to, >= 1", integer)
     define("folds", 10, "folds, 2 to 100", integer)
     define("seed", 0, "of the division into folds and of the heads, in [0, 2^32)", integer)
@@ -114,10 +110,9 @@ def _main() -> None:
     check_range("theta", values["theta"], 0, 1)
     check_range("kappa", values["kappa"], 0)
     check_range("shrinkage", values["shrinkage"], 0)
-    if values["same_class_weight"] is not None:
-        check_range("same_class_weight", values["same_class_weight"], 0, 1)
-    if values["rank"] is not None:
-        check_range("rank", values["rank"], 1)
+    for name, *limits in (("same_class_weight", 0, 1), ("rank", 1)):
+        if values[name] is not None:
+            check_range(name, values[name], *limits)
     for head in values["heads"]:
         check_choice("heads", head, HEADS)
     for name, most in zip(_HEAD, (1 << 16, 10, 10**6), strict=True):
@@ -158,11 +153,8 @@ def _main() -> None:
     notes = [str(w.message) for w in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    named = (
-        "data", *NEEDED, *_MORE, "learners", *_SETTINGS, "heads", *_HEAD, "shifted_weight", "budget", *_COSTS, "advice",
-        *sizes,
-    )  # fmt: skip
-    given = {name: values[name] for name in named}
+    named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "heads", *_HEAD, "shifted_weight", "budget", *_COSTS)
+    given = {name: values[name] for name in (*named, "advice", *sizes)}
     out.mkdir(parents=True, exist_ok=True)
     report.write(found, given, notes, out)
     print(f"{report.text(found)}\n\nReport: {out / 'report.html'}")

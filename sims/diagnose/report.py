@@ -200,9 +200,8 @@ def _effects(ax: Any, changes: list[Advice]) -> None:
     ax.set_yticks([-i for i in range(len(changes))], words, fontsize=8)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.set_xlabel("change of accuracy on P* (95% interval)")
-    ax.set_title(
-        "what would change it: of each knob with evidence, the best and the worst setting", fontsize=9, loc="right"
-    )
+    title = "what would change it: of each knob with evidence, the best and the worst setting"
+    ax.set_title(title, fontsize=9, loc="right")
     ax.grid(axis="x", alpha=0.25, lw=0.6)
 
 
@@ -241,16 +240,12 @@ def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pat
 
 def html_page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:
     """The HTML page, with style and picture in it."""
-    lines = "\n".join(
-        f"<li>{html.escape(line)}</li>" for line in [*(f"Warning: {n}" for n in notes), *text(found).split("\n")]
-    )
+    said = [*(f"Warning: {note}" for note in notes), *text(found).split("\n")]
+    lines = "\n".join(f"<li>{html.escape(line)}</li>" for line in said)
     settings = ", ".join(f"{k} = {v}" for k, v in given.items() if v is not None)
     tables = [
         f"<h2>{title}</h2>{page.table(list(frame.columns), frame.round(4).astype(object).fillna('').to_numpy())}"
-        for title, frame in (
-            ("Accuracies", found.to_dataframe()),
-            ("Changes", found.advice_dataframe()),
-        )
+        for title, frame in (("Accuracies", found.to_dataframe()), ("Changes", found.advice_dataframe()))
         if len(frame)
     ]
     body = f"""<p><code>{html.escape(settings)}</code></p>

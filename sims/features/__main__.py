@@ -25,26 +25,11 @@ import sys
 from absl import flags
 
 from sims.engine import command, devices
-from sims.engine.flags import (
-    check_choice,
-    define,
-    integer,
-    names,
-    number,
-    numbers,
-    optional,
-    path,
-    run_main,
-)
+from sims.engine.flags import check_choice, define, integer, names, number, numbers, optional, path, run_main
 from sims.features.config import ARMS, PAPER_WIDTHS, Config
 
-_PRESETS = {
-    "paper": {
-        "arms": ("clip", "clip_labels", "supervised", "sup_con", "sim_clr"),
-        "width": PAPER_WIDTHS,
-        "epochs": (100,),
-    }
-}
+_PAPER = {"arms": ("clip", "clip_labels", "supervised", "sup_con", "sim_clr"), "width": PAPER_WIDTHS, "epochs": (100,)}
+_PRESETS = {"paper": _PAPER}
 
 
 def sets(text: str) -> tuple[tuple[str, str], ...]:
@@ -77,21 +62,12 @@ def _define_flags() -> None:
     define("batch_size", config.batch_size, "images of a step, >= 2", integer)
     define("learning_rate", config.learning_rate, "of AdamW, constant, > 0", number)
     define("weight_decay", config.weight_decay, "of AdamW, >= 0", number)
-    define(
-        "temperature",
-        config.temperature,
-        "of the CLIP loss at the start, in [0.01, 1]; trained",
-        number,
-    )
+    define("temperature", config.temperature, "of the CLIP loss at the start, in [0.01, 1]; trained", number)
     define("theta", config.theta, "whitening of `whitened`, in [0, 1]", number)
     text = "multiple of its mean eigenvalue that `whitened` adds to a covariance before it is inverted, >= 0"
     define("shrinkage", config.shrinkage, text, number)
-    define(
-        "dropout",
-        config.dropout,
-        "share of features that a view of sup_con and sim_clr lacks, above 0, below 1",
-        number,
-    )
+    text = "share of features that a view of sup_con and sim_clr lacks, above 0, below 1"
+    define("dropout", config.dropout, text, number)
     flags.DEFINE_bool("bf16", config.bf16, "train in bfloat16")
     define("seeds", config.seeds, "runs of each arm and setting, >= 1", integer)
     define("seed", config.seed, "root of all randomness, in [0, 2^32)", integer)

@@ -11,7 +11,7 @@ from typing import Any
 from sims.clip.config import ARMS, SCENES
 from sims.clip.config import PRESETS as RECIPES
 from sims.clip.config import Config as Training
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 
 STUDIES = ("arms", "captions")
 _MAX_RUNS, _MAX_STAGES = 10_000, 100
@@ -21,6 +21,11 @@ NAMES = "names"  # the class map of the data's own class names
 _KINDS = {"paper_coco": ("coco:DIR",), "paper_cc": ("tars:GLOB", "csv:FILE", "parquet:FILE")}
 _SMALL = Training(context_length=24, batch_size=128, epochs=3.0, learning_rate=3e-3, warm_up=10)
 _VALIDATION = 0.3  # share of each class's records, where the data has no validation part of its own
+
+
+def _check_names(name: str, values: tuple[float, ...]) -> None:
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise UsageError(f"--{name} must have values that differ in six digits, by which runs are named.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +42,7 @@ class Config:
 
     study: tuple[str, ...] = STUDIES
     root: str = SCENES
-    arms: tuple[str, ...] = (
-        "clip", "clip_no_intra", "clip_labels", "siglip", "supervised", "sup_con",
-    )  # fmt: skip
+    arms: tuple[str, ...] = ("clip", "clip_no_intra", "clip_labels", "siglip", "supervised", "sup_con")
     pi_grid: tuple[float, ...] = (0.0, 0.5, 1.0)
     stages: tuple[float, ...] = (0.5, 1.0)
     architecture: str = "RN-tiny"
@@ -55,14 +58,12 @@ class Config:
         """Raise UsageError naming the flag, the value and what is allowed."""
         for name, allowed in (("study", STUDIES), ("arms", tuple(ARMS))):
             for value in getattr(self, name):
-                if value not in allowed:
-                    raise UsageError(f"--{name} must be of {', '.join(allowed)}, got {value!r}.")
+                check_choice(name, value, allowed)
         for value in self.pi_grid:
             if not 0 <= value <= 1:
                 raise UsageError(f"--pi_grid must be in [0, 1], got {value:g}.")
         for name in ("pi_grid", "stages"):
-            if len({f"{value:g}" for value in getattr(self, name)}) < len(getattr(self, name)):
-                raise UsageError(f"--{name} must have values that differ in six digits, by which runs are named.")
+            _check_names(name, getattr(self, name))
         if len(self.stages) > _MAX_STAGES:
             raise UsageError(f"--stages must be at most {_MAX_STAGES}, got {len(self.stages)}.")
         if not 0 < self.stages[0] <= self.stages[-1] == 1:
@@ -171,10 +172,8 @@ class Shares:
         if data.startswith("coco:") and "/" not in data.rpartition(":")[2] and data.count(":") > 1:
             raise UsageError(f"--data must be coco:DIR, as ID accuracy is that on its val2017, got {data!r}.")
         for arm in self.arms:
-            if arm not in ARMS:
-                raise UsageError(f"--arms must be of {', '.join(ARMS)}, got {arm!r}.")
-        if len({f"{value:g}" for value in self.percent}) < len(self.percent):
-            raise UsageError("--percent must have values that differ in six digits, by which runs are named.")
+            check_choice("arms", arm, ARMS)
+        _check_names("percent", self.percent)
         for value in self.at or ():
             if not 0 < value < 100:
                 raise UsageError(f"--at must be inside (0, 100), in percent, got {value:g}.")

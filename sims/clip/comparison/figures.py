@@ -44,10 +44,8 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
             shown = shown[:: 1 + len(shown) // 9]
             which.set_ticks(scipy.special.logit(shown), [f"{t:g}" for t in shown])
         ax.set(xlim=limits[0], ylim=limits[1], title=_SHIFT_NAMES[shift])
-        ax.set(
-            xlabel="accuracy on val, the shift's classes (share, logit axis)",
-            ylabel="accuracy under shift (share, logit axis)",
-        )
+        ax.set_xlabel("accuracy on val, the shift's classes (share, logit axis)")
+        ax.set_ylabel("accuracy under shift (share, logit axis)")
         ax.grid(alpha=0.2)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     axes.flat[-1].axis("off")
@@ -83,15 +81,15 @@ def _arm(ax: Axes, rows: list[Row], arm: str, colour: str, marker: str) -> np.nd
     return np.stack([every[..., 0].min(0), every[..., 1].max(0)], 1)
 
 
-def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figure:
+def groups(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Each arm's aligned and conflicting accuracy after the last step."""
     figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
     for group, (colour, marker) in style.GROUP_LOOKS.items():
-        found = [interval(*last(rows, arm, group, scope)) for arm in arms]
+        found = [interval(*last(rows, arm, group)) for arm in arms]
         mean, half = np.array(found).T
         at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)
         ax.errorbar(mean, at, xerr=half, fmt=marker, color=colour, capsize=3, label=group)
-    ax.axvline(0.1 if scope == "all" else 0.5, color="0.6", lw=0.9, ls=":", label="chance")
+    ax.axvline(0.1, color="0.6", lw=0.9, ls=":", label="chance")
     ax.set_yticks(np.arange(len(arms)), [ARMS[arm].label for arm in arms])
     ax.invert_yaxis()
     ax.set(xlabel="accuracy on balanced scenes (share correct)", xlim=(-0.02, 1.02))
@@ -99,9 +97,9 @@ def groups(rows: Sequence[Row], arms: Sequence[str], scope: str = "all") -> Figu
     return figure
 
 
-def last(rows: Sequence[Row], arm: str, group: str, scope: str, on: str = "balanced") -> tuple[list[float], int]:
+def last(rows: Sequence[Row], arm: str, group: str, on: str = "balanced") -> tuple[list[float], int]:
     """(accuracies by seed, number of images behind each), of an arm's group in the set `on` after the last step."""
-    found = list(select(rows, arm=arm, set=on, group=group, scope=scope, prompts=prompts_of(arm), pi_core=None))
+    found = list(select(rows, arm=arm, set=on, group=group, scope="all", prompts=prompts_of(arm), pi_core=None))
     end = max(row["step"] for row in found)
     return [row["accuracy"] for row in found if row["step"] == end], found[0]["images"]
 
@@ -137,27 +135,21 @@ def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ens
     Theories have the first of RIDGES; their "gap", aligned minus conflicting, is (ridge, pi_core, pi_spu). "half" is
     half the interval of the measured gap.
     """
-    size = (len(grid),) * 2
-    found: dict[str, Any] = {who: {g: np.empty(size) for g in GROUPS} for who in ("clip", *THEORIES)}
-    found["half"] = np.empty(size)
+    cells = [[{"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"} for spu in grid] for core in grid]
+
+    def predicted(who: str, of: Row) -> list[list[float]]:
+        return [[next(select(rows, arm=who, group=g, ridge=r, **of))["accuracy"] for g in GROUPS] for r in RIDGES]
+
+    def measured(of: Row) -> tuple[float, ...]:
+        """The mean accuracy of each group after the last step, and half the interval of their difference."""
+        every = list(select(rows, arm="clip", prompts=prompts, **of))
+        end = max(row["step"] for row in every)
+        values = [[row["accuracy"] for row in select(every, group=g, step=end)] for g in GROUPS]
+        return *map(np.mean, values), gap_interval(*values, min(row["images"] for row in every))[1]
+
+    *means, half = np.moveaxis([[measured(of) for of in line] for line in cells], -1, 0)
+    found: dict[str, Any] = {"clip": dict(zip(GROUPS, means, strict=True)), "half": half}
     for who in THEORIES:
-        found[who]["gap"] = np.empty((len(RIDGES), *size))
-    for i, core in enumerate(grid):
-        for j, spu in enumerate(grid):
-            of = {"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"}
-            for who in THEORIES:
-                both = [
-                    [next(select(rows, arm=who, group=g, ridge=ridge, **of))["accuracy"] for g in GROUPS]
-                    for ridge in RIDGES
-                ]
-                for g, value in zip(GROUPS, both[0], strict=True):
-                    found[who][g][i, j] = value
-                found[who]["gap"][:, i, j] = [aligned - conflicting for aligned, conflicting in both]
-            every = [row for row in select(rows, arm="clip", prompts=prompts, **of)]
-            end = max(row["step"] for row in every)
-            values = {g: [r["accuracy"] for r in every if r["group"] == g and r["step"] == end] for g in GROUPS}
-            for g in GROUPS:
-                found["clip"][g][i, j] = np.mean(values[g])
-            images = min(row["images"] for row in every)
-            found["half"][i, j] = gap_interval(values["aligned"], values["conflicting"], images)[1]
+        aligned, conflicting = np.moveaxis([[predicted(who, of) for of in line] for line in cells], (-1, 2), (0, 1))
+        found[who] = {"aligned": aligned[0], "conflicting": conflicting[0], "gap": aligned - conflicting}
     return found

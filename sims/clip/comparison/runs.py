@@ -89,10 +89,8 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
     root = pathlib.Path(config.root)
     (out / "captions").mkdir(exist_ok=True)
     for each in config.runs():
-        if each.pi_core is not None and not (out / "captions" / each.captions).exists():
-            generation.write_captions(
-                root, each.pi_core, each.pi_spu, scene.pi_companion, out / "captions" / each.captions
-            )
+        if each.pi_core is not None and not (file := out / "captions" / each.captions).exists():
+            generation.write_captions(root, each.pi_core, each.pi_spu, scene.pi_companion, file)
     if not (out / "tokenizer.json").exists():
         source = sources.open_source(f"coco:{root}/coco")
         texts = [text for i in range(len(source)) for text in source.captions(i)]
@@ -156,12 +154,8 @@ class Judge:
                 right = scoring.ranks(values, labels, w, b, found.scored) == 0
                 places, mapped = scoring.restricted(self.sets["val"].labels[seen["val"].kept], found.scored)
                 on_val = scoring.ranks(seen["val"].values[places], mapped, w, b, found.scored) == 0
-                common = {
-                    "set": name,
-                    "prompts": prompts,
-                    "id_accuracy": float(on_val.mean()),
-                    "id_images": len(on_val),
-                }
+                common = {"set": name, "prompts": prompts}
+                common |= {"id_accuracy": float(on_val.mean()), "id_images": len(on_val)}
                 rows.append({**common, "group": "all", "scope": "all", **_count(right)})
                 if name == "balanced":
                     within = _within_pairs(values @ w.T + b, labels)

@@ -19,6 +19,7 @@ from sims.clip.comparison.config import NAMES, SIX, Share, Shares
 from sims.clip.comparison.runs import Row, select
 from sims.clip.config import ARMS
 from sims.clip.fit import prepare, trained, training
+from sims.clip.model import models
 from sims.clip.model.encoder import Encoder
 from sims.clip.records import class_maps, classes, sources
 from sims.clip.records.classes import Classes
@@ -27,7 +28,7 @@ from sims.clip.scenes import generation
 from sims.clip.zero_shot import evaluation, prompts, sets
 from sims.clip.zero_shot.sets import EvaluationSet
 from sims.engine import files, processes, store
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 from sims.engine.lines import inside
 
 ID = "id"  # the set of a row on ID accuracy
@@ -71,7 +72,7 @@ def _tokenizer(config: Shares, source: sources.Source, out: pathlib.Path, overwr
     Raises: UsageError if an arm's records are too few at some share, or architecture and vocabulary do not fit.
     """
     recipe = config.training
-    prepare.check_architecture(recipe)
+    check_choice("architecture", recipe.architecture, models.ARCHITECTURES)
     for arm in config.arms:
         prepare.select(config.of_run(Share(arm, config.percent[0], 0), None), source)  # larger shares have more
     whole, _ = prepare.select(config.of_run(Share(config.arms[0], 100.0, 0), None), source)
@@ -118,11 +119,8 @@ def open_sets(config: Shares, source: sources.Source) -> Found:
     ood = sets.open_sets(root, SIX, listed)
     shortfalls = tuple(one.shortfall() for one in ood.values())
     if config.class_map is not None:
-        by = (
-            class_maps.of_names(source.classes, spec)
-            if config.class_map == NAMES
-            else class_maps.read_map(config.class_map)
-        )
+        named = config.class_map == NAMES
+        by = class_maps.of_names(source.classes, spec) if named else class_maps.read_map(config.class_map)
         ood, listed = sets.mapped(ood, listed, by)
     if odd := [name for name in listed.names if name not in source.classes]:
         raise UsageError(
@@ -180,13 +178,9 @@ def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:
         own = {row["set"]: row for row in select(rows, **dataclasses.asdict(each))}
         accuracy = {name: float(inside(row["correct"], row["images"])) for name, row in own.items()}
         shifted = tuple((accuracy[name], own[name]["images"]) for name in SIX)
-        seed = str(each.seed) if config.seeds > 1 else None
-        found.append(
-            lines.Point(
-                config.panel, ARMS[each.arm].label, accuracy[ID],
-                float(np.mean([share for share, _ in shifted])), seed, each.name, own[ID]["images"], shifted,
-            )
-        )  # fmt: skip
+        mean, seed = float(np.mean([share for share, _ in shifted])), str(each.seed) if config.seeds > 1 else None
+        arm = config.panel, ARMS[each.arm].label
+        found.append(lines.Point(*arm, accuracy[ID], mean, seed, each.name, own[ID]["images"], shifted))
     return found
 
 

@@ -43,13 +43,8 @@ class Log:
             import tensorboardX
 
             self.writer = tensorboardX.SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
-        self.bar = tqdm.tqdm(
-            total=learner.steps,
-            initial=done,
-            unit="step",
-            file=sys.stderr,
-            disable=quiet or not sys.stderr.isatty(),
-        )
+        hidden = quiet or not sys.stderr.isatty()
+        self.bar = tqdm.tqdm(total=learner.steps, initial=done, unit="step", file=sys.stderr, disable=hidden)
         self.at = time.perf_counter()
 
     def steps(self, found: Sequence[tuple[int, dict[str, float]]], bad: int) -> None:

@@ -13,7 +13,7 @@ from sims.clip.model import models
 from sims.clip.records import captions, sources, tokenizer
 from sims.clip.records.classes import check_names
 from sims.clip.records.reading import brief, json_of, own_json, reason
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 
 TOKENIZER, DATA = "tokenizer.json", "data.json"  # in a run's folder
 _LOOKED = 1000  # records whose captions go into the data's digest
@@ -38,7 +38,7 @@ def open_data(config: Config, out: pathlib.Path | None = None) -> Data:
 
     Raises: UsageError if they are too few, have no labels where needed, or are not what the run began with.
     """
-    check_architecture(config)
+    check_choice("architecture", config.architecture, models.ARCHITECTURES)
     spec = f"coco:{SCENES}/coco" if config.data == "scenes" else config.data
     classes = class_names(config.classes)
     source = sources.open_source(spec, captions_file=config.captions, classes=classes)
@@ -96,12 +96,6 @@ def validation(labels: np.ndarray, share: float) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-def check_architecture(config: Config) -> None:
-    """Raise UsageError for an unknown architecture."""
-    if config.architecture not in models.ARCHITECTURES:
-        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {config.architecture!r}.")
-
-
 def class_names(path: str | None) -> tuple[str, ...]:
     """The names of a JSON list, by which captions are labelled; None: none."""
     if path is None:
@@ -156,9 +150,8 @@ def architecture(config: Config, encode: tokenizer.Tokenizer | None) -> models.A
     arch = models.ARCHITECTURES[config.architecture]
     changed: dict[str, Any] = {"image_size": config.image_size or arch.image_size}
     if encode is not None:
-        changed["text"] = dataclasses.replace(
-            arch.text, context_length=encode.context_length, vocabulary_size=encode.vocabulary_size
-        )
+        sizes = {name: getattr(encode, name) for name in ("context_length", "vocabulary_size")}
+        changed["text"] = dataclasses.replace(arch.text, **sizes)
     return dataclasses.replace(arch, **changed)
 
 

@@ -80,19 +80,16 @@ class Learner:
     @property
     def anonymous(self) -> "Learner":
         """A copy with every field reset that does not affect the computation, so that equal runs share one program."""
-        blank = Config()
         names = ("data", "captions", "classes", "vocabulary", "seed", "pi", "epochs", "steps", "held_out")
-        return dataclasses.replace(
-            self, config=dataclasses.replace(self.config, **{name: getattr(blank, name) for name in names})
-        )
+        blank = {name: getattr(Config, name) for name in names}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **blank))
 
     def start(self, key: Key[Array, ""]) -> State:
         """Parameters before training."""
         side = self.arch.image_size
-        image = jnp.zeros((1, side, side, 3), jnp.float32)
-        inputs = (
-            (image, jnp.zeros((1, self.arch.text.context_length), jnp.int32)) if self.config.method.reads else (image,)
-        )
+        inputs = [jnp.zeros((1, side, side, 3), jnp.float32)]
+        if self.config.method.reads:
+            inputs.append(jnp.zeros((1, self.arch.text.context_length), jnp.int32))
         variables = self.module.init(key, *inputs)
         params = {"model": variables["params"]}
         if self.config.method.reads:
@@ -121,12 +118,10 @@ class Learner:
         variables = {"params": params["model"], "batch_stats": batch_stats}
         stats: list[Tree] = []
 
-        def apply(*args: Array, method: str) -> Array:
-            if method == "encode_text":
-                return self.module.apply(variables, *args, method=method).astype(jnp.float32)
-            if not train:
-                return self.module.apply(variables, *args, False, method=method).astype(jnp.float32)
-            out, changed = self.module.apply(variables, *args, True, method=method, mutable=["batch_stats"])
+        def apply(x: Array, method: str) -> Array:
+            if not train or method == "encode_text":
+                return self.module.apply(variables, x, method=method).astype(jnp.float32)
+            out, changed = self.module.apply(variables, x, True, method=method, mutable=["batch_stats"])
             stats.append(changed.get("batch_stats", {}))
             return out.astype(jnp.float32)
 

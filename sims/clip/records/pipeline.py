@@ -9,6 +9,7 @@ worker processes or hosts does not change a byte. Host p of P has rows p b to (p
 batch_size / P.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -16,8 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -142,7 +142,7 @@ def _given_up(max_bad: int, id: str, why: str) -> WorkFailed:
                       " or allow more bad ones.")  # fmt: skip
 
 
-class Batches:
+class Batches(Iterator[dict[str, np.ndarray]], contextlib.AbstractContextManager):
     """Iterates forever over batches `start`, `start` + 1, ... of this host, made ahead by threads or processes.
 
     A batch has image (b, h, w, 3) uint8, or (b, views, h, w, 3) if views > 1; and tokens (b, context_length) int32. It
@@ -181,9 +181,6 @@ class Batches:
             raise _given_up(loading.max_bad, *list(self.bad.items())[-1])
         self._iterator = _ahead(recipe, start)
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> dict[str, np.ndarray]:
         batch, bad = next(self._iterator)
         for id, why in bad.items():
@@ -201,10 +198,7 @@ class Batches:
         """End threads and processes."""
         self._iterator.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 

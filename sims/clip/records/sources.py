@@ -188,6 +188,10 @@ def open_source(spec: str, *, captions_file: str | None = None, classes: Sequenc
     raise UsageError(f"--data must be {KINDS}, got {brief(repr(spec))}.")
 
 
+def _warn(line: str) -> None:
+    print(f"warning: {line}.", file=sys.stderr)
+
+
 def _split(rest: str, default: str) -> tuple[str, str]:
     folder, colon, split = rest.rpartition(":")
     return (folder, split) if colon and folder and split and "/" not in split else (rest, default)
@@ -251,9 +255,7 @@ def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]
                 f"{path}: instance {brief(told['id'])} is of category {brief(told['category_id'])}, which is not"
                 " listed."
             )
-        if told.get("iscrowd"):
-            continue
-        if told["image_id"] not in best or rank < best[told["image_id"]]:
+        if not told.get("iscrowd") and (told["image_id"] not in best or rank < best[told["image_id"]]):
             best[told["image_id"]], largest[told["image_id"]] = rank, number[told["category_id"]]
     return tuple(c["name"] for c in categories), np.array([largest.get(id, -1) for id in kept], np.int32)
 
@@ -294,11 +296,8 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     paths = tars.expand(spec)
     found = tars.indices(paths)
     if left_out := sum(index.left_out for index in found):
-        print(
-            f"warning: tars:{spec}: {left_out} images or captions have no counterpart, or a dot in their key, and are"
-            " left out.",
-            file=sys.stderr,
-        )
+        what = "images or captions have no counterpart, or a dot in their key"
+        _warn(f"tars:{spec}: {left_out} {what}, and are left out")
     tar = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.offset) for index in found])
     if not len(tar):
         raise UsageError(f"tars:{spec} has no captioned image; img2dataset's tars hold KEY.jpg and KEY.txt.")
@@ -311,8 +310,7 @@ def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     captions = tars.concatenate([index.captions for index in found])
     counts = np.concatenate([np.diff(index.first) for index in found])
     if several := int((counts > 1).sum()):
-        print(f"warning: tars:{brief(spec)}: {several} texts have several lines, each of which is taken for a caption.",
-              file=sys.stderr)  # fmt: skip
+        _warn(f"tars:{brief(spec)}: {several} texts have several lines, each of which is taken for a caption")
     first = np.cumsum([0, *counts], dtype=np.int64)
     groups = ([captions[j] for j in range(first[i], first[i + 1])] for i in range(len(counts)))
     return Stored("tars", classes, _named(classes, groups, len(counts)), ids, captions, first, fetch)
@@ -350,10 +348,7 @@ class _Table:
         if not self.captions:
             raise UsageError(f"{self.path} has no line with a path and a caption.")
         if self._left_out:
-            print(
-                f"warning: {self.path}: {self._left_out} lines without a path or a caption are left out.",
-                file=sys.stderr,
-            )
+            _warn(f"{self.path}: {self._left_out} lines without a path or a caption are left out")
         labels = None
         if (words := self.values.get("label")) is not None:
             classes = classes or tuple(sorted(set(words.values()) - {""}))

@@ -161,9 +161,8 @@ def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> T
         vocabulary[token] = len(vocabulary)
     bpe = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=_END))
     words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), "removed", invert=True)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    letters_of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, letters_of_bytes])
     return Tokenizer(bpe, context_length)
 
 

@@ -19,7 +19,7 @@ from sims.clip.zero_shot.robustness import LINES
 from sims.clip.zero_shot.scoring import Result, Share
 from sims.clip.zero_shot.sets import EvaluationSet
 from sims.engine import store
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 from sims.engine.lines import Line, fit_line
 from sims.engine.lines import inside as shares_inside
 
@@ -80,8 +80,7 @@ def load_weights(file: pathlib.Path, architecture: str, vocabulary: pathlib.Path
     from sims.clip.model import models, weights
     from sims.clip.records import images, tokenizer
 
-    if architecture not in models.ARCHITECTURES:
-        raise UsageError(f"--architecture must be of {', '.join(models.ARCHITECTURES)}, got {architecture!r}.")
+    check_choice("architecture", architecture, models.ARCHITECTURES)
     arch = models.ARCHITECTURES[architecture]
     if vocabulary.suffix == ".json":
         words = tokenizer.load(vocabulary)

@@ -213,10 +213,8 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
                     old.unlink()
         store.begin(out, config, overwrite)
         (out / _SHARDS).mkdir(exist_ok=True)
-        at = {
-            _file(out, start): work.indices[start : start + work.shard]
-            for start in range(0, len(work.indices), work.shard)
-        }
+        starts = range(0, len(work.indices), work.shard)
+        at = {out / _SHARDS / f"{start:09d}.npz": work.indices[start : start + work.shard] for start in starts}
         done = {file for file in at if _kept(file) is not None}
         if done:
             if (stored := _kept(next(iter(at)))) is not None:
@@ -230,10 +228,6 @@ def embed(work: Work, out: pathlib.Path, overwrite: bool = False) -> dict[str, A
         summary = _join(work, out, list(at), widths)
         store.remove_checkpoints(out)
     return summary
-
-
-def _file(out: pathlib.Path, at: int) -> pathlib.Path:
-    return out / _SHARDS / f"{at:09d}.npz"
 
 
 def _kept(file: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -298,9 +292,8 @@ def _join(work: Work, out: pathlib.Path, shards: Sequence[pathlib.Path], widths:
         labels = np.array(work.source.classes)[work.source.labels[kept]]
         _save(out, "labels", np.repeat(labels, counts))
         summary["classes"] = sorted(set(labels.tolist()))
-        features, summary["largest_relative_rounding"]["prompts"] = work.rounded(
-            _prompts(work, summary["classes"], widths[1])
-        )
+        features, lost = work.rounded(_prompts(work, summary["classes"], widths[1]))
+        summary["largest_relative_rounding"]["prompts"] = lost
         _save(out, "prompts", features)
         _save(out, "classes", np.array(summary["classes"]))
         files.write_text(out / "classes.json", json.dumps(summary["classes"]) + "\n")

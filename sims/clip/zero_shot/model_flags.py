@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from sims.engine.flags import UsageError, define, path
+from sims.engine.flags import UsageError, check_choice, define, path
 
 if TYPE_CHECKING:
     from sims.clip.model.encoder import Encoder
@@ -33,8 +33,7 @@ def check() -> None:
         raise UsageError("--checkpoint belongs to --run; leave it out.")
     if values.weights is None and (values.architecture is not None or values.vocabulary is not None):
         raise UsageError("--architecture and --vocabulary belong to --weights; a run has its own.")
-    if values["checkpoint"].value not in ("last", "best"):
-        raise UsageError(f"--checkpoint must be of last, best, got {values['checkpoint'].value!r}.")
+    check_choice("checkpoint", values.checkpoint, ("last", "best"))
 
 
 def load() -> tuple[str, "Encoder"]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sims.clip.zero_shot.evaluation import Choice, Row, fit, inside, of_shift
 from sims.clip.zero_shot.robustness import LINES
+from sims.clip.zero_shot.scoring import Share
 from sims.engine import tables
 from sims.engine.lines import Line, bootstrap_band
 
@@ -62,9 +63,8 @@ def text(rows: Sequence[Row], choice: Choice) -> str:
     note += [f"{row['set']}: top-1 {_percent(row['either'])} where either of two classes that share their prompts"
              " counts." for row in rows if "either" in row]  # fmt: skip
     if all(row["line"] is None for row in rows):
-        note.append(
-            "rho needs val and a shifted set" + ("" if choice.line != "fit" else " that other models have too") + "."
-        )
+        more = " that other models have too" if choice.line == "fit" else ""
+        note.append(f"rho needs val and a shifted set{more}.")
     if any(row["line"] == "fit" for row in rows):
         note.append("rho [95%] takes the fitted line as exact; the figure's band shows how far it is known.")
     return "\n".join([rows[0]["run"], tables.as_text(lines), *note])
@@ -143,15 +143,12 @@ def _fitted(others: Sequence[Row], transform: str):
 def _point(row: Row, own: bool):
     from sims.clip.zero_shot import scatter
 
-    return scatter.Point(
-        row["run"], row["id_accuracy"], row["accuracy"], _interval(row, "id_"), _interval(row, ""), own
-    )
+    ends = _interval(row, "id_"), _interval(row, "")
+    return scatter.Point(row["run"], row["id_accuracy"], row["accuracy"], *ends, own)
 
 
 def _interval(row: Row, axis: str) -> tuple[float, float]:
     """The 99.5% interval of an accuracy; NaN if the number of images is not known."""
-    from sims.clip.zero_shot.scoring import Share
-
     n = row.get(f"{axis}images")
     if n is None:
         return math.nan, math.nan

@@ -13,26 +13,10 @@ from sims.engine.lines import Line
 # Lines fitted to the standard models of the public ImageNet testbed (Taori et al. 2020). `weak` is fitted to its models
 # below 40% on val.
 LINES = {
-    "v2": {
-        "logit": Line(0.9232, -0.4977),
-        "probit": Line(0.9617, -0.3247, "probit"),
-        "weak": Line(0.961, -0.430),
-    },
-    "sketch": {
-        "logit": Line(1.0709, -2.3701),
-        "probit": Line(1.0435, -1.4259, "probit"),
-        "weak": Line(0.843, -2.753),
-    },
-    "r": {
-        "logit": Line(0.6368, -2.1077),
-        "probit": Line(0.7719, -1.4212, "probit"),
-        "weak": Line(0.657, -2.132),
-    },
-    "a": {
-        "logit": Line(1.9900, -7.6325),
-        "probit": Line(1.8884, -4.1595, "probit"),
-        "weak": Line(0.140, -4.180),
-    },
+    "v2": {"logit": Line(0.9232, -0.4977), "probit": Line(0.9617, -0.3247, "probit"), "weak": Line(0.961, -0.430)},
+    "sketch": {"logit": Line(1.0709, -2.3701), "probit": Line(1.0435, -1.4259, "probit"), "weak": Line(0.843, -2.753)},
+    "r": {"logit": Line(0.6368, -2.1077), "probit": Line(0.7719, -1.4212, "probit"), "weak": Line(0.657, -2.132)},
+    "a": {"logit": Line(1.9900, -7.6325), "probit": Line(1.8884, -4.1595, "probit"), "weak": Line(0.140, -4.180)},
     "objectnet": {
         "logit": Line(0.9809, -1.9283),
         "probit": Line(1.0192, -1.2049, "probit"),

@@ -19,7 +19,7 @@ from sims.clip.records.classes import SYNSETS, WNID, Classes
 from sims.clip.records.reading import brief, parsed, reason, separated, text_of
 from sims.clip.records.sources import Source, open_source
 from sims.clip.zero_shot.scoring import Scored
-from sims.engine.flags import UsageError
+from sims.engine.flags import UsageError, check_choice
 
 FOLDERS = {
     "val": "val",
@@ -130,8 +130,7 @@ def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes)
     Raises: UsageError if a folder is missing or none is there, or is not laid out as its set is.
     """
     for name in names or ():
-        if name not in FOLDERS:
-            raise UsageError(f"--sets must be of {', '.join(SETS)}, got {name!r}.")
+        check_choice("sets", name, SETS)
     wanted = [name for name in SETS if (name in names if names is not None else _folder(root, name).is_dir())]
     if not wanted:
         raise UsageError(f"--root={root} has no evaluation set: none of the folders {', '.join(FOLDERS.values())}.")
@@ -333,10 +332,8 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
     if not paths:
         raise UsageError(f"{shots} has no images of a mapped class.")
     rule = f"the best of an object's ImageNet classes, found by name; {len(scored)} objects scored"
-    values = np.array(labels, np.int32)
-    return EvaluationSet(
-        "objectnet", tuple(paths), values, tuple(scored), rule, OBJECTNET_BORDER, expected, None, dropped
-    )
+    found = np.array(labels, np.int32), tuple(scored), rule, OBJECTNET_BORDER, expected
+    return EvaluationSet("objectnet", tuple(paths), *found, dropped=dropped)
 
 
 def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
