@@ -197,9 +197,8 @@ def text(found: Audit) -> str:
         telling = [row for row in found.words if row[f"{kind}_p"] < 0.05]
         telling.sort(key=lambda row: -row[f"{kind}_bits"])
         words = ", ".join(f"{row['word']} {row[f'{kind}_bits']:.3f}" for row in telling[:_SHOWN]) or "none"
-        lines.append(
-            f"words that tell {'the class' if kind == 'class' else 'the attribute within a class'}, bits: {words}"
-        )
+        what = "the class" if kind == "class" else "the attribute within a class"
+        lines.append(f"words that tell {what}, bits: {words}")
     lines.append(
         f"in a batch of {t['batch_size']:.0f} an anchor has {t['false_negatives']:.2f} negatives with its own caption"
         f" and {t['same_class']:.1f} of its class"

@@ -154,7 +154,7 @@ class Config:
 
 
 _FULL = Config(architecture="RN50", image_size=224, context_length=77, vocabulary_size=49408, warm_up=2000, bf16=True)
-_CC3M = dataclasses.replace(_FULL, batch_size=1024, held_out=4096)
+_CC3M = dataclasses.replace(_FULL, batch_size=1024, epochs=30.0, learning_rate=1e-3, held_out=4096)
 PRESETS = {
     "scenes": Config(),
     "coco_rn50": dataclasses.replace(_FULL, batch_size=512, epochs=100.0, learning_rate=5e-4, held_out=2048),

@@ -205,16 +205,14 @@ def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
             digest.update(np.ascontiguousarray(found[name]).reshape(-1).view(np.uint8))
     rows = len(np.atleast_1d(found["image"]))
     for name in ("image", "text", "prompts"):
-        x = found[name]
-        if x is None:
+        if (x := found[name]) is None:
             continue
         if x.dtype.kind != "f" or x.ndim != 2 or not x.size:
             raise UsageError(f"--{flag}: {name} must be floats, a row for each sample, got {x.dtype} of {x.shape}.")
         if not (finite := np.isfinite(x).all(1)).all():
             raise UsageError(f"--{flag}: {name} must be finite, got another value in row {int(finite.argmin())}.")
     for name in ("text", "labels", "attributes", "units"):
-        x = found[name]
-        if x is None:
+        if (x := found[name]) is None:
             continue
         if name != "text" and (x.dtype.kind not in "biuU" or x.ndim != 1):
             raise UsageError(f"--{flag}: {name} must be whole numbers or words, got {x.dtype} of shape {x.shape}.")

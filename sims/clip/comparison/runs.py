@@ -5,6 +5,7 @@ comparison can continue. Accuracy on `balanced` is reported for its aligned and 
 within pairs. A pair is two classes that share their two contexts: the theory's two-class problem.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +22,7 @@ from sims.clip.comparison.config import Config, Run
 from sims.clip.config import ARMS
 from sims.clip.config import Config as Training
 from sims.clip.fit import trained, training
+from sims.clip.fit.prepare import TOKENIZER
 from sims.clip.model.encoder import Encoder
 from sims.clip.records import classes, images, sources, tokenizer
 from sims.clip.records.reading import sealed, unsealed
@@ -50,13 +52,7 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     scene = generation.read_config(pathlib.Path(config.root))
     flat = config.flat(scene)
     store.check(out, flat, overwrite)
-    with store.locked(out):
-        for name in ("measured", "runs", "captions") if overwrite else ():
-            shutil.rmtree(out / name, ignore_errors=True)
-        if overwrite:
-            (out / "tokenizer.json").unlink(missing_ok=True)
-        store.begin(out, flat, overwrite)
-        (out / "measured").mkdir(exist_ok=True)
+    with begun(out, flat, overwrite):
         _write_texts(config, out, scene)
         own = (scene.pi_core, scene.pi_spu)  # the arm `clip` has this policy already
         shared = "arms" in config.study and "clip" in config.arms
@@ -69,6 +65,19 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
         columns = {name: [row.get(name, "") for row in rows] for name in dict.fromkeys(k for row in rows for k in row)}
         store.write_csv(out / "measured.csv", columns)
         return rows
+
+
+@contextlib.contextmanager
+def begun(out: pathlib.Path, flat: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
+    """Hold the folder of a comparison, which is begun unless it is already; overwrite: without what was in it."""
+    with store.locked(out):
+        if overwrite:
+            for name in ("measured", "runs", "captions"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            (out / TOKENIZER).unlink(missing_ok=True)
+        store.begin(out, flat, overwrite)
+        (out / "measured").mkdir(exist_ok=True)
+        yield
 
 
 def measured_by(measure: Callable[[Any], list[Row]], tasks: Sequence[Any], workers: int) -> list[Row]:
@@ -91,11 +100,11 @@ def _write_texts(config: Config, out: pathlib.Path, scene: Any) -> None:
     for each in config.runs():
         if each.pi_core is not None and not (file := out / "captions" / each.captions).exists():
             generation.write_captions(root, each.pi_core, each.pi_spu, scene.pi_companion, file)
-    if not (out / "tokenizer.json").exists():
+    if not (out / TOKENIZER).exists():
         source = sources.open_source(f"coco:{root}/coco")
         texts = [text for i in range(len(source)) for text in source.captions(i)]
         texts += [template.format(kind.name) for template in TEMPLATES for kind in scenes.CLASSES]
-        tokenizer.train_tokenizer(texts, Training.vocabulary_size, config.context_length).save(out / "tokenizer.json")
+        tokenizer.train_tokenizer(texts, Training.vocabulary_size, config.context_length).save(out / TOKENIZER)
 
 
 def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:

@@ -7,7 +7,6 @@ ImageNet val or its scenes, V2, Sketch, R, A and ObjectNet. Arms are read at the
 import dataclasses
 import functools
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from sims.clip.comparison.config import NAMES, SIX, Share, Shares
 from sims.clip.comparison.runs import Row, select
 from sims.clip.config import ARMS
 from sims.clip.fit import prepare, trained, training
+from sims.clip.fit.prepare import TOKENIZER
 from sims.clip.model import models
 from sims.clip.model.encoder import Encoder
 from sims.clip.records import class_maps, classes, sources
@@ -34,7 +34,6 @@ from sims.engine.lines import inside
 ID = "id"  # the set of a row on ID accuracy
 TRANSFORM = "probit"  # of the lines
 _PAPER = "paper:3c"  # the figure whose points are laid under
-_TOKENIZER = "tokenizer.json"
 _IMAGES = 256  # encoded at once
 
 
@@ -51,15 +50,9 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     found, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
     _templates(config)
     evaluation.warn(found.shortfalls, strict=False)
-    with store.locked(out):
-        for name in ("measured", "runs") if overwrite else ():
-            shutil.rmtree(out / name, ignore_errors=True)
-        if overwrite:
-            (out / _TOKENIZER).unlink(missing_ok=True)
-        store.begin(out, flat, overwrite)
-        (out / "measured").mkdir(exist_ok=True)
-        if words is not None and not (out / _TOKENIZER).exists():
-            words.save(out / _TOKENIZER)
+    with runs.begun(out, flat, overwrite):
+        if words is not None and not (out / TOKENIZER).exists():
+            words.save(out / TOKENIZER)
         del source, found, words  # each process opens its own
         rows = runs.measured_by(_measured, [(config, each, out) for each in config.runs()], workers)
         store.write_csv(out / "measured.csv", {name: [row[name] for row in rows] for name in rows[0]})
@@ -76,7 +69,7 @@ def _tokenizer(config: Shares, source: sources.Source, out: pathlib.Path, overwr
     for arm in config.arms:
         prepare.select(config.of_run(Share(arm, config.percent[0], 0), None), source)  # larger shares have more
     whole, _ = prepare.select(config.of_run(Share(config.arms[0], 100.0, 0), None), source)
-    began = out if (out / _TOKENIZER).exists() and not overwrite else None
+    began = out if (out / TOKENIZER).exists() and not overwrite else None
     words = prepare.tokenizer_of(recipe, source, whole, began)
     prepare.architecture(recipe, words)
     return words if recipe.vocabulary is None else None
@@ -135,7 +128,7 @@ def _measured(task: tuple[Shares, Share, pathlib.Path]) -> list[Row]:
     config, each, out = task
     kept, folder = out / "measured" / f"{each.name}.json", out / "runs" / each.name
     if not kept.exists():
-        vocabulary = config.training.vocabulary or str(out / _TOKENIZER)
+        vocabulary = config.training.vocabulary or str(out / TOKENIZER)
         if config.on_scenes:
             how = training.How(save_every=10**9, tensorboard=False, quiet=True)
         else:

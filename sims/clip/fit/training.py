@@ -303,11 +303,8 @@ def _flush(
     pending.clear()
     if broken is not None:
         number, index, values = broken
-        told = {
-            "step": number,
-            "ids": [source.read(int(i)).id for i in index],
-            **{k: str(v) for k, v in values.items()},
-        }
+        told = {"step": number, "ids": [source.read(int(i)).id for i in index]}
+        told |= {name: str(value) for name, value in values.items()}
         where = out / ("not_finite.json" if jax.process_count() == 1 else f"not_finite.{jax.process_index()}.json")
         files.write_text(where, json.dumps(told, indent=1) + "\n")
         raise WorkFailed(

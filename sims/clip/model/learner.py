@@ -218,10 +218,9 @@ class Learner:
 
     def flops(self) -> float:
         """Floating point operations of a step: three times XLA's count for the forward pass of one example."""
-        side, views = self.arch.image_size, 2 if self.config.method.loss == "sup_con" else 1
-        shape = (1, 2, side, side, 3) if views == 2 else (1, side, side, 3)
+        side, views = self.arch.image_size, (2,) if self.config.method.loss == "sup_con" else ()
         one = {
-            "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+            "image": jax.ShapeDtypeStruct((1, *views, side, side, 3), jnp.uint8),
             "tokens": jax.ShapeDtypeStruct((1, self.arch.text.context_length), jnp.int32),
         }
         state = jax.eval_shape(self.start, jax.random.key(0))

@@ -96,10 +96,14 @@ def _entries(arch: Architecture) -> Iterator[_Entry]:
     for path, leaf in flax.traverse_util.flatten_dict(variable_shapes(arch)).items():
         name, shape = _torch_name(path), tuple(leaf.shape)
         if path[-1] == "kernel" and len(shape) == 4:
-            yield _Entry(path, name, tuple(shape[i] for i in (3, 2, 0, 1)), _from_oihw, _to_oihw)
+            there = tuple(shape[i] for i in _OIHW)
+            yield _Entry(path, name, there, lambda x: x.transpose(_HWIO), lambda x: x.transpose(_OIHW))
         elif isinstance(arch.vision, ViTShape) and name == "visual.conv1.weight":
             p = arch.vision.patch
-            yield _Entry(path, name, (shape[1], 3, p, p), _from_patches, lambda x, p=p: _to_patches(x, p))
+            yield _Entry(
+                path, name, (shape[1], 3, p, p), lambda x: x.transpose(_HWIO).reshape(-1, len(x)),
+                lambda x, p=p: x.reshape(p, p, 3, -1).transpose(_OIHW),
+            )  # fmt: skip
         elif path[-1] == "kernel" and re.search(r"\.layer\d", name):  # a 1 x 1 convolution
             yield _Entry(path, name, (*shape[::-1], 1, 1), lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
         elif path[-1] == "kernel":
@@ -108,6 +112,7 @@ def _entries(arch: Architecture) -> Iterator[_Entry]:
             yield _Entry(path, name, shape, np.asarray, np.asarray)
 
 
+_OIHW, _HWIO = (3, 2, 0, 1), (2, 3, 1, 0)  # transposes of a convolution's kernel, to PyTorch's order and from it
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
@@ -117,22 +122,6 @@ def _torch_name(path: tuple[str, ...]) -> str:
     name = re.sub(r"\b(resblocks|layer\d+|downsample)_(\d+)", r"\1.\2", name)
     name = re.sub(r"\b(mlp|attn)_(c_fc|c_proj|in_proj|out_proj)", r"\1.\2", name)
     return name.replace("in_proj.", "in_proj_").replace("token_embedding", "token_embedding.weight")
-
-
-def _from_oihw(x: np.ndarray) -> np.ndarray:
-    return x.transpose(2, 3, 1, 0)
-
-
-def _to_oihw(x: np.ndarray) -> np.ndarray:
-    return x.transpose(3, 2, 0, 1)
-
-
-def _from_patches(x: np.ndarray) -> np.ndarray:
-    return _from_oihw(x).reshape(-1, len(x))
-
-
-def _to_patches(x: np.ndarray, p: int) -> np.ndarray:
-    return _to_oihw(x.reshape(p, p, 3, -1))
 
 
 def _mend(given: Mapping | None) -> str:

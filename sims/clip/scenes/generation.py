@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ from sims.clip.scenes import law, layouts
 from sims.clip.scenes.layouts import Config, Outline, Row, Split, splits
 from sims.clip.scenes.sheet import sheet
 from sims.engine import files, processes
-from sims.engine.flags import UsageError, WorkFailed
+from sims.engine.flags import UsageError, WorkFailed, check_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +38,7 @@ def make(root: pathlib.Path, config: Config, *, workers: int = 1, overwrite: boo
     then nothing is written. WorkFailed if writing fails; what is written stays.
     """
     config.check()
-    if workers < 1:
-        raise UsageError(f"--workers must be >= 1, got {workers}.")
+    check_range("workers", workers, 1)
     if not _missing(root, config, overwrite):
         return False
     with _locked(root):
@@ -53,7 +53,7 @@ def _make(root: pathlib.Path, config: Config, workers: int) -> None:
     done = {"version": layouts.VERSION, "config": dataclasses.asdict(config), "sets": {}}
     try:
         with processes.mapper(workers) as mapped:
-            for folder, group in _by_folder(config).items():
+            for folder, group in itertools.groupby(splits(config).values(), lambda split: split.folder):
                 rows: list[Row] = []
                 for split in group:
                     drawn = _drawn(root, config, split, mapped)
@@ -178,13 +178,6 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _by_folder(config: Config) -> dict[str, list[Split]]:
-    groups: dict[str, list[Split]] = {}
-    for split in splits(config).values():
-        groups.setdefault(split.folder, []).append(split)
-    return groups
 
 
 def _drawn(root: pathlib.Path, config: Config, split: Split, mapped: Callable) -> list[tuple[Row, list[Outline]]]:

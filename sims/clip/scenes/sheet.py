@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,11 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 * columns + 1, 2.05 * len(_SHEET)))
+    wide = 1.5 * columns + 1
+    figure = Figure(figsize=(wide, 2.05 * len(_SHEET)))
     axes = figure.subplots(len(_SHEET), columns, squeeze=False)
     # Set by hand: matplotlib's own layout takes seconds for so many axes.
-    figure.subplots_adjust(
-        left=0.6 / (1.5 * columns + 1), right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4
-    )
+    figure.subplots_adjust(left=0.6 / wide, right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4)
     names = {kind.wnid: kind.name for kind in CLASSES}
     captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes anew, with --overwrite")
     told: dict[str, str] = {}
@@ -50,7 +50,8 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
                 ax.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
             facts = ", ".join(filter(None, (names[row["wnid"]], row["context"], row["group"])))
             text = f"{told[row['path']]} [{row['group']}]" if folder == "coco" else facts
-            ax.set_title(_folded(text), fontsize=7)
+            folded = textwrap.wrap(text, 24, break_long_words=False, break_on_hyphens=False)
+            ax.set_title("\n".join(folded), fontsize=7)
         for ax in line:
             ax.set_axis_off()
         line[0].text(-0.12, 0.5, title, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=8)
@@ -67,12 +68,3 @@ def _chosen(rows: list[Row], count: int, training: bool) -> list[Row]:
         found.setdefault(row["wnid"], []).append(row)
     lists = list(found.values())
     return [lists[k % len(lists)][(7 * k) % len(lists[k % len(lists)])] for k in range(count)]
-
-
-def _folded(text: str, width: int = 23) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return "\n".join(lines)

@@ -148,7 +148,8 @@ def evaluate(
         alike = scoring.twins(weights, bias, found.scored)
         if (alike != np.arange(len(alike))).any():
             fair = scoring.ranks(seen.values, labels, weights, bias, found.scored, alike)
-        result = scoring.result(order, labels, len(found.scored), _at(found.groups, seen.kept), fair)
+        groups = None if found.groups is None else found.groups[seen.kept]
+        result = scoring.result(order, labels, len(found.scored), groups, fair)
         row = key(run, found, classes)
         row |= common | {"rule": f"{found.rule}; {prompts}; classes {row['classes']}"}
         row |= _counts(found, result, len(seen.bad), classes)
@@ -173,10 +174,6 @@ def _seen(name: str, found: EvaluationSet, encoder: Encoder, how: How) -> scorin
         path, why = next(iter(seen.bad.items()))
         warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {brief(why)})"], how.strict)
     return seen
-
-
-def _at(groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
-    return None if groups is None else groups[kept]
 
 
 def key(run: str, found: EvaluationSet, classes: Classes) -> Row:
