@@ -3,6 +3,8 @@
 Symbols: S_I, S_T covariances of images and texts, C their cross-covariance; M folds, K classes.
 """
 
+import itertools
+
 import numpy as np
 
 from mmcl_theory.data import Mixture, mixture
@@ -69,19 +71,12 @@ def leading_components(data: Samples, num_attributes: int) -> tuple[Component, .
             found[f, 3, i] = -np.diff(score, append=0.0)[:c]
     _, of_class, of_attribute, _ = found.mean(0)
     lead, gap = found[:, 1] - found[:, 2], found[:, 3]
-    return tuple(
-        Component(
-            method,
-            j + 1,
-            over_folds(found[:, 0, i, j]),
-            float(of_class[i, j]),
-            float(of_attribute[i, j]),
-            jackknife(lead[:, i, j]),
-            jackknife(gap[:, i, j]),
-        )
-        for i, method in enumerate(METHODS)
-        for j in range(c)
-    )
+    components = []
+    for (i, method), j in itertools.product(enumerate(METHODS), range(c)):
+        shares = float(of_class[i, j]), float(of_attribute[i, j])
+        intervals = jackknife(lead[:, i, j]), jackknife(gap[:, i, j])
+        components.append(Component(method, j + 1, over_folds(found[:, 0, i, j]), *shares, *intervals))
+    return tuple(components)
 
 
 def _covariances(sums: GroupSums) -> list[np.ndarray]:
