@@ -11,16 +11,8 @@ import pytest
 import scipy.integrate
 import scipy.special
 
-from mmcl_theory.data import (
-    captions,
-    class_index,
-    draw_dictionaries,
-    inter_class,
-    intra_class,
-    is_aligned,
-    observation,
-    sample_pairs,
-)
+from mmcl_theory import data
+from mmcl_theory.data import inter_class, intra_class, observation
 from mmcl_theory.zero_shot import GroupAccuracy, latent_prompts, linear_rule_accuracy, sampled_accuracy
 from tests.statistics import assert_mean_close, rejects
 
@@ -54,8 +46,8 @@ def counted(name):
     """Scores of N images, one class a column, under explicit rules in the ambient space; labels, groups."""
     model, key = MODELS[name](), jax.random.key(0)
     pairs_of_classes, l = model.num_latents // 2, model.num_latents
-    d = draw_dictionaries(key, model, OBS)
-    pairs = jax.jit(lambda key: sample_pairs(key, model, captions(), OBS, N, d))(jax.random.key(1))
+    d = data.draw_dictionaries(key, model, OBS)
+    pairs = jax.jit(lambda key: data.sample_pairs(key, model, data.captions(), OBS, N, d))(jax.random.key(1))
     image = np.asarray(d.image)
     basis = np.linalg.svd(image, full_matrices=True)[0][:, l:]  # orthogonal to the dictionary
     rules = [
@@ -64,7 +56,7 @@ def counted(name):
         for c in (-1, 1)
     ]
     scores = np.asarray(pairs.image) @ np.stack(rules, 1)
-    return scores, np.asarray(class_index(pairs.label)), np.asarray(is_aligned(pairs.label, pairs.attribute))
+    return scores, np.asarray(data.class_index(pairs.label)), np.asarray(data.is_aligned(pairs.label, pairs.attribute))
 
 
 def check_counted(name, *, swapped=False, norm_squared=A**2 + B**2 + OUTSIDE**2, sd=SD, p=0.8):
@@ -164,9 +156,8 @@ def test_a_single_pair_has_a_closed_form(t):
 @pytest.mark.costly
 def test_many_pairs_without_strength_of_foreign_details():
     """beta = beta_spu = 0 leaves m - 1 competitors |N(0, t^2)|; the accuracy falls with m, to 0, with no step lost."""
-    t, accuracies = 0.3, []
-    for m in (1, 4, 50, 1000, 10**6, 10**12):  # all but the last in other tests too
-        accuracies.append(float(exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, B), t**2, 1.0).conflicting))
+    t, sizes = 0.3, (1, 4, 50, 1000, 10**6, 10**12)  # all but the last in other tests too
+    accuracies = [float(exact(inter_class(m, 0.7, 1.0, 0.0, 0.0), (A, B), t**2, 1.0).conflicting) for m in sizes]
     assert (np.diff(accuracies) < 0).all() and accuracies[-1] < 1e-6
     # With own mean A - B = 0 too the own score is one more |N(0, t^2)|: positive, and the largest of m.
     for m in (1, 2, 4, 1000):
@@ -284,18 +275,13 @@ def test_flipping_the_spurious_weight_swaps_the_groups_and_scaling_changes_nothi
 )
 def test_arrays_of_rules_equal_a_loop(name, transform):
     """Operation by operation it is dozens of programs, and the library's examples run that way too."""
-    weights, norms, sds = (
-        np.array([[[A, B], [0.5, 2.0], [-1.0, 0.2]]] * 2),
-        np.full((2, 3), 5.0),
-        np.array([[0.0], [0.5]]),
-    )
-    sds = np.broadcast_to(sds, (2, 3))
+    weights = np.array([[[A, B], [0.5, 2.0], [-1.0, 0.2]]] * 2)
+    norms, sds = np.full((2, 3), 5.0), np.repeat([[0.0], [0.5]], 3, axis=1)
     grid = transform(linear_rule_accuracy)(MODELS[name](), jnp.asarray(weights), jnp.asarray(norms), jnp.asarray(sds))
     assert grid.aligned.shape == (2, 3)
-    for i in range(2):
-        for j in range(3):
-            one = numbers(exact(MODELS[name](), weights[i, j], 5.0, sds[i, j]))
-            np.testing.assert_allclose(numbers(grid)[:, i, j], one, rtol=1e-12)
+    for i, j in np.ndindex(2, 3):
+        one = numbers(exact(MODELS[name](), weights[i, j], 5.0, sds[i, j]))
+        np.testing.assert_allclose(numbers(grid)[:, i, j], one, rtol=1e-12)
 
 
 @functools.cache

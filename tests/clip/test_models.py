@@ -34,6 +34,10 @@ KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) fo
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
+def shapes_of(golden):
+    return {name: tuple(shape) for name, shape in golden["shapes"].items()}
+
+
 def rule_weights(shapes):
     """{name: shape} to {name: float32 array}: names in sorted order, the k-th from RandomState(k)."""
     out = {}
@@ -196,8 +200,7 @@ def test_the_training_loss_and_each_gradient_are_the_references(kind):
 )
 def test_published_names_shapes_and_counts(name):
     arch = models.ARCHITECTURES[name]
-    golden = {entry: tuple(shape) for entry, shape in PUBLISHED[name]["shapes"].items()}
-    assert weights.state_dict_shapes(arch) == golden
+    assert weights.state_dict_shapes(arch) == shapes_of(PUBLISHED[name])
     assert models.count_parameters(models.variable_shapes(arch)["params"]) == PUBLISHED[name]["parameters"]
     quick = dataclasses.replace(arch, name=f"{name}-quickgelu", quick_gelu=True)
     assert quick == models.ARCHITECTURES[f"{name}-quickgelu"]
@@ -205,13 +208,12 @@ def test_published_names_shapes_and_counts(name):
 
 @pytest.mark.slow
 def test_other_shapes_are_another_architecture():
-    golden = {entry: tuple(shape) for entry, shape in PUBLISHED["ViT-B-32"]["shapes"].items()}
-    assert weights.state_dict_shapes(models.ARCHITECTURES["ViT-B-16"]) != golden
+    assert weights.state_dict_shapes(models.ARCHITECTURES["ViT-B-16"]) != shapes_of(PUBLISHED["ViT-B-32"])
 
 
 @pytest.mark.parametrize("kind", TINY)
 def test_tiny_names_shapes_and_counts(kind):
-    assert weights.state_dict_shapes(TINY[kind]) == {n: tuple(s) for n, s in GOLDEN[kind]["shapes"].items()}
+    assert weights.state_dict_shapes(TINY[kind]) == shapes_of(GOLDEN[kind])
     params = models.variable_shapes(TINY[kind])["params"]
     assert models.count_parameters(params) == GOLDEN[kind]["parameters"]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,11 +69,8 @@ def test_contexts_are_homes_with_p_spu(seen):
     refuses(assert_share, aligned, 0.92)
     refuses(assert_share, aligned, 0.98)
     assert all(s.context == (s.label if s.group == "aligned" else CLASSES[s.label].partner) for s in seen)
-    for law in (Law(1.0), Law(0.0)):
-        assert {s.group for s in scenes.sample(np.random.default_rng(1), 200, law)} == (
-            {"aligned"} if law.p_spu == 1 else {"conflicting"}
-        )
-    assert {s.group for s in scenes.sample(np.random.default_rng(1), 50, Law(None))} == {""}
+    for p_spu, group in ((1.0, "aligned"), (0.0, "conflicting"), (None, "")):
+        assert {s.group for s in scenes.sample(np.random.default_rng(1), 200, Law(p_spu))} == {group}
 
 
 def test_details_are_even_and_independent_of_class_and_group(seen):
@@ -274,10 +272,9 @@ def test_a_mask_is_where_the_object_is_painted():
 
 def digest(root, kinds=(".jpg", ".jpeg", ".png", ".csv", ".json", "_v2")):
     """Contents by name, but for the sheet, whose bytes hold matplotlib's version."""
-    paths = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name.lower().endswith(kinds))
-    return {
-        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.name != "scenes.png"
-    }
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != "scenes.png")
+    paths = (p for p in files if p.name.lower().endswith(kinds))
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 IMAGES = (".jpg", ".jpeg", ".png")
@@ -309,9 +306,8 @@ def test_layout_and_counts(made):
     per = TINY.test
     done = json.loads((made / "scenes.json").read_text())
     assert Config(**done["config"]) == TINY == generation.read_config(made)
-    assert json.loads((made / "classes.json").read_text()) == {
-        str(k): [kind.wnid, kind.name.replace(" ", "_")] for k, kind in enumerate(CLASSES)
-    }
+    listed = {str(k): [kind.wnid, kind.name.replace(" ", "_")] for k, kind in enumerate(CLASSES)}
+    assert json.loads((made / "classes.json").read_text()) == listed
     for name, suffix, folders in (
         ("val", ".JPEG", wnids), ("balanced", ".JPEG", wnids), ("sketch", ".JPEG", wnids),
         ("imagenetv2-matched-frequency", ".jpeg", [str(k) for k in range(10)]),
@@ -330,18 +326,23 @@ def test_layout_and_counts(made):
     assert not list(made.rglob("*.new")) and not (made / ".scenes.begun.json").exists()
 
 
-def test_the_evaluation_reads_all_sets_and_finds_what_was_made(made):
+def test_the_evaluation_reads_all_sets_and_finds_what_was_made(made, tmp_path):
     listed = classes.read_classes(made)
     found = sets.open_sets(made, None, listed)
     assert tuple(found) == sets.SETS
     for name, one in found.items():
         assert one.expected == one.counts and one.shortfall() is None and one.counts[0] > 0, name
         assert (one.groups is None) == (name in ("sketch", "r"))
-    rows = {p: r for name in sets.SETS for p, r in table(made, sets.FOLDERS[name]).items()}
-    for one in found.values():
+        rows = table(made, sets.FOLDERS[name])
+        assert len(rows) == one.counts[0] + one.dropped
         for path, label in zip(one.paths, one.labels, strict=True):
             assert rows[path]["wnid"] in [listed.wnids[c] for c in one.scored[label]]
+    assert set(found["balanced"].groups) <= {"aligned", "conflicting"}
     assert len(found["objectnet"].scored) == 6 and found["objectnet"].dropped == 2 * TINY.test
+    less = shutil.copytree(made, tmp_path / "scenes")
+    next((less / "val").rglob("*.JPEG")).unlink()
+    lacking = sets.open_sets(less, ["val"], listed)["val"].shortfall()
+    assert f"val has {10 * TINY.test - 1} images" in lacking
 
 
 def table(made, folder):
@@ -368,11 +369,13 @@ def test_every_image_has_its_line_and_is_the_scene_it_tells(made):
                 assert near < 12 and (near < far or far < 12)
 
 
+def annotations(made, name):
+    return json.loads((made / f"coco/annotations/{name}.json").read_text())
+
+
 def test_coco_is_complete(made):
     for name, count in (("train2017", TINY.train), ("val2017", 10 * TINY.test)):
-        captions, instances = (
-            json.loads((made / f"coco/annotations/{k}_{name}.json").read_text()) for k in ("captions", "instances")
-        )
+        captions, instances = (annotations(made, f"{kind}_{name}") for kind in ("captions", "instances"))
         assert set(captions) == {"info", "images", "licenses", "annotations"}
         assert set(instances) == {*captions, "categories"}
         files = {p.name for p in (made / "coco" / name).iterdir()}
@@ -394,9 +397,8 @@ def test_coco_is_complete(made):
         for im in captions["images"]:
             name_of = names[largest[im["id"]][1]]
             assert wnids[im["file_name"]] == of[name_of] and all(name_of in text for text in by_image[im["id"]])
-    train, val = (json.loads((made / f"coco/annotations/captions_{k}.json").read_text())["images"]
-                  for k in ("train2017", "val2017"))  # fmt: skip
-    assert not {im["id"] for im in train} & {im["id"] for im in val}
+    train, val = ({im["id"] for im in annotations(made, f"captions_{k}")["images"]} for k in ("train2017", "val2017"))
+    assert not train & val
 
 
 def test_objectnets_mappings_are_in_its_format(made):
@@ -501,11 +503,8 @@ def test_a_second_command_waits_for_the_first_and_finds_it_done(tmp_path, no_she
         return draw(scene, side)
 
     monkeypatch.setattr(scenes, "draw", slow)
-    calls = {
-        "first": lambda: generation.make(root, LEAST),
-        "second": lambda: generation.make(root, LEAST),
-        "default": lambda: generation.default(root),
-    }
+    calls = dict.fromkeys(("first", "second"), lambda: generation.make(root, LEAST))
+    calls["default"] = lambda: generation.default(root)
     threads = {name: threading.Thread(target=lambda n=name, c=c: found.update({n: c()})) for name, c in calls.items()}
     threads["first"].start()
     assert at_it.wait(60)
@@ -640,7 +639,7 @@ def test_shapes_have_all_classes_and_stay_in_their_square():
 def test_the_sheet_shows_each_set_and_tells_conflicting_training_images(made):
     figure = sheet.sheet(made)
     assert len(figure.axes) == 64 and sum(len(ax.images) for ax in figure.axes) >= 60
-    captions = json.loads((made / "coco/annotations/captions_train2017.json").read_text())["annotations"]
+    captions = annotations(made, "captions_train2017")["annotations"]
     groups = [row["group"] for path, row in table(made, "coco").items() if path.parent.name == "train2017"]
     wanted = min(groups.count("conflicting"), 2)  # a third of eight
     shown = [ax.get_title().replace("\n", " ").rstrip("]").split(" [") for ax in figure.axes[:8]]

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from sims.clip.records.classes import Classes, read_classes
-from sims.clip.scenes import generation
 from sims.clip.zero_shot import sets
 from sims.clip.zero_shot.prompts import TEMPLATES, prompts, read_templates
-from tests.helpers import assert_refuses, csv_rows
+from tests.helpers import assert_refuses
 
 NAMES = ("tench", "bow tie", "crane", "broom", "analog clock", "digital clock", "teapot", "umbrella", "daisy", "yawl",
          "crane", "candle")  # fmt: skip
@@ -353,22 +352,3 @@ def test_templates(tmp_path):
     for content, told in ((b"\xff", "no UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\x1f\x8b\x08", "gzip")):
         file.write_bytes(content)
         assert_refuses(told, read_templates, file)
-
-
-def test_the_generated_scenes_are_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "_write_png", lambda *_: None)
-    monkeypatch.setattr(generation, "sheet", lambda _: None)
-    generation.make(tmp_path, generation.Config(train=1, test=1, side=24))
-    classes = read_classes(tmp_path)
-    found = sets.open_sets(tmp_path, None, classes)
-    assert tuple(found) == sets.SETS
-    for name, one in found.items():
-        assert one.expected is not None and one.shortfall() is None
-        folder = tmp_path / sets.FOLDERS[name]
-        wnids = {row["path"]: row["wnid"] for row in csv_rows(folder / "scenes.csv")}
-        for path, label in zip(one.paths, one.labels, strict=True):
-            assert wnids[path.relative_to(folder).as_posix()] in [classes.wnids[c] for c in one.scored[label]]
-    assert found["objectnet"].dropped == 2 and len(wnids) == found["objectnet"].counts[0] + 2
-    assert set(found["balanced"].groups) <= {"aligned", "conflicting"} and found["sketch"].groups is None
-    next((tmp_path / "val").rglob("*.JPEG")).unlink()
-    assert "val has 9 images" in sets.open_sets(tmp_path, ["val"], classes)["val"].shortfall()

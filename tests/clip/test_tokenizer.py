@@ -16,12 +16,8 @@ from tests.helpers import assert_refuses
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 CASES = json.loads((REFERENCE / "token_ids.json").read_text())
 HEADER = '"bpe_simple_vocab_16e6.txt#version: 0.2'
-CAPTIONS = [
-    f"{a} {b} {c} near the {d}"
-    for a, b, c, d in itertools.product(
-        ("a", "one", "this"), ("small", "large", "red"), ("dog", "cat", "wolf"), ("sea", "house", "snow")
-    )
-]
+WORDS = [("a", "one", "this"), ("small", "large", "red"), ("dog", "cat", "wolf"), ("sea", "house", "snow")]
+CAPTIONS = [f"{a} {b} {c} near the {d}" for a, b, c, d in itertools.product(*WORDS)]
 
 
 def lines_of_a_vocabulary():

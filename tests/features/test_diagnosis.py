@@ -406,10 +406,7 @@ def test_tables(found):
         ({"prompts": np.zeros((2, 2))}, "prompts must differ from class to class, got two equal ones."),
         ({"prompts": np.full((2, 2), np.nan)}, "prompts must be finite."),
         ({"text": np.ones((20, 2))}, "text features must differ from sample to sample."),
-        (
-            {"image": np.full((20, 3), 1e160) * np.arange(60).reshape(20, 3)},
-            "image features are too large for their squares.",
-        ),
+        ({"image": 1e160 * np.arange(60.0).reshape(20, 3)}, "image features are too large for their squares."),
         ({"seed": -1}, "seed must be an integer >= 0, got -1."),
         ({"units": np.zeros(20)}, "units must be 20 whole numbers or strings, got float64 of shape (20,)."),
         ({"prompts": np.zeros((3, 2))}, "prompts must have shape (2, 2), got (3, 2)."),
