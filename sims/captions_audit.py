@@ -51,11 +51,11 @@ class Names:
     @staticmethod
     def _forms(phrases: Sequence[str]) -> set[tuple[str, ...]]:
         """The phrases with the plurals of their last words."""
-        found = set()
+        forms = set()
         for phrase in phrases:
             *first, last = tokens(phrase)
-            found |= {(*first, last + ending) for ending in ("", "s", "es")}
-        return found
+            forms |= {(*first, last + ending) for ending in ("", "s", "es")}
+        return forms
 
     def named(self, words: tuple[str, ...]) -> set[str]:
         """The names that occur among the words."""
@@ -175,9 +175,9 @@ def _bits(counts: Any, size: Any) -> float:
     return float(scipy.special.rel_entr(table, independent).sum() / math.log(2))
 
 
-def text(found: Audit) -> str:
+def text(result: Audit) -> str:
     """The audit in lines."""
-    t = found.totals
+    t = result.totals
     known = not math.isnan(t["names_attribute"])
     named = f"{t['names_class']:.1%}" + (f", the attribute in {t['names_attribute']:.1%}" if known else "")
     lines = [
@@ -190,11 +190,11 @@ def text(found: Audit) -> str:
         shown = {name: head for name, head in shown.items() if "attribute" not in name}
     first = "class, attribute" if known else "class"
     lines.append(f"{first:32s}" + "".join(f"{head:>13s}" for head in ("captions", *shown.values())))
-    for row in found.groups:
+    for row in result.groups:
         shares = "".join(f"{row[name]:13.3f}" for name in shown)
         lines.append(f"{_named(row):32s}{row['captions']:13d}{shares}")
     for kind in ("class", "attribute") if known else ("class",):
-        telling = [row for row in found.words if row[f"{kind}_p"] < 0.05]
+        telling = [row for row in result.words if row[f"{kind}_p"] < 0.05]
         telling.sort(key=lambda row: -row[f"{kind}_bits"])
         words = ", ".join(f"{row['word']} {row[f'{kind}_bits']:.3f}" for row in telling[:_SHOWN]) or "none"
         what = "the class" if kind == "class" else "the attribute within a class"
@@ -210,24 +210,24 @@ def _named(row: Mapping[str, Any]) -> str:
     return ", ".join(x for x in (row["class"], row["attribute"]) if x)
 
 
-def draw(found: Audit) -> Any:
+def draw(result: Audit) -> Any:
     """Mention rates by group, with 95% intervals (Wilson)."""
     from sims.engine import style  # noqa: F401  sets the backend, before pyplot is imported
 
     import matplotlib.pyplot as plt  # isort: skip
     import numpy as np
 
-    figure, ax = plt.subplots(figsize=(7.5, 0.45 * len(found.groups) + 1.8), layout="constrained", dpi=120)
+    figure, ax = plt.subplots(figsize=(7.5, 0.45 * len(result.groups) + 1.8), layout="constrained", dpi=120)
     looks = {"names_class": ("#0072B2", "o", "the class"), "names_attribute": ("#D55E00", "s", "the attribute")}
     for offset, (name, (colour, marker, label)) in zip((-0.12, 0.12), looks.items(), strict=True):
-        if math.isnan(found.totals[name]):
+        if math.isnan(result.totals[name]):
             continue
-        share, n = (np.array([row[x] for row in found.groups]) for x in (name, "captions"))
+        share, n = (np.array([row[x] for row in result.groups]) for x in (name, "captions"))
         low, high = wilson(share, n)
         at = np.arange(len(share)) + offset
         ends = np.maximum([share - low, high - share], 0)
         ax.errorbar(share, at, xerr=ends, fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2, label=label)
-    names = [f"{_named(row)} (n = {row['captions']:,})" for row in found.groups]
+    names = [f"{_named(row)} (n = {row['captions']:,})" for row in result.groups]
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
     ax.set(xlim=(-0.02, 1.02), xlabel="share of captions that name it")
@@ -342,18 +342,18 @@ def _main() -> None:
     from sims.engine import files
 
     files.check_folder(out, f"--out={out}")
-    found = audit(captions, labels, attributes, words, values.batch_size, values.least)
-    figure = draw(found)
+    result = audit(captions, labels, attributes, words, values.batch_size, values.least)
+    figure = draw(result)
 
     from sims.engine import runs, store
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows, columns_of in (("groups", found.groups, GROUP_COLUMNS), ("words", found.words, WORD_COLUMNS)):
+    for name, rows, columns_of in (("groups", result.groups, GROUP_COLUMNS), ("words", result.words, WORD_COLUMNS)):
         store.write_csv(out / f"{name}.csv", {c: [row[c] for row in rows] for c in columns_of})
     given = {flag: values[flag].value for flag in SETTINGS}
-    files.write_json(out / "audit.json", {"settings": given, **found._asdict()})
+    files.write_json(out / "audit.json", {"settings": given, **result._asdict()})
     runs.save_figure(figure, out, "captions_audit", figure.dpi)
-    print(f"{text(found)}\n\nTables and figure: {out}/groups.csv, {out}/words.csv, {out}/captions_audit.png")
+    print(f"{text(result)}\n\nTables and figure: {out}/groups.csv, {out}/words.csv, {out}/captions_audit.png")
 
 
 if __name__ == "__main__":

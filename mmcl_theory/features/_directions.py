@@ -55,7 +55,7 @@ def leading_components(data: Samples, num_attributes: int) -> tuple[Component, .
     """
     k, folds = int(data.classes.max()) + 1, range(len(data.sums.size))
     c = min(k + num_attributes - 1, data.total.image.shape[-1], data.total.text.shape[-1])
-    found = np.empty((len(folds), 4, len(METHODS), c))  # correlations, shares of class and of attribute, gaps
+    measures = np.empty((len(folds), 4, len(METHODS), c))  # correlations, shares of class and of attribute, gaps
     for f in folds:
         others = data.others(f)
         (image, cross, text), mine = _covariances(others), _covariances(data.sums.fold(f))
@@ -66,16 +66,16 @@ def leading_components(data: Samples, num_attributes: int) -> tuple[Component, .
             a, b = left @ u[:, :c], right @ vt[:c].T
             xx, xt, tt = (np.einsum("ic,ij,jc->c", p, s, q) for p, s, q in zip((a, a, b), mine, (a, b, b), strict=True))
             size = np.sqrt(xx * tt)
-            found[f, 0, i] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
-            found[f, 1:3, i] = _shares(others, a, k)
-            found[f, 3, i] = -np.diff(score, append=0.0)[:c]
-    _, of_class, of_attribute, _ = found.mean(0)
-    lead, gap = found[:, 1] - found[:, 2], found[:, 3]
+            measures[f, 0, i] = np.where(size > 0, xt / np.where(size > 0, size, 1.0), 0.0)
+            measures[f, 1:3, i] = _shares(others, a, k)
+            measures[f, 3, i] = -np.diff(score, append=0.0)[:c]
+    _, of_class, of_attribute, _ = measures.mean(0)
+    lead, gap = measures[:, 1] - measures[:, 2], measures[:, 3]
     components = []
     for (i, method), j in itertools.product(enumerate(METHODS), range(c)):
         shares = float(of_class[i, j]), float(of_attribute[i, j])
         intervals = jackknife(lead[:, i, j]), jackknife(gap[:, i, j])
-        components.append(Component(method, j + 1, over_folds(found[:, 0, i, j]), *shares, *intervals))
+        components.append(Component(method, j + 1, over_folds(measures[:, 0, i, j]), *shares, *intervals))
     return tuple(components)
 
 

@@ -198,7 +198,7 @@ def diagnose(
 def _advice(
     data: Samples, name: str, learner: Learner, now: Outcome, right: np.ndarray, knobs: Mapping[str, Sequence[float]]
 ) -> list[Advice]:
-    found = []
+    advice = []
     size = data.total.size
     for knob, settings in knobs.items():
         if learner.kind not in ONLY.get(knob, KINDS):
@@ -221,8 +221,8 @@ def _advice(
             moved = np.bincount(data.group, after != right, len(data.classes))
             shifted, worst = (outcome.minus(now, where, moved) for where in ("shifted", "worst"))
             own = getattr(learner, knob, 1.0)
-            found.append(Advice(name, knob, setting, shifted, worst, np.nan if own is None else own))
-    return found
+            advice.append(Advice(name, knob, setting, shifted, worst, np.nan if own is None else own))
+    return advice
 
 
 def _purchases(
@@ -248,7 +248,7 @@ def _purchases(
                 return []
     policies, right = list(answered), np.array(list(answered.values()))
     hits = np.array([data.hits(each) for each in right])  # (policies, M, G)
-    size, found = data.sums.size, []
+    size, purchases = data.sums.size, []
     for where in ("shifted", "worst"):
 
         def value(kept: np.ndarray, where: str = where) -> np.ndarray:
@@ -262,8 +262,8 @@ def _purchases(
         chosen, plain = (dataclasses.replace(now, hits=h) for h in (data.hits(answers), hits[0]))
         moved = np.bincount(data.group, answers != right[0], len(data.classes))
         of_all = policies[int(value(folds >= 0).argmax())]
-        found.append(Purchase(name, where, of_all.attribute, of_all.detail, chosen.minus(plain, where, moved)))
-    return found
+        purchases.append(Purchase(name, where, of_all.attribute, of_all.detail, chosen.minus(plain, where, moved)))
+    return purchases
 
 
 class _Codes(NamedTuple):

@@ -249,5 +249,5 @@ def policy_moments(sums: GroupSums, classes: Int[np.ndarray, " g"], policy: Poli
     def within(covariance: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.einsum("kg,gij->kij", share, covariance + left[:, :, None] * right[:, None, :])
 
-    found = (total, x_class, t_class, within(xx, x, x), within(xt, x, t), within(tt, t, t))
-    return ClassMoments(*map(jnp.asarray, found))
+    moments = (total, x_class, t_class, within(xx, x, x), within(xt, x, t), within(tt, t, t))
+    return ClassMoments(*map(jnp.asarray, moments))

@@ -106,8 +106,8 @@ class Outcome:
         return self._accuracy(self.weights(where))
 
     def _accuracy(self, weights: np.ndarray) -> Estimate:
-        found = self.contrast(weights)
-        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
+        estimate = self.contrast(weights)
+        return estimate._replace(low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
 
     def contrast(self, weights: Float[np.ndarray, " g"]) -> Estimate:
         """sum_g weights_g (h_g / n_g), with its standard error and interval.

@@ -162,14 +162,14 @@ def train(out: pathlib.Path, tiny: bool, tell: Tell) -> None:
     result = training.run(config, run, how)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    held = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+    held_out = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
     rates = [(row["images_per_s"], row["mfu"]) for row in rows if "images_per_s" in row]
     rate, mfu = np.median(rates[len(rates) // 2 :], axis=0)
     tell(f"{config.architecture}, {steps} steps of {batch}: loss {losses[0]:.3f} to {losses[-1]:.3f}",
-         "held-out loss " + ", ".join(f"{loss:.3f} after {step}" for step, loss in held),
+         "held-out loss " + ", ".join(f"{loss:.3f} after {step}" for step, loss in held_out),
          f"{rate:,.0f} images/s, MFU {mfu:.1%} (second half, input included); {result['seconds']:.0f} s in all",
-         losses=losses, held_out=held, images_per_s=float(rate), mfu=float(mfu), result=result)  # fmt: skip
-    if not tiny and not held[-1][1] < 0.95 * math.log(config.held_out):
+         losses=losses, held_out=held_out, images_per_s=float(rate), mfu=float(mfu), result=result)  # fmt: skip
+    if not tiny and not held_out[-1][1] < 0.95 * math.log(config.held_out):
         raise Failed(f"the held-out loss is that of chance, {math.log(config.held_out):.3f}.")
 
 

@@ -206,8 +206,9 @@ def _main() -> int:
         raise UsageError(f"{error.id} cannot be read ({error.why}); make the scenes anew, with --overwrite.") from None
     drawn = {}
     if "arms" in config.study:
-        found = sets.open_sets(root, None, classes.read_classes(root))
-        drawn["arms"] = figures.against_id(rows, config.arms, {name: each.chance for name, each in found.items()})
+        evaluation_sets = sets.open_sets(root, None, classes.read_classes(root))
+        chance = {name: each.chance for name, each in evaluation_sets.items()}
+        drawn["arms"] = figures.against_id(rows, config.arms, chance)
         drawn["groups"] = figures.groups(rows, config.arms)
     if "captions" in config.study:
         drawn["captions"] = figures.caption_map(figures.policy_table(rows, config.pi_grid), config.pi_grid)

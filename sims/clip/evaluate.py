@@ -95,10 +95,10 @@ def _main() -> int | None:
     files.check_folder(out, f"--out={out}")
     files.check_folder(into.resolve().parent, f"--table={into}")
     if values.data is not None:
-        found, classes = sets.of_source(values.data)
+        evaluation_sets, classes = sets.of_source(values.data)
     else:
         classes = read_classes(root, values.classes, values.wnids)
-        found = sets.open_sets(root, values.sets, classes)
+        evaluation_sets = sets.open_sets(root, values.sets, classes)
         missing = sets.absent(root, classes) if values.sets is None else ()
         evaluation.warn([f"--root={root} lacks {', '.join(missing)}" if missing else None], values.strict)
     templates = prompts.read_templates(values.templates)
@@ -106,12 +106,12 @@ def _main() -> int | None:
         raise UsageError(f"--models={values.models} is not there.")
     models = table.read(pathlib.Path(values.models), "--models") if values.models else []
     table.read(into, "--table")
-    evaluation.warn([one.shortfall() for one in found.values()], values.strict)
+    evaluation.warn([one.shortfall() for one in evaluation_sets.values()], values.strict)
     if values.class_map is not None:
-        found, classes = sets.mapped(found, classes, class_maps.read_map(values.class_map))
+        evaluation_sets, classes = sets.mapped(evaluation_sets, classes, class_maps.read_map(values.class_map))
     how = evaluation.How(values.batch_size, values.threads, pathlib.Path(values.cache), values.strict)
     choice = evaluation.Choice(values.line, values.transform)
-    alike = [evaluation.of_shift(models, evaluation.key("", one, classes)) for one in found.values()]
+    alike = [evaluation.of_shift(models, evaluation.key("", one, classes)) for one in evaluation_sets.values()]
     if values.line == "fit" and not any(evaluation.fit(others, "logit") for others in alike):
         raise UsageError(
             f"--line=fit: --models={values.models} has no set here with two models or more of different id_accuracy."
@@ -119,7 +119,7 @@ def _main() -> int | None:
     run, encoder = model_flags.load()
     rows = []
     try:
-        for row in evaluation.evaluate(run, encoder, found, classes, templates, models, how, choice):
+        for row in evaluation.evaluate(run, encoder, evaluation_sets, classes, templates, models, how, choice):
             table.append(into, [row])
             rows.append(row)
     except KeyboardInterrupt as error:

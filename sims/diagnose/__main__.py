@@ -93,14 +93,14 @@ def load(values: dict[str, Any]) -> dict[str, Any]:
     """The arrays that the flags name. Raises: UsageError."""
     from sims.engine import reading
 
-    found = {}
+    arrays = {}
     for flag in (*NEEDED, *_MORE):
         source = values[flag] or values["data"]
         if source is None and flag in NEEDED:
             raise UsageError(f"--{flag} must name a file, or --data one that has {', '.join(NEEDED)}.")
         if values[flag] or flag in NEEDED or (source is not None and reading.holds(source, flag)):
-            found[flag] = reading.read(flag if values[flag] else "data", source, flag)
-    return found
+            arrays[flag] = reading.read(flag if values[flag] else "data", source, flag)
+    return arrays
 
 
 def _main() -> None:
@@ -144,7 +144,7 @@ def _main() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            found = mt.diagnose(
+            diagnosis = mt.diagnose(
                 **arrays, learners=learners, shifted_weight=values["shifted_weight"], knobs=knobs, **sizes,
                 budget=values["budget"], cost=tuple(values[name] for name in _COSTS),
             )  # fmt: skip
@@ -156,8 +156,8 @@ def _main() -> None:
     named = ("data", *NEEDED, *_MORE, "learners", *_SETTINGS, "heads", *_HEAD, "shifted_weight", "budget", *_COSTS)
     given = {name: values[name] for name in (*named, "advice", *sizes)}
     out.mkdir(parents=True, exist_ok=True)
-    report.write(found, given, notes, out)
-    print(f"{report.text(found)}\n\nReport: {out / 'report.html'}")
+    report.write(diagnosis, given, notes, out)
+    print(f"{report.text(diagnosis)}\n\nReport: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def fit(arm: str, config: Config, train: Training) -> Callable[[np.ndarray], np.
 
     def scores(image: np.ndarray) -> np.ndarray:
         with jax.enable_x64(False):
-            found = _scored(arm, config, state, arrays["prompts"], _filled(images(image)))
-        return np.asarray(found)[: len(image)]
+            values = _scored(arm, config, state, arrays["prompts"], _filled(images(image)))
+        return np.asarray(values)[: len(image)]
 
     return scores
 

@@ -46,21 +46,21 @@ _GAUSSIAN = 0.02  # difference of predicted and measured accuracy up to which th
 _RESOLUTION = 0.05  # standard error of an accuracy up to which that can be told
 
 
-def changes_with_evidence(found: Diagnosis, most: int) -> list[Advice]:
+def changes_with_evidence(diagnosis: Diagnosis, most: int) -> list[Advice]:
     """The best gain and the worst loss on P* of each learner and knob, and in the worst group where P* has none.
 
     By the size of the effect on P*.
     """
     kept: dict[tuple[str, ...], Advice] = {}
     for where in ("shifted", "worst"):
-        for change in found.advice:
-            told = verdict(getattr(change, where))
+        for change in diagnosis.advice:
+            sign = verdict(getattr(change, where))
             key = change.learner, change.knob
-            if told == "no evidence" or (where == "worst" and any(k[:2] == key and k[2] == "shifted" for k in kept)):
+            if sign == "no evidence" or (where == "worst" and any(k[:2] == key and k[2] == "shifted" for k in kept)):
                 continue
-            best = kept.get((*key, where, told))
+            best = kept.get((*key, where, sign))
             if best is None or abs(getattr(change, where).value) > abs(getattr(best, where).value):
-                kept[*key, where, told] = change
+                kept[*key, where, sign] = change
     return sorted(dict.fromkeys(kept.values()), key=lambda change: -abs(change.shifted.value))[:most]
 
 
@@ -77,31 +77,33 @@ def look(learner: str) -> tuple[str, str, str]:
     return LOOKS.get(learner, ("#777777", "D", learner))
 
 
-def text(found: Diagnosis) -> str:
+def text(diagnosis: Diagnosis) -> str:
     """The diagnosis in lines: groups, learners, whether Gaussian scores predict them, directions, changes."""
-    counted = ", ".join(f"{n} {x}" for n, x in zip(found.size, found.groups, strict=True))
-    lines = [f"{found.size.sum()} pairs: {counted}"]
-    for name, outcome in found.outcomes.items():
+    counted = ", ".join(f"{n} {x}" for n, x in zip(diagnosis.size, diagnosis.groups, strict=True))
+    lines = [f"{diagnosis.size.sum()} pairs: {counted}"]
+    for name, outcome in diagnosis.outcomes.items():
         parts = [f"{label} {_value(outcome.at(where))}" for where, label in _WHERE.items()]
-        gap = found.gap(name)
+        gap = diagnosis.gap(name)
         shown = "" if np.isnan(gap.value) else f"aligned - conflicting {_change(gap)}, "
-        lines.append(f"{look(name)[2]}: {', '.join(parts)}; {shown}{found.regime(name)}; {_gaussian(found, name)}")
-    names = [f"class {c}" for c in found.classes[1:]] + [f"attribute {a}" for a in found.attributes[1:]]
-    shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, found.caption_r2, strict=True))
+        lines.append(
+            f"{look(name)[2]}: {', '.join(parts)}; {shown}{diagnosis.regime(name)}; {_gaussian(diagnosis, name)}"
+        )
+    names = [f"class {c}" for c in diagnosis.classes[1:]] + [f"attribute {a}" for a in diagnosis.attributes[1:]]
+    shares = ", ".join(f"{name} {max(share, 0.0):.2f}" for name, share in zip(names, diagnosis.caption_r2, strict=True))
     lines.append(f"Share of the variance within groups that captions tell, along each direction: {shares}")
-    lines.append(f"Found first, as X7 has it: {_first(found)}")
-    for change in changes_with_evidence(found, _TOLD):
+    lines.append(f"Found first, as X7 has it: {_first(diagnosis)}")
+    for change in changes_with_evidence(diagnosis, _TOLD):
         lines.append(
             f"{described(change)}: P* {_change(change.shifted)}, {verdict(change.shifted)}; worst group"
             f" {_change(change.worst)}, {verdict(change.worst)}"
         )
-    if found.advice:
-        certain = sum(verdict(change.shifted) != "no evidence" for change in found.advice)
+    if diagnosis.advice:
+        certain = sum(verdict(change.shifted) != "no evidence" for change in diagnosis.advice)
         lines.append(
-            f"{certain} of {len(found.advice)} settings have evidence on P*, each at 95%; shown are the best and the"
-            " worst of each knob, which is optimistic."
+            f"{certain} of {len(diagnosis.advice)} settings have evidence on P*, each at 95%; shown are the best and"
+            " the worst of each knob, which is optimistic."
         )
-    for purchase in found.purchases:
+    for purchase in diagnosis.purchases:
         kept = f"{purchase.attribute:.3g} of the attribute's mentions and {purchase.detail:.3g} of the other details"
         lines.append(
             f"{look(purchase.learner)[2]}, best captions within the budget for {_WHERE[purchase.where]}: keep {kept};"
@@ -113,25 +115,25 @@ def text(found: Diagnosis) -> str:
 _METHODS = {"contrast": "linear loss", "predict": "prediction of texts from images", "align": "alignment, as whitened"}
 
 
-def _first(found: Diagnosis) -> str:
+def _first(diagnosis: Diagnosis) -> str:
     """What each method finds first, with the shares that class and attribute have of its first component."""
-    leading = {c.method: c for c in found.components if c.number == 1}
+    leading = {c.method: c for c in diagnosis.components if c.number == 1}
     return "; ".join(
-        f"{_METHODS[name]}: {found.recovered(name)} (class {c.of_class:.2f}, attribute {c.of_attribute:.2f} of the"
+        f"{_METHODS[name]}: {diagnosis.recovered(name)} (class {c.of_class:.2f}, attribute {c.of_attribute:.2f} of the"
         f" first component's variance, difference {_change(c.lead)}; correlation {c.correlation.value:.2f})"
         for name, c in leading.items()
     )
 
 
-def _gaussian(found: Diagnosis, name: str) -> str:
+def _gaussian(diagnosis: Diagnosis, name: str) -> str:
     """Where the accuracies of Gaussian scores agree with those measured."""
-    outcome = found.outcomes[name]
-    errors = np.array([outcome.group(g).error for g in range(len(found.size))])
+    outcome = diagnosis.outcomes[name]
+    errors = np.array([outcome.group(g).error for g in range(len(diagnosis.size))])
     far = np.abs(outcome.predicted - outcome.by_group) > np.maximum(_GAUSSIAN, 2 * errors)
     vague = ~far & (errors > _RESOLUTION)
 
     def where(chosen: np.ndarray) -> str:
-        return "; ".join(x for x, c in zip(found.groups, chosen, strict=True) if c)
+        return "; ".join(x for x, c in zip(diagnosis.groups, chosen, strict=True) if c)
 
     if np.isnan(outcome.predicted).any():
         return "Gaussian scores are not computed for so many classes"
@@ -153,29 +155,29 @@ def _change(estimate: Any) -> str:
     return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
-def draw(found: Diagnosis) -> Figure:
+def draw(diagnosis: Diagnosis) -> Figure:
     """Accuracy of each learner by group, with the Gaussian prediction; below, the effects of changes on P*."""
-    changes = changes_with_evidence(found, _MOST)
+    changes = changes_with_evidence(diagnosis, _MOST)
     tall = 0.26 * len(changes) + 1.0
-    learners = len(found.outcomes)
+    learners = len(diagnosis.outcomes)
     apart = min(0.16, 0.8 / learners)  # in a column; columns are 1 apart
     size = 9.5 + 0.8 * max(0, learners - 5), 4.4 + tall * bool(changes)
     figure = plt.figure(figsize=size, layout="constrained", dpi=120)
     parts = figure.subfigures(2, 1, height_ratios=[4.4, tall]) if changes else [figure]
     ax = parts[0].subplots()
-    named = [(*group.split(", ", 1), n) for group, n in zip(found.groups, found.size, strict=True)]
+    named = [(*group.split(", ", 1), n) for group, n in zip(diagnosis.groups, diagnosis.size, strict=True)]
     columns = [*(f"{c},\n{a}\n(n = {n})" for c, a, n in named), *(x.replace(", ", ",\n") for x in _WHERE.values())]
-    for i, (name, outcome) in enumerate(found.outcomes.items()):
+    for i, (name, outcome) in enumerate(diagnosis.outcomes.items()):
         colour, marker, label = look(name)
         x = np.arange(len(columns)) + (i - (learners - 1) / 2) * apart
-        estimates = [outcome.group(g) for g in range(len(found.size))] + [outcome.at(where) for where in _WHERE]
+        estimates = [outcome.group(g) for g in range(len(diagnosis.size))] + [outcome.at(where) for where in _WHERE]
         value = np.array([e.value for e in estimates])
         ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
         ax.errorbar(x, value, ends, fmt=marker, color=colour, ms=5, lw=0, elinewidth=1.2, capsize=2, label=label)
         predicted = [*outcome.predicted, *(outcome.predicted @ outcome.weights(where) for where in _WHERE)]
         ax.plot(x, predicted, "_", color="black", ms=10, mew=1.2, label="if scores were Gaussian" if i == 0 else None)
-    ax.axhline(1 / len(found.classes), color="0.6", lw=0.8, ls=":")
-    ax.axvline(len(found.size) - 0.5, color="0.8", lw=0.8)
+    ax.axhline(1 / len(diagnosis.classes), color="0.6", lw=0.8, ls=":")
+    ax.axvline(len(diagnosis.size) - 0.5, color="0.8", lw=0.8)
     ax.set_xticks(range(len(columns)), [_plain(x) for x in columns], fontsize=8)
     ax.set(ylim=(-0.03, 1.03), ylabel="held-out accuracy (share correct)")
     ax.grid(axis="y", alpha=0.25, lw=0.6)
@@ -205,47 +207,47 @@ def _effects(ax: Any, changes: list[Advice]) -> None:
     ax.grid(axis="x", alpha=0.25, lw=0.6)
 
 
-def write(found: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pathlib.Path) -> None:
+def write(diagnosis: Diagnosis, given: Mapping[str, Any], notes: list[str], out: pathlib.Path) -> None:
     """Write accuracies.csv, advice.csv, diagnosis.json, diagnose.png and .pdf, and report.html into `out`."""
-    accuracies, advice = found.to_dataframe(), found.advice_dataframe()
+    accuracies, advice = diagnosis.to_dataframe(), diagnosis.advice_dataframe()
     store.write_csv(out / "accuracies.csv", accuracies)
     store.write_csv(out / "advice.csv", advice)
-    figure = draw(found)
+    figure = draw(diagnosis)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=figure.dpi)
     runs.save_figure(figure, out, "diagnose", figure.dpi)
-    fitted = found.fitted
-    gaps = {name: {k: float(v) for k, v in found.gap(name)._asdict().items()} for name in found.outcomes}
+    fitted = diagnosis.fitted
+    gaps = {name: {k: float(v) for k, v in diagnosis.gap(name)._asdict().items()} for name in diagnosis.outcomes}
     content = {
         "settings": given,
         "version": mt.__version__,
         "warnings": notes,
-        "groups": [{"name": x, "samples": int(n)} for x, n in zip(found.groups, found.size, strict=True)],
-        "regimes": {name: found.regime(name) for name in found.outcomes},
-        "aligned": [x for x, is_aligned in zip(found.groups, found.aligned(), strict=True) if is_aligned],
+        "groups": [{"name": x, "samples": int(n)} for x, n in zip(diagnosis.groups, diagnosis.size, strict=True)],
+        "regimes": {name: diagnosis.regime(name) for name in diagnosis.outcomes},
+        "aligned": [x for x, is_aligned in zip(diagnosis.groups, diagnosis.aligned(), strict=True) if is_aligned],
         "gaps": gaps,
         "accuracies": accuracies.to_dict("records"),
         "advice": advice.to_dict("records"),
         "purchases": [
-            {**dataclasses.asdict(p), "gain": p.gain._asdict(), "verdict": verdict(p.gain)} for p in found.purchases
+            {**dataclasses.asdict(p), "gain": p.gain._asdict(), "verdict": verdict(p.gain)} for p in diagnosis.purchases
         ],
         "fitted": {"mean": np.asarray(fitted.mean).tolist(), "covariance": np.asarray(fitted.covariance).tolist()},
-        "caption_r2": [float(x) for x in found.caption_r2],
-        "components": [dataclasses.asdict(c) for c in found.components],
-        "found_first": {method: found.recovered(method) for method in _METHODS},
+        "caption_r2": [float(x) for x in diagnosis.caption_r2],
+        "components": [dataclasses.asdict(c) for c in diagnosis.components],
+        "found_first": {method: diagnosis.recovered(method) for method in _METHODS},
     }
     files.write_json(out / "diagnosis.json", content)
-    files.write_text(out / "report.html", html_page(found, given, notes, picture.getvalue()))
+    files.write_text(out / "report.html", html_page(diagnosis, given, notes, picture.getvalue()))
 
 
-def html_page(found: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:
+def html_page(diagnosis: Diagnosis, given: Mapping[str, Any], notes: list[str], picture: bytes) -> str:
     """The HTML page, with style and picture in it."""
-    said = [*(f"Warning: {note}" for note in notes), *text(found).split("\n")]
+    said = [*(f"Warning: {note}" for note in notes), *text(diagnosis).split("\n")]
     lines = "\n".join(f"<li>{html.escape(line)}</li>" for line in said)
     settings = ", ".join(f"{k} = {v}" for k, v in given.items() if v is not None)
     tables = [
         f"<h2>{title}</h2>{page.table(list(frame.columns), frame.round(4).astype(object).fillna('').to_numpy())}"
-        for title, frame in (("Accuracies", found.to_dataframe()), ("Changes", found.advice_dataframe()))
+        for title, frame in (("Accuracies", diagnosis.to_dataframe()), ("Changes", diagnosis.advice_dataframe()))
         if len(frame)
     ]
     body = f"""<p><code>{html.escape(settings)}</code></p>

@@ -136,8 +136,8 @@ def task(name: str, setup: Setup, shared: Mapping[str, Any]) -> Task:
 
     def stage(key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> tuple[State, Array]:
         state = train(arm, setup, key, point, number, state)
-        found = measure(arm, setup, key, point, state["params"])
-        return state, found[jnp.asarray([MEASURES.index(name) for name in setup.measures])]
+        measures = measure(arm, setup, key, point, state["params"])
+        return state, measures[jnp.asarray([MEASURES.index(name) for name in setup.measures])]
 
     return Task(stage, may_lack=True, start=begin, stages=tuple(np.diff([0, *setup.stages]).tolist()), shared=shared)
 

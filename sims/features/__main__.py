@@ -35,12 +35,12 @@ _PRESETS = {"paper": _PAPER}
 def sets(text: str) -> tuple[tuple[str, str], ...]:
     """`v2=a.npz,r=b.npz` as (("v2", "a.npz"), ("r", "b.npz"))."""
     parts = [part.partition("=") for part in text.split(",")]
-    found = tuple((name.strip(), path(source)) for name, equals, source in parts if equals and name.strip())
-    if len(found) < len(parts):
+    pairs = tuple((name.strip(), path(source)) for name, equals, source in parts if equals and name.strip())
+    if len(pairs) < len(parts):
         raise ValueError("needs NAME=FILE, such as v2=v2.npz,sketch=sketch.npz")
-    if len({"id", *(name for name, _ in found)}) <= len(found):
+    if len({"id", *(name for name, _ in pairs)}) <= len(pairs):
         raise ValueError("needs names that differ from each other and from id")
-    return found
+    return pairs
 
 
 def _define_flags() -> None:

@@ -73,8 +73,8 @@ def task(arm: str, config: Config) -> Task:
     epochs = tuple(map(int, config.epochs))
 
     def closed(key: Key[Array, ""], point: Point) -> Array:
-        found = _measured(config, point, *closed_form(arm, config, key, point))
-        return jnp.full((len(epochs), len(found)), jnp.nan).at[-1].set(found)
+        measures = _measured(config, point, *closed_form(arm, config, key, point))
+        return jnp.full((len(epochs), len(measures)), jnp.nan).at[-1].set(measures)
 
     def begin(key: Key[Array, ""], point: Point) -> State:
         return start(arm, config, key, point)
@@ -254,8 +254,8 @@ def scores(arm: str, config: Config, point: Point, state: State, one: Mapping[st
 def measure(arm: str, config: Config, point: Point, state: State) -> Float[Array, " m"]:
     """The measures of a trained arm."""
     scale = state["params"]["scalars"]["log_scale"] if arm in READERS else jnp.nan
-    found = [scores(arm, config, point, state, one) for one in point["sets"]]
-    return _measured(config, point, found, state["loss"], jnp.exp(-scale))
+    scores_by_set = [scores(arm, config, point, state, one) for one in point["sets"]]
+    return _measured(config, point, scores_by_set, state["loss"], jnp.exp(-scale))
 
 
 def closed_form(arm: str, config: Config, key: Key[Array, ""], point: Point) -> tuple[list[Array], Array, Array]:
@@ -290,12 +290,12 @@ def _measured(
     config: Config, point: Point, scores: list[Array], last_loss: Array, temperature: Array
 ) -> Float[Array, " m"]:
     """Accuracies of the scores of each set, then loss and temperature."""
-    found = []
+    accuracies = []
     for one, each, s in zip(point["sets"], scores, config.data.sets, strict=True):
         right = (each.argmax(1) == one["label"]).astype(float)
         right = jnp.where(jnp.isfinite(each).all(), right, jnp.inf)  # a run that diverged
         by_group = jax.ops.segment_sum(right, one["group"], len(s.sizes)) / jnp.asarray(s.sizes)
-        found.append(right.mean())
+        accuracies.append(right.mean())
         kinds = [by_group[s.aligned == kind].mean() if (s.aligned == kind).any() else jnp.nan for kind in (1, 0)]
-        found += [by_group.mean(), *kinds, by_group.min()] if s.groups else [jnp.nan] * 4
-    return jnp.stack([jnp.asarray(x, float) for x in (*found, last_loss, temperature)])
+        accuracies += [by_group.mean(), *kinds, by_group.min()] if s.groups else [jnp.nan] * 4
+    return jnp.stack([jnp.asarray(x, float) for x in (*accuracies, last_loss, temperature)])

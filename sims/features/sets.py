@@ -125,9 +125,9 @@ def load(config: Config) -> Data:
     rest = [_one_row_an_image(_read(f"ood={name}", source, False, digest)) for name, source in config.ood]
     unit = _units(train)
     if config.id is None:
-        held = _held_out(train, unit, config.holdout, config.seed)
-        own = dataclasses.replace(_one_row_an_image(train.rows(held)), prompts=None, classes=None)
-        train, unit = train.rows(~held), unit[~held]
+        held_out = _held_out(train, unit, config.holdout, config.seed)
+        own = dataclasses.replace(_one_row_an_image(train.rows(held_out)), prompts=None, classes=None)
+        train, unit = train.rows(~held_out), unit[~held_out]
     else:
         own = _one_row_an_image(_read(ID, config.id, False, digest))
     kinds = np.unique(train.labels)
@@ -143,7 +143,7 @@ def load(config: Config) -> Data:
     prompts = _means(_means(text, group), pairs // number)
     if train.prompts is not None and config.prompts == "file":
         prompts = _prompts(train, classes, text.shape[1])
-    found, images, texts = training(train.image, text, label, group, unit, prompts)
+    train_set, images, texts = training(train.image, text, label, group, unit, prompts)
     joint = _joint(train.labels, train.attributes)
     sets = []
     for name, raw in zip((ID, *(name for name, _ in config.ood)), (own, *rest), strict=True):
@@ -160,13 +160,13 @@ def load(config: Config) -> Data:
         else:
             own_prompts = prompts[known]
         sets.append(_evaluation(name, raw, scored, known, joint, images(raw.image), texts(own_prompts)))
-    seen = {row.tobytes() for row in found.image}
+    seen = {row.tobytes() for row in train_set.image}
     notes = tuple(note for s in sets for note in _notes(s, seen))
     if train.attributes is not None and sets[0].groups:
         trained = dict.fromkeys(f"({c}, {a})" for c, a in zip(train.labels, train.attributes, strict=True))
         if missing := sorted(trained.keys() - set(sets[0].groups)):
             notes = (*notes, f"{ID}: has no image of {', '.join(missing)}, which training has")
-    return Data(found, tuple(sets), classes, train.attributes is not None, digest.hexdigest(), notes)
+    return Data(train_set, tuple(sets), classes, train.attributes is not None, digest.hexdigest(), notes)
 
 
 def _notes(s: Set, seen: set[bytes]) -> Iterator[str]:
@@ -195,32 +195,34 @@ def _prompts(raw: _Raw, classes: Names, width: int) -> np.ndarray:
 
 def _read(flag: str, source: str, training: bool, digest: Any) -> _Raw:
     """The arrays of a source, checked by themselves. Raises: UsageError."""
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for name in ("image", "text", "labels", "attributes", "units", "prompts", "classes"):
         needed = name in ("image", "labels") or (training and name == "text")
         wanted = training or name != "text"
-        found[name] = reading.read(flag, source, name) if needed or (wanted and reading.holds(source, name)) else None
-        if found[name] is not None:
-            digest.update(f"{flag} {name} {found[name].dtype} {found[name].shape}".encode())
-            digest.update(np.ascontiguousarray(found[name]).reshape(-1).view(np.uint8))
-    rows = len(np.atleast_1d(found["image"]))
+        arrays[name] = reading.read(flag, source, name) if needed or (wanted and reading.holds(source, name)) else None
+        if arrays[name] is not None:
+            digest.update(f"{flag} {name} {arrays[name].dtype} {arrays[name].shape}".encode())
+            digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))
+    rows = len(np.atleast_1d(arrays["image"]))
     for name in ("image", "text", "prompts"):
-        if (x := found[name]) is None:
+        if (x := arrays[name]) is None:
             continue
         if x.dtype.kind != "f" or x.ndim != 2 or not x.size:
             raise UsageError(f"--{flag}: {name} must be floats, a row for each sample, got {x.dtype} of {x.shape}.")
         if not (finite := np.isfinite(x).all(1)).all():
             raise UsageError(f"--{flag}: {name} must be finite, got another value in row {int(finite.argmin())}.")
     for name in ("text", "labels", "attributes", "units"):
-        if (x := found[name]) is None:
+        if (x := arrays[name]) is None:
             continue
         if name != "text" and (x.dtype.kind not in "biuU" or x.ndim != 1):
             raise UsageError(f"--{flag}: {name} must be whole numbers or words, got {x.dtype} of shape {x.shape}.")
         if len(x) != rows:
             raise UsageError(f"--{flag}: image has {rows} rows and {name} has {len(x)}.")
-    if (x := found["classes"]) is not None and (x.ndim != 1 or x.dtype.kind not in "iuU" or len(np.unique(x)) < len(x)):
+    if (x := arrays["classes"]) is not None and (
+        x.ndim != 1 or x.dtype.kind not in "iuU" or len(np.unique(x)) < len(x)
+    ):
         raise UsageError(f"--{flag}: classes must be words or whole numbers that differ, got {x.dtype} of {x.shape}.")
-    return _Raw(flag, **found)
+    return _Raw(flag, **arrays)
 
 
 def _units(raw: _Raw) -> np.ndarray:
@@ -238,7 +240,7 @@ def training(
     order = np.argsort(unit, kind="stable")
     _, first, count = np.unique(unit[order], return_index=True, return_counts=True)
     images, texts = _Scale.of("image", image), _Scale.of("text", text)
-    found = Train(
+    train_set = Train(
         image=images(image[order]),
         text=texts(text[order]),
         label=label[order].astype(np.int32),
@@ -249,7 +251,7 @@ def training(
         group_text=texts(_means(text, group)),
         prompts=texts(prompts),
     )
-    return found, images, texts
+    return train_set, images, texts
 
 
 def _one_row_an_image(raw: _Raw) -> _Raw:
@@ -271,14 +273,14 @@ def _held_out(raw: _Raw, unit: np.ndarray, share: float, seed: int) -> np.ndarra
     _, first = np.unique(unit, return_index=True)
     parts = [raw.labels] if raw.attributes is None else [raw.labels, raw.attributes]
     group = np.unique(np.stack([np.unique(x, return_inverse=True)[1] for x in parts]), axis=1, return_inverse=True)[1]
-    held = np.zeros(len(first), bool)
+    held_out = np.zeros(len(first), bool)
     for g in np.unique(group[first]):
         members = rng.permutation(np.flatnonzero(group[first] == g))
-        held[members[: round(share * len(members))]] = True
+        held_out[members[: round(share * len(members))]] = True
     for c in np.unique(raw.labels):
-        if not held[raw.labels[first] == c].any() or held[raw.labels[first] == c].all():
+        if not held_out[raw.labels[first] == c].any() or held_out[raw.labels[first] == c].all():
             raise UsageError(f"--holdout={share:g} leaves class {c} without samples on one side; give --id=FILE.")
-    return held[unit]
+    return held_out[unit]
 
 
 def _attributes(values: np.ndarray | None, rows: int) -> tuple[np.ndarray, int]:

@@ -82,13 +82,13 @@ class Config:
 
     def runs(self) -> list["Run"]:
         """Every run once, ordered by seed, so that a comparison which is cut short has whole seeds."""
-        found = []
+        every = []
         for seed in range(self.seeds):
             if "arms" in self.study:
-                found += [Run(arm, None, None, seed) for arm in self.arms]
+                every += [Run(arm, None, None, seed) for arm in self.arms]
             if "captions" in self.study:
-                found += [Run("clip", core, spu, seed) for core in self.pi_grid for spu in self.pi_grid]
-        return found
+                every += [Run("clip", core, spu, seed) for core in self.pi_grid for spu in self.pi_grid]
+        return every
 
     def steps_of(self, run: "Run") -> list[int]:
         """The steps after which to measure a run; in the study `captions`, the last alone."""
@@ -218,10 +218,10 @@ class Shares:
 
     def flat(self, scene: Any = None) -> Mapping[str, Any]:
         """The settings that decide the results.  scene: the scenes' own settings, if these are the data."""
-        told = {} if scene is None else {"scenes": dataclasses.asdict(scene)}
+        of_scenes = {} if scene is None else {"scenes": dataclasses.asdict(scene)}
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k != "training"}
         recipe = {**dataclasses.asdict(self.training), "labels": self.training.classes}  # `classes` are the sets'
-        return {"command": "clip.compare", "study": ["shares"], **recipe, **settings, **told}
+        return {"command": "clip.compare", "study": ["shares"], **recipe, **settings, **of_scenes}
 
 
 @dataclasses.dataclass(frozen=True)

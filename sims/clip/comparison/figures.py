@@ -31,8 +31,8 @@ def against_id(rows: Sequence[Row], arms: Sequence[str], chance: dict[str, float
     for ax, shift in zip(axes.flat, SHIFTS, strict=False):
         spans = []
         for arm, (colour, marker) in zip(arms, style.LOOKS, strict=False):
-            found = list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None))
-            spans.append(_arm(ax, found, arm, colour, marker))
+            points = list(select(rows, set=shift, arm=arm, prompts=prompts_of(arm), pi_core=None))
+            spans.append(_arm(ax, points, arm, colour, marker))
         seen = np.array(spans)
         limits = np.stack([seen[..., 0].min(0), seen[..., 1].max(0)], 1)
         limits[1, 0] = min(limits[1, 0], scipy.special.logit(chance[shift]))
@@ -85,8 +85,8 @@ def groups(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
     """Each arm's aligned and conflicting accuracy after the last step."""
     figure, ax = plt.subplots(figsize=(8, 0.55 * len(arms) + 1.5), layout="constrained")
     for group, (colour, marker) in style.GROUP_LOOKS.items():
-        found = [interval(*last(rows, arm, group)) for arm in arms]
-        mean, half = np.array(found).T
+        intervals = [interval(*last(rows, arm, group)) for arm in arms]
+        mean, half = np.array(intervals).T
         at = np.arange(len(arms)) + (0.1 if group == "conflicting" else -0.1)
         ax.errorbar(mean, at, xerr=half, fmt=marker, color=colour, capsize=3, label=group)
     ax.axvline(0.1, color="0.6", lw=0.9, ls=":", label="chance")
@@ -99,9 +99,9 @@ def groups(rows: Sequence[Row], arms: Sequence[str]) -> Figure:
 
 def last(rows: Sequence[Row], arm: str, group: str, on: str = "balanced") -> tuple[list[float], int]:
     """(accuracies by seed, number of images behind each), of an arm's group in the set `on` after the last step."""
-    found = list(select(rows, arm=arm, set=on, group=group, scope="all", prompts=prompts_of(arm), pi_core=None))
-    end = max(row["step"] for row in found)
-    return [row["accuracy"] for row in found if row["step"] == end], found[0]["images"]
+    chosen = list(select(rows, arm=arm, set=on, group=group, scope="all", prompts=prompts_of(arm), pi_core=None))
+    end = max(row["step"] for row in chosen)
+    return [row["accuracy"] for row in chosen if row["step"] == end], chosen[0]["images"]
 
 
 def caption_map(table: dict[str, Any], grid: Sequence[float]) -> Figure:
@@ -148,8 +148,8 @@ def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ens
         return *map(np.mean, values), gap_interval(*values, min(row["images"] for row in every))[1]
 
     *means, half = np.moveaxis([[measured(of) for of in line] for line in cells], -1, 0)
-    found: dict[str, Any] = {"clip": dict(zip(GROUPS, means, strict=True)), "half": half}
+    table: dict[str, Any] = {"clip": dict(zip(GROUPS, means, strict=True)), "half": half}
     for who in THEORIES:
         aligned, conflicting = np.moveaxis([[predicted(who, of) for of in line] for line in cells], (-1, 2), (0, 1))
-        found[who] = {"aligned": aligned[0], "conflicting": conflicting[0], "gap": aligned - conflicting}
-    return found
+        table[who] = {"aligned": aligned[0], "conflicting": conflicting[0], "gap": aligned - conflicting}
+    return table

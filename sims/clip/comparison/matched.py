@@ -20,11 +20,11 @@ def family(rows: Sequence[Row], arm: str, shift: str, rng: np.random.Generator |
     rng: redraws the test images, which the arm's points share.
     """
     sets = SHIFTS if shift == MEAN else (shift,)
-    found = [_of_set(rows, arm, name) for name in sets]
-    val = _of_set(rows, arm, "val") if shift == MEAN else found[0]
+    by_set = [_of_set(rows, arm, name) for name in sets]
+    val = _of_set(rows, arm, "val") if shift == MEAN else by_set[0]
     prefix = "" if shift == MEAN else "id_"
     x = _counts(val, prefix)
-    y = np.stack([_counts(each, "") for each in found], -1)  # (correct or images, point, set)
+    y = np.stack([_counts(each, "") for each in by_set], -1)  # (correct or images, point, set)
     acc_id, acc_ood = lines.inside(*x), lines.inside(*y)
     if len(np.unique(acc_id)) < 2:
         return None
@@ -33,8 +33,8 @@ def family(rows: Sequence[Row], arm: str, shift: str, rng: np.random.Generator |
 
 
 def _of_set(rows: Sequence[Row], arm: str, name: str) -> list[Row]:
-    found = select(rows, set=name, arm=arm, group="all", scope="all", prompts=prompts_of(arm), pi_core=None)
-    return sorted(found, key=lambda row: (row["seed"], row["step"]))
+    chosen = select(rows, set=name, arm=arm, group="all", scope="all", prompts=prompts_of(arm), pi_core=None)
+    return sorted(chosen, key=lambda row: (row["seed"], row["step"]))
 
 
 def _counts(rows: Sequence[Row], prefix: str) -> np.ndarray:
@@ -51,11 +51,11 @@ def table(rows: Sequence[Row], arms: Sequence[str]) -> list[list[str]]:
     """
     rng = np.random.default_rng(0)
     shown = [["", *SHIFTS, MEAN]]
-    found = {(arm, shift): family(rows, arm, shift, rng) for arm in arms for shift in shown[0][1:]}
+    families = {(arm, shift): family(rows, arm, shift, rng) for arm in arms for shift in shown[0][1:]}
     for arm in arms[1:]:
         line = [ARMS[arm].label]
         for shift in shown[0][1:]:
-            own, first = found[arm, shift], found[arms[0], shift]
+            own, first = families[arm, shift], families[arms[0], shift]
             if own is None or first is None:
                 line.append("-")
                 continue

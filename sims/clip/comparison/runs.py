@@ -87,8 +87,8 @@ def measured_by(measure: Callable[[Any], list[Row]], tasks: Sequence[Any], worke
         processes.mapper(workers, pinned=True, stopped=True) as mapped,
         tqdm.tqdm(total=len(tasks), unit="run", disable=None) as bar,
     ):
-        for found in mapped(measure, tasks):
-            rows += found
+        for measured in mapped(measure, tasks):
+            rows += measured
             bar.update()
     return rows
 
@@ -119,8 +119,8 @@ def _measured(task: tuple[Config, Run, pathlib.Path]) -> list[Row]:
             result = training.run(config.training(each, out), out / "runs" / each.name, how)
             if result["steps"] != step:
                 raise UsageError(f"{out}/runs/{each.name} is past step {step}, and {kept} is not there; {mend}.")
-            found = _judge(config.root).rows(trained.load(out / "runs" / each.name), each)
-            measured = [{**dataclasses.asdict(each), "step": step, **row} for row in found]
+            judged = _judge(config.root).rows(trained.load(out / "runs" / each.name), each)
+            measured = [{**dataclasses.asdict(each), "step": step, **row} for row in judged]
             files.write_text(kept, sealed({"rows": measured}))
         rows += unsealed(kept, mend)["rows"]
     return rows
@@ -150,19 +150,19 @@ class Judge:
             weights = {"class": weights["head"], "ensemble": (self.ensemble(encoder, each), weights["head"][1])}
         looked = self.sets if each.pi_core is None else {name: self.sets[name] for name in ("val", "balanced")}
         seen = {
-            name: scoring.image_features(encoder, found.paths, crop=found.crop, batch_size=256)
-            for name, found in looked.items()
+            name: scoring.image_features(encoder, evaluation_set.paths, crop=evaluation_set.crop, batch_size=256)
+            for name, evaluation_set in looked.items()
         }
         if bad := next((bad for one in seen.values() for bad in one.bad.items()), None):
             raise UsageError(f"{bad[0]} cannot be read ({bad[1]}); make the scenes anew, with --overwrite.")
         rows = []
-        for name, found in looked.items():
-            labels, values = found.labels[seen[name].kept], seen[name].values
-            group = None if found.groups is None else found.groups[seen[name].kept]
+        for name, evaluation_set in looked.items():
+            labels, values = evaluation_set.labels[seen[name].kept], seen[name].values
+            group = None if evaluation_set.groups is None else evaluation_set.groups[seen[name].kept]
             for prompts, (w, b) in weights.items():
-                right = scoring.ranks(values, labels, w, b, found.scored) == 0
-                places, mapped = scoring.restricted(self.sets["val"].labels[seen["val"].kept], found.scored)
-                on_val = scoring.ranks(seen["val"].values[places], mapped, w, b, found.scored) == 0
+                right = scoring.ranks(values, labels, w, b, evaluation_set.scored) == 0
+                places, mapped = scoring.restricted(self.sets["val"].labels[seen["val"].kept], evaluation_set.scored)
+                on_val = scoring.ranks(seen["val"].values[places], mapped, w, b, evaluation_set.scored) == 0
                 common = {"set": name, "prompts": prompts}
                 common |= {"id_accuracy": float(on_val.mean()), "id_images": len(on_val)}
                 rows.append({**common, "group": "all", "scope": "all", **_count(right)})
@@ -175,8 +175,8 @@ class Judge:
 
     def ensemble(self, encoder: Encoder, each: Run) -> np.ndarray:
         """(c, r): unit mean of the unit embeddings of texts of the run's policy."""
-        found = [np.asarray(encoder.encode_text(texts)) for texts in ensembles(self.scene, each)]
-        mean = np.stack([(x / np.linalg.norm(x, axis=1, keepdims=True)).mean(0) for x in found])
+        embeddings = [np.asarray(encoder.encode_text(texts)) for texts in ensembles(self.scene, each)]
+        mean = np.stack([(x / np.linalg.norm(x, axis=1, keepdims=True)).mean(0) for x in embeddings])
         return mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
 
@@ -194,7 +194,7 @@ def _within_pairs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def ensembles(scene: Any, each: Run) -> list[list[str]]:
     """Texts for each class: the same scenes and mentions for all classes, each in both contexts of the class's pair."""
     core, spu = (scene.pi_core, scene.pi_spu) if each.pi_core is None else (each.pi_core, each.pi_spu)
-    law, found = scenes.Law(1.0, scene.p_companion), []
+    law, by_class = scenes.Law(1.0, scene.p_companion), []
     for k, kind in enumerate(scenes.CLASSES):
         drawn, texts = scenes.sample(np.random.default_rng(0), _ENSEMBLE, law, k), []
         for i, one in enumerate(drawn):
@@ -202,8 +202,8 @@ def ensembles(scene: Any, each: Run) -> list[list[str]]:
                 rng = np.random.default_rng([1, i])
                 moved = dataclasses.replace(one, context=context)
                 texts.append(scenes.caption(moved, rng, core, spu, scene.pi_companion))
-        found.append(texts)
-    return found
+        by_class.append(texts)
+    return by_class
 
 
 def predictions(config: Config, out: pathlib.Path) -> list[Row]:
@@ -215,8 +215,8 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     """
     root = pathlib.Path(config.root)
     scene = generation.read_config(root)
-    found = sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"]
-    test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in found.paths])
+    balanced = sets.open_sets(root, ["balanced"], classes.read_classes(root))["balanced"]
+    test = np.stack([_pixels(images.decode(path.read_bytes(), str(path))) for path in balanced.paths])
     plain = sources.open_source(f"coco:{root}/coco")
     pixels = np.stack([_pixels(plain[i].image) for i in range(len(plain))])
     cov_image = np.cov(pixels, rowvar=False)  # the same for every policy, as the images are
@@ -224,18 +224,18 @@ def predictions(config: Config, out: pathlib.Path) -> list[Row]:
     for core, spu in itertools.product(config.pi_grid, config.pi_grid):
         each = Run("clip", core, spu, 0)
         source = sources.open_source(f"coco:{root}/coco", captions_file=str(out / "captions" / each.captions))
-        told, groups = [source.captions(i) for i in range(len(source))], ensembles(scene, each)
-        words = sorted({word for texts in (*told, *groups) for text in texts for word in text.split()})
+        captions, groups = [source.captions(i) for i in range(len(source))], ensembles(scene, each)
+        words = sorted({word for texts in (*captions, *groups) for text in texts for word in text.split()})
         index = {word: i for i, word in enumerate(words)}
-        counts = [_counts(texts, index) for texts in told]
+        counts = [_counts(texts, index) for texts in captions]
         targets = np.stack([_counts(texts, index).mean(0) for texts in groups])
         for ridge, found_rules in zip(RIDGES, rules(pixels, cov_image, counts, targets, RIDGES), strict=True):
             for theory, rule in found_rules.items():
-                right = _within_pairs((test - pixels.mean(0)) @ rule.T, found.labels)
+                right = _within_pairs((test - pixels.mean(0)) @ rule.T, balanced.labels)
                 for half in GROUPS:
                     rows.append({
                         "arm": theory, "pi_core": core, "pi_spu": spu, "set": "balanced", "prompts": "ensemble",
-                        "group": half, "scope": "pair", "ridge": ridge, **_count(right[found.groups == half]),
+                        "group": half, "scope": "pair", "ridge": ridge, **_count(right[balanced.groups == half]),
                     })  # fmt: skip
     return rows
 
@@ -259,11 +259,11 @@ def rules(
     each = np.stack([one.mean(0) for one in counts])
     cross = (pixels - pixels.mean(0)).T @ (each - each.mean(0)) / (len(pixels) - 1)
     cov_text, linear = np.cov(np.concatenate(list(counts)), rowvar=False), (cross @ targets.T).T
-    found = []
+    by_ridge = []
     for ridge in ridges:
         read = np.linalg.solve(_ridged(cov_text, ridge), targets.T)
-        found.append({"linear": linear, "whitened": np.linalg.solve(_ridged(cov_image, ridge), cross @ read).T})
-    return found
+        by_ridge.append({"linear": linear, "whitened": np.linalg.solve(_ridged(cov_image, ridge), cross @ read).T})
+    return by_ridge
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
@@ -273,11 +273,11 @@ def _pixels(image: np.ndarray) -> np.ndarray:
 
 def _counts(texts: Sequence[str], index: Mapping[str, int]) -> np.ndarray:
     """(texts, words), how often each text has each word."""
-    found = np.zeros((len(texts), len(index)), np.float32)
-    for row, text in zip(found, texts, strict=True):
+    counts = np.zeros((len(texts), len(index)), np.float32)
+    for row, text in zip(counts, texts, strict=True):
         for word in text.split():
             row[index[word]] += 1
-    return found
+    return counts
 
 
 def _ridged(cov: np.ndarray, ridge: float) -> np.ndarray:
@@ -330,9 +330,9 @@ def verdict(table: Mapping[str, Any], theory: str) -> str:
     The signs in brackets are with a ridge ten times smaller and larger.
     """
     gap = table["clip"]["aligned"] - table["clip"]["conflicting"]
-    told = np.abs(gap) > table["half"]
-    right = [int((np.sign(gap) == np.sign(predicted))[told].sum()) for predicted in table[theory]["gap"]]
+    significant = np.abs(gap) > table["half"]
+    right = [int((np.sign(gap) == np.sign(predicted))[significant].sum()) for predicted in table[theory]["gap"]]
     distance = np.abs(gap - table[theory]["gap"][0]).mean()
     rank = scipy.stats.spearmanr(gap.ravel(), table[theory]["gap"][0].ravel()).statistic if gap.size > 2 else np.nan
-    shown = f"right sign in {right[0]} ({right[1]}, {right[2]}) of {told.sum()} cells told apart"
+    shown = f"right sign in {right[0]} ({right[1]}, {right[2]}) of {significant.sum()} cells told apart"
     return f"{theory}: {shown}, mean distance {distance:.2f}" + (f", rank {rank:.2f}" if np.isfinite(rank) else "")

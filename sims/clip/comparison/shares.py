@@ -47,13 +47,13 @@ def run(config: Shares, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     flat = config.flat(generation.read_config(pathlib.Path(config.root)) if config.on_scenes else None)
     store.check(out, flat, overwrite)
     source = sources.open_source(config.data, classes=prepare.class_names(config.training.classes))
-    found, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
+    evaluation_sets, words = open_sets(config, source), _tokenizer(config, source, out, overwrite)
     _templates(config)
-    evaluation.warn(found.shortfalls, strict=False)
+    evaluation.warn(evaluation_sets.shortfalls, strict=False)
     with runs.begun(out, flat, overwrite):
         if words is not None and not (out / TOKENIZER).exists():
             words.save(out / TOKENIZER)
-        del source, found, words  # each process opens its own
+        del source, evaluation_sets, words  # each process opens its own
         rows = runs.measured_by(_measured, [(config, each, out) for each in config.runs()], workers)
         store.write_csv(out / "measured.csv", {name: [row[name] for row in rows] for name in rows[0]})
         return rows
@@ -149,10 +149,10 @@ def _found(config: Shares) -> Found:
 
 def measure(config: Shares, encoder: Encoder) -> list[Row]:
     """Counts of right answers on the ID set and the six OOD sets."""
-    found = _found(config)
+    opened = _found(config)
     templates, how = _templates(config), evaluation.How(batch_size=_IMAGES)
     rows = []
-    for of, listed in ((found.id, found.id_classes), (found.ood, found.ood_classes)):
+    for of, listed in ((opened.id, opened.id_classes), (opened.ood, opened.ood_classes)):
         for row in evaluation.evaluate(encoder.name, encoder, of, listed, templates, how=how):
             rows.append({name: row[name] for name in ("set", "images", "correct", "accuracy", "chance", "unreadable")})
     return rows
@@ -166,15 +166,15 @@ def _templates(config: Shares) -> Sequence[str]:
 
 def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:
     """A point for each run: OOD accuracy, the mean over the six sets, against ID accuracy; see `lines.inside`."""
-    found = []
+    drawn = []
     for each in config.runs():
         own = {row["set"]: row for row in select(rows, **dataclasses.asdict(each))}
         accuracy = {name: float(inside(row["correct"], row["images"])) for name, row in own.items()}
         shifted = tuple((accuracy[name], own[name]["images"]) for name in SIX)
         mean, seed = float(np.mean([share for share, _ in shifted])), str(each.seed) if config.seeds > 1 else None
         arm = config.panel, ARMS[each.arm].label
-        found.append(lines.Point(*arm, accuracy[ID], mean, seed, each.name, own[ID]["images"], shifted))
-    return found
+        drawn.append(lines.Point(*arm, accuracy[ID], mean, seed, each.name, own[ID]["images"], shifted))
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)

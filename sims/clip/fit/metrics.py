@@ -47,28 +47,28 @@ class Log:
         self.bar = tqdm.tqdm(total=learner.steps, initial=done, unit="step", file=sys.stderr, disable=hidden)
         self.at = time.perf_counter()
 
-    def steps(self, found: Sequence[tuple[int, dict[str, float]]], bad: int) -> None:
+    def steps(self, done: Sequence[tuple[int, dict[str, float]]], bad: int) -> None:
         """Write the metrics of the steps since the last call."""
         now = time.perf_counter()
-        rate = len(found) * self.learner.config.batch_size / (now - self.at)
+        rate = len(done) * self.learner.config.batch_size / (now - self.at)
         speed = {"images_per_s": rate}
         if self.peak:
             speed["mfu"] = rate / self.learner.config.batch_size * self.flops / self.peak
         self.at = now
-        numbers = np.array([number for number, _ in found])
+        numbers = np.array([number for number, _ in done])
         rates = np.asarray(self.learner.schedule(numbers - 1))
         lines = []
-        for (number, metrics), learning_rate in zip(found, rates, strict=True):
+        for (number, metrics), learning_rate in zip(done, rates, strict=True):
             record = {
                 "step": number, "epoch": number * self.learner.config.batch_size / self.records, **metrics,
                 "learning_rate": float(learning_rate),
             }  # fmt: skip
-            if number == found[-1][0]:
+            if number == done[-1][0]:
                 record |= {**speed, "bad_records": bad}
             lines.append(record)
         self._write(lines)
-        self.bar.update(len(found))
-        shown = {"loss": f"{found[-1][1]['loss']:.3f}", "images/s": f"{rate:.0f}"}
+        self.bar.update(len(done))
+        shown = {"loss": f"{done[-1][1]['loss']:.3f}", "images/s": f"{rate:.0f}"}
         self.bar.set_postfix(shown | ({"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}))
 
     def held_out(self, number: int, loss: float) -> None:
@@ -97,14 +97,14 @@ def read_lines(path: pathlib.Path, wanted: Mapping[str, type]) -> list[dict[str,
     A last line that a killed run has cut is left out. Raises: UsageError if another line is damaged.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    found = []
+    rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = parsed(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and all(isinstance(row.get(key), type_) for key, type_ in wanted.items()):
-            found.append(row)
+            rows.append(row)
         elif number < len(lines) or line.endswith(b"\n"):
             raise UsageError(f"{path}, line {number}, is damaged ({brief(line)}); mend or remove the line.")
-    return found
+    return rows

@@ -101,25 +101,26 @@ def class_names(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        found = json_of(path)
+        content = json_of(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"--classes={path} cannot be read as JSON ({reason(error)}).") from None
-    if not isinstance(found, list) or not found or not all(isinstance(name, str) and name.strip() for name in found):
+    names = isinstance(content, list) and all(isinstance(name, str) and name.strip() for name in content)
+    if not content or not names:
         raise UsageError(f"--classes={path} must be a JSON list of class names.")
-    check_names(found, f"--classes={path}")
-    if twice := sorted({name for name in found if found.count(name) > 1}):
+    check_names(content, f"--classes={path}")
+    if twice := sorted({name for name in content if content.count(name) > 1}):
         print(f"warning: --classes={path} has {brief(', '.join(twice))} more than once; captions do not tell which, and"
               " give no such label.", file=sys.stderr)  # fmt: skip
-    return tuple(found)
+    return tuple(content)
 
 
 def read_data(out: pathlib.Path) -> dict[str, Any]:
     """A run's data.json. Raises: UsageError if it is damaged."""
-    found = own_json(out / DATA, "train anew, with --overwrite")
-    names = found.get("classes")
+    content = own_json(out / DATA, "train anew, with --overwrite")
+    names = content.get("classes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{out / DATA} is damaged (it has no list of classes); train anew, with --overwrite.")
-    return found
+    return content
 
 
 def tokenizer_of(
@@ -131,13 +132,13 @@ def tokenizer_of(
         return tokenizer.load(out / TOKENIZER)
     if config.vocabulary is not None:
         if config.vocabulary.endswith(".json"):
-            found = tokenizer.load(config.vocabulary)
-            if config.context_length not in (None, found.context_length):
+            own = tokenizer.load(config.vocabulary)
+            if config.context_length not in (None, own.context_length):
                 raise UsageError(
-                    f"--context_length must be that of {config.vocabulary}, {found.context_length}, or left out, got "
+                    f"--context_length must be that of {config.vocabulary}, {own.context_length}, or left out, got "
                     f"{config.context_length}."
                 )
-            return found
+            return own
         return tokenizer.clip_tokenizer(config.vocabulary, length)
     few = trained[:: -(-len(trained) // _TEXTS)]
     texts = [text for i in few for text in source.captions(int(i))]

@@ -38,8 +38,8 @@ def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager
     for folder in (out / "checkpoints").glob("[0-9]*"):
         if not folder.name.isdigit():
             continue  # left by a save that was cut short; orbax removes it
-        told = own_json(folder / "metrics" / "metrics", _MEND)
-        if not isinstance(told.get("held_out_loss"), float) or told.get("seal") not in (None, _seal(told)):
+        metrics = own_json(folder / "metrics" / "metrics", _MEND)
+        if not isinstance(metrics.get("held_out_loss"), float) or metrics.get("seal") not in (None, _seal(metrics)):
             raise UsageError(f"{folder}/metrics/metrics is damaged (its digest differs); {_MEND}.")
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax logs every choice it makes
     kept = policies.AnyPreservationPolicy(
@@ -54,24 +54,24 @@ def manager(out: pathlib.Path, read_only: bool = False) -> ocp.CheckpointManager
 
 def save(kept: ocp.CheckpointManager, step: int, state: State, held_out_loss: float) -> None:
     """Begin to write a state with its digest; with several processes, each must call this."""
-    told = {"held_out_loss": held_out_loss, "sha256": digest(state)}
-    kept.save(step, args=ocp.args.StandardSave(state), metrics=told | {"seal": _seal(told)}, force=True)
+    metrics = {"held_out_loss": held_out_loss, "sha256": digest(state)}
+    kept.save(step, args=ocp.args.StandardSave(state), metrics=metrics | {"seal": _seal(metrics)}, force=True)
 
 
-def _seal(told: Mapping[str, Any]) -> str:
+def _seal(metrics: Mapping[str, Any]) -> str:
     """A digest of a checkpoint's other metrics, since a file system may damage these too."""
-    return hashlib.sha256(f"{told['held_out_loss']!r} {told.get('sha256')}".encode()).hexdigest()
+    return hashlib.sha256(f"{metrics['held_out_loss']!r} {metrics.get('sha256')}".encode()).hexdigest()
 
 
 def digest(state: State) -> str:
     """SHA-256 of the names, shapes and bytes of a state's arrays, however they are split over devices."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         whole = x.is_fully_addressable or x.is_fully_replicated
         array = np.asarray(x if whole else multihost_utils.process_allgather(x, tiled=True))
-        found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        sha256.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()
 
 
 def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.Path) -> State:
@@ -90,11 +90,11 @@ def restore(kept: ocp.CheckpointManager, step: int, wanted: State, out: pathlib.
             f" {_MEND}; if another version wrote it, --overwrite."
         ) from error
     sys.unraisablehook = hook
-    told = kept.metrics(step).get("sha256")
-    if told is None and jax.process_index() == 0:
+    expected = kept.metrics(step).get("sha256")
+    if expected is None and jax.process_index() == 0:
         print(f"warning: {out}/checkpoints/{step} was written without a digest, by an earlier version: damage to it is"
               " not seen.", file=sys.stderr)  # fmt: skip
-    if told is not None and told != digest(state):
+    if expected is not None and expected != digest(state):
         raise UsageError(f"{out}/checkpoints/{step} is damaged (its digest differs); {_MEND}.")
     return state
 

@@ -181,13 +181,13 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
             log = metrics.Log(learner, out, done, len(data.trained), **shown)
         skipped = out / (f"skipped.{jax.process_index()}.jsonl" if jax.process_count() > 1 else "skipped.jsonl")
         with batches(learner, data, data.held_out, _held(config, over.size), how, 0, skipped) as feed:
-            held = _put(next(feed), over)
+            held_out = _put(next(feed), over)
         began, last = time.perf_counter(), min(steps, how.stop_at or steps)
         pending: list[tuple[int, np.ndarray, Any]] = []
 
         def save(number: int) -> None:
             _flush(pending, data.source, len(feed.bad), out, log)
-            loss = float(program.held_out_loss(state, held))
+            loss = float(program.held_out_loss(state, held_out))
             if not np.isfinite(loss):
                 raise WorkFailed(f"the held-out loss after step {number} is not finite; nothing was saved.")
             if log:
@@ -203,8 +203,8 @@ def _train(learner: Learner, data: Data, out: pathlib.Path, how: How) -> dict[st
                         save(number - 1)
                     manager.wait_until_finished()
                     raise
-                state, found = program.step(state, _put(batch, over))
-                pending.append((number, batch["index"], found))
+                state, step_metrics = program.step(state, _put(batch, over))
+                pending.append((number, batch["index"], step_metrics))
                 looks = number % how.log_every == 0
                 interrupted = _interrupted(stopped, looks)
                 if interrupted or number % how.save_every == 0 or number == last:
@@ -291,22 +291,22 @@ def _flush(
     log: metrics.Log | None,
 ) -> None:
     """Read and write the metrics of the steps since the last call. Raises: WorkFailed if one is not finite."""
-    found, broken = [], None
-    for number, index, told in pending:
-        values = {name: float(value) for name, value in jax.device_get(told).items()}
+    finite, broken = [], None
+    for number, index, step_metrics in pending:
+        values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
         if not all(np.isfinite(value) for value in values.values()):
             broken = (number, index, values)
             break
-        found.append((number, values))
-    if log and found:
-        log.steps(found, bad)
+        finite.append((number, values))
+    if log and finite:
+        log.steps(finite, bad)
     pending.clear()
     if broken is not None:
         number, index, values = broken
-        told = {"step": number, "ids": [source.read(int(i)).id for i in index]}
-        told |= {name: str(value) for name, value in values.items()}
+        report = {"step": number, "ids": [source.read(int(i)).id for i in index]}
+        report |= {name: str(value) for name, value in values.items()}
         where = out / ("not_finite.json" if jax.process_count() == 1 else f"not_finite.{jax.process_index()}.json")
-        files.write_text(where, json.dumps(told, indent=1) + "\n")
+        files.write_text(where, json.dumps(report, indent=1) + "\n")
         raise WorkFailed(
             f"step {number} is not finite (loss {values['loss']}, gradient norm {values['gradient_norm']}); the ids of "
             f"its batch are in {where}. Look at those records, or start another run with a lower --learning_rate."

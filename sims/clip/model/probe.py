@@ -58,11 +58,11 @@ def _fit(x: jax.Array, y: jax.Array, c: int, l2: float, max_steps: int) -> tuple
 
     start = np.zeros(c * r + c)
     options = {"maxiter": max_steps, "maxfun": 2 * max_steps, "gtol": 1e-7, "ftol": 0.0, "maxcor": 20}
-    found = scipy.optimize.minimize(call, start, jac=True, method="L-BFGS-B", options=options).x
-    norm, start_norm = (float(np.linalg.norm(call(flat)[1])) for flat in (found, start))
+    optimum = scipy.optimize.minimize(call, start, jac=True, method="L-BFGS-B", options=options).x
+    norm, start_norm = (float(np.linalg.norm(call(flat)[1])) for flat in (optimum, start))
     if not norm <= _SMALL * start_norm:
         raise WorkFailed(
             f"the linear probe did not converge (gradient {norm:.2g}, at the start {start_norm:.2g}); use a larger l2."
         )
-    weights, bias = found[: c * r].reshape(c, r), found[c * r :]
+    weights, bias = optimum[: c * r].reshape(c, r), optimum[c * r :]
     return weights.astype(np.float32), bias.astype(np.float32)

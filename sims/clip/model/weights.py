@@ -54,8 +54,8 @@ def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     given = dict(source if isinstance(source, Mapping) else _read(Path(source), state_dict_shapes(arch)))
-    if not arch.quick_gelu and (told := next((name for name in _SCALARS if name in given), None)):
-        raise UsageError(f"{where}: holds {told}, as OpenAI's own weights do, which compute with the quick GELU; give"
+    if not arch.quick_gelu and (scalar := next((name for name in _SCALARS if name in given), None)):
+        raise UsageError(f"{where}: holds {scalar}, as OpenAI's own weights do, which compute with the quick GELU; give"
                          f" --architecture={arch.name}-quickgelu.")  # fmt: skip
     given = {n: x for n, x in given.items() if n not in _SCALARS and not n.endswith("num_batches_tracked")}
     flat = {}
@@ -146,8 +146,8 @@ def _read(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.nda
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file.") from None
     except Exception as error:  # a damaged file fails in many ways
-        told = _foreign(path) or brief(error).rstrip(".")
-        raise UsageError(f"{path}: not readable as {path.suffix[1:]} ({told}); download it again.") from None
+        why = _foreign(path) or brief(error).rstrip(".")
+        raise UsageError(f"{path}: not readable as {path.suffix[1:]} ({why}); download it again.") from None
 
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -64,9 +64,9 @@ def of_names(names: Sequence[str], flag: str) -> ClassMap:
 
     Raises: UsageError, after `flag`, if fewer than two names are given, none has a class, or two have the same.
     """
-    found = [(name, wnid_of_label(name)) for name in names]
+    categories = [(name, wnid_of_label(name)) for name in names]
     owner: dict[str, str] = {}
-    for name, wnid in found:
+    for name, wnid in categories:
         if wnid is not None and owner.setdefault(wnid, name) != name:
             raise UsageError(f"{flag}: {owner[wnid]!r} and {name!r} are both names of {wnid}; give a map, --class_map.")
     if len(names) < 2 or not owner:

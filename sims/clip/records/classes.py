@@ -94,10 +94,10 @@ def _class_index(path: pathlib.Path, flag: str) -> tuple[tuple[str, ...], tuple[
             return None
         return tuple(wnid for wnid, _ in pairs), tuple(_plain(synonyms) for _, synonyms in pairs)
     try:
-        found = parsed(text)
-        if found and all(WNID.fullmatch(key) and isinstance(value, str) for key, value in found.items()):
-            return tuple(found), tuple(map(_plain, found.values()))
-        entries = {int(key): value for key, value in found.items()}
+        content = parsed(text)
+        if content and all(WNID.fullmatch(key) and isinstance(value, str) for key, value in content.items()):
+            return tuple(content), tuple(map(_plain, content.values()))
+        entries = {int(key): value for key, value in content.items()}
         pairs = [entries[i] for i in range(len(entries))]
         wnids, names = (tuple(str(pair[i]) for pair in pairs) for i in (0, 1))
     except (ValueError, TypeError, KeyError, IndexError):

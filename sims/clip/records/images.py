@@ -92,9 +92,9 @@ def decode(data: bytes, id: str, least: int | None = None) -> np.ndarray:
     except MemoryError:
         raise BadImage(id, "there is not enough memory to decode it") from None
     except Exception as error:  # Pillow raises anything on foreign bytes: OSError, SyntaxError, struct.error, ...
-        told = brief(str(error).split(" <_io")[0]) or type(error).__name__
+        why = brief(str(error).split(" <_io")[0]) or type(error).__name__
         known = foreign(data)
-        raise BadImage(id, f"{told}{f': {known}' if known else ''}" if data else "the file is empty") from None
+        raise BadImage(id, f"{why}{f': {known}' if known else ''}" if data else "the file is empty") from None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -52,8 +52,8 @@ def read_nouns(file: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, list
             wnid, count = f"n{fields[0]}", int(fields[3], 16)
             names[wnid] = [fields[4 + 2 * i].replace("_", " ") for i in range(count)]
             pointers = fields[5 + 2 * count :]
-            found = [pointers[4 * i : 4 * i + 3] for i in range(int(fields[4 + 2 * count]))]
-            above[wnid] = [f"n{place}" for kind, place, part in found if kind in ("@", "@i") and part == "n"]
+            triples = [pointers[4 * i : 4 * i + 3] for i in range(int(fields[4 + 2 * count]))]
+            above[wnid] = [f"n{place}" for kind, place, part in triples if kind in ("@", "@i") and part == "n"]
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(f"{file} is no data.noun of WordNet ({reason(error)}); install wordnet-base.") from None
     return names, above
@@ -66,11 +66,11 @@ def nearest(wnid: str, above: dict[str, list[str]], owners: dict[str, str]) -> s
     """
     level = {wnid}
     while level:
-        found = {owners[each] for each in level if each in owners}
-        if len(found) > 1:
-            raise ValueError(f"{wnid} is as near to {' as to '.join(sorted(found))}.")
-        if found:
-            return found.pop()
+        reached = {owners[each] for each in level if each in owners}
+        if len(reached) > 1:
+            raise ValueError(f"{wnid} is as near to {' as to '.join(sorted(reached))}.")
+        if reached:
+            return reached.pop()
         level = {upper for each in level for upper in above[each]}
     return None
 

@@ -230,13 +230,13 @@ def _ahead(recipe: Recipe, start: int) -> Any:
 
     o = recipe.loading
     size = o.batch_size // o.process_count * o.views * o.image_size**2 * 3
-    held = max(2, min(16, _BUFFER_BYTES // size))
+    ahead = max(2, min(16, _BUFFER_BYTES // size))
     # grain's threads make whole batches, in order; a worker process needs none beside its own.
-    threads = 0 if o.workers else min(held, processes.cores())
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=held if threads else 0)
+    threads = 0 if o.workers else min(ahead, processes.cores())
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
     batches = grain.MapDataset.range(start, _MAX_BATCHES).map(recipe).to_iter_dataset(read)
     if o.workers:
-        buffer = max(1, min(4, held // o.workers))
+        buffer = max(1, min(4, ahead // o.workers))
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=o.workers, per_worker_buffer_size=buffer)
         batches = batches.mp_prefetch(options, functools.partial(_enter_worker, os.getpid()))
         if not flags.FLAGS.is_parsed():

@@ -41,7 +41,7 @@ def foreign(data: bytes) -> str | None:
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(_HTML):
         return "it is an HTML page, such as a server's error message; fetch the file anew"
-    return next((told for begins, told in _STARTS if data.startswith(begins)), None)
+    return next((kind for begins, kind in _STARTS if data.startswith(begins)), None)
 
 
 def text_of(path: str | os.PathLike[str]) -> str:
@@ -50,8 +50,8 @@ def text_of(path: str | os.PathLike[str]) -> str:
     Raises: OSError; ValueError, whose message is what the file is instead.
     """
     data = pathlib.Path(path).read_bytes()
-    if told := foreign(data):
-        raise ValueError(told)
+    if kind := foreign(data):
+        raise ValueError(kind)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -77,10 +77,10 @@ def own_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
     Raises: UsageError if it is damaged; `mend` says what to do then.
     """
     try:
-        found = json_of(path)
-        if not isinstance(found, dict):
+        content = json_of(path)
+        if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
-        return found
+        return content
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is damaged ({reason(error)}); {mend}.") from None
 
@@ -95,10 +95,10 @@ def unsealed(path: pathlib.Path, mend: str) -> dict[str, Any]:
 
     Raises: UsageError if it is damaged; `mend` says what to do then.
     """
-    found = own_json(path, mend)
-    if found.pop("sha256", None) != digest(found):
+    content = own_json(path, mend)
+    if content.pop("sha256", None) != digest(content):
         raise UsageError(f"{path} is damaged or of an earlier version (its digest differs); {mend}.")
-    return found
+    return content
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -109,8 +109,8 @@ def digest(content: Mapping[str, Any]) -> str:
 def arrays_of(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, verified by its checksums.  Raises: OSError; ValueError."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            return {name: held[name] for name in held}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive}
     except OSError:
         raise
     except Exception as error:  # NumPy and its archives raise many kinds on damaged bytes
@@ -137,7 +137,7 @@ def read_lines(path: str | pathlib.Path, flag: str) -> tuple[str, ...]:
         raise UsageError(f"{flag}={path} cannot be read ({reason(error)}).") from None
     if not all(isinstance(line, str) for line in lines):
         raise UsageError(f"{flag}={path} must be one string a line, or a JSON list of strings.")
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
+    filled = tuple(line.strip() for line in lines if line.strip())
+    if not filled:
         raise UsageError(f"{flag}={path} is empty; it needs one string a line, or a JSON list of strings.")
-    return found
+    return filled

@@ -212,23 +212,23 @@ def _coco(folder: str, split: str, captions_file: str | None, classes: tuple[str
             raise UsageError(f"{path} has the file_name {brief(repr(name))}; it must be a name inside {split}/.")
         names[image["id"]] = name
     captions: dict[int, list[str]] = {id: [] for id in names}
-    for told in content["annotations"]:
-        if told["image_id"] not in captions:
-            raise UsageError(f'{path} has a caption for image {brief(told["image_id"])}, which "images" does not list;'
+    for entry in content["annotations"]:
+        if entry["image_id"] not in captions:
+            raise UsageError(f'{path} has a caption for image {brief(entry["image_id"])}, which "images" does not list;'
                              " add the image there or drop the caption.")  # fmt: skip
-        if text := " ".join(told["caption"].split()):
-            captions[told["image_id"]].append(text)
+        if text := " ".join(entry["caption"].split()):
+            captions[entry["image_id"]].append(text)
     kept = [id for id in names if captions[id]]
     if not kept:
         raise UsageError(f"{path} has no captioned image.")
     instances = os.path.join(folder, "annotations", f"instances_{split}.json")
-    found = None
+    labels = None
     if os.path.exists(instances):
         if classes:
             raise UsageError(f"coco:{folder} takes its classes from {instances}; give none.")
-        classes, found = _instances(instances, kept)
+        classes, labels = _instances(instances, kept)
     ids = tars.texts(names[id] for id in kept)
-    return _stored(f"coco:{split}", classes, found, ids, [captions[id] for id in kept], FileBytes(root, ids))
+    return _stored(f"coco:{split}", classes, labels, ids, [captions[id] for id in kept], FileBytes(root, ids))
 
 
 def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -243,29 +243,29 @@ def _instances(path: str, kept: list[int]) -> tuple[tuple[str, ...], np.ndarray]
     number = {c["id"]: i for i, c in enumerate(categories)}
     best: dict[int, tuple[float, int]] = {}
     largest: dict[int, int] = {}
-    for told in content["annotations"]:
-        if not math.isfinite(told["area"]) or told.get("iscrowd", 0) not in (0, 1):
+    for each in content["annotations"]:
+        if not math.isfinite(each["area"]) or each.get("iscrowd", 0) not in (0, 1):
             raise UsageError(
-                f"{path}: instance {brief(told['id'])} has the area {brief(told['area'])} and iscrowd"
-                f" {brief(repr(told.get('iscrowd', 0)))}; they must be finite, and 0 or 1."
+                f"{path}: instance {brief(each['id'])} has the area {brief(each['area'])} and iscrowd"
+                f" {brief(repr(each.get('iscrowd', 0)))}; they must be finite, and 0 or 1."
             )
-        rank = -told["area"], told["id"]
-        if told["category_id"] not in number:
+        rank = -each["area"], each["id"]
+        if each["category_id"] not in number:
             raise UsageError(
-                f"{path}: instance {brief(told['id'])} is of category {brief(told['category_id'])}, which is not"
+                f"{path}: instance {brief(each['id'])} is of category {brief(each['category_id'])}, which is not"
                 " listed."
             )
-        if not told.get("iscrowd") and (told["image_id"] not in best or rank < best[told["image_id"]]):
-            best[told["image_id"]], largest[told["image_id"]] = rank, number[told["category_id"]]
+        if not each.get("iscrowd") and (each["image_id"] not in best or rank < best[each["image_id"]]):
+            best[each["image_id"]], largest[each["image_id"]] = rank, number[each["category_id"]]
     return tuple(c["name"] for c in categories), np.array([largest.get(id, -1) for id in kept], np.int32)
 
 
 def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The JSON object at `path`, checked to have these lists, of objects with these keys and types."""
 
-    def without_outlines(found: dict[str, Any]) -> dict[str, Any]:
-        found.pop("segmentation", None)  # gigabytes in COCO's instances, not used here
-        return found
+    def without_outlines(whole: dict[str, Any]) -> dict[str, Any]:
+        whole.pop("segmentation", None)  # gigabytes in COCO's instances, not used here
+        return whole
 
     try:
         content = json_of(path, without_outlines)
@@ -294,21 +294,21 @@ def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[s
 
 def _tars(spec: str, classes: tuple[str, ...]) -> Stored:
     paths = tars.expand(spec)
-    found = tars.indices(paths)
-    if left_out := sum(index.left_out for index in found):
+    indices = tars.indices(paths)
+    if left_out := sum(index.left_out for index in indices):
         what = "images or captions have no counterpart, or a dot in their key"
         _warn(f"tars:{spec}: {left_out} {what}, and are left out")
-    tar = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.offset) for index in found])
+    tar = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.offset) for index in indices])
     if not len(tar):
         raise UsageError(f"tars:{spec} has no captioned image; img2dataset's tars hold KEY.jpg and KEY.txt.")
-    offset, size = (np.concatenate([getattr(index, name) for index in found]) for name in ("offset", "size"))
-    fetch = tars.TarBytes(paths, np.stack([index.stamp for index in found]), tar, offset, size)
+    offset, size = (np.concatenate([getattr(index, name) for index in indices]) for name in ("offset", "size"))
+    fetch = tars.TarBytes(paths, np.stack([index.stamp for index in indices]), tar, offset, size)
     whole = [os.path.abspath(p) for p in paths]
     common = os.path.commonpath([os.path.dirname(p) for p in whole])
     names = [os.path.relpath(p, common) for p in whole]  # shards of two folders may have the same name
-    ids = tars.texts(f"{name}/{key}" for name, index in zip(names, found, strict=True) for key in index.keys)
-    captions = tars.concatenate([index.captions for index in found])
-    counts = np.concatenate([np.diff(index.first) for index in found])
+    ids = tars.texts(f"{name}/{key}" for name, index in zip(names, indices, strict=True) for key in index.keys)
+    captions = tars.concatenate([index.captions for index in indices])
+    counts = np.concatenate([np.diff(index.first) for index in indices])
     if several := int((counts > 1).sum()):
         _warn(f"tars:{brief(spec)}: {several} texts have several lines, each of which is taken for a caption")
     first = np.cumsum([0, *counts], dtype=np.int64)
@@ -358,9 +358,9 @@ class _Table:
             labels = np.array([number_of[name] for name in words.values()], np.int32)
         ids = tars.texts(self.captions)
         fetch = FileBytes(os.path.dirname(os.path.abspath(self.path)), ids)
-        found = _stored(kind, classes, labels, ids, list(self.captions.values()), fetch)
+        stored = _stored(kind, classes, labels, ids, list(self.captions.values()), fetch)
         attributes = self.values.get("attribute")
-        return found if attributes is None else dataclasses.replace(found, attributes=tars.texts(attributes.values()))
+        return stored if attributes is None else dataclasses.replace(stored, attributes=tars.texts(attributes.values()))
 
 
 def _csv(path: str) -> _Table:
@@ -420,12 +420,12 @@ def _names_columns(fields: list[str]) -> bool:
 
 
 def _column(path: str, header: list[str], which: str, hint: str) -> int:
-    found = [i for i, name in enumerate(header) if name in _COLUMNS[which]]
-    if len(found) != 1:
+    places = [i for i, name in enumerate(header) if name in _COLUMNS[which]]
+    if len(places) != 1:
         hint += "; a list of web addresses is fetched by img2dataset first" if "http" in "".join(header) else ""
         raise UsageError(f"{path} must name one column {' or '.join(_COLUMNS[which])} in its first line, which is"
                          f" {brief(', '.join(header)) or 'empty'}{hint}.")  # fmt: skip
-    return found[0]
+    return places[0]
 
 
 def _stored(
@@ -455,14 +455,14 @@ def _named(classes: tuple[str, ...], captions: Iterable[Sequence[str]], n: int) 
     longest = max(map(len, known))
 
     def classify(group: Sequence[str]) -> int:
-        found: set[int] = set()
+        named: set[int] = set()
         for text in group:
             words, i = _words(text), 0
             while i < len(words):
                 length = next((k for k in range(longest, 0, -1) if tuple(words[i : i + k]) in known), 0)
-                found |= known[tuple(words[i : i + length])] if length else set()
+                named |= known[tuple(words[i : i + length])] if length else set()
                 i += length or 1
-        return found.pop() if len(found) == 1 else -1
+        return named.pop() if len(named) == 1 else -1
 
     return np.fromiter((classify(group) for group in captions), np.int32, n)
 

@@ -137,7 +137,7 @@ def expand(spec: str) -> tuple[str, ...]:
     A range keeps its leading zeros. The files of a glob are sorted. A file that is named twice is taken once.
     Raises: UsageError naming a glob that matches no file.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for pattern in filter(None, (p.strip() for p in spec.split(","))):
         for each in _ranges(pattern):
             files = sorted(glob.glob(each, recursive=True)) if glob.has_magic(each) else [each]
@@ -145,10 +145,10 @@ def expand(spec: str) -> tuple[str, ...]:
             if not files:
                 raise UsageError(f"tars:{spec} finds no file for {each}; give globs or ranges such as"
                                  " cc3m/{00000..00331}.tar.")  # fmt: skip
-            found += files
-    if not found:
+            paths += files
+    if not paths:
         raise UsageError("tars: needs globs or ranges of tar files, such as tars:cc3m/{00000..00331}.tar.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(paths))
 
 
 def _ranges(pattern: str) -> list[str]:
@@ -165,8 +165,8 @@ def _ranges(pattern: str) -> list[str]:
 
 def indices(paths: tuple[str, ...]) -> list[Index]:
     """The index of each tar, read from its sidecar, or made and stored there. Raises: UsageError as `scan` does."""
-    found = {path: stored(path) for path in paths}
-    missing = [path for path, index in found.items() if index is None]
+    by_path = {path: stored(path) for path in paths}
+    missing = [path for path, index in by_path.items() if index is None]
 
     def made(path: str) -> Index:
         index = scan(path)
@@ -176,10 +176,10 @@ def indices(paths: tuple[str, ...]) -> list[Index]:
     pool = concurrent.futures.ThreadPoolExecutor(2 * processes.cores())  # threads wait for the disk
     try:
         pairs, quiet = zip(missing, pool.map(made, missing), strict=True), None if len(missing) > 1 else True
-        found |= tqdm(pairs, "indexing tars", len(missing), unit="tar", disable=quiet)
+        by_path |= tqdm(pairs, "indexing tars", len(missing), unit="tar", disable=quiet)
     finally:
         pool.shutdown(cancel_futures=True)
-    return [found[path] for path in paths]
+    return [by_path[path] for path in paths]
 
 
 class _Member(NamedTuple):
@@ -212,13 +212,13 @@ def scan(path: str) -> Index:
                 if extension == ".json":
                     described[key] = member.offset, member.size
                     continue
-                held = images if extension in IMAGES else captions if extension == ".txt" else None
-                if held is None:
+                parts = images if extension in IMAGES else captions if extension == ".txt" else None
+                if parts is None:
                     dotted += extension.endswith((*IMAGES, ".txt"))
                     continue
-                if key in held:
+                if key in parts:
                     raise UsageError(f"{path} holds {brief(key)}{extension} twice; make it anew.")
-                if held is images:
+                if parts is images:
                     images[key] = member.offset, member.size
                 else:
                     captions[key] = _lines(os.pread(file, min(member.size, _MAX_CAPTION), member.offset))
@@ -242,9 +242,9 @@ def _members(path: str, file: int) -> Iterator[_Member]:
     Time and memory grow as the headers do: no header is read twice, and a chain of long names is followed in a loop.
     Raises: UsageError if the tar is cut short; ValueError for a header that is none.
     """
-    at, end, told = 0, None, {}
+    at, end, attributes = 0, None, {}
     while block := os.pread(file, _BLOCK, at):
-        if not block.strip(b"\0") and not told and (end is not None or len(block) == _BLOCK):
+        if not block.strip(b"\0") and not attributes and (end is not None or len(block) == _BLOCK):
             end = at if end is None else end
             at += _BLOCK
             if at - end > _MAX_PADDING:
@@ -266,22 +266,22 @@ def _members(path: str, file: int) -> Iterator[_Member]:
             if len(data) < size:
                 raise _cut(path, at)
             if kind == b"L":
-                told = {b"path": data.split(b"\0", 1)[0], **told}
+                attributes = {b"path": data.split(b"\0", 1)[0], **attributes}
             elif kind != b"K":
-                told |= _records(data)
-            if kind == b"g" and told:
+                attributes |= _records(data)
+            if kind == b"g" and attributes:
                 raise ValueError("a header that names or measures all that follows")
             at += -(-size // _BLOCK) * _BLOCK
             continue
-        if told.keys() - {b"path", b"size"}:
+        if attributes.keys() - {b"path", b"size"}:
             raise UsageError(f"{path} holds a sparse file; only plain files are read.")
-        size = _number(told.get(b"size", b""), 10) or size
+        size = _number(attributes.get(b"size", b""), 10) or size
         prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
-        name = told.get(b"path") or b"/".join(filter(None, (prefix, block[:100].split(b"\0", 1)[0])))
+        name = attributes.get(b"path") or b"/".join(filter(None, (prefix, block[:100].split(b"\0", 1)[0])))
         kind = b"5" if kind == b"\0" and name.endswith(b"/") else kind
         yield _Member(name.decode("utf-8", "surrogateescape"), kind, at, size)
         at += -(-size // _BLOCK) * _BLOCK if kind in _PLAIN else 0
-        told = {}
+        attributes = {}
     if at == 0:
         raise ValueError("it is empty")
     if end is None:
@@ -302,24 +302,24 @@ def _is_header(block: bytes) -> bool:
     """
     counted = block[:148] + b" " * 8 + block[156:]
     try:
-        found = _number(block[148:156])
+        checksum = _number(block[148:156])
     except ValueError:
         return False
-    return found == sum(counted) or found == sum(counted) - 256 * sum(byte > 127 for byte in counted)
+    return checksum == sum(counted) or checksum == sum(counted) - 256 * sum(byte > 127 for byte in counted)
 
 
 def _number(field: bytes, base: int = 8) -> int:
     """A number of a header: digits, or base 256 for larger numbers. An empty field is 0."""
     large = field[:1] == b"\x80"
-    found = int.from_bytes(field[1:], "big") if large else int(field.split(b"\0", 1)[0].strip()[:40] or b"0", base)
-    if not 0 <= found < 1 << 62:
+    number = int.from_bytes(field[1:], "big") if large else int(field.split(b"\0", 1)[0].strip()[:40] or b"0", base)
+    if not 0 <= number < 1 << 62:
         raise ValueError("a number that no file can have")
-    return found
+    return number
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
     """Path, size and the signs of a sparse file, from a PAX header: records `LENGTH KEY=VALUE\\n` in their order."""
-    found, at = {}, 0
+    values, at = {}, 0
     while at < len(data) and data[at]:  # zeros may follow the records
         blank = data.find(b" ", at, at + 20)
         length = int(data[at:blank]) if blank > 0 and data[at:blank].isdigit() else 0
@@ -327,9 +327,9 @@ def _records(data: bytes) -> dict[bytes, bytes]:
         if not equals or at + length > len(data) or not value.endswith(b"\n"):
             raise ValueError("a damaged PAX header")
         if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
-            found[key] = value[:-1]
+            values[key] = value[:-1]
         at += length
-    return found
+    return values
 
 
 def _allowed(path: str, member: _Member) -> bool:
@@ -363,10 +363,10 @@ def _lines(data: bytes) -> list[str]:
 def _joined(lines: list[str], description: bytes) -> list[str]:
     """The lines as one caption, if they make up the caption of img2dataset's KEY.json; else as they are."""
     try:
-        told = parsed(description)
+        content = parsed(description)
     except ValueError:
         return lines
-    caption, whole = told.get("caption") if isinstance(told, dict) else None, " ".join(lines)
+    caption, whole = content.get("caption") if isinstance(content, dict) else None, " ".join(lines)
     return [whole] if isinstance(caption, str) and " ".join(caption.split()) == whole else lines
 
 
@@ -392,8 +392,8 @@ def store(path: str, index: Index) -> None:
     arrays = {"version": np.array(_VERSION), "stamp": index.stamp, "offset": index.offset, "size": index.size,
               "first": index.first, "left_out": np.array(index.left_out)}  # fmt: skip
     for name in ("keys", "captions"):
-        held = getattr(index, name)
-        arrays |= {name: np.frombuffer(held.blob, np.uint8), f"{name}_ends": held.ends}
+        texts_of = getattr(index, name)
+        arrays |= {name: np.frombuffer(texts_of.blob, np.uint8), f"{name}_ends": texts_of.ends}
     for sidecar in sidecars(path):
         beside = sidecar.with_name(f".{sidecar.name}.{os.uname().nodename}.{os.getpid()}")
         try:
@@ -416,12 +416,12 @@ def stored(path: str) -> Index | None:
     """The index in the tar's sidecar, if that is whole and matches the tar; else None."""
     for sidecar in sidecars(path):
         try:
-            held = arrays_of(sidecar)
-            if held["version"] != _VERSION or (held["stamp"] != _stamp(path)).any():
+            arrays = arrays_of(sidecar)
+            if arrays["version"] != _VERSION or (arrays["stamp"] != _stamp(path)).any():
                 continue
-            keys, captions = (Texts(held[k].tobytes(), held[f"{k}_ends"]) for k in ("keys", "captions"))
-            where = held["offset"], held["size"]
-            index = Index(held["stamp"], *where, keys, captions, held["first"], int(held["left_out"]))
+            keys, captions = (Texts(arrays[k].tobytes(), arrays[f"{k}_ends"]) for k in ("keys", "captions"))
+            where = arrays["offset"], arrays["size"]
+            index = Index(arrays["stamp"], *where, keys, captions, arrays["first"], int(arrays["left_out"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if index.sound:

@@ -246,12 +246,12 @@ def _things(scene: Scene) -> list[_Thing]:
 @functools.cache
 def _areas() -> tuple[float, ...]:
     """Each class's area at mean proportions and scale 1, as a share of the picture's."""
-    size, found = 128, []
+    size, areas = 128, []
     for kind in CLASSES:
         parts = shapes.SHAPES[kind.name](np.zeros(3))
         mask = shapes.silhouette(shapes.place(parts, 0.5, 0.5, 0.4, 0.0, size), size)
-        found.append(float((np.asarray(mask) > 0).mean() / 0.4**2))
-    return tuple(found)
+        areas.append(float((np.asarray(mask) > 0).mean() / 0.4**2))
+    return tuple(areas)
 
 
 def masks(scene: Scene, side: int) -> list[tuple[int, np.ndarray]]:

@@ -155,24 +155,24 @@ def row(split: Split, i: int, scene: Scene) -> Row:
 
 def counts(rows: list[Row]) -> dict[str, Any]:
     """The numbers of scored images and classes, and of images in each class (for ObjectNet, in each scored folder)."""
-    found: collections.Counter[str] = collections.Counter()
+    images: collections.Counter[str] = collections.Counter()
     for entry in rows:
         folder = entry["path"].split("/")[1] if entry["path"].startswith("images/") else None
         if folder is None or _OBJECTNET[folder][2]:
-            found[folder or entry["wnid"]] += 1
-    return {"images": found.total(), "classes": len(found), "counts": dict(sorted(found.items()))}
+            images[folder or entry["wnid"]] += 1
+    return {"images": images.total(), "classes": len(images), "counts": dict(sorted(images.items()))}
 
 
 def outlines(masks: list[tuple[int, np.ndarray]]) -> list[Outline]:
     """Label, bbox [left, top, width, height], area in pixels and run lengths of the visible part of each object."""
-    found = []
+    visible = []
     for label, mask in masks:
         if mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
             runs = {"size": list(mask.shape), "counts": run_lengths(mask)}
-            found.append({"label": label, "bbox": box, "area": int(mask.sum()), "segmentation": runs})
-    return found
+            visible.append({"label": label, "bbox": box, "area": int(mask.sum()), "segmentation": runs})
+    return visible
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -182,14 +182,14 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return [0] * int(flat[0]) + np.diff(ends).tolist()
 
 
-def instances_json(config: Config, split: Split, found: list[list[Outline]]) -> dict[str, Any]:
+def instances_json(config: Config, split: Split, outlines_of: list[list[Outline]]) -> dict[str, Any]:
     """COCO's instances of a split; a category's id is 1 + the class's index."""
     annotations = [
         {
             "id": _INSTANCES * split.image_id(i) + k, "image_id": split.image_id(i), "category_id": 1 + o["label"],
             "bbox": o["bbox"], "area": o["area"], "iscrowd": 0, "segmentation": o["segmentation"],
         }
-        for i, objects in enumerate(found)
+        for i, objects in enumerate(outlines_of)
         for k, o in enumerate(objects)
     ]  # fmt: skip
     categories = [{"id": 1 + k, "name": kind.name, "supercategory": "object"} for k, kind in enumerate(CLASSES)]

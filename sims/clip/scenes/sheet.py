@@ -39,17 +39,17 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
     figure.subplots_adjust(left=0.6 / wide, right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4)
     names = {kind.wnid: kind.name for kind in CLASSES}
     captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes anew, with --overwrite")
-    told: dict[str, str] = {}
+    caption_of: dict[str, str] = {}
     for entry in captions["annotations"]:
-        told.setdefault(f"train2017/{entry['image_id']:012d}.jpg", entry["caption"])
+        caption_of.setdefault(f"train2017/{entry['image_id']:012d}.jpg", entry["caption"])
     for line, (folder, title) in zip(axes, _SHEET.items(), strict=True):
         with open(root / folder / "scenes.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if folder != "coco" or row["path"] in told]
+            rows = [row for row in csv.DictReader(file) if folder != "coco" or row["path"] in caption_of]
         for ax, row in zip(line, _chosen(rows, columns, folder == "coco"), strict=False):
             with Image.open(root / folder / row["path"]) as image:
                 ax.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
             facts = ", ".join(filter(None, (names[row["wnid"]], row["context"], row["group"])))
-            text = f"{told[row['path']]} [{row['group']}]" if folder == "coco" else facts
+            text = f"{caption_of[row['path']]} [{row['group']}]" if folder == "coco" else facts
             folded = textwrap.wrap(text, 24, break_long_words=False, break_on_hyphens=False)
             ax.set_title("\n".join(folded), fontsize=7)
         for ax in line:
@@ -63,8 +63,8 @@ def _chosen(rows: list[Row], count: int, training: bool) -> list[Row]:
     if training:
         last = [row for row in rows if row["group"] == "conflicting"][: min(3, count // 3)]
         return [row for row in rows if row["group"] == "aligned"][: count - len(last)] + last
-    found: dict[str, list[Row]] = {}
+    by_class: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["wnid"], []).append(row)
-    lists = list(found.values())
+        by_class.setdefault(row["wnid"], []).append(row)
+    lists = list(by_class.values())
     return [lists[k % len(lists)][(7 * k) % len(lists[k % len(lists)])] for k in range(count)]

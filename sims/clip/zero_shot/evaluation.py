@@ -58,10 +58,10 @@ class Choice:
 
 def warn(lines: Sequence[str | None], strict: bool) -> None:
     """Print a warning on stderr for each line that is not None.  Raises: UsageError if strict and there is any."""
-    told = [line for line in lines if line]
-    if told and strict:
-        raise UsageError(f"{'; '.join(told)}: refused by --strict, and not scored. Complete the sets.")
-    for line in told:
+    warnings = [line for line in lines if line]
+    if warnings and strict:
+        raise UsageError(f"{'; '.join(warnings)}: refused by --strict, and not scored. Complete the sets.")
+    for line in warnings:
         print(f"warning: {line}.", file=sys.stderr)
 
 
@@ -126,11 +126,11 @@ def evaluate(
     every = tuple((c,) for c in range(len(classes.names)))
     twice = np.flatnonzero(scoring.twins(weights, bias, every) != np.arange(len(every)))
     if len(twice):
-        told = brief(", ".join(sorted({classes.names[c] for c in twice})))
+        names_twice = brief(", ".join(sorted({classes.names[c] for c in twice})))
         line = (
             "top-1 takes the first for the prediction, as published accuracies do; for the worst class either is right"
         )
-        warn([f"more than one class has the name {told}, and the very same prompts: {line}"], strict=False)
+        warn([f"more than one class has the name {names_twice}, and the very same prompts: {line}"], strict=False)
     words = _digest(list(templates))
     prompts = "head" if encoder.head else f"{len(templates)} templates {words}"
     common = {
@@ -141,45 +141,49 @@ def evaluate(
         "versions": store.provenance(),
     }
     val = val_accuracy = None
-    for name, found in sets.items():
-        seen = _seen(name, found, encoder, how)
-        labels = found.labels[seen.kept]
-        order = fair = scoring.ranks(seen.values, labels, weights, bias, found.scored)
-        alike = scoring.twins(weights, bias, found.scored)
+    for name, evaluation_set in sets.items():
+        seen = _seen(name, evaluation_set, encoder, how)
+        labels = evaluation_set.labels[seen.kept]
+        order = fair = scoring.ranks(seen.values, labels, weights, bias, evaluation_set.scored)
+        alike = scoring.twins(weights, bias, evaluation_set.scored)
         if (alike != np.arange(len(alike))).any():
-            fair = scoring.ranks(seen.values, labels, weights, bias, found.scored, alike)
-        groups = None if found.groups is None else found.groups[seen.kept]
-        result = scoring.result(order, labels, len(found.scored), groups, fair)
-        row = key(run, found, classes)
-        row |= common | {"rule": f"{found.rule}; {prompts}; classes {row['classes']}"}
-        row |= _counts(found, result, len(seen.bad), classes)
+            fair = scoring.ranks(seen.values, labels, weights, bias, evaluation_set.scored, alike)
+        groups = None if evaluation_set.groups is None else evaluation_set.groups[seen.kept]
+        result = scoring.result(order, labels, len(evaluation_set.scored), groups, fair)
+        row = key(run, evaluation_set, classes)
+        row |= common | {"rule": f"{evaluation_set.rule}; {prompts}; classes {row['classes']}"}
+        row |= _counts(evaluation_set, result, len(seen.bad), classes)
         if fair is not order:
-            row["either"] = _share("", scoring.result(fair, labels, len(found.scored)).top1)
+            row["either"] = _share("", scoring.result(fair, labels, len(evaluation_set.scored)).top1)
         if name == "val":
             val, val_accuracy = seen, row["accuracy"]
         elif val is not None:
-            places, mapped = scoring.restricted(sets["val"].labels[val.kept], found.scored)
+            places, mapped = scoring.restricted(sets["val"].labels[val.kept], evaluation_set.scored)
             if len(places):
-                order = scoring.ranks(val.values[places], mapped, weights, bias, found.scored)
-                row |= _share("id_", scoring.result(order, mapped, len(found.scored)).top1)
+                order = scoring.ranks(val.values[places], mapped, weights, bias, evaluation_set.scored)
+                row |= _share("id_", scoring.result(order, mapped, len(evaluation_set.scored)).top1)
         yield _against_lines(row, val_accuracy, len(classes.wnids), models, choice)
 
 
-def _seen(name: str, found: EvaluationSet, encoder: Encoder, how: How) -> scoring.Features:
-    seen = scoring.image_features(encoder, found.paths, crop=found.crop, batch_size=how.batch_size, threads=how.threads)
+def _seen(name: str, evaluation_set: EvaluationSet, encoder: Encoder, how: How) -> scoring.Features:
+    seen = scoring.image_features(
+        encoder, evaluation_set.paths, crop=evaluation_set.crop, batch_size=how.batch_size, threads=how.threads
+    )
     if not len(seen.kept):
         path, why = next(iter(seen.bad.items()))
-        raise UsageError(f"none of the {len(found.paths)} images of {name} can be read, such as {path} ({brief(why)}).")
+        raise UsageError(
+            f"none of the {len(evaluation_set.paths)} images of {name} can be read, such as {path} ({brief(why)})."
+        )
     if seen.bad:
         path, why = next(iter(seen.bad.items()))
-        warn([f"{found.shortfall(len(seen.bad))} (the first {path}: {brief(why)})"], how.strict)
+        warn([f"{evaluation_set.shortfall(len(seen.bad))} (the first {path}: {brief(why)})"], how.strict)
     return seen
 
 
-def key(run: str, found: EvaluationSet, classes: Classes) -> Row:
+def key(run: str, evaluation_set: EvaluationSet, classes: Classes) -> Row:
     """The fields by which rows differ: the run, the set, the class list and how many of its classes are scored."""
     words = _digest([classes.wnids, classes.names])
-    return {"run": run, "set": found.name, "classes": words, "classes_scored": len(found.scored)}
+    return {"run": run, "set": evaluation_set.name, "classes": words, "classes_scored": len(evaluation_set.scored)}
 
 
 def _digest(value: Any) -> str:
@@ -197,18 +201,18 @@ def _share(prefix: str, share: Share, of: int = 1) -> Row:
     }
 
 
-def _counts(found: EvaluationSet, result: Result, unreadable: int, classes: Classes) -> Row:
+def _counts(evaluation_set: EvaluationSet, result: Result, unreadable: int, classes: Classes) -> Row:
     worst, share = result.worst
-    members = found.scored[worst]
+    members = evaluation_set.scored[worst]
     named = {"wnids": [classes.wnids[c] for c in members], "name": " / ".join(classes.names[c] for c in members)}
-    images, count = found.expected or (None, None)
+    images, count = evaluation_set.expected or (None, None)
     row = _share("", result.top1) | {
         "expected_images": images,
-        "classes_found": found.counts[1],
+        "classes_found": evaluation_set.counts[1],
         "expected_classes": count,
         "unreadable": unreadable,
-        "dropped": found.dropped,
-        "chance": found.chance,
+        "dropped": evaluation_set.dropped,
+        "chance": evaluation_set.chance,
         "worst_class": named | _share("", share, result.classes),  # chosen as the worst of them
     }
     if result.top5 is not None:

@@ -90,15 +90,15 @@ def text_weights(
     for key, name in zip(keys, names, strict=True):
         unlike.setdefault(key, name)
     sentences = [sentence for name in unlike.values() for sentence in prompts(name, templates)]
-    found = np.empty((len(sentences), first.shape[1]), np.float32)
+    embeddings = np.empty((len(sentences), first.shape[1]), np.float32)
     with tqdm(total=len(sentences), unit="text", disable=None) as bar:
         for at in range(0, len(sentences), batch_size):
             batch = sentences[at : at + batch_size]
             # All batches have one shape, so that the tower is compiled once.
             whole = batch + [batch[-1]] * (min(batch_size, len(sentences)) - len(batch))
-            found[at : at + len(batch)] = np.asarray(encode_text(whole), np.float32)[: len(batch)]
+            embeddings[at : at + len(batch)] = np.asarray(encode_text(whole), np.float32)[: len(batch)]
             bar.update(len(batch))
-    each = _unit(found, "an embedding of a text").reshape(len(unlike), len(templates), -1)
+    each = _unit(embeddings, "an embedding of a text").reshape(len(unlike), len(templates), -1)
     row = {key: i for i, key in enumerate(unlike)}
     weights = _unit(each.mean(1), "a class's mean embedding")[[row[key] for key in keys]]
     if file is not None:
@@ -173,10 +173,10 @@ def image_features(
 
     def encode() -> None:
         shown = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, compiled once for all sets
-        found = np.asarray(encoder.encode_image(np.stack(shown)), np.float32)[: len(batch)]
-        if not np.isfinite(found).all():
+        embeddings = np.asarray(encoder.encode_image(np.stack(shown)), np.float32)[: len(batch)]
+        if not np.isfinite(embeddings).all():
             raise WorkFailed(f"{encoder.name} gives embeddings of images that are not finite; the set was not scored.")
-        values.append(found)
+        values.append(embeddings)
         batch.clear()
 
     workers = threads or processes.cores()
@@ -266,7 +266,7 @@ def ranks(
     place, rows = np.unique(twins(weights, bias, tuple((c,) for c in range(len(weights)))), return_inverse=True)
     members = [list(group) for group in scored]
     single = np.array([group[0] for group in scored]) if all(len(group) == 1 for group in scored) else None
-    found = np.empty(len(labels), int)
+    rank = np.empty(len(labels), int)
     for at in range(0, len(labels), 4096):
         # Equal rows are multiplied once: a product may round equal columns differently.
         scores = (features[at : at + 4096] @ weights[place].T + bias[place])[:, rows]
@@ -275,8 +275,8 @@ def ranks(
         own = np.take_along_axis(scores, truth, 1)
         earlier = np.arange(len(scored)) < truth
         before = (scores > own) | ((scores == own) & earlier)
-        found[at : at + 4096] = (before if alike is None else before & (alike != alike[truth])).sum(1)
-    return found
+        rank[at : at + 4096] = (before if alike is None else before & (alike != alike[truth])).sum(1)
+    return rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Result:
 
 
 def result(
-    found: np.ndarray,
+    rank: np.ndarray,
     labels: np.ndarray,
     num_scored: int,
     groups: np.ndarray | None = None,
@@ -307,18 +307,18 @@ def result(
     """Counts from ranks.
 
     Args:
-      found, labels: (n,), n > 0.
+      rank, labels: (n,), n > 0.
       groups: (n,) names, "" for none.
-      fair: ranks by which each class is judged, and so the worst one, with `twins` alike; None: `found`.
+      fair: ranks by which each class is judged, and so the worst one, with `twins` alike; None: `rank`.
     """
-    right = found == 0
+    right = rank == 0
     images = np.bincount(labels, minlength=num_scored)
     correct = np.bincount(labels[right if fair is None else fair == 0], minlength=num_scored)
     worst = int(np.argmin(np.where(images > 0, correct / np.maximum(images, 1), np.inf)))
     names = sorted(set(groups.tolist()) - {""}) if groups is not None else []
     return Result(
         top1=_share(right),
-        top5=_share(found < 5) if num_scored >= 5 else None,
+        top5=_share(rank < 5) if num_scored >= 5 else None,
         worst=(worst, Share(int(correct[worst]), int(images[worst]))),
         classes=int((images > 0).sum()),
         groups={name: _share(right[groups == name]) for name in names},
@@ -346,10 +346,10 @@ def _unit(x: np.ndarray, what: str) -> np.ndarray:
 
 def _kept(file: pathlib.Path, shape: tuple[int, int]) -> np.ndarray | None:
     try:
-        found = arrays_of(file)["weights"]
+        weights = arrays_of(file)["weights"]
     except (OSError, ValueError, KeyError):
         return None  # missing or damaged: it is written again
-    return found if found.shape == shape and found.dtype == np.float32 and np.isfinite(found).all() else None
+    return weights if weights.shape == shape and weights.dtype == np.float32 and np.isfinite(weights).all() else None
 
 
 def _keep(file: pathlib.Path, weights: np.ndarray) -> None:

@@ -141,7 +141,7 @@ def open_sets(root: pathlib.Path, names: Sequence[str] | None, classes: Classes)
     return {name: _open(root, name, classes, expected.get(name)) for name in wanted}
 
 
-def mapped(found: dict[str, EvaluationSet], classes: Classes, by: ClassMap) -> tuple[dict[str, EvaluationSet], Classes]:
+def mapped(sets: dict[str, EvaluationSet], classes: Classes, by: ClassMap) -> tuple[dict[str, EvaluationSet], Classes]:
     """The sets, labelled by the categories of a map, and the categories as their classes.
 
     All categories are scored in every set. Images of a class without a category are dropped and counted; so are those
@@ -158,7 +158,7 @@ def mapped(found: dict[str, EvaluationSet], classes: Classes, by: ClassMap) -> t
     category[[index[wnid] for wnid in by.of]] = list(by.of.values())
     singles = tuple((c,) for c in range(len(by.categories)))
     result = {}
-    for name, one in found.items():
+    for name, one in sets.items():
         groups = [set(category[list(group)]) for group in one.scored]
         labels = np.array([group.pop() if len(group) == 1 else -1 for group in groups], np.int32)[one.labels]
         kept = np.flatnonzero(labels >= 0)
@@ -214,13 +214,13 @@ def _open(root: pathlib.Path, name: str, classes: Classes, expected: tuple[int, 
     labels = np.array([label for _, label in pairs], np.int32)
     paths, singles = tuple(p for p, _ in pairs), tuple((c,) for c in scored)
     counts = (None, len(scored)) if expected is None and name in _WHOLE else expected
-    found = EvaluationSet(name, paths, labels, singles, rule, expected=counts, absent=lacking)
-    return _with_groups(folder, found)
+    evaluation_set = EvaluationSet(name, paths, labels, singles, rule, expected=counts, absent=lacking)
+    return _with_groups(folder, evaluation_set)
 
 
 def _by_wnid(folder: pathlib.Path, classes: Classes) -> dict[int, list[pathlib.Path]]:
     index = {wnid: i for i, wnid in enumerate(classes.wnids)}
-    found = {}
+    by_class = {}
     for path in _folders(folder):
         if not WNID.fullmatch(path.name):
             raise UsageError(f"{path} is no class folder: its name is no wnid such as n01440764; move it elsewhere.")
@@ -228,8 +228,8 @@ def _by_wnid(folder: pathlib.Path, classes: Classes) -> dict[int, list[pathlib.P
             raise UsageError(
                 f"{path} is of no class of the list of {len(index)}; give the list it belongs to, --classes."
             )
-        found[index[path.name]] = _images(path)
-    return found
+        by_class[index[path.name]] = _images(path)
+    return by_class
 
 
 def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]:
@@ -237,20 +237,20 @@ def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]
 
     Sorted as strings, 10 would come before 2, and nearly every label would be wrong.
     """
-    found: dict[int, list[pathlib.Path]] = {}
+    by_class: dict[int, list[pathlib.Path]] = {}
     for path in _folders(folder):
-        if not re.fullmatch(r"[0-9]+", path.name) or int(path.name) >= count or int(path.name) in found:
+        if not re.fullmatch(r"[0-9]+", path.name) or int(path.name) >= count or int(path.name) in by_class:
             raise UsageError(
                 f"{path} is no class folder of V2: their names are the numbers 0 to {count - 1}, each once."
             )
-        found[int(path.name)] = _images(path)
-    missing = [i for i in range(count) if not found.get(i)]
+        by_class[int(path.name)] = _images(path)
+    missing = [i for i in range(count) if not by_class.get(i)]
     if missing:
         raise UsageError(
             f"{folder} is incomplete: {len(missing)} of its {count} class folders are missing or empty, the first"
             f" {missing[0]}; unpack it anew."
         )
-    return found
+    return by_class
 
 
 def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[dict[int, list[pathlib.Path]], int]:
@@ -272,7 +272,7 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[d
         if files.setdefault(path.stem, path) is not path:
             raise UsageError(f"{folder} has both {files[path.stem].name} and {path.name}, which a list does not tell"
                              " apart; remove one.")  # fmt: skip
-    found: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
+    by_class: dict[int, list[pathlib.Path]] = collections.defaultdict(list)
     listed = set()
     for number, line in enumerate(_text(listing).splitlines(), 1):
         parts = line.replace(",", " ").split()
@@ -288,11 +288,11 @@ def _flat(root: pathlib.Path, folder: pathlib.Path, classes: Classes) -> tuple[d
             raise UsageError(f"{listing}, line {number}: {brief(parts[0])} is listed twice.")
         listed.add(stem)
         if stem in files:
-            found[index[parts[1]]].append(files[stem])
+            by_class[index[parts[1]]].append(files[stem])
     unlisted = sorted(set(files) - listed)
     if unlisted:
         raise UsageError(f"{listing} has no label for {len(unlisted)} images of {folder}, the first {unlisted[0]}.")
-    return found, len(listed - set(files))
+    return by_class, len(listed - set(files))
 
 
 def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int] | None) -> EvaluationSet:
@@ -332,8 +332,8 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
     if not paths:
         raise UsageError(f"{shots} has no images of a mapped class.")
     rule = f"the best of an object's ImageNet classes, found by name; {len(scored)} objects scored"
-    found = np.array(labels, np.int32), tuple(scored), rule, OBJECTNET_BORDER, expected
-    return EvaluationSet("objectnet", tuple(paths), *found, dropped=dropped)
+    fields = np.array(labels, np.int32), tuple(scored), rule, OBJECTNET_BORDER, expected
+    return EvaluationSet("objectnet", tuple(paths), *fields, dropped=dropped)
 
 
 def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
@@ -351,22 +351,22 @@ def _named(synonyms: str, index: tuple[dict[str, set[int]], dict[str, set[int]]]
     parts = [part.strip() for part in synonyms.split(",")]
     exact, folded = index
     for tried in (parts[:1], parts[1:]):
-        found = {i for part in tried for i in exact.get(part, ())}
-        found = found or {i for part in tried for i in folded.get(part.lower(), ())}
-        if len(found) == 1:
-            return found.pop()
-        if found:
+        matches = {i for part in tried for i in exact.get(part, ())}
+        matches = matches or {i for part in tried for i in folded.get(part.lower(), ())}
+        if len(matches) == 1:
+            return matches.pop()
+        if matches:
             break
-    problem = "is the name of several classes" if found else "is no class's name"
+    problem = "is the name of several classes" if matches else "is no class's name"
     shown = brief(repr(synonyms.strip()))
     raise UsageError(f"{file}: {shown} {problem} in the list; give {SYNSETS}, as --classes or --wnids.")
 
 
-def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
+def _with_groups(folder: pathlib.Path, evaluation_set: EvaluationSet) -> EvaluationSet:
     """The set with the groups of scenes.csv, if there is one. Its columns: path (within the folder) and group."""
     table = folder / "scenes.csv"
     if not table.is_file():
-        return found
+        return evaluation_set
     text = _text(table)
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -377,10 +377,10 @@ def _with_groups(folder: pathlib.Path, found: EvaluationSet) -> EvaluationSet:
         raise UsageError(f"{table} must have columns path and group{hint}.")
     of = {row["path"]: row["group"] or "" for row in rows}
     try:
-        groups = np.array([of[path.relative_to(folder).as_posix()] for path in found.paths])
+        groups = np.array([of[path.relative_to(folder).as_posix()] for path in evaluation_set.paths])
     except KeyError as error:
         raise UsageError(f"{table} has no line for {error.args[0]}; make the scenes anew.") from None
-    return dataclasses.replace(found, groups=groups) if groups.any() else found
+    return dataclasses.replace(evaluation_set, groups=groups) if groups.any() else evaluation_set
 
 
 def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]]:
@@ -402,12 +402,12 @@ def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]
 
 def _mapping(path: pathlib.Path) -> dict[str, str]:
     try:
-        found = parsed(_text(path))
+        content = parsed(_text(path))
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         raise UsageError(f"{path} must be a JSON object of names to names.")
-    return found
+    return content
 
 
 def _text(path: pathlib.Path) -> str:

@@ -40,14 +40,14 @@ def read(path: pathlib.Path, flag: str) -> list[dict[str, Any]]:
             return [_checked(row, f"{flag}={path}, line {rows.line_num}") for row in rows]
         except csv.Error as error:
             raise UsageError(f"{flag}={path}, line {rows.reader.line_num}: {error}.") from None
-    found = []
+    checked = []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             row = parsed(line)
         except ValueError:
             row = None
-        found.append(_checked(row, f"{flag}={path}, line {number}"))
-    return found
+        checked.append(_checked(row, f"{flag}={path}, line {number}"))
+    return checked
 
 
 def _checked(row: Any, where: str) -> dict[str, Any]:

@@ -78,15 +78,15 @@ def of_function(spec: str) -> Towers:
     if not callable(function):
         raise UsageError(f"--encoder={spec} is no function.")
     try:
-        found = function()
+        returned = function()
     except Exception as error:  # the user's own code may raise anything
         raise UsageError(f"--encoder={spec} {raised(error)}.") from error
-    image, text = found if isinstance(found, tuple) and len(found) == 2 else (
-        getattr(found, part, None) for part in ("image", "text")
+    image, text = returned if isinstance(returned, tuple) and len(returned) == 2 else (
+        getattr(returned, part, None) for part in ("image", "text")
     )  # fmt: skip
     if not callable(image) or not callable(text):
         raise UsageError(
             f"--encoder={spec} must return an object with the functions image and text, or a pair of them, got"
-            f" {brief(type(found).__name__)}."
+            f" {brief(type(returned).__name__)}."
         )
     return Towers(spec, image, text)
