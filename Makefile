@@ -34,7 +34,7 @@ sweep: $(VENV)/core ## run the default experiment; results and figure go to runs
 
 DIAGRAMS := robustness same_class_weight whitening caption_policy align_predict sharing
 
-figures: $(VENV)/core ## make the figures of docs/ anew (about 10 minutes)
+figures: $(VENV)/core ## make the figures of docs/ again (about 10 minutes)
 	for name in sweep_spurious dynamics sweep_captions; do \
 		$(PY) -m sims.$$name --out runs/$$name && cp runs/$$name/$$name.png docs/ || exit 1; \
 	done
@@ -65,7 +65,7 @@ ledger: $(VENV)/test ## judge every statement: prediction, measurement, and wron
 pythons: ## the quick tests, a sample of the ledger and the first command on each Python of 3.11, 3.12, 3.13 that is installed
 	WORKERS=$(WORKERS) .ci/pythons $(PYTHONS_FLAGS)
 
-pages: $(VENV)/test ## judge every statement and write docs/statements anew
+pages: $(VENV)/test ## judge every statement and write docs/statements again
 	mkdir -p runs && $(PY) -m proofs_checks --json=runs/ledger.json
 	$(PY) -m proofs_checks.pages --json=runs/ledger.json --out=docs/statements
 
@@ -111,7 +111,7 @@ wheels: $(VENV)/whole ## collect the wheels that such a machine lacks (at most 6
 	@bytes=$$(cat build/wheels/*.whl | wc -c); echo "build/wheels: $$((bytes / 1048576)) MiB"; \
 	if [ $$bytes -gt 67108864 ]; then echo 'more than 64 MiB: too much to carry along' >&2; exit 1; fi
 
-# `whole` is absent while anything is being installed, so an environment cut short is made anew, as is one of another PYTHON.
+# `whole` is absent while anything is being installed, so an environment cut short is made again, as is one of another PYTHON.
 $(VENV)/whole: FORCE
 	@set -e; \
 	if [ -e $@ ] && here=$$($(PY) -c '$(IDENTITY)' 2>&1); then \

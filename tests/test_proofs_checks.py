@@ -255,7 +255,7 @@ def test_rows_of_other_statements_stay(three, tmp_path):
 
 @pytest.mark.parametrize("change", ["--overwrite", "--profile=full", "sources"])
 def test_rows_of_other_statements_stay_whatever_judged_them(change, three, tmp_path, monkeypatch):
-    """T2's own rows are judged anew and replaced."""
+    """T2's own rows are judged again and replaced."""
     judged, _ = three
     target = tmp_path / "l.json"
     assert called("--only=T2,T5", f"--json={target}") == 0

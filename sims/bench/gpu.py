@@ -140,7 +140,7 @@ def _open(config: Config, out: pathlib.Path, overwrite: bool) -> dict[str, Any]:
             summary = json.loads((out / SUMMARY).read_text())
             same = summary["tiny"] == config.tiny and isinstance(summary["parts"], dict)
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{out / SUMMARY} is damaged; --overwrite starts anew.") from None
+            raise UsageError(f"{out / SUMMARY} is damaged; --overwrite starts again.") from None
         if not same:
             raise UsageError(f"--out={out} was made {'with' if summary['tiny'] else 'without'} --tiny; give another"
                              " folder, or --overwrite.")  # fmt: skip

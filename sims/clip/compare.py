@@ -93,7 +93,7 @@ def _define_flags() -> None:
     for name, (text, convert) in {**_OWN, **_TRAINING}.items():
         shown = "; ".join(f"{preset}: {_default(config, name)}" for preset, config in PRESETS.items())
         define(name, None, f"{text}. Study shares only; presets: {shown}", convert)
-    flags.DEFINE_bool("overwrite", False, "measure anew, whatever --out holds")
+    flags.DEFINE_bool("overwrite", False, "measure again, whatever --out holds")
     text = "processes that train at the same time, >= 1; none: one a core; one on a GPU or TPU, or real data"
     define("workers", None, text, optional(integer))
     define("out", "runs/compare", "folder of the results; another comparison's is refused", path)
@@ -203,7 +203,7 @@ def _main() -> int:
             "a training process was killed, as for lack of memory; the same command goes on; --workers=1 needs less."
         ) from None
     except BadImage as error:
-        raise UsageError(f"{error.id} cannot be read ({error.why}); make the scenes anew, with --overwrite.") from None
+        raise UsageError(f"{error.id} cannot be read ({error.why}); make the scenes again, with --overwrite.") from None
     drawn = {}
     if "arms" in config.study:
         evaluation_sets = sets.open_sets(root, None, classes.read_classes(root))

@@ -76,7 +76,7 @@ def _define_flags() -> None:
     define("log_every", 20, "steps between looks at the metrics, >= 1", integer)
     define("save_every", 500, "steps between checkpoints, >= 1", integer)
     flags.DEFINE_bool("tensorboard", True, "write OUT/tensorboard")
-    flags.DEFINE_bool("overwrite", False, "train anew, whatever --out holds")
+    flags.DEFINE_bool("overwrite", False, "train again, whatever --out holds")
     devices.define_process_flags()
     define("out", "runs/clip", "folder of the run; another run's is refused", path)
 

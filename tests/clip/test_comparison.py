@@ -275,7 +275,7 @@ def test_a_comparison_from_scenes_to_figures(tmp_path):
         assert (tmp_path / f"one/{name}.png").stat().st_size > 10_000
     arms = {row["arm"] for row in csv_rows(tmp_path / "one/measured.csv")}
     assert arms == {"clip", "supervised", *comparison.THEORIES}
-    # Measured anew where a stage's numbers are lost, after the checkpoint: of the same step, the same.
+    # Measured again where a stage's numbers are lost, after the checkpoint: of the same step, the same.
     lost = tmp_path / "one/measured/clip_0.4.json"  # of the last stage; the model of an earlier one is gone
     before = lost.read_text()
     lost.unlink()

@@ -38,7 +38,7 @@ def test_what_is_no_json_is_told_in_a_few_words(tmp_path, content, told):
     with pytest.raises(ValueError) as caught:
         reading.json_of(path)
     assert told in str(caught.value) and len(reading.reason(caught.value)) <= 130
-    assert_refuses(("x.json is damaged (", "); make it anew."), reading.own_json, path, "make it anew")
+    assert_refuses(("x.json is damaged (", "); make it again."), reading.own_json, path, "make it again")
 
 
 def test_plain_json_is_read(tmp_path):

@@ -485,7 +485,7 @@ def test_overwrite_removes_its_own_files_only(tmp_path, no_sheet, monkeypatch):
             generation.make(root, other, overwrite=True)
     (root / "scenes.json").unlink()  # the first that is removed
     for config in (few, other):  # half removed, it is of no settings
-        assert_refuses("is damaged; make the scenes anew, with --overwrite", generation.make, root, config)
+        assert_refuses("is damaged; make the scenes again, with --overwrite", generation.make, root, config)
     assert generation.make(root, other, overwrite=True)
     fresh = tmp_path / "fresh"
     generation.make(fresh, other)

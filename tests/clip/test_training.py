@@ -255,7 +255,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(root, tmp_path, arm, st
 
 @SLOW
 def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
-    config, out, anew = config_of(root, steps=4), tmp_path / "run", tmp_path / "anew"
+    config, out, again = config_of(root, steps=4), tmp_path / "run", tmp_path / "again"
     result = training.run(config, out, how(tensorboard=True))
     (events,) = (out / "tensorboard").iterdir()
     assert events.stat().st_size > 500
@@ -268,11 +268,11 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(root, tmp_path):
     before = state_of(out)
     other = dataclasses.replace(config, steps=3, vocabulary_size=350)
     training.run(other, out, how(overwrite=True))
-    training.run(other, anew, how())
-    assert sorted(losses_of(out)) == [1, 2, 3] and losses_of(out) == losses_of(anew)
+    training.run(other, again, how())
+    assert sorted(losses_of(out)) == [1, 2, 3] and losses_of(out) == losses_of(again)
     for name in ("tokenizer.json", "data.json"):  # of the run that was there nothing stays
-        assert (out / name).read_bytes() == (anew / name).read_bytes()
-    np.testing.assert_array_equal(state_of(out), state_of(anew))
+        assert (out / name).read_bytes() == (again / name).read_bytes()
+    np.testing.assert_array_equal(state_of(out), state_of(again))
     assert not np.array_equal(state_of(out), before)
 
 

@@ -13,7 +13,7 @@ from sims.digits.config import parse_groups
 
 N = 4000
 KINDS = parse_groups("01234:56789")
-# N scenes always, as every other number would be compiled anew.
+# N scenes always, as every other number would be compiled again.
 compiled_draw = jax.jit(lambda key, items, *law: scenes.draw(key, items, N, *law))
 compiled_write = jax.jit(captions.write, static_argnums=1)
 

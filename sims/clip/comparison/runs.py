@@ -154,7 +154,7 @@ class Judge:
             for name, evaluation_set in looked.items()
         }
         if bad := next((bad for one in seen.values() for bad in one.bad.items()), None):
-            raise UsageError(f"{bad[0]} cannot be read ({bad[1]}); make the scenes anew, with --overwrite.")
+            raise UsageError(f"{bad[0]} cannot be read ({bad[1]}); make the scenes again, with --overwrite.")
         rows = []
         for name, evaluation_set in looked.items():
             labels, values = evaluation_set.labels[seen[name].kept], seen[name].values

@@ -116,10 +116,10 @@ def class_names(path: str | None) -> tuple[str, ...]:
 
 def read_data(out: pathlib.Path) -> dict[str, Any]:
     """A run's data.json. Raises: UsageError if it is damaged."""
-    content = own_json(out / DATA, "train anew, with --overwrite")
+    content = own_json(out / DATA, "train again, with --overwrite")
     names = content.get("classes")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{out / DATA} is damaged (it has no list of classes); train anew, with --overwrite.")
+        raise UsageError(f"{out / DATA} is damaged (it has no list of classes); train again, with --overwrite.")
     return content
 
 

@@ -139,7 +139,7 @@ def load(run: pathlib.Path, which: str = "last") -> Encoder:
     try:
         config = Config(**{k: v for k, v in flat.items() if k != "command"})
     except TypeError:
-        raise UsageError(f"{run} was written by another version, whose settings differ; train it anew.") from None
+        raise UsageError(f"{run} was written by another version, whose settings differ; train it again.") from None
     words = tokenizer.load(run / TOKENIZER) if config.method.reads else None
     arch, names = architecture(config, words), tuple(read_data(run)["classes"])
     learner = Learner(config, arch, 0 if config.method.reads else len(names), 1)

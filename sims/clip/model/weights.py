@@ -69,7 +69,7 @@ def import_state_dict(source: str | os.PathLike | Mapping[str, np.ndarray], arch
             raise UsageError(f"{where}: {entry.name} holds {x.dtype}, not floating-point numbers.")
         x = x.astype(np.float32)
         if not np.isfinite(x).all():
-            raise UsageError(f"{where}: {entry.name} holds numbers that are not finite; write the file anew.")
+            raise UsageError(f"{where}: {entry.name} holds numbers that are not finite; write the file again.")
         flat[entry.path] = np.asarray(entry.read(x), order="C")
     if given:
         raise UsageError(

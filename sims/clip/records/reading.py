@@ -40,7 +40,7 @@ def foreign(data: bytes) -> str | None:
     """What a file is, by its first bytes, if it is not plain content; None if they are of no known kind."""
     start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(_HTML):
-        return "it is an HTML page, such as a server's error message; fetch the file anew"
+        return "it is an HTML page, such as a server's error message; download the file again"
     return next((kind for begins, kind in _STARTS if data.startswith(begins)), None)
 
 

@@ -276,7 +276,7 @@ def _json(path: str, wanted: dict[str, dict[str, Any]]) -> dict[str, list[dict[s
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
-        raise UsageError(f"{path} is no whole JSON file ({reason(error)}); fetch it anew.") from None
+        raise UsageError(f"{path} is no whole JSON file ({reason(error)}); download it again.") from None
     for name, keys in wanted.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UsageError(f'{path} has no list "{name}"; it must be a file of COCO\'s annotations.')

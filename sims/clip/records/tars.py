@@ -127,7 +127,7 @@ class TarBytes:
         # as long as opening.
         with open(self.paths[t], "rb") as file:
             if (_stamp(file.fileno()) != self.stamps[t]).any():
-                raise WorkFailed(f"{self.paths[t]} changed while it was in use; start again, and it is indexed anew.")
+                raise WorkFailed(f"{self.paths[t]} changed while it was in use; start again, and it is indexed again.")
             return os.pread(file.fileno(), int(self.size[i]), int(self.offset[i]))
 
 
@@ -217,7 +217,7 @@ def scan(path: str) -> Index:
                     dotted += extension.endswith((*IMAGES, ".txt"))
                     continue
                 if key in parts:
-                    raise UsageError(f"{path} holds {brief(key)}{extension} twice; make it anew.")
+                    raise UsageError(f"{path} holds {brief(key)}{extension} twice; make it again.")
                 if parts is images:
                     images[key] = member.offset, member.size
                 else:
@@ -249,7 +249,7 @@ def _members(path: str, file: int) -> Iterator[_Member]:
             at += _BLOCK
             if at - end > _MAX_PADDING:
                 raise UsageError(f"{path} has only zeros from byte {end}, as a download that was cut short; fetch it"
-                                 " anew or leave it out.")  # fmt: skip
+                                 " again or leave it out.")  # fmt: skip
             continue
         if len(block) < _BLOCK or not _is_header(block):
             if at == 0:
@@ -292,7 +292,7 @@ _PLAIN = (b"0", b"\0")
 
 
 def _cut(path: str, at: int) -> UsageError:
-    return UsageError(f"{path} is cut short or damaged at byte {at}; fetch it anew or leave it out.")
+    return UsageError(f"{path} is cut short or damaged at byte {at}; download it again or leave it out.")
 
 
 def _is_header(block: bytes) -> bool:
@@ -408,7 +408,7 @@ def store(path: str, index: Index) -> None:
             return
         except OSError:
             continue
-    print(f"warning: no index of {path} can be stored beside it or in the cache; it is made anew each time.",
+    print(f"warning: no index of {path} can be stored beside it or in the cache; it is made again each time.",
           file=sys.stderr)  # fmt: skip
 
 

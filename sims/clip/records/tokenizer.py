@@ -125,7 +125,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     except UsageError:
         raise
     except Exception as error:  # the tokenizers library raises no narrower class
-        raise UsageError(f"{path}: not a saved tokenizer ({reading.reason(error)}); train or save it anew.") from None
+        raise UsageError(f"{path}: not a saved tokenizer ({reading.reason(error)}); train or save it again.") from None
 
 
 def clip_tokenizer(vocab_file: str | os.PathLike, context_length: int = 77) -> Tokenizer:

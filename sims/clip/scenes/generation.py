@@ -170,7 +170,7 @@ def _config_of(path: pathlib.Path) -> Config:
     except FileNotFoundError:
         raise UsageError(f"{path.parent} has no {path.name}: no scenes, or unfinished ones; make them first.") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} is damaged; make the scenes anew, with --overwrite.") from None
+        raise UsageError(f"{path} is damaged; make the scenes again, with --overwrite.") from None
 
 
 def _remove(path: pathlib.Path) -> None:

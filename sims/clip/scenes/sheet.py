@@ -38,7 +38,7 @@ def sheet(root: pathlib.Path, columns: int = 8) -> Any:
     # Set by hand: matplotlib's own layout takes seconds for so many axes.
     figure.subplots_adjust(left=0.6 / wide, right=0.995, bottom=0.005, top=0.955, wspace=0.05, hspace=0.4)
     names = {kind.wnid: kind.name for kind in CLASSES}
-    captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes anew, with --overwrite")
+    captions = own_json(root / "coco/annotations/captions_train2017.json", "make the scenes again, with --overwrite")
     caption_of: dict[str, str] = {}
     for entry in captions["annotations"]:
         caption_of.setdefault(f"train2017/{entry['image_id']:012d}.jpg", entry["caption"])

@@ -248,7 +248,7 @@ def _numbered(folder: pathlib.Path, count: int) -> dict[int, list[pathlib.Path]]
     if missing:
         raise UsageError(
             f"{folder} is incomplete: {len(missing)} of its {count} class folders are missing or empty, the first"
-            f" {missing[0]}; unpack it anew."
+            f" {missing[0]}; unpack it again."
         )
     return by_class
 
@@ -379,7 +379,7 @@ def _with_groups(folder: pathlib.Path, evaluation_set: EvaluationSet) -> Evaluat
     try:
         groups = np.array([of[path.relative_to(folder).as_posix()] for path in evaluation_set.paths])
     except KeyError as error:
-        raise UsageError(f"{table} has no line for {error.args[0]}; make the scenes anew.") from None
+        raise UsageError(f"{table} has no line for {error.args[0]}; make the scenes again.") from None
     return dataclasses.replace(evaluation_set, groups=groups) if groups.any() else evaluation_set
 
 
@@ -396,7 +396,7 @@ def _expected(root: pathlib.Path, classes: Classes) -> dict[str, tuple[int, int]
         return {by_folder.get(k, k): (int(v["images"]), int(v["classes"])) for k, v in sets.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UsageError(
-            f'{path} is damaged: it needs "sets", each with images and classes; make the scenes anew.'
+            f'{path} is damaged: it needs "sets", each with images and classes; make the scenes again.'
         ) from None
 
 
