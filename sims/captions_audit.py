@@ -265,11 +265,11 @@ def other_words(file: str, known: set[str]) -> dict[str, list[str]]:
 
 
 def _define_flags() -> None:
-    text = "captioned images: coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR"
-    define("data", None, text, optional(str))
+    help_text = "captioned images: coco:DIR[:SPLIT], tars:GLOB, csv:FILE, parquet:FILE or cifar10:DIR"
+    define("data", None, help_text, optional(str))
     define("classes", None, "of --data: file of class names, for images whose captions name just one", optional(path))
-    text = "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data"
-    define("captions", None, text, optional(path))
+    help_text = "captions, FILE or FILE:NAME of .csv, .parquet, .npy or .npz, without --data"
+    define("captions", None, help_text, optional(path))
     define("labels", None, "class of each caption, likewise; needed with --captions", optional(path))
     define("attributes", None, "attribute of each caption, likewise; none: not known", optional(path))
     define("words", None, "JSON file of other words for classes and attributes", optional(path))

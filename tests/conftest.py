@@ -56,7 +56,10 @@ def pytest_collection_finish(session):
 
 @pytest.fixture
 def mmcl(capsys, monkeypatch):
-    """(module of a command, arguments) -> (exit code, stdout, stderr), in this process, whose frame stays as it was."""
+    """(module of a command, arguments) -> (exit code, stdout, stderr), in this process.
+
+    The environment and the handler of SIGTERM are put back afterwards.
+    """
     monkeypatch.setenv("MPLBACKEND", "Agg")
     before = signal.getsignal(signal.SIGTERM)
 

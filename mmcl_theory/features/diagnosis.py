@@ -209,8 +209,8 @@ def _advice(
             policy = dataclasses.replace(AS_IT_IS, **change) if knob in POLICIES else AS_IT_IS
             changed = learner if knob in POLICIES else dataclasses.replace(learner, **change)
             weights = policy.weights(size, data.classes)
-            capped = knob == "minority" and any(np.allclose(weights, other) for other in tried)
-            if capped or (policy, changed) == (AS_IT_IS, learner):
+            repeated = knob == "minority" and any(np.allclose(weights, other) for other in tried)
+            if repeated or (policy, changed) == (AS_IT_IS, learner):
                 continue
             tried.append(weights)
             try:

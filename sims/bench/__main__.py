@@ -38,12 +38,12 @@ def _main() -> int:
     import jax
 
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))  # one device a core, as in the experiments
-    installed = versions()
-    print("  ".join(f"{name} {value}" for name, value in installed.items()), flush=True)
+    facts = versions()
+    print("  ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     results = run(values["jobs"], values["repeats"])
     print(table(results))
     if file is not None:
-        file.write_text(as_json(installed, results))
+        file.write_text(as_json(facts, results))
     return int(any(row.met is False and row.remark for result in results.values() for row in result.rows))
 
 

@@ -32,7 +32,7 @@ def run(sizes: Sizes, repeats: int) -> Result:
     step = next(row for row in result.rows if "RN50 step" in row.job)
     cores = result.rows[-1].ours / step.ours
     result.notes.append(f"clip, input: a core decodes {1 / result.rows[-1].ours:,.0f} images/s, RN50 takes"
-                       f" {1 / step.ours:,.0f}: {cores:.2g} cores")  # fmt: skip
+                        f" {1 / step.ours:,.0f}: {cores:.2g} cores")  # fmt: skip
     return result
 
 

@@ -47,13 +47,13 @@ class Failed(Exception):
 
 def teller(file: pathlib.Path) -> Tell:
     """A function that adds lines and figures to a part's file, which is written again each time."""
-    report: dict[str, Any] = {"lines": [], "figures": {}}
+    content: dict[str, Any] = {"lines": [], "figures": {}}
 
     def tell(*lines: str, **figures: Any) -> None:
-        report["lines"] += lines
-        report["figures"] |= figures
+        content["lines"] += lines
+        content["figures"] |= figures
         print("\n".join(lines), flush=True)
-        files.write_text(file, json.dumps(report, indent=1).replace("NaN", "null") + "\n")
+        files.write_text(file, json.dumps(content, indent=1).replace("NaN", "null") + "\n")
 
     return tell
 

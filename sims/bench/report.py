@@ -107,7 +107,7 @@ def _seconds(x: float) -> str:
     return f"{x * scale:.3g} {unit}"
 
 
-def as_json(installed: dict[str, Any], results: dict[str, "Result"]) -> str:
+def as_json(facts: dict[str, Any], results: dict[str, "Result"]) -> str:
     """Versions and results; what is not a number is null."""
-    whole = {"versions": installed, "jobs": {job: dataclasses.asdict(result) for job, result in results.items()}}
+    whole = {"versions": facts, "jobs": {job: dataclasses.asdict(result) for job, result in results.items()}}
     return json.dumps(whole, indent=1).replace("NaN", "null") + "\n"

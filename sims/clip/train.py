@@ -99,8 +99,10 @@ def _main() -> int:
 
     if config.data == "scenes":
         generation.default(pathlib.Path(SCENES))
-    given = {name: values[name] for name in ("fsdp", "log_every", "save_every", "tensorboard", "overwrite", "max_bad")}
-    how = training.How(workers=workers, peak=speed.peak(config.bf16), **given)
+    options = {
+        name: values[name] for name in ("fsdp", "log_every", "save_every", "tensorboard", "overwrite", "max_bad")
+    }
+    how = training.How(workers=workers, peak=speed.peak(config.bf16), **options)
     result = training.run(config, pathlib.Path(values["out"]), how)
     print("\n".join(f"{name:16} {value}" for name, value in result.items()))
     print(f"\nEvaluate it: python -m sims.clip.evaluate --run={values['out']}")

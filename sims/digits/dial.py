@@ -210,8 +210,8 @@ class Pixels:
         At kappa = 0, directions of pixel space without variance are left out.
         """
         cross, cov_text = (np.stack(each) for each in zip(*(self.moments(p, masking) for p in policies), strict=True))
-        rules_of = rules(cross, self.cov, cov_text, kappas)
-        return np.array([[self._groups(w) for w in of_policy] for of_policy in rules_of])
+        by_policy = rules(cross, self.cov, cov_text, kappas)
+        return np.array([[self._groups(w) for w in of_policy] for of_policy in by_policy])
 
     def _groups(self, w: np.ndarray) -> list[float]:
         split = w.reshape(3, -1)

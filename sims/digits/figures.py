@@ -76,7 +76,7 @@ def samples(setup: training.Setup, source: images.Source) -> Figure:
     p_spu = np.repeat([1.0, 0.0], n // 2)
     p_companion = 0.7 if setup.companion else None
     drawn = scenes.draw(key_scene, source.train, n, p_spu, p_companion=p_companion, colours=setup.colours,
-                       core_accuracy=setup.core_accuracy)  # fmt: skip
+                        core_accuracy=setup.core_accuracy)  # fmt: skip
     texts = np.asarray(training.write(setup, key_text, drawn, training.mt.captions(0.5, 0.5), 0.5))
     figure, axes = plt.subplots(2, n // 2, figsize=(13, 5.6), layout="constrained")
     for i, ax in enumerate(axes.flat):

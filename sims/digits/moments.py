@@ -105,8 +105,8 @@ class Predictor:
         linear = [self._groups(cross @ t) for t in prompts]
         whitened = [self._groups(np.linalg.solve(self.cov, cross @ np.linalg.solve(cov_text, t))) for t in prompts]
         with jax.enable_x64(True):
-            by_theory = (mt.theory.mmcl_accuracy(self.model, caps, self.obs, same_class_weight=weight),
-                     mt.theory.whitened_accuracy(self.model, caps, self.obs))  # fmt: skip
+            linear_loss = mt.theory.mmcl_accuracy(self.model, caps, self.obs, same_class_weight=weight)
+            by_theory = linear_loss, mt.theory.whitened_accuracy(self.model, caps, self.obs)
             two = [np.array([[float(f.aligned), float(f.conflicting)]] * len(prompts)) for f in by_theory]
         every = np.stack([np.array(linear), np.array(whitened), *two])
         if weight is not None:

@@ -314,9 +314,9 @@ def _lines(ax: Axes, data: xr.Dataset, learner: str) -> None:
         _curve(ax, data.accuracy_curve, mean, error, (look.colour, look.marker, look.dashes), look.label)
         return
     for i, value in enumerate(data.curve.values):
-        line = {"curve": i}
+        at = {"curve": i}
         look = _CURVES[i % len(_CURVES)]
-        _curve(ax, data.accuracy_curve[line], mean[line], error[line], look, f"{value:g}")
+        _curve(ax, data.accuracy_curve[at], mean[at], error[at], look, f"{value:g}")
 
 
 def _curve(

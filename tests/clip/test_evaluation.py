@@ -708,8 +708,8 @@ def test_imported_weights_are_evaluated(called, tmp_path, monkeypatch, float32, 
     np.testing.assert_allclose(encoder.encode_image(images), expected, rtol=1e-3, atol=1e-4)
     texts = encoder.encode_text([*["a broom", "a teapot"] * 6])
     assert (texts[0] == texts[2]).all() and (texts[0] != texts[1]).any()
-    for arch, words, told in (
+    for architecture, words, told in (
         ("small", "wrong.json", "has 290 tokens and texts of 16, small 300"),
         ("RN51", "right.json", "--architecture must be of RN50"),
     ):
-        assert_refused(called("", *flags, f"--architecture={arch}", f"--vocabulary={tmp_path / words}"), told)
+        assert_refused(called("", *flags, f"--architecture={architecture}", f"--vocabulary={tmp_path / words}"), told)

@@ -135,21 +135,27 @@ def policy_table(rows: Sequence[Row], grid: Sequence[float], prompts: str = "ens
     Theories have the first of RIDGES; their "gap", aligned minus conflicting, is (ridge, pi_core, pi_spu). "half" is
     half the interval of the measured gap.
     """
-    cells = [[{"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"} for spu in grid] for core in grid]
-
-    def predicted(who: str, of: Row) -> list[list[float]]:
-        return [[next(select(rows, arm=who, group=g, ridge=r, **of))["accuracy"] for g in GROUPS] for r in RIDGES]
-
-    def measured(of: Row) -> tuple[float, ...]:
-        """The mean accuracy of each group after the last step, and half the interval of their difference."""
-        every = list(select(rows, arm="clip", prompts=prompts, **of))
-        end = max(row["step"] for row in every)
-        values = [[row["accuracy"] for row in select(every, group=g, step=end)] for g in GROUPS]
-        return *map(np.mean, values), gap_interval(*values, min(row["images"] for row in every))[1]
-
-    *means, half = np.moveaxis([[measured(of) for of in line] for line in cells], -1, 0)
-    table: dict[str, Any] = {"clip": dict(zip(GROUPS, means, strict=True)), "half": half}
+    size = (len(grid),) * 2
+    table: dict[str, Any] = {who: {g: np.empty(size) for g in GROUPS} for who in ("clip", *THEORIES)}
+    table["half"] = np.empty(size)
     for who in THEORIES:
-        aligned, conflicting = np.moveaxis([[predicted(who, of) for of in line] for line in cells], (-1, 2), (0, 1))
-        table[who] = {"aligned": aligned[0], "conflicting": conflicting[0], "gap": aligned - conflicting}
+        table[who]["gap"] = np.empty((len(RIDGES), *size))
+    for i, core in enumerate(grid):
+        for j, spu in enumerate(grid):
+            of = {"pi_core": core, "pi_spu": spu, "set": "balanced", "scope": "pair"}
+            for who in THEORIES:
+                both = [
+                    [next(select(rows, arm=who, group=g, ridge=ridge, **of))["accuracy"] for g in GROUPS]
+                    for ridge in RIDGES
+                ]
+                for g, value in zip(GROUPS, both[0], strict=True):
+                    table[who][g][i, j] = value
+                table[who]["gap"][:, i, j] = [aligned - conflicting for aligned, conflicting in both]
+            every = [row for row in select(rows, arm="clip", prompts=prompts, **of)]
+            end = max(row["step"] for row in every)
+            values = {g: [r["accuracy"] for r in every if r["group"] == g and r["step"] == end] for g in GROUPS}
+            for g in GROUPS:
+                table["clip"][g][i, j] = np.mean(values[g])
+            images = min(row["images"] for row in every)
+            table["half"][i, j] = gap_interval(values["aligned"], values["conflicting"], images)[1]
     return table

@@ -52,7 +52,7 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
     scene = generation.read_config(pathlib.Path(config.root))
     flat = config.flat(scene)
     store.check(out, flat, overwrite)
-    with begun(out, flat, overwrite):
+    with begun(out, flat, overwrite, ("measured", "runs", "captions")):
         _write_texts(config, out, scene)
         own = (scene.pi_core, scene.pi_spu)  # the arm `clip` has this policy already
         shared = "arms" in config.study and "clip" in config.arms
@@ -68,11 +68,13 @@ def run(config: Config, out: pathlib.Path, *, workers: int = 1, overwrite: bool 
 
 
 @contextlib.contextmanager
-def begun(out: pathlib.Path, flat: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
-    """Hold the folder of a comparison, which is begun unless it is already; overwrite: without what was in it."""
+def begun(
+    out: pathlib.Path, flat: Mapping[str, Any], overwrite: bool, parts: Sequence[str] = ("measured", "runs")
+) -> Iterator[None]:
+    """Hold the folder of a comparison that begins or goes on. overwrite: remove these parts of it first."""
     with store.locked(out):
         if overwrite:
-            for name in ("measured", "runs", "captions"):
+            for name in parts:
                 shutil.rmtree(out / name, ignore_errors=True)
             (out / TOKENIZER).unlink(missing_ok=True)
         store.begin(out, flat, overwrite)

@@ -172,8 +172,8 @@ def points(rows: Sequence[Row], config: Shares) -> list[lines.Point]:
         accuracy = {name: float(inside(row["correct"], row["images"])) for name, row in own.items()}
         shifted = tuple((accuracy[name], own[name]["images"]) for name in SIX)
         mean, seed = float(np.mean([share for share, _ in shifted])), str(each.seed) if config.seeds > 1 else None
-        arm = config.panel, ARMS[each.arm].label
-        drawn.append(lines.Point(*arm, accuracy[ID], mean, seed, each.name, own[ID]["images"], shifted))
+        place = config.panel, ARMS[each.arm].label
+        drawn.append(lines.Point(*place, accuracy[ID], mean, seed, each.name, own[ID]["images"], shifted))
     return drawn
 
 

@@ -96,8 +96,8 @@ def _entries(arch: Architecture) -> Iterator[_Entry]:
     for path, leaf in flax.traverse_util.flatten_dict(variable_shapes(arch)).items():
         name, shape = _torch_name(path), tuple(leaf.shape)
         if path[-1] == "kernel" and len(shape) == 4:
-            there = tuple(shape[i] for i in _OIHW)
-            yield _Entry(path, name, there, lambda x: x.transpose(_HWIO), lambda x: x.transpose(_OIHW))
+            in_torch = tuple(shape[i] for i in _OIHW)
+            yield _Entry(path, name, in_torch, lambda x: x.transpose(_HWIO), lambda x: x.transpose(_OIHW))
         elif isinstance(arch.vision, ViTShape) and name == "visual.conv1.weight":
             p = arch.vision.patch
             yield _Entry(

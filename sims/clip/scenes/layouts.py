@@ -113,7 +113,7 @@ class Split:
 
 
 def splits(config: Config) -> dict[str, Split]:
-    """The sets by name."""
+    """The sets by name; those of one folder follow each other."""
     everything = tuple(range(len(CLASSES)))
     p, companion = config.p_spu, config.p_companion
     law, nearby = Law(p, companion), Law(0.5 + 0.8 * (p - 0.5), companion, zoom=0.9, noise=9.0)

@@ -332,8 +332,8 @@ def _objectnet(folder: pathlib.Path, classes: Classes, expected: tuple[int, int]
     if not paths:
         raise UsageError(f"{shots} has no images of a mapped class.")
     rule = f"the best of an object's ImageNet classes, found by name; {len(scored)} objects scored"
-    fields = np.array(labels, np.int32), tuple(scored), rule, OBJECTNET_BORDER, expected
-    return EvaluationSet("objectnet", tuple(paths), *fields, dropped=dropped)
+    labels, members = np.array(labels, np.int32), tuple(scored)
+    return EvaluationSet("objectnet", tuple(paths), labels, members, rule, OBJECTNET_BORDER, expected, dropped=dropped)
 
 
 def _by_name(classes: Classes) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
