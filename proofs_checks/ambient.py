@@ -45,9 +45,16 @@ def noise(d_i: int, d_t: int, s_i: float, s_t: float):
     return mt.observation(d_i, d_t, s_i * d_i**0.5, s_t * d_t**0.5)
 
 
-def groups(accuracy) -> np.ndarray:
-    """(..., 2): aligned, conflicting."""
-    return np.stack([np.asarray(accuracy.aligned), np.asarray(accuracy.conflicting)], -1)
+def groups(accuracy):
+    """(..., 2): aligned, conflicting; outside of a program by NumPy, for which no shape is a program to compile."""
+    stack = jnp.stack if isinstance(accuracy.aligned, jax.core.Tracer) else np.stack
+    return stack([accuracy.aligned, accuracy.conflicting], -1)
+
+
+def shares(scores, test):
+    """(2,): shares by group of the test pairs or latents whose own class has the highest score, a class a column."""
+    aligned = mt.is_aligned(test.label, test.attribute)
+    return groups(zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned))
 
 
 def by_group(right, aligned) -> np.ndarray:
@@ -60,6 +67,29 @@ def by_group(right, aligned) -> np.ndarray:
 def single(*trees):
     """The trees in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), trees)
+
+
+def fresh_pairs(key, model, caps, obs, n: int):
+    """Dictionaries, and n pairs that are observed through them."""
+    key_dictionaries, key_pairs = jax.random.split(key)
+    d = mt.draw_dictionaries(key_dictionaries, model, obs)
+    return d, mt.sample_pairs(key_pairs, model, caps, obs, n, d)
+
+
+def repeated(run: Callable, key, runs: int, batch_size: int | None = None):
+    """(runs, ...): run(key) for each of so many keys, as one program."""
+    return jit(lambda key: jax.lax.map(run, jax.random.split(key, runs), batch_size=batch_size))(key)
+
+
+def exact_accuracy(model, w, d, obs):
+    """(2,): exact accuracies by group of the rule w in the ambient space."""
+    return groups(zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image))
+
+
+def covariances(pairs):
+    """Sample covariances: of images with texts, of images, of texts."""
+    image, text = pairs.image, pairs.text
+    return [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
 
 
 def linear(pairs, prompt, weight):
@@ -84,9 +114,7 @@ def ordinary(pairs, prompt, knob):
 
 def whitened(pairs, prompt, theta):
     """Minimiser of the whitened family from sample covariances, times the prompt."""
-    image, text = pairs.image, pairs.text
-    covariances = [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
-    return learners.whitened_optimum(*covariances, theta) @ prompt
+    return learners.whitened_optimum(*covariances(pairs), theta) @ prompt
 
 
 def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str = "core"):
@@ -99,10 +127,8 @@ def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, p
     """`rules`, without jit."""
 
     def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_dictionaries, model, obs)
-        prompt = d.text @ zero_shot.latent_prompts(model, prompts)[1]
-        w = rule(mt.sample_pairs(key_pairs, model, caps, obs, n, d), prompt, knob)
+        d, pairs = fresh_pairs(key, model, caps, obs, n)
+        w = rule(pairs, d.text @ zero_shot.latent_prompts(model, prompts)[1], knob)
         return w @ d.image, w @ w
 
     return jax.lax.map(run, jax.random.split(key, runs), batch_size=4)
@@ -141,12 +167,45 @@ def drawn_scores(key, model, caps, obs, *, n: int, runs: int):
         key_rules, key_latents, key_scores = jax.random.split(key, 3)
         rules = learners.sample_rules(key_rules, model, caps, obs, n)
         latents = mt.shifted(model).sample(key_latents, 400)
-        scores = learners.sample_scores(key_scores, rules, latents.z, obs.sd_image)
-        aligned = mt.is_aligned(latents.label, latents.attribute)
-        accuracy = zero_shot.sampled_accuracy(scores, mt.class_index(latents.label), aligned)
-        return jnp.stack([accuracy.aligned, accuracy.conflicting])
+        return shares(learners.sample_scores(key_scores, rules, latents.z, obs.sd_image), latents)
 
     return jax.lax.map(run, jax.random.split(key, runs))
+
+
+def accuracy_of_halves(key, model, caps, obs, *, n: int, runs: int):
+    """(runs, 2): of rules learnt from n pairs of any model, shares by group of 2n images from P* that are right.
+
+    Twice the share of all pairs' rule, less the mean of those of its halves': what is left is of order n^-2.
+    """
+
+    def run(key):
+        key_d, key_train, key_test = jax.random.split(key, 3)
+        d = mt.draw_dictionaries(key_d, model, obs)
+        pairs = mt.sample_pairs(key_train, model, caps, obs, n, d)
+        test = mt.sample_pairs(key_test, mt.shifted(model), mt.captions(), obs, 2 * n, d)
+        prompts = d.text @ zero_shot.latent_prompts(model).T
+
+        def share(part):
+            c = learners.cross_covariance(pairs.image[part], pairs.text[part])
+            return shares(test.image @ (c @ prompts), test)
+
+        first, second = (share(part) for part in (slice(n // 2), slice(n // 2, n)))
+        return 2 * share(slice(n)) - (first + second) / 2
+
+    return jax.lax.map(run, jax.random.split(key, runs))
+
+
+def own_weights(key, model, caps, obs, weight=None, *, n: int, runs: int):
+    """(runs, 2): (A, B) of Data Model 2, averaged over its pairs, learnt from n pairs with a same-class weight."""
+    m = model.num_pairs
+
+    def run(key):
+        d, pairs = fresh_pairs(key, model, caps, obs, n)
+        weighting = () if weight is None else (mt.class_index(pairs.label), weight, 2 * m)
+        c = d.image.T @ learners.cross_covariance(pairs.image, pairs.text, *weighting) @ d.text
+        return jnp.stack([jnp.trace(c[:m, :m]), jnp.trace(c[m:, :m])])
+
+    return repeated(run, key, runs, batch_size=8)
 
 
 @functools.partial(jit, static_argnames=("n", "seeds"))
@@ -154,14 +213,10 @@ def max_margin(key, model, obs, *, n: int, seeds: int):
     """(seeds, 2): exact accuracies of the max-margin rule of n sampled images; NaN where its certificate fails."""
 
     def one(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_dictionaries, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, n, d)
+        d, pairs = fresh_pairs(key, model, mt.captions(), obs, n)
         fit = learners.max_margin_dual(pairs.image @ pairs.image.T, pairs.label)
-        w = (fit.dual * pairs.label) @ pairs.image
-        accuracy = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
-        solved = fit.separable & (fit.gap < 1e-3)
-        return jnp.where(solved, jnp.stack([accuracy.aligned, accuracy.conflicting]), jnp.nan)
+        accuracy = exact_accuracy(model, (fit.dual * pairs.label) @ pairs.image, d, obs)
+        return jnp.where(fit.separable & (fit.gap < 1e-3), accuracy, jnp.nan)
 
     return jax.lax.map(one, jax.random.split(key, seeds))
 

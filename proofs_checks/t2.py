@@ -151,9 +151,7 @@ def master_formula(effort):
 
     @ambient.jit
     def hits(key, w):
-        key_d, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_d, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, n, d)
+        d, pairs = ambient.fresh_pairs(key, model, mt.captions(), obs, n)
         return (pairs.image @ w) * pairs.label > 0, pairs.label == pairs.attribute, w @ d.image
 
     right, aligned, latent = hits(jax.random.key(0), jnp.asarray(w))

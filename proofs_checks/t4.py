@@ -23,7 +23,7 @@ import scipy.optimize
 import sympy
 
 import mmcl_theory as mt
-from mmcl_theory import data, learners, theory, zero_shot
+from mmcl_theory import data, theory, zero_shot
 from proofs_checks import ambient, ledger, population, symbolic
 from proofs_checks.symbolic import al, be, bs, p, pi, pi_s, q
 
@@ -90,26 +90,16 @@ def rule_of_the_code(effort):
 
 def learnt_weights(effort):
     """(A, B) of rules learnt from ambient pairs, averaged over classes: C_hat is unbiased, so no limit is taken."""
-    m, n, runs = 4, 60, 1000 * effort
+    m = 4
     model, caps, obs = mt.inter_class(m, 0.9, 1.3, 0.5, 0.3), mt.captions(0.6, 0.4), ambient.noise(12, 10, 0.3, 0.3)
-
-    @ambient.jit
-    def weights(key):
-        def run(key):
-            key_d, key_pairs = jax.random.split(key)
-            d = mt.draw_dictionaries(key_d, model, obs)
-            pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
-            c = d.image.T @ learners.cross_covariance(pairs.image, pairs.text) @ d.text
-            return jnp.stack([jnp.trace(c[:m, :m]), jnp.trace(c[m:, :m])])
-
-        return jax.lax.map(run, jax.random.split(key, runs), batch_size=8)
+    samples = ambient.own_weights(jax.random.key(0), model, caps, obs, n=60, runs=1000 * effort)
 
     def prediction(model=model, caps=caps):
         return theory.mmcl_rule(model, caps)
 
     return ledger.judge(
         "(A, B) learnt from 60 ambient pairs of 8 classes, mean over samples",
-        ledger.mean(weights(jax.random.key(0))),
+        ledger.mean(samples),
         prediction(),
         {
             "p off by .03": prediction(mt.inter_class(m, 0.87, 1.3, 0.5, 0.3)),
@@ -128,9 +118,7 @@ def sampled_accuracy(effort):
 
     @ambient.jit
     def hits(key):
-        key_d, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_d, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, mt.captions(), obs, n, d)
+        d, pairs = ambient.fresh_pairs(key, model, mt.captions(), obs, n)
         prompts = zero_shot.latent_prompts(model)
         latent = a * prompts + b * jnp.roll(prompts, m, axis=1)
         best = (pairs.image @ d.image @ latent.T).argmax(-1)
@@ -161,28 +149,11 @@ def sampled_accuracy(effort):
 def one_pair(effort):
     """Two classes, nothing to share: rules learnt from 1000 ambient pairs and from their halves, whose 1/n term
     cancels; what is left is of order n^-2."""
-    n, runs = 1000, 200 * effort
     obs = ambient.noise(6, 5, 0.3, 0.3)
 
     @ambient.jit
     def measured(key, model):
-        def run(key):
-            key_d, key_train, key_test = jax.random.split(key, 3)
-            d = mt.draw_dictionaries(key_d, model, obs)
-            pairs = mt.sample_pairs(key_train, model, mt.captions(0.8), obs, n, d)
-            test = mt.sample_pairs(key_test, mt.shifted(model), mt.captions(), obs, 2 * n, d)
-            prompts = d.text @ zero_shot.latent_prompts(model).T
-            aligned = mt.is_aligned(test.label, test.attribute)
-
-            def share(part):
-                scores = test.image @ (learners.cross_covariance(pairs.image[part], pairs.text[part]) @ prompts)
-                shares = zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned)
-                return jnp.stack([shares.aligned, shares.conflicting])
-
-            first, second = (share(part) for part in (slice(n // 2), slice(n // 2, n)))
-            return 2 * share(slice(n)) - (first + second) / 2
-
-        return jax.lax.map(run, jax.random.split(key, runs))
+        return ambient.accuracy_of_halves(key, model, mt.captions(0.8), obs, n=1000, runs=200 * effort)
 
     samples = np.asarray(measured(jax.random.key(2), mt.inter_class(1, 0.9, 0.8, 0.5)))[:, 1]
 

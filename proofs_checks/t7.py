@@ -126,7 +126,7 @@ def trained_heads(seed: int, model, *, n: int, runs: int) -> np.ndarray:
             shares += [(right * group).sum() / group.sum() for group in (aligned, ~aligned)]
         return jnp.stack(shares)
 
-    return np.asarray(ambient.jit(lambda key: jax.lax.map(one, jax.random.split(key, runs)))(jax.random.key(seed)))
+    return np.asarray(ambient.repeated(one, jax.random.key(seed), runs))
 
 
 def trained_heads_on_data_model_1(effort):

@@ -149,9 +149,7 @@ def learnt_from_pairs(effort):
 
 
 def _ridge(pairs, prompt, kappa):
-    image, text = pairs.image, pairs.text
-    covariances = [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
-    return learners.ridge_optimum(*covariances, kappa) @ prompt
+    return learners.ridge_optimum(*ambient.covariances(pairs), kappa) @ prompt
 
 
 def balanced_whatever_is_mentioned(effort):

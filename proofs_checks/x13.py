@@ -59,15 +59,26 @@ def two_classes() -> mt.data.Mixture:
     return mt.mixture(weight, mean, covariance, [0, 0, 1, 1])
 
 
-def poor_captions(model: mt.data.Mixture) -> mt.data.GroupCaptions:
-    """Details left out, blurred and mistaken, each in another measure by coordinate."""
-    return mt.group_captions(
-        model,
-        mention=[0.9, 0.7, 0.6, 0.4],
-        base="named",
-        wrong=[0.1, 0.4, 0.25, 0.0],
-        blur=[0.0, 0.3, 0.2, 0.5],
-    )
+def two_latents() -> mt.data.Mixture:
+    """The two classes in their first two latents."""
+    whole = two_classes()
+    return mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
+
+
+def poor_captions(model: mt.data.Mixture, **change) -> mt.data.GroupCaptions:
+    """Details left out, blurred and mistaken, each in another measure by coordinate, but for a change."""
+    faults = {"mention": [0.9, 0.7, 0.6, 0.4], "wrong": [0.1, 0.4, 0.25, 0.0], "blur": [0.0, 0.3, 0.2, 0.5]}
+    return mt.group_captions(model, **(faults | change))
+
+
+def growing(n: int):
+    """Noise in dimensions that grow with n."""
+    return ambient.noise(n // 2, n // 4, 0.8, 0.6)
+
+
+def few_dimensions(n: int):
+    """Noise in the same dimensions at every n."""
+    return ambient.noise(8, 6, 0.4, 0.3)
 
 
 def equal_weights(model: mt.data.Mixture) -> mt.data.Mixture:
@@ -114,20 +125,16 @@ def pair_formulas(effort):
 def moments_of_captions(effort):
     """Second moments of z and u in each class, from samples, captions with all their faults."""
     model = three_classes()
-    caps, runs, n = poor_captions(model), 200, 2000 * effort
+    caps, n = poor_captions(model), 2000 * effort
 
-    @ambient.jit
-    def sampled(key):
-        def run(key):
-            key_z, key_u = jax.random.split(key)
-            latents = model.sample(key_z, n)
-            code = caps.sample(key_u, model, latents)
-            member = jax.nn.one_hot(mt.class_index(latents.label), 3, dtype=float) / n
-            pairs = ((latents.z, code), (code, code), (latents.z, latents.z))
-            second = [jnp.einsum("nk,ni,nj->kij", member, a, b).ravel() for a, b in pairs]
-            return jnp.concatenate([(member.T @ code).ravel(), *second])
-
-        return jax.lax.map(run, jax.random.split(key, runs))
+    def run(key):
+        key_z, key_u = jax.random.split(key)
+        latents = model.sample(key_z, n)
+        code = caps.sample(key_u, model, latents)
+        member = jax.nn.one_hot(mt.class_index(latents.label), 3, dtype=float) / n
+        pairs = ((latents.z, code), (code, code), (latents.z, latents.z))
+        second = [jnp.einsum("nk,ni,nj->kij", member, a, b).ravel() for a, b in pairs]
+        return jnp.concatenate([(member.T @ code).ravel(), *second])
 
     def prediction(caps):
         mom = model.class_moments(caps)
@@ -144,19 +151,15 @@ def moments_of_captions(effort):
         )
         return np.concatenate([np.ravel(x) for x in parts])
 
-    def with_(**change):
-        faults = {"mention": [0.9, 0.7, 0.6, 0.4], "wrong": [0.1, 0.4, 0.25, 0.0], "blur": [0.0, 0.3, 0.2, 0.5]}
-        return mt.group_captions(model, base=change.pop("base", "named"), **{**faults, **change})
-
     return ledger.judge(
         "E[u; y], E[z u^T; y], E[u u^T; y], E[z z^T; y] of three classes, captions that leave out, blur and mistake",
-        ledger.mean(sampled(jax.random.key(0))),
+        ledger.mean(ambient.repeated(run, jax.random.key(0), 200)),
         prediction(caps),
         {
-            "errors ignored": prediction(with_(wrong=0.0)),
-            "blur ignored": prediction(with_(blur=0.0)),
-            "mentions off by .03": prediction(with_(mention=[0.87, 0.73, 0.57, 0.43])),
-            "unmentioned is the group's mean": prediction(with_(base="mean")),
+            "errors ignored": prediction(poor_captions(model, wrong=0.0)),
+            "blur ignored": prediction(poor_captions(model, blur=0.0)),
+            "mentions off by .03": prediction(poor_captions(model, mention=[0.87, 0.73, 0.57, 0.43])),
+            "unmentioned is the group's mean": prediction(poor_captions(model, base="mean")),
         },
     )
 
@@ -199,9 +202,7 @@ def learnt(key, model, caps, obs, knob, *, rule, n: int, runs: int):
     """(runs, G): accuracies by group of the K rules that `rule` learns from n pairs in the ambient space."""
 
     def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_dictionaries, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
+        d, pairs = ambient.fresh_pairs(key, model, caps, obs, n)
         rules, offsets = rule(pairs, model.prompts("core") @ d.text.T, knob)
         return model.rule_accuracy(rules @ d.image, rules @ rules.T, obs.sd_image, offsets).by_group
 
@@ -226,19 +227,14 @@ def truncated(rank):
     return rule
 
 
-def _sample_covariances(pairs):
-    image, text = pairs.image, pairs.text
-    return [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
-
-
 def whitening(pairs, prompts, theta):
     """The rules of the whitened family, from sample covariances."""
-    return prompts @ learners.whitened_optimum(*_sample_covariances(pairs), theta).T, None
+    return prompts @ learners.whitened_optimum(*ambient.covariances(pairs), theta).T, None
 
 
 def with_ridge(pairs, prompts, kappa):
     """The rules of the whitened loss with a ridge, from sample covariances."""
-    return prompts @ learners.ridge_optimum(*_sample_covariances(pairs), kappa).T, None
+    return prompts @ learners.ridge_optimum(*ambient.covariances(pairs), kappa).T, None
 
 
 def probing(rank):
@@ -268,18 +264,14 @@ def learnt_rules(effort):
     caps, n = poor_captions(model), 300
     weights = (np.nan, 0.2, 0.9)
 
-    def noise(n):
-        return ambient.noise(n // 2, n // 4, 0.8, 0.6)
-
     samples = [
-        extrapolated(3 * i, model, caps, noise, jnp.asarray(w), rule=linear, n=n, runs=150 * effort)
+        extrapolated(3 * i, model, caps, growing, jnp.asarray(w), rule=linear, n=n, runs=150 * effort)
         for i, w in enumerate(weights)
     ]
 
     def prediction(model=model, caps=caps, weights=weights, n=float(n)):
         given = [None if np.isnan(w) else w for w in weights]
-        obs = noise(300)
-        prompts = three_classes().prompts("core")
+        obs, prompts = growing(300), three_classes().prompts("core")
         return [accuracy(model, caps, obs, n, same_class_weight=w, prompts=prompts).by_group for w in given]
 
     return ledger.judge(
@@ -289,7 +281,7 @@ def learnt_rules(effort):
         {
             "n dropped": prediction(n=None),
             "classes of equal weight": prediction(equal_weights(model)),
-            "errors of captions ignored": prediction(caps=mt.group_captions(model, mention=[0.9, 0.7, 0.6, 0.4])),
+            "errors of captions ignored": prediction(caps=poor_captions(model, wrong=0.0, blur=0.0)),
             "lambda ignored": prediction(weights=(np.nan,) * 3),
             "lambda = .2 and .9 swapped": prediction(weights=(np.nan, 0.9, 0.2)),
         },
@@ -301,16 +293,13 @@ def learnt_truncated_rules(effort):
     model = three_classes()
     caps, n = poor_captions(model), 300
 
-    def noise(n):
-        return ambient.noise(n // 2, n // 4, 0.8, 0.6)
-
     samples = [
-        extrapolated(20 + 3 * r, model, caps, noise, 0.0, rule=truncated(r), n=n, runs=100 * effort) for r in (2, 3)
+        extrapolated(20 + 3 * r, model, caps, growing, 0.0, rule=truncated(r), n=n, runs=100 * effort) for r in (2, 3)
     ]
 
     def prediction(ranks=(2, 3), n=float(n), model=model):
         prompts = three_classes().prompts("core")
-        return [accuracy(model, caps, noise(300), n, embed_dim=r, prompts=prompts).by_group for r in ranks]
+        return [accuracy(model, caps, growing(300), n, embed_dim=r, prompts=prompts).by_group for r in ranks]
 
     return ledger.judge(
         "accuracy by group at embedding size 2 and 3 of four latents, ambient pairs, d_I = n/2",
@@ -330,12 +319,9 @@ def whitened_rules(effort):
     model = three_classes()
     caps, n = poor_captions(model), 500
 
-    def noise(n):
-        return ambient.noise(8, 6, 0.4, 0.3)
-
     cases = ((whitening, 0.5), (whitening, 1.0), (with_ridge, 0.3))
     samples = [
-        extrapolated(40 + 3 * i, model, caps, noise, knob, rule=rule, n=n, runs=300 * effort)
+        extrapolated(40 + 3 * i, model, caps, few_dimensions, knob, rule=rule, n=n, runs=300 * effort)
         for i, (rule, knob) in enumerate(cases)
     ]
 
@@ -353,7 +339,7 @@ def whitened_rules(effort):
             "kappa 3 times as large": prediction(kappa=0.9),
             "noise ignored": prediction(s=(0.0, 0.0)),
             "classes of equal weight": prediction(equal_weights(model)),
-            "errors of captions ignored": prediction(caps=mt.group_captions(model, mention=[0.9, 0.7, 0.6, 0.4])),
+            "errors of captions ignored": prediction(caps=poor_captions(model, wrong=0.0, blur=0.0)),
         },
     )
 
@@ -362,23 +348,21 @@ def zero_shot_and_probes(effort):
     """Encoders of the linear loss at r = 2 and 4: what a probe of the same encoder gives."""
     model = three_classes()
     caps, n = poor_captions(model), 500
-
-    def noise(n):
-        return ambient.noise(8, 6, 0.4, 0.3)
-
+    obs = few_dimensions(n)
     samples = [
-        extrapolated(60 + 3 * r, model, caps, noise, 0.0, rule=probing(r), n=n, runs=300 * effort) for r in (2, 4)
+        extrapolated(60 + 3 * r, model, caps, few_dimensions, 0.0, rule=probing(r), n=n, runs=300 * effort)
+        for r in (2, 4)
     ]
 
     def prediction(model=model, ranks=(2, 4)):
-        return [probe(model, caps, noise(n), embed_dim=r).by_group for r in ranks]
+        return [probe(model, caps, obs, embed_dim=r).by_group for r in ranks]
 
     return ledger.judge(
         "accuracy by group of least-squares probes on the linear loss's encoder, r = 2 and 4",
         ledger.mean(np.stack(samples, 1), bias=2e-3),
         prediction(),
         {
-            "that of the zero-shot rule": [accuracy(model, caps, noise(n), embed_dim=r).by_group for r in (2, None)],
+            "that of the zero-shot rule": [accuracy(model, caps, obs, embed_dim=r).by_group for r in (2, None)],
             "classes of equal weight": prediction(equal_weights(model)),
             "r = 2 and 4 swapped": prediction(ranks=(4, 2)),
         },
@@ -424,9 +408,7 @@ def max_margin(effort):
         obs = mt.observation(2 * n, 4, 2.0, 0.1)
 
         def one(key):
-            key_dictionaries, key_pairs = jax.random.split(key)
-            d = mt.draw_dictionaries(key_dictionaries, model, obs)
-            pairs = mt.sample_pairs(key_pairs, model, mt.group_captions(model), obs, n, d)
+            d, pairs = ambient.fresh_pairs(key, model, mt.group_captions(model), obs, n)
             fit = learners.max_margin_dual(pairs.image @ pairs.image.T, pairs.label)
             w = (fit.dual * pairs.label) @ pairs.image
             latent = w @ d.image
@@ -524,8 +506,7 @@ def best_worst_group(effort):
 
 def info_nce(effort):
     """The optimum of bilinear InfoNCE: one Newton step on sampled batches, of 2N less of N, must not leave it."""
-    whole = two_classes()
-    model = mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
+    model = two_latents()
     caps, obs = mt.group_captions(model, [0.8, 0.5], blur=[0.0, 0.3]), ambient.noise(2, 2, 0.5, 0.4)
 
     def prediction(model=model, caps=caps):
@@ -566,8 +547,7 @@ def info_nce(effort):
 
 def info_nce_with_errors(effort):
     """Quasi-random points against quadrature, two latents, captions that err and blur: a t-test of 16 replicates."""
-    whole = two_classes()
-    model = mt.mixture(whole.weight, whole.mean[:, :2], whole.covariance[:, :2, :2], whole.classes)
+    model = two_latents()
     faults = {"mention": [0.8, 0.5], "wrong": [0.1, 0.4], "blur": [0.0, 0.3]}
     obs = ambient.noise(2, 2, 0.5, 0.4)
 
@@ -611,13 +591,12 @@ def trained_info_nce(effort):
     def prediction(model=model, caps=caps):
         return optimum(model, caps, obs, points=64).score
 
-    right = mt.group_captions(model, [0.9, 0.7, 0.6, 0.4], blur=[0.0, 0.3, 0.2, 0.5])
     return ledger.judge(
         "M of critics trained by InfoNCE on ambient pairs, four latents, captions with errors, 1/N extrapolated",
         ledger.mean(2 * large - small, bias=0.01),
         prediction(),
         {
-            "errors ignored": prediction(caps=right),
+            "errors ignored": prediction(caps=poor_captions(model, wrong=0.0)),
             "classes of equal weight": prediction(equal_weights(model)),
         },
     )
@@ -631,16 +610,10 @@ def drawn_rules(effort):
     def columns(latent, gram):
         return jnp.concatenate([latent[:, 0], latent[1], gram[jnp.triu_indices(3)]])
 
-    @ambient.jit
-    def pairs(key):
-        def run(key):
-            key_dictionaries, key_pairs = jax.random.split(key)
-            d = mt.draw_dictionaries(key_dictionaries, model, obs)
-            sampled = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
-            rules, _ = linear(sampled, model.prompts("core") @ d.text.T, jnp.asarray(0.7))
-            return columns(rules @ d.image, rules @ rules.T)
-
-        return jax.lax.map(run, jax.random.split(key, runs), batch_size=8)
+    def from_pairs(key):
+        d, pairs = ambient.fresh_pairs(key, model, caps, obs, n)
+        rules, _ = linear(pairs, model.prompts("core") @ d.text.T, jnp.asarray(0.7))
+        return columns(rules @ d.image, rules @ rules.T)
 
     @functools.partial(ambient.jit, static_argnames=("n",))
     def drawn(key, n=n, caps=caps, sd=obs.sigma_image):
@@ -655,11 +628,11 @@ def drawn_rules(effort):
     keys = jax.random.split(jax.random.key(1), 4)
     return ledger.judge(
         "three rules and their Gram matrix drawn without the ambient space have the law of those from pairs",
-        ledger.same_law(pairs(jax.random.key(0))),
+        ledger.same_law(ambient.repeated(from_pairs, jax.random.key(0), runs, batch_size=8)),
         drawn(keys[0]),
         {
             "n off by a third": drawn(keys[1], n=14),
-            "captions without errors": drawn(keys[2], caps=mt.group_captions(model, mention=[0.9, 0.7, 0.6, 0.4])),
+            "captions without errors": drawn(keys[2], caps=poor_captions(model, wrong=0.0, blur=0.0)),
             "noise off by a quarter": drawn(keys[3], sd=1.25 * obs.sigma_image),
         },
     )
@@ -667,8 +640,7 @@ def drawn_rules(effort):
 
 def drawn_statistics(effort):
     """`sample_rule_statistics` of a mixture against `sample_rules`, which draws every sample: two classes, errors."""
-    model = two_classes()
-    model = mt.mixture(model.weight, model.mean[:, :2], model.covariance[:, :2, :2], model.classes)
+    model = two_latents()
     faults = {"mention": [0.9, 0.7], "wrong": [0.2, 0.4], "blur": [0.0, 0.3]}
     right = mt.group_captions(model, **faults)
     obs, n, runs = ambient.noise(12, 9, 0.6, 0.5), 20, 1000 * effort

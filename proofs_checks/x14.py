@@ -17,7 +17,7 @@ import scipy.stats
 import mmcl_theory as mt
 from mmcl_theory import learners, theory
 from mmcl_theory.features import Learner, Policy, group_sums, policy_moments
-from proofs_checks import ledger
+from proofs_checks import ambient, ledger
 
 STATEMENT = "Own features: policies act on moments by group; held-out accuracies and signs of the advice are right"
 PICTURE = "diagnose.png"
@@ -59,9 +59,7 @@ def a_model(seed: int):
 @functools.partial(jax.jit, static_argnames=("n",))
 def pairs(key, model, caps, n):
     """(image, text, group, image dictionary, prompts) of n pairs."""
-    key_dictionaries, key_pairs = jax.random.split(key)
-    d = mt.draw_dictionaries(key_dictionaries, model, OBS)
-    drawn = mt.sample_pairs(key_pairs, model, caps, OBS, n, d)
+    d, drawn = ambient.fresh_pairs(key, model, caps, OBS, n)
     core = np.eye(2)[CLASSES].T / 2 @ model.mean
     return drawn.image, drawn.text, drawn.attribute, d.image, core @ d.text.T
 

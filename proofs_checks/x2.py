@@ -17,7 +17,7 @@ import numpy as np
 import sympy
 
 import mmcl_theory as mt
-from mmcl_theory import learners, theory, zero_shot
+from mmcl_theory import learners, theory
 from proofs_checks import ambient, ledger
 
 STATEMENT = "n, d_I, d_T in proportion: noise s_I^4 (d_I/n)(E u_core^2 + s_T^2); a rank-r embedding keeps the outliers"
@@ -143,15 +143,12 @@ def truncated_runs(key, model, caps, obs, *, ranks, n, runs):
     """(runs, ranks, 2) accuracies, and the two largest singular values in units of s_I s_T with l_c r_c of each."""
 
     def run(key):
-        key_d, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_d, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
+        d, pairs = ambient.fresh_pairs(key, model, caps, obs, n)
         u, s, vt = jnp.linalg.svd(learners.cross_covariance(pairs.image, pairs.text), full_matrices=False)
         accuracies = []
         for rank in ranks:
             w = (u[:, :rank] * s[None, :rank]) @ (vt[:rank] @ d.text[:, 0])
-            group = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
-            accuracies.append(jnp.stack([group.aligned, group.conflicting]))
+            accuracies.append(ambient.exact_accuracy(model, w, d, obs))
         overlap = (u[:, :2].T @ d.image[:, 0]) * (vt[:2] @ d.text[:, 0])
         return jnp.stack(accuracies), s[:2] / (obs.sd_image * obs.sd_text), overlap
 

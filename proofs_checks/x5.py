@@ -187,16 +187,10 @@ def label_only_is_least_squares(effort):
     """Without details named, text is +-y: the whitened rule is least squares on labels, from ambient samples."""
     model, obs, n = mt.intra_class(0.9, 0.8, 0.3), ambient.noise(6, 5, 0.3, 0.05), 4000
 
-    @ambient.jit
-    def fits(key):
-        def run(key):
-            key_d, key_pairs = jax.random.split(key)
-            d = mt.draw_dictionaries(key_d, model, obs)
-            pairs = mt.sample_pairs(key_pairs, model, mt.captions(0.0, 0.0), obs, n, d)
-            w = d.image.T @ learners.least_squares(pairs.image, pairs.label)
-            return w[1] / w[0]
-
-        return jax.lax.map(run, jax.random.split(key, 60 * effort))
+    def fit(key):
+        d, pairs = ambient.fresh_pairs(key, model, mt.captions(0.0, 0.0), obs, n)
+        w = d.image.T @ learners.least_squares(pairs.image, pairs.label)
+        return w[1] / w[0]
 
     def prediction(caps=None, p=0.9):
         w = theory.whitened_rule(mt.intra_class(p, 0.8, 0.3), caps or mt.captions(0.0, 0.0), obs)
@@ -204,7 +198,7 @@ def label_only_is_least_squares(effort):
 
     return ledger.judge(
         "w_s/w_c of least squares on the labels of 4000 images = whitened rule of label-only captions, up to .002",
-        ledger.mean(fits(jax.random.key(0)), bias=2e-3),
+        ledger.mean(ambient.repeated(fit, jax.random.key(0), 60 * effort), bias=2e-3),
         prediction(),
         {"rich captions": prediction(mt.captions()), "p off by .03": prediction(p=0.87)},
     )

@@ -15,7 +15,7 @@ import optax
 import sympy
 
 import mmcl_theory as mt
-from mmcl_theory import learners, theory, zero_shot
+from mmcl_theory import learners, theory
 from mmcl_theory.data.captions import second_moments
 from proofs_checks import ambient, ledger
 
@@ -115,9 +115,7 @@ def accuracies_along(key, model, caps, obs, times, n, runs, accuracy):
     rate = 5e-3
 
     def run(key):
-        key_d, key_pairs = jax.random.split(key)
-        d = mt.draw_dictionaries(key_d, model, obs)
-        pairs = mt.sample_pairs(key_pairs, model, caps, obs, n, d)
+        d, pairs = ambient.fresh_pairs(key, model, caps, obs, n)
         inner = aligned_encoders(second_moments(model, caps)[1])
         encoders = learners.Encoders(inner.image @ d.image.T, inner.text @ d.text.T)
         c = learners.cross_covariance(pairs.image, pairs.text)
@@ -129,7 +127,7 @@ def accuracies_along(key, model, caps, obs, times, n, runs, accuracy):
             accuracies.append(accuracy(d, encoders.product))
         return jnp.stack(accuracies)
 
-    return ambient.jit(lambda key: jax.lax.map(run, jax.random.split(key, runs)))(key)
+    return ambient.repeated(run, key, runs)
 
 
 def ambient_runs(effort):
@@ -138,9 +136,7 @@ def ambient_runs(effort):
     times = (4.0, 7.0)
 
     def accuracy(d, product):
-        w = product @ d.text[:, 0]
-        group = zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)
-        return jnp.stack([group.aligned, group.conflicting])
+        return ambient.exact_accuracy(model, product @ d.text[:, 0], d, obs)
 
     def prediction(times=times, p=0.95, initial=INITIAL):
         model = mt.intra_class(p, 1.0, 0.3)

@@ -71,9 +71,7 @@ def sums_of_a_group(effort):
     derived = sympy.Matrix([sum(x**2 for x in c), sum(x * (y - mu) for x, y in zip(c, t, strict=True))])
 
     def printed(cross=1):
-        return sympy.Matrix(
-            [n * c_bar**2 + a**2 * scatter, n * c_bar * (average - mu) + cross * a * scatter],
-        )
+        return sympy.Matrix([n * c_bar**2 + a**2 * scatter, n * c_bar * (average - mu) + cross * a * scatter])
 
     return ledger.judge(
         "sum c_i^2 = n c_bar^2 + A^2 S and sum c_i (t_i - mu) = n c_bar (t_bar - mu) + A S",
@@ -167,55 +165,27 @@ def a_billion_samples(effort):
 
 def several_classes(effort):
     """Inter-class: argmax accuracy of learnt rules on drawn scores against ambient test images."""
-    model, caps, obs, n, runs = (
-        mt.inter_class(3, 0.9, 1.0, 0.5, 0.3),
-        mt.captions(0.6),
-        ambient.noise(12, 9, 0.7, 0.3),
-        30,
-        200,
-    )
-    runs *= effort
+    model, caps, obs = mt.inter_class(3, 0.9, 1.0, 0.5, 0.3), mt.captions(0.6), ambient.noise(12, 9, 0.7, 0.3)
+    n, runs = 30, 200 * effort
 
-    @ambient.jit
-    def by_images(key):
-        def run(key):
-            key_d, key_train, key_test = jax.random.split(key, 3)
-            d = mt.draw_dictionaries(key_d, model, obs)
-            pairs = mt.sample_pairs(key_train, model, caps, obs, n, d)
-            test = mt.sample_pairs(key_test, mt.shifted(model), caps, obs, 400, d)
-            c = learners.cross_covariance(pairs.image, pairs.text)
-            scores = test.image @ (c @ (zero_shot.latent_prompts(model) @ d.text.T).T)
-            shares = zero_shot.sampled_accuracy(
-                scores, mt.class_index(test.label), mt.is_aligned(test.label, test.attribute)
-            )
-            return jnp.stack([shares.aligned, shares.conflicting])
+    def from_images(key):
+        key_d, key_train, key_test = jax.random.split(key, 3)
+        d = mt.draw_dictionaries(key_d, model, obs)
+        pairs = mt.sample_pairs(key_train, model, caps, obs, n, d)
+        test = mt.sample_pairs(key_test, mt.shifted(model), caps, obs, 400, d)
+        c = learners.cross_covariance(pairs.image, pairs.text)
+        return ambient.shares(test.image @ (c @ (zero_shot.latent_prompts(model) @ d.text.T).T), test)
 
-        return jax.lax.map(run, jax.random.split(key, runs))
+    def in_law(model=model, obs=obs):
+        return ambient.drawn_scores(jax.random.key(9), model, caps, obs, n=n, runs=runs)
 
-    @functools.partial(ambient.jit, static_argnames=("obs_dim",))
-    def in_law(key, model, caps, obs_dim=12):
-        obs = ambient.noise(obs_dim, 9, 0.7, 0.3)
-
-        def run(key):
-            key_rules, key_latents, key_scores = jax.random.split(key, 3)
-            rules = learners.sample_rules(key_rules, model, caps, obs, n)
-            latents = mt.shifted(model).sample(key_latents, 400)
-            scores = learners.sample_scores(key_scores, rules, latents.z, obs.sd_image)
-            shares = zero_shot.sampled_accuracy(
-                scores, mt.class_index(latents.label), mt.is_aligned(latents.label, latents.attribute)
-            )
-            return jnp.stack([shares.aligned, shares.conflicting])
-
-        return jax.lax.map(run, jax.random.split(key, runs))
-
-    key = jax.random.key(9)
     return ledger.judge(
         "6 classes: accuracy of learnt rules from drawn scores and from ambient images (30 pairs, d_I = 12)",
-        ledger.same_law(by_images(jax.random.key(8))),
-        in_law(key, model, caps),
+        ledger.same_law(ambient.repeated(from_images, jax.random.key(8), runs)),
+        in_law(),
         {
-            "d_I tripled": in_law(key, model, caps, obs_dim=36),
-            "p = .6": in_law(key, mt.inter_class(3, 0.6, 1.0, 0.5, 0.3), caps),
+            "d_I tripled": in_law(obs=ambient.noise(36, 9, 0.7, 0.3)),
+            "p = .6": in_law(mt.inter_class(3, 0.6, 1.0, 0.5, 0.3)),
         },
     )
 
@@ -232,8 +202,7 @@ def gram_matrix(effort):
             gram, observed, label = learners.sample_gram(key, model, obs, n)
             fit = learners.max_margin_dual(gram, label)
             w, norm = learners.dual_rule(fit.dual * label, gram, observed)
-            group = zero_shot.linear_rule_accuracy(model, w, norm, obs.sd_image)
-            return jnp.stack([group.aligned, group.conflicting])
+            return ambient.groups(zero_shot.linear_rule_accuracy(model, w, norm, obs.sd_image))
 
         return jax.lax.map(run, jax.random.split(key, seeds))
 
