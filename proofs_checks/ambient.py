@@ -134,6 +134,16 @@ def _learnt(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, p
     return jax.lax.map(run, jax.random.split(key, runs), batch_size=4)
 
 
+def ratio(w):
+    """w_s / w_c of rules (..., 2)."""
+    return np.asarray(w)[..., 1] / np.asarray(w)[..., 0]
+
+
+def learnt_ratios(seed: int, model, caps, obs, knob, **how) -> np.ndarray:
+    """(runs,): w_s / w_c of each of `rules`; how: rule, n and runs."""
+    return ratio(rules(jax.random.key(seed), model, caps, obs, jnp.asarray(knob), **how)[0])
+
+
 _rules, _rules_long = (
     compiler(_learnt, static_argnames=("rule", "n", "runs", "prompts")) for compiler in (jit, jit_long)
 )
@@ -230,6 +240,12 @@ def trained_critic(key, draw: Callable, start, steps: int, temperature: float = 
 
     path = descent(key, draw, start, steps, loss, optax.adam(0.02))
     return path[steps // 2 :].mean(0)
+
+
+def extrapolated(run: Callable, batch: int, seeds: int) -> np.ndarray:
+    """2 r(2 N) - r(N), which has no bias of order 1/N left, of run(key, batch=, seeds=) at batches of N and 2 N."""
+    small, large = (run(jax.random.key(n), batch=n, seeds=seeds) for n in (batch, 2 * batch))
+    return 2 * np.asarray(large) - np.asarray(small)
 
 
 @functools.partial(jit_long, static_argnames=("batch", "seeds", "steps"))

@@ -221,15 +221,25 @@ def approach(sizes: Any, samples: Sequence[Any]) -> Comparison:
 
     samples: independent draws (runs,) at each size. A wrong limit leaves a gap that does not shrink.
     """
-    drawn = [np.asarray(x, np.float64) for x in samples]
-    means = np.array([x.mean() for x in drawn])
-    errors = np.array([x.std(ddof=1) / len(x) ** 0.5 for x in drawn])
+    average, se = means([np.asarray(x, np.float64) for x in samples])
 
     def compare(prediction: tuple[float, float]) -> Gap:
         exponent, limit = prediction
-        return rate(sizes, means - limit, errors)(exponent)
+        return rate(sizes, average - limit, se)(exponent)
 
     return compare
+
+
+def means(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the draws (runs, ...) at each size, and their standard errors."""
+    return np.array([x.mean(0) for x in samples]), np.array([x.std(0, ddof=1) / len(x) ** 0.5 for x in samples])
+
+
+def intercept(sizes: Any, average: np.ndarray, se: np.ndarray, powers: Sequence[float]) -> tuple[float, float]:
+    """The constant of a weighted least-squares fit of a constant and n^power to the means, and its standard error."""
+    design = np.stack([np.array(sizes) ** power for power in (0.0, *powers)], -1) / se[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    return float((covariance @ design.T @ (average / se))[0]), float(covariance[0, 0] ** 0.5)
 
 
 def same_law(samples: Any) -> Comparison:

@@ -178,8 +178,7 @@ def operator_norm_error(effort):
     rates = []
     for norm in norms:
         errors = [np.array([error(n, *norm) for _ in range(12_000 * effort // n)]) for n in sizes]
-        means, spreads = [x.mean() for x in errors], [x.std(ddof=1) / len(x) ** 0.5 for x in errors]
-        rates.append(ledger.rate(sizes, means, spreads))
+        rates.append(ledger.rate(sizes, *ledger.means(errors)))
 
     def gaps(exponent):
         return sorted((rate(exponent) for rate in rates), key=lambda gap: gap.excess)

@@ -37,6 +37,7 @@ accuracy = ambient.jit(theory.whitened_accuracy)
 balanced = ambient.jit(theory.balanced_pi_spu)
 batch_optimum = ambient.jit_long(theory.info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 POLICIES = ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.5, 0.5), (0.0, 0.0), (0.0, 1.0))
+FEW = ((1.0, 1.0), (0.5, 0.2), (0.1, 0.9))
 
 
 def spurious_weight(effort):
@@ -84,19 +85,16 @@ def over_corrected_whatever_is_mentioned(effort):
 
     The ratio of a rule's weights is biased by O(1/n); with other draws it is .0008 +- .0007 at 500 pairs, too little to
     be seen here."""
-    model, obs, n = mt.intra_class(0.9, 1.0, 0.5), ambient.noise(6, 2, 0.4, 0.0), 20_000
-    policies, samples = ((1.0, 1.0), (0.5, 0.2), (0.1, 0.9)), []
-    for i, policy in enumerate(policies):
-        caps = mt.captions(*policy, "mean")
-        w, _ = ambient.rules(
-            jax.random.key(30 + i), model, caps, obs, jnp.asarray(1.0), rule=ambient.whitened, n=n, runs=60 * effort
-        )
-        samples.append(np.asarray(w)[:, 1] / np.asarray(w)[:, 0])
+    model, obs, policies = mt.intra_class(0.9, 1.0, 0.5), ambient.noise(6, 2, 0.4, 0.0), FEW
+    how = {"rule": ambient.whitened, "n": 20_000, "runs": 60 * effort}
+    samples = [
+        ambient.learnt_ratios(30 + i, model, mt.captions(*policy, "mean"), obs, 1.0, **how)
+        for i, policy in enumerate(policies)
+    ]
 
     def prediction(noise=0.4):
         s_i = np.asarray(mt.moments(model, mt.captions()).zz) + noise**2 * np.eye(2)
-        w = np.linalg.solve(s_i, [1.0, 0.0])
-        return np.full(3, w[1] / w[0])
+        return np.full(3, ambient.ratio(np.linalg.solve(s_i, [1.0, 0.0])))
 
     named = [theory.whitened_rule(model, mt.captions(*policy), obs) for policy in policies]
     return ledger.judge(
@@ -104,7 +102,7 @@ def over_corrected_whatever_is_mentioned(effort):
         ledger.mean(np.stack(samples, -1)),
         prediction(),
         {
-            "masking named": [float(w[1] / w[0]) for w in named],
+            "masking named": ambient.ratio(named),
             "s_I left out": prediction(0.0),
             "8% off": ledger.off(prediction()),
         },
@@ -234,19 +232,17 @@ def trained_encoders(effort):
     model, caps, obs = setting()
 
     train = functools.partial(ambient.trained_ratios, model=model, caps=caps, obs=obs, steps=1000)
-    small, large = (train(jax.random.key(n), batch=n, seeds=30 * effort) for n in (64, 128))
+    samples = ambient.extrapolated(train, 64, 30 * effort)
 
     def exact(p=0.95, caps=caps):
-        score = optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score
-        return score[1, 0] / score[0, 0]
+        return ambient.ratio(optimum(mt.intra_class(p, 0.8, 0.3), caps, obs).score[:, 0])
 
-    w = theory.whitened_rule(model, caps, obs)
     return ledger.judge(
         "w_s/w_c of critics trained by InfoNCE on ambient mixture batches (64, 128 extrapolated), up to .003",
-        ledger.mean(2 * large - small, bias=3e-3),
+        ledger.mean(samples, bias=3e-3),
         exact(),
         {
-            "the Gaussian formula": w[1] / w[0],
+            "the Gaussian formula": ambient.ratio(theory.whitened_rule(model, caps, obs)),
             "p off by .05": exact(p=0.9),
             "pi_spu ignored": exact(caps=mt.captions(0.7, 1.0)),
         },
@@ -308,7 +304,7 @@ def approach_to_the_whitened_rule(effort):
     for s in sizes:
         obs = ambient.noise(2, 2, s, s)
         score, w = optimum(model, caps, obs).score, theory.whitened_rule(model, caps, obs)
-        gaps.append(float(score[1, 0] / score[0, 0] - w[1] / w[0]))
+        gaps.append(ambient.ratio(score[:, 0]) - ambient.ratio(w))
     return ledger.judge(
         "w_s/w_c: exact optimum minus whitened rule falls as s^-8 in the modality noise (exponent)",
         ledger.rate(sizes, gaps),

@@ -30,7 +30,8 @@ from scipy.stats import norm
 
 import mmcl_theory as mt
 from mmcl_theory import learners, losses, theory
-from proofs_checks import ambient, ledger, symbolic, x5
+from proofs_checks import ambient, ledger, symbolic, x5, x10
+from proofs_checks.ambient import ratio
 from proofs_checks.symbolic import m_c, m_s, q, s_c, s_s
 
 STATEMENT = (
@@ -52,10 +53,6 @@ best = ambient.jit(theory.optimal_ridge)
 nuclear = ambient.jit(learners.nuclear_norm_optimum, static_argnames=("max_steps",))
 POLICIES = ((1.0, 1.0), (0.5, 0.5), (0.0, 0.0))
 TAU, KAPPAS = 3.0, (0.0, 1.0, 10.0, 1000.0)
-
-
-def ratio(w):
-    return np.asarray(w)[..., 1] / np.asarray(w)[..., 0]
 
 
 def covariances(model, caps, obs):
@@ -122,37 +119,17 @@ def any_moments(effort):
 GAUSSIAN = (0.95, 1.0, 0.3)
 
 
-@functools.partial(ambient.jit_long, static_argnames=("batch", "seeds"))
-def trained(key, moments, rho, *, batch, seeds):
-    """(seeds,): w_s/w_c of critics W trained by InfoNCE at temperature TAU with (rho/2) |W|_F^2, Gaussian batches."""
-
-    def one(key):
-        def draw(key):
-            return x5.gaussian_pairs(key, moments, 1.0, 1.0, batch)
-
-        w = ambient.trained_critic(key, draw, jnp.zeros((2, 2)), 500, TAU, rho)
-        return w[1, 0] / w[0, 0]
-
-    return jax.lax.map(one, jax.random.split(key, seeds))
-
-
-def extrapolated(run, effort, seeds=24):
-    """2 r(64) - r(32), which has no bias of order 1/N left, of run(key, batch=, seeds=)."""
-    small, large = (run(jax.random.key(n), batch=n, seeds=seeds * effort) for n in (32, 64))
-    return 2 * np.asarray(large) - np.asarray(small)
-
-
 def trained_on_gaussian_pairs(effort):
     model, obs, rho = mt.intra_class(*GAUSSIAN), ambient.noise(2, 2, 1.0, 1.0), 0.2
     moments = mt.moments(model, mt.captions())
-    samples = extrapolated(lambda key, **how: trained(key, moments, rho, **how), effort)
+    train = functools.partial(x5.trained, moments=moments, rho=rho, steps=500, tau=TAU, start=0.0)
 
     def prediction(kappa):
         return ratio(rule(model, None, obs, kappa))
 
     return ledger.judge(
         "w_s/w_c of critics trained by InfoNCE on Gaussian pairs at tau = 3, ridge .2: kappa = rho tau^2, up to .005",
-        ledger.mean(samples, bias=5e-3),
+        ledger.mean(ambient.extrapolated(train, 32, 24 * effort), bias=5e-3),
         prediction(rho * TAU**2),
         {
             "kappa = rho tau": prediction(rho * TAU),
@@ -205,14 +182,9 @@ def order_of_the_error(effort):
 
 
 def trained_on_the_mixture(effort):
-    model, caps, obs, rho = (
-        mt.intra_class(0.95, 0.8, 0.3),
-        mt.captions(0.7, 0.6),
-        ambient.noise(6, 5, 0.5, 0.6),
-        0.1,
-    )
+    (model, caps, obs), rho = x10.setting(), 0.1
     train = functools.partial(ambient.trained_ratios, model=model, caps=caps, obs=obs, rho=rho, steps=500, tau=TAU)
-    samples = extrapolated(train, effort, 36)
+    samples = ambient.extrapolated(train, 32, 36 * effort)
 
     def exact(kappa, model=model):
         return ratio(optimum(model, caps, obs, nodes=24, kappa=kappa).score[:, 0])
@@ -420,14 +392,14 @@ def trained_encoders(key, moments, rho, *, batch, seeds):
 def trained_encoders_with_decay(effort):
     model, obs, rho = mt.intra_class(*GAUSSIAN), ambient.noise(2, 2, 1.0, 1.0), 0.1
     moments = mt.moments(model, mt.captions())
-    samples = extrapolated(lambda key, **how: trained_encoders(key, moments, rho, **how), effort)
+    train = functools.partial(trained_encoders, moments=moments, rho=rho)
 
     def prediction(nu):
         return ratio(nuclear(*covariances(model, mt.captions(), obs), nu).score[:, 0])
 
     return ledger.judge(
         "w_s/w_c of two encoders trained by InfoNCE, Gaussian pairs, tau = 3, weight decay .1: nu = rho tau, up to .01",
-        ledger.mean(samples, bias=1e-2),
+        ledger.mean(ambient.extrapolated(train, 32, 24 * effort), bias=1e-2),
         prediction(rho * TAU),
         {
             "nu = rho tau^2": prediction(rho * TAU**2),
@@ -465,7 +437,7 @@ def early_stopping(effort):
     ridge = np.asarray(learners.ridge_optimum(*parts, 1 / time))[:, 0] / (1 + 1 / time)
     return ledger.judge(
         "w / tau after SGD on InfoNCE from 0, learning rate x steps / tau^2 = .1: the flow's formula, up to .002",
-        ledger.mean(extrapolated(run, effort, seeds=150), bias=2e-3),
+        ledger.mean(ambient.extrapolated(run, 32, 150 * effort), bias=2e-3),
         prediction(time),
         {
             "tau left out": prediction(time * TAU**2),

@@ -15,7 +15,6 @@ the exact optimum at kappa = 0 too; Cov(u) is singular (q = 1 and nothing mentio
 such as a digit and its colour as categories (X11): they meet captions through E[u | x].
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
@@ -25,7 +24,9 @@ from scipy.stats import norm
 import mmcl_theory as mt
 from mmcl_theory import learners
 from proofs_checks import ambient, ledger, symbolic
-from proofs_checks.x11 import accuracy, best, optimum, ratio, rule
+from proofs_checks.ambient import ratio
+from proofs_checks.x10 import FEW
+from proofs_checks.x11 import accuracy, best, optimum, rule
 
 STATEMENT = (
     'Masking "mean": the whitened rule is S_I^-1 p whatever is mentioned; detail acts through kappa and noise alone'
@@ -125,16 +126,14 @@ def detail_acts_through_text_noise(effort):
 def learnt_from_pairs(effort):
     """Ridge rules from sample covariances of 5,000 ambient pairs, kappa = .3, under three policies."""
     model, obs, kappa = mt.intra_class(0.9, 1.0, 0.5), ambient.noise(6, 2, 0.4, 0.0), 0.3
-    policies, samples = ((1.0, 1.0), (0.5, 0.2), (0.1, 0.9)), []
-    for i, policy in enumerate(policies):
-        caps = mt.captions(*policy, "mean")
-        w, _ = ambient.rules(
-            jax.random.key(40 + i), model, caps, obs, jnp.asarray(kappa), rule=_ridge, n=5000, runs=30 * effort
-        )
-        samples.append(ratio(w))
+    how = {"rule": _ridge, "n": 5000, "runs": 30 * effort}
+    samples = [
+        ambient.learnt_ratios(40 + i, model, mt.captions(*policy, "mean"), obs, kappa, **how)
+        for i, policy in enumerate(FEW)
+    ]
 
     def prediction(kappa=kappa, masking="mean"):
-        return ratio(rule(model, mean_captions(policies, masking), obs, kappa))
+        return ratio(rule(model, mean_captions(FEW, masking), obs, kappa))
 
     return ledger.judge(
         "masking mean, kappa = .3: w_s/w_c of ridge rules of 5,000 pairs, three policies",

@@ -63,12 +63,7 @@ def largest_of_noise(effort):
 
 def edge_of_noise(effort):
     """The edge is the limit: intercept of a fit with n^-2/3, the Tracy-Widom shift, and n^-1, its next order."""
-    samples = largest_of_noise(effort)
-    error = np.array([x.std(ddof=1) / len(x) ** 0.5 for x in samples])
-    design = np.stack([np.array(SIZES) ** power for power in (0.0, -2 / 3, -1.0)], -1) / error[:, None]
-    covariance = np.linalg.inv(design.T @ design)
-    intercept = float((covariance @ design.T @ ([x.mean() for x in samples] / error))[0])
-    se = float(covariance[0, 0] ** 0.5)
+    intercept, se = ledger.intercept(SIZES, *ledger.means(largest_of_noise(effort)), (-2 / 3, -1.0))
 
     def compare(edge):
         return ledger.Gap(float(edge), intercept, se, abs(intercept - float(edge)) / se, 5.0)

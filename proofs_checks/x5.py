@@ -134,14 +134,15 @@ def gaussian_pairs(key, moments, sd_image, sd_text, n):
     return draws[:, :2], draws[:, 2:]
 
 
-@functools.partial(ambient.jit_long, static_argnames=("batch", "steps", "seeds"))
-def trained(key, moments, *, batch: int, steps: int, seeds: int):
-    """(seeds,): w_s/w_c of critics trained by Adam on InfoNCE with fresh Gaussian batches, later half averaged."""
+@functools.partial(ambient.jit_long, static_argnames=("batch", "steps", "seeds", "tau", "start"))
+def trained(key, moments, rho=0.0, *, batch: int, steps: int, seeds: int, tau=1.0, start=0.01):
+    """(seeds,): w_s/w_c of critics trained from start I by `ambient.trained_critic`, with fresh Gaussian batches."""
 
     def one(key):
-        w = ambient.trained_critic(
-            key, lambda key: gaussian_pairs(key, moments, 1.0, 1.0, batch), 0.01 * jnp.eye(2), steps
-        )
+        def draw(key):
+            return gaussian_pairs(key, moments, 1.0, 1.0, batch)
+
+        w = ambient.trained_critic(key, draw, start * jnp.eye(2), steps, tau, rho)
         return w[1, 0] / w[0, 0]
 
     return jax.lax.map(one, jax.random.split(key, seeds))
@@ -158,8 +159,7 @@ def trained_on_gaussian_pairs(effort):
     obs = ambient.noise(2, 2, 1.0, 1.0)
 
     def prediction(theta=1.0, obs=obs):
-        w = theory.whitened_rule(mt.intra_class(0.95, 1.0, 0.3), None, obs, theta)
-        return w[1] / w[0]
+        return ambient.ratio(theory.whitened_rule(mt.intra_class(0.95, 1.0, 0.3), None, obs, theta))
 
     return ledger.judge(
         "w_s/w_c of critics trained by InfoNCE on Gaussian pairs, batches 64 and 128 extrapolated, up to .005",
@@ -193,8 +193,7 @@ def label_only_is_least_squares(effort):
         return w[1] / w[0]
 
     def prediction(caps=None, p=0.9):
-        w = theory.whitened_rule(mt.intra_class(p, 0.8, 0.3), caps or mt.captions(0.0, 0.0), obs)
-        return w[1] / w[0]
+        return ambient.ratio(theory.whitened_rule(mt.intra_class(p, 0.8, 0.3), caps or mt.captions(0.0, 0.0), obs))
 
     return ledger.judge(
         "w_s/w_c of least squares on the labels of 4000 images = whitened rule of label-only captions, up to .002",
@@ -207,15 +206,12 @@ def label_only_is_least_squares(effort):
 def learnt_rules(effort):
     """The whitened family from sample covariances in the ambient space."""
     model, caps, obs, n = mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.3, 0.8), ambient.noise(6, 5, 0.5, 0.4), 4000
-    samples = []
-    for theta in (0.5, 1.0):
-        knob = jnp.asarray(theta)
-        w, _ = ambient.rules(jax.random.key(9), model, caps, obs, knob, rule=ambient.whitened, n=n, runs=60 * effort)
-        samples.append(w[:, 1] / w[:, 0])
+    how = {"rule": ambient.whitened, "n": n, "runs": 60 * effort}
+    samples = [ambient.learnt_ratios(9, model, caps, obs, theta, **how) for theta in (0.5, 1.0)]
 
     def prediction(thetas=(0.5, 1.0), pi_spu=0.8, p=0.95):
-        w = theory.whitened_rule(mt.intra_class(p, 1.0, 0.3), mt.captions(0.3, pi_spu), obs, np.array(thetas))
-        return w[:, 1] / w[:, 0]
+        model, caps = mt.intra_class(p, 1.0, 0.3), mt.captions(0.3, pi_spu)
+        return ambient.ratio(theory.whitened_rule(model, caps, obs, np.array(thetas)))
 
     return ledger.judge(
         "w_s/w_c learnt at theta = 1/2 and 1 from 4000 ambient pairs, up to .002",
@@ -231,12 +227,8 @@ def learnt_rules(effort):
 
 def gap_of_the_whitened_rule(effort):
     """Whitened by sample covariances of n ambient pairs: mean accuracy minus the population rule's, against n."""
-    model, caps, obs, sizes = (
-        mt.intra_class(0.95, 1.0, 0.3),
-        mt.captions(0.3, 0.8),
-        ambient.noise(6, 5, 0.5, 0.4),
-        (50, 100, 200),
-    )
+    model, caps, obs = mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.3, 0.8), ambient.noise(6, 5, 0.5, 0.4)
+    sizes = (50, 100, 200)
     how = {"rule": ambient.whitened, "runs": 1000 * effort}
     samples = [ambient.accuracies(n, model, caps, obs, 1.0, n=n, **how)[:, 0] for n in sizes]
 
