@@ -65,24 +65,26 @@ def aligned_encoders(c):
     return learners.Encoders(INITIAL**0.5 * u.T, INITIAL**0.5 * vt)
 
 
+def descended(c, time, rate):
+    """The product of the encoders after so much time of gradient descent on C."""
+    steps = round(time / rate)
+    return learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optax.sgd(rate), steps=steps)[
+        0
+    ].product
+
+
 def descent(effort):
     """Both modes of the model's C after t = 1, 2, 4 of gradient descent at rate 2e-4; its error is of that order."""
     c = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9)).zu
     u, s, vt = jnp.linalg.svd(c)
-    rate, times = 2e-4, (1.0, 2.0, 4.0)
-
-    def strengths(time):
-        optimizer = optax.sgd(rate)
-        steps = round(time / rate)
-        w = learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optimizer, steps=steps)[0].product
-        return jnp.diagonal(u.T @ w @ vt.T)
+    times = (1.0, 2.0, 4.0)
 
     def prediction(rho=RHO, initial=INITIAL, modes=s):
         return [theory.mode_strength(t, modes, rho, initial) for t in times]
 
     return ledger.judge(
         "strength of both modes at t = 1, 2, 4 of gradient descent",
-        ledger.close([strengths(t) for t in times], 2e-3),
+        ledger.close([jnp.diagonal(u.T @ descended(c, t, 2e-4) @ vt.T) for t in times], 2e-3),
         prediction(),
         {
             "rho off by 3%": prediction(rho=1.03 * RHO),
@@ -97,11 +99,8 @@ def error_of_the_rate(effort):
     c = mt.moments(mt.intra_class(0.95, 1.0, 0.3), mt.captions(0.7, 0.9)).zu
     u, s, vt = jnp.linalg.svd(c)
     rates = (4e-3, 2e-3, 1e-3)
-    errors = []
-    for rate in rates:
-        optimizer = optax.sgd(rate)
-        w = learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optimizer, steps=round(2 / rate))[0]
-        errors.append(float((u.T @ w.product @ vt.T)[0, 0] - theory.mode_strength(2.0, s[0], RHO, INITIAL)))
+    flow = theory.mode_strength(2.0, s[0], RHO, INITIAL)
+    errors = [float((u.T @ descended(c, 2.0, rate) @ vt.T)[0, 0] - flow) for rate in rates]
     return ledger.judge(
         "descent minus flow at t = 2 shrinks as the learning rate (exponent)",
         ledger.rate(rates, errors),
@@ -110,9 +109,8 @@ def error_of_the_rate(effort):
     )
 
 
-def accuracies_along(key, model, caps, obs, times, n, runs, accuracy):
+def accuracies_along(key, model, caps, obs, times, n, runs, accuracy, rate=5e-3):
     """(runs, times, groups): accuracy(d, W) along descent on the loss of n ambient pairs, from the modes of C."""
-    rate = 5e-3
 
     def run(key):
         d, pairs = ambient.fresh_pairs(key, model, caps, obs, n)

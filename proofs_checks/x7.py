@@ -45,27 +45,30 @@ def singular_values(effort):
 
 
 def cases(count):
+    """k, gx, gy of two signals and eta, hx, hy of three nuisances, at random."""
     rng = np.random.default_rng(0)
     k, gx, gy = rng.uniform(0.3, 1.5, (count, 2)), rng.uniform(0, 2, (count, 2)), rng.uniform(0, 2, (count, 2))
     hx, hy = rng.uniform(0.2, 3, (count, 3)), rng.uniform(0.2, 3, (count, 3))
     return k, gx, gy, rng.uniform(0, 1, (count, 3)) * np.sqrt(hx * hy), hx, hy
 
 
-def found_by_decompositions(effort):
-    """Two signals and three nuisances, rotated; does the leading image subspace of each method hold the signals?"""
-    arguments = cases(200 * effort)
+def recovered_by_decompositions(k, gx, gy, eta, hx, hy) -> list[bool]:
+    """Does the leading image subspace of each method hold the two signals, which are rotated among the nuisances?"""
     rotate_x, rotate_y = (np.linalg.qr(np.random.default_rng(i).normal(size=(5, 5)))[0] for i in (0, 1))
-    rows = []
-    for k, gx, gy, eta, hx, hy in zip(*arguments, strict=True):
-        s_xx = rotate_x @ np.diag(np.r_[k**2 + gx, hx]) @ rotate_x.T
-        s_yy = rotate_y @ np.diag(np.r_[k**2 + gy, hy]) @ rotate_y.T
-        s_xy = rotate_x @ np.diag(np.r_[k**2, eta]) @ rotate_y.T
-        root_x, root_y = (np.linalg.inv(scipy.linalg.sqrtm(s)) for s in (s_xx, s_yy))
-        row = []
-        for matrix, back in ((root_x @ s_xy @ root_y, root_x), (root_x @ s_xy, root_x), (s_xy, np.eye(5))):
-            basis = np.linalg.qr(back @ np.linalg.svd(matrix)[0][:, :2])[0]
-            row.append(np.linalg.svd(rotate_x[:, :2].T @ basis, compute_uv=False).min() > 0.5)
-        rows.append(row)
+    s_xx = rotate_x @ np.diag(np.r_[k**2 + gx, hx]) @ rotate_x.T
+    s_yy = rotate_y @ np.diag(np.r_[k**2 + gy, hy]) @ rotate_y.T
+    s_xy = rotate_x @ np.diag(np.r_[k**2, eta]) @ rotate_y.T
+    root_x, root_y = (np.linalg.inv(scipy.linalg.sqrtm(s)) for s in (s_xx, s_yy))
+    recovered = []
+    for matrix, back in ((root_x @ s_xy @ root_y, root_x), (root_x @ s_xy, root_x), (s_xy, np.eye(5))):
+        basis = np.linalg.qr(back @ np.linalg.svd(matrix)[0][:, :2])[0]
+        recovered.append(np.linalg.svd(rotate_x[:, :2].T @ basis, compute_uv=False).min() > 0.5)
+    return recovered
+
+
+def found_by_decompositions(effort):
+    arguments = cases(200 * effort)
+    rows = [recovered_by_decompositions(*case) for case in zip(*arguments, strict=True)]
 
     def prediction(*arguments):
         ratios = theory.recovery(*arguments)
@@ -92,11 +95,8 @@ def sampled_pairs(effort):
     @ambient.jit
     def recovered(key, k, gx, gy, eta, hx, hy):
         def run(key):
-            s_xx, s_yy, s_xy = (
-                jnp.diag(jnp.array([k**2 + gx, hx])),
-                jnp.diag(jnp.array([k**2 + gy, hy])),
-                jnp.diag(jnp.array([k**2, eta])),
-            )
+            parts = ((k**2 + gx, hx), (k**2 + gy, hy), (k**2, eta))
+            s_xx, s_yy, s_xy = (jnp.diag(jnp.array(part)) for part in parts)
             root = jnp.linalg.cholesky(jnp.block([[s_xx, s_xy], [s_xy, s_yy]]))
             draws = jax.random.normal(key, (n, 4)) @ root.T
             x, y = draws[:, :2], draws[:, 2:]
@@ -116,25 +116,18 @@ def sampled_pairs(effort):
 
         return jax.lax.map(run, jax.random.split(key, runs)).mean(0)
 
-    base = {"k": 1.0, "gx": 0.8, "gy": 0.4, "hx": 0.9, "hy": 2.0}
+    base = {"gx": 0.8, "gy": 0.4, "hx": 0.9, "hy": 2.0}
     critical = [(1.8 / (1.8 * 1.4)) ** 0.5, (0.9 / 1.8) ** 0.5, 1.0]  # CCA, prediction, linear MMCL
     etas = [c * f for c in critical for f in (0.85, 1.15)]
-    correlations = [
-        recovered(jax.random.key(i), base["k"], base["gx"], base["gy"], eta, base["hx"], base["hy"])
-        for i, eta in enumerate(etas)
-    ]
+    measured = [recovered(jax.random.key(i), 1.0, eta=eta, **base) for i, eta in enumerate(etas)]
 
     def prediction(**changes):
-        arguments = {**base, **changes}
-        ratios = [
-            theory.recovery(arguments["k"], arguments["gx"], arguments["gy"], e, arguments["hx"], arguments["hy"])
-            for e in etas
-        ]
+        ratios = [theory.recovery(1.0, eta=eta, **(base | changes)) for eta in etas]
         return [[float(getattr(r, m) > 1) for m in METHODS] for r in ratios]
 
     return ledger.judge(
         "share of samples of 200,000 in which each method's leading direction is the signal, 6 settings",
-        ledger.close(np.array(correlations), 0.05),
+        ledger.close(np.array(measured), 0.05),
         prediction(),
         {"g dropped": prediction(gx=0.0, gy=0.0), "hx doubled": prediction(hx=1.8)},
     )

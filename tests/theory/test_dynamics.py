@@ -5,45 +5,31 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from mmcl_theory.data import captions, draw_dictionaries, intra_class, moments, sample_pairs
-from mmcl_theory.learners import Encoders, cross_covariance, train_linear_mmcl
+from mmcl_theory.data import captions, intra_class, moments
 from mmcl_theory.theory import mmcl_accuracy, mode_strength, training_accuracy
 from mmcl_theory.zero_shot import linear_rule_accuracy
+from proofs_checks.ambient import exact_accuracy, groups, noise
+from proofs_checks.ambient import jit_long as jit
+from proofs_checks.x6 import INITIAL, RHO, accuracies_along, descended
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
 MODEL, CAPS = intra_class(0.95, 1.0, 0.3), captions(0.7, 0.9)
-RHO, INITIAL = 0.8, 1e-3
 strength = jit(mode_strength)
 accuracy = jit(training_accuracy, static_argnames=("prompts",))
-
-
-def aligned_encoders(c, initial):
-    """W_I = sqrt(om_0) U^T, W_T = sqrt(om_0) V^T: balanced, aligned, every mode of strength om_0."""
-    u, _, vt = jnp.linalg.svd(c, full_matrices=False)
-    return Encoders(jnp.sqrt(initial) * u.T, jnp.sqrt(initial) * vt)
-
-
-def descend(c, time, rate, initial=INITIAL):
-    steps = round(time / rate)
-    return train_linear_mmcl(aligned_encoders(c, initial), c, rho=RHO, optimizer=optax.sgd(rate), steps=steps)[0]
 
 
 @pytest.mark.parametrize("time", [1.0, 2.0, 4.0])
 def test_modes_follow_gradient_descent_to_first_order_in_its_rate(time):
     c = moments(MODEL, CAPS).zu
-    s = jnp.linalg.svd(c, compute_uv=False)
+    u, s, vt = jnp.linalg.svd(c)
     want = np.asarray(strength(time, s, RHO, INITIAL))
     errors = []
     for rate in (2e-3, 1e-3, 5e-4):
-        w = descend(c, time, rate).product
-        u, _, vt = jnp.linalg.svd(c)
-        errors.append(np.diagonal(u.T @ w @ vt.T) - want)
+        errors.append(np.diagonal(u.T @ descended(c, time, rate) @ vt.T) - want)
     errors = np.array(errors)
     assert (np.abs(errors[-1]) < 5e-3 * want).all()
     np.testing.assert_allclose(errors[:-1] / errors[1:], 2, rtol=0.03)
@@ -82,30 +68,16 @@ def test_training_ends_at_the_minimiser_and_starts_at_the_projected_prompt():
     np.testing.assert_allclose(groups(accuracy(MODEL, CAPS, obs, time=0.0)), groups(start), rtol=1e-12)
 
 
-@functools.partial(jit, static_argnames=("time", "n", "runs"))
-def trained_accuracies(key, model, caps, obs, *, time, n, runs):
-    """(runs, 2) of encoders descending on the loss of n sampled pairs, aligned with the population's modes."""
-
-    def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
-        inner = aligned_encoders(moments(model, caps).zu, INITIAL)
-        start = Encoders(inner.image @ d.image.T, inner.text @ d.text.T)
-        c = cross_covariance(pairs.image, pairs.text)
-        optimizer = optax.sgd(2e-3)
-        trained, _ = train_linear_mmcl(start, c, rho=RHO, optimizer=optimizer, steps=round(time / 2e-3))
-        w = trained.product @ d.text @ (model.mu_core * jnp.array([1.0, 0.0]))
-        return groups(linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image))
-
-    return jax.lax.map(run, jax.random.split(key, runs))
-
-
 @pytest.mark.parametrize("time", [1.5, 2.5])
 def test_accuracy_along_training_in_ambient_space(time):
     """In the middle of training, when one mode is grown and the other is not. Resolution 2e-3."""
     obs = noise(12, 8, 0.1, 0.1)
-    samples = trained_accuracies(jax.random.key(2), MODEL, CAPS, obs, time=time, n=10_000, runs=60)
+
+    def accuracy_of(d, product):
+        return exact_accuracy(MODEL, product @ d.text[:, 0], d, obs)
+
+    how = {"n": 10_000, "runs": 60, "accuracy": accuracy_of, "rate": 2e-3}
+    samples = accuracies_along(jax.random.key(2), MODEL, CAPS, obs, (time,), **how)[:, 0]
     check = functools.partial(assert_mean_close, samples, resolution=2e-3)
 
     def predict(time=time, model=MODEL):

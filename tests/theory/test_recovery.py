@@ -4,40 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 
 from mmcl_theory.theory import recovery
+from proofs_checks.x7 import cases, recovered_by_decompositions
 
 pytestmark = pytest.mark.slow
 
 jitted = jax.jit(recovery)
 
 
-def top_subspaces(k, gx, gy, eta, hx, hy):
-    """For CCA, reduced-rank regression and PLS: is the leading image subspace that of the signal coordinates?"""
-    s_xx, s_yy = np.diag(np.r_[k**2 + gx, hx]), np.diag(np.r_[k**2 + gy, hy])
-    s_xy = np.diag(np.r_[k**2, eta])
-    rotate_x, rotate_y = (np.linalg.qr(np.random.default_rng(i).normal(size=s_xx.shape))[0] for i in (0, 1))
-    s_xx, s_yy, s_xy = rotate_x @ s_xx @ rotate_x.T, rotate_y @ s_yy @ rotate_y.T, rotate_x @ s_xy @ rotate_y.T
-    root_x, root_y = (np.linalg.inv(scipy.linalg.sqrtm(s)) for s in (s_xx, s_yy))
-    found = []
-    for matrix, back in ((root_x @ s_xy @ root_y, root_x), (root_x @ s_xy, root_x), (s_xy, np.eye(len(s_xx)))):
-        u = back @ np.linalg.svd(matrix)[0][:, : len(k)]
-        inside = rotate_x[:, : len(k)].T @ np.linalg.qr(u)[0]
-        found.append(np.linalg.svd(inside, compute_uv=False).min() > 0.5)
-    return found
-
-
 def test_criteria_are_what_the_decompositions_find():
-    rng = np.random.default_rng(0)
     seen = set()
-    for _ in range(200):
-        k, gx, gy = rng.uniform(0.3, 1.5, 2), rng.uniform(0, 2, 2), rng.uniform(0, 2, 2)
-        hx, hy = rng.uniform(0.2, 3, 3), rng.uniform(0.2, 3, 3)
-        eta = rng.uniform(0, 1, 3) * np.sqrt(hx * hy)
-        got = jitted(k, gx, gy, eta, hx, hy)
+    for case in zip(*cases(200), strict=True):
+        got, want = jitted(*case), recovered_by_decompositions(*case)
         ratios = np.array([got.align, got.predict, got.contrast])
-        want = top_subspaces(k, gx, gy, eta, hx, hy)
         assert ((ratios > 1) == want).all()
         seen.add(tuple(bool(x) for x in want))
         assert got.regime == 2 * want[0] + want[1]
