@@ -86,7 +86,7 @@ def exact_accuracy(model, w, d, obs):
     return groups(zero_shot.linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image))
 
 
-def covariances(pairs):
+def sample_covariances(pairs):
     """Sample covariances: of images with texts, of images, of texts."""
     image, text = pairs.image, pairs.text
     return [learners.cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
@@ -114,7 +114,7 @@ def ordinary(pairs, prompt, knob):
 
 def whitened(pairs, prompt, theta):
     """Minimiser of the whitened family from sample covariances, times the prompt."""
-    return learners.whitened_optimum(*covariances(pairs), theta) @ prompt
+    return learners.whitened_optimum(*sample_covariances(pairs), theta) @ prompt
 
 
 def rules(key, model, caps, obs, knob, *, rule: Callable, n: int, runs: int, prompts: str = "core"):

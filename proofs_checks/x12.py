@@ -148,7 +148,7 @@ def learnt_from_pairs(effort):
 
 
 def _ridge(pairs, prompt, kappa):
-    return learners.ridge_optimum(*ambient.covariances(pairs), kappa) @ prompt
+    return learners.ridge_optimum(*ambient.sample_covariances(pairs), kappa) @ prompt
 
 
 def balanced_whatever_is_mentioned(effort):

@@ -229,12 +229,12 @@ def truncated(rank):
 
 def whitening(pairs, prompts, theta):
     """The rules of the whitened family, from sample covariances."""
-    return prompts @ learners.whitened_optimum(*ambient.covariances(pairs), theta).T, None
+    return prompts @ learners.whitened_optimum(*ambient.sample_covariances(pairs), theta).T, None
 
 
 def with_ridge(pairs, prompts, kappa):
     """The rules of the whitened loss with a ridge, from sample covariances."""
-    return prompts @ learners.ridge_optimum(*ambient.covariances(pairs), kappa).T, None
+    return prompts @ learners.ridge_optimum(*ambient.sample_covariances(pairs), kappa).T, None
 
 
 def probing(rank):

@@ -67,10 +67,8 @@ def aligned_encoders(c):
 
 def descended(c, time, rate):
     """The product of the encoders after so much time of gradient descent on C."""
-    steps = round(time / rate)
-    return learners.train_linear_mmcl(aligned_encoders(c), c, rho=RHO, optimizer=optax.sgd(rate), steps=steps)[
-        0
-    ].product
+    how = {"rho": RHO, "optimizer": optax.sgd(rate), "steps": round(time / rate)}
+    return learners.train_linear_mmcl(aligned_encoders(c), c, **how)[0].product
 
 
 def descent(effort):

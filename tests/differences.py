@@ -7,6 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def central(f, x, h=1e-4):
+    """f'(x) to order h^4."""
+    return (8 * (f(x + h) - f(x - h)) - f(x + 2 * h) + f(x - 2 * h)) / (12 * h)
+
+
 def slopes(f, x, lower, upper, step=1e-4):
     """(k, len(x)) derivatives of f (k,) at x: of order step^4 inside the range, step^3 at its ends."""
     x, f0 = np.asarray(x, float), np.asarray(f(x))

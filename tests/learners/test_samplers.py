@@ -20,7 +20,6 @@ from mmcl_theory.data import (
     group_captions,
     inter_class,
     intra_class,
-    is_aligned,
     mixture,
     observation,
     sample_pairs,
@@ -37,10 +36,10 @@ from mmcl_theory.learners import (
     sample_scores,
 )
 from mmcl_theory.theory import mmcl_accuracy, mmcl_rule
-from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy, sampled_accuracy
+from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy
+from proofs_checks.ambient import fresh_pairs, groups, noise, shares
+from proofs_checks.ambient import jit_long as optimised
 from tests.statistics import assert_mean_close, assert_same_law, rejects
-from tests.theory.learnt import groups, noise
-from tests.theory.learnt import jit as optimised
 
 long = pytest.mark.long
 jit = jax.jit  # at the tests' own level: compiling is most of what these take
@@ -66,10 +65,8 @@ class Case:
     def draws(self, kind, seed=0):
         """(runs, 6): both weights, squared norm, its part off the signal coordinates, both accuracies."""
         n = float(self.n) if kind == "statistics" else self.n
-        static = {"static_argnames": ("runs", "prompts") + (() if kind == "statistics" else ("n",))}
-        draw = compiled(kind, tuple(static["static_argnames"]))
-        key = jax.random.key(seed)
-        return draw(key, self.model, self.caps, self.obs, n, self.weight, runs=self.runs, prompts=self.prompts)
+        args = jax.random.key(seed), self.model, self.caps, self.obs, n, self.weight
+        return compiled(kind)(*args, runs=self.runs, prompts=self.prompts)
 
 
 def rest(whole, part):
@@ -78,7 +75,7 @@ def rest(whole, part):
 
 
 @functools.cache
-def compiled(kind, static):
+def compiled(kind):
     def run(key, model, caps, obs, n, weight, *, runs, prompts):
         def one(key):
             weights, norm = LEARN[kind](key, model, caps, obs, n, weight, prompts)
@@ -87,13 +84,12 @@ def compiled(kind, static):
 
         return jax.lax.map(one, jax.random.split(key, runs), batch_size=min(runs, 100))
 
+    static = ("runs", "prompts") if kind == "statistics" else ("runs", "prompts", "n")
     return (optimised if kind == "ambient" else jit)(run, static_argnames=static)
 
 
 def ambient(key, model, caps, obs, n, weight, prompts):
-    key_dictionaries, key_pairs = jax.random.split(key)
-    d = draw_dictionaries(key_dictionaries, model, obs)
-    pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
+    d, pairs = fresh_pairs(key, model, caps, obs, n)
     score = pairs.text @ (d.text @ latent_prompts(model, prompts)[1])
     w = cross_covariance(pairs.image, score[:, None], class_index(pairs.label), weight)[:, 0]
     return w @ d.image, w @ w
@@ -101,9 +97,7 @@ def ambient(key, model, caps, obs, n, weight, prompts):
 
 LEARN = {"ambient": ambient, "latent": sample_rule_latent, "statistics": sample_rule_statistics}
 
-QUICK = {
-    "n=8, d=30": Case(8, 30),
-}
+QUICK = {"n=8, d=30": Case(8, 30)}
 SLOW = {
     "n=3, d=6, weight": Case(3, 6, weight=0.3),
     "n=60, d=50": Case(60, 50, runs=2000),
@@ -316,9 +310,8 @@ def inter_rules(key, model, caps, obs, weight, *, n, runs, prompts, exact):
             test = sample_pairs(key_test, shifted(model), caps, obs, 400, d)
             scores = test.image @ w
             latent, gram = (d.image.T @ w[:, 1::2]).T, w[:, 1::2].T @ w[:, 1::2]
-        got = groups(sampled_accuracy(scores, class_index(test.label), is_aligned(test.label, test.attribute)))
         perpendicular = rest(gram, latent @ latent.T)[jnp.triu_indices(model.num_pairs)]
-        return jnp.concatenate([latent.ravel(), perpendicular, got])
+        return jnp.concatenate([latent.ravel(), perpendicular, shares(scores, test)])
 
     return jax.lax.map(one, jax.random.split(key, runs), batch_size=50)
 

@@ -3,22 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from mmcl_theory.data import class_index, draw_dictionaries, observation, sample_pairs
+from mmcl_theory.data import class_index
 from mmcl_theory.learners import cross_covariance, linear_optimum
-from mmcl_theory.zero_shot import linear_rule_accuracy
-
-# Each program runs for a second or so: at XLA's default level compiling takes twice as long, op by op longer still.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-
-
-def groups(accuracy):
-    """(..., 2); outside of a program by NumPy, for which no shape is a program to compile."""
-    stack = jnp.stack if isinstance(accuracy.aligned, jax.core.Tracer) else np.stack
-    return stack([accuracy.aligned, accuracy.conflicting], -1)
-
+from proofs_checks.ambient import exact_accuracy, fresh_pairs
+from proofs_checks.ambient import jit_long as jit
 
 PER_BLOCK = 4
 
@@ -39,23 +28,13 @@ def learnt_rules(key, model, caps, obs, weight=0.5, *, learner=weighted, n, runs
     """{rule: (exact accuracies, latent parts of the rule), each (runs, 2)}; PER_BLOCK runs share dictionaries."""
 
     def block(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        dictionaries = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, caps, obs, n * PER_BLOCK, dictionaries)
+        d, pairs = fresh_pairs(key, model, caps, obs, n * PER_BLOCK)
 
         def run(pairs):
-            def judge(w):
-                latent = w @ dictionaries.image
-                return groups(linear_rule_accuracy(model, latent, w @ w, obs.sd_image)), latent
-
-            return jax.tree.map(judge, learner(pairs, model.mu_core * dictionaries.text[:, 0], weight))
+            rules = learner(pairs, model.mu_core * d.text[:, 0], weight)
+            return jax.tree.map(lambda w: (exact_accuracy(model, w, d, obs), w @ d.image), rules)
 
         return jax.vmap(run)(jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), pairs))
 
     results = jax.lax.map(block, jax.random.split(key, runs // PER_BLOCK))
     return jax.tree.map(lambda x: x.reshape(runs, 2), results)
-
-
-def noise(d_i, d_t, s_i, s_t):
-    """The observation with standard deviations s_i, s_t per coordinate."""
-    return observation(d_i, d_t, s_i * d_i**0.5, s_t * d_t**0.5)

@@ -7,15 +7,9 @@ import pytest
 from scipy.stats import norm
 
 from mmcl_theory.data import captions, inter_class, intra_class
-from mmcl_theory.theory import (
-    balanced_mention,
-    balanced_pi_spu,
-    mmcl_accuracy,
-    optimal_captions,
-    whitened_accuracy,
-)
+from mmcl_theory.theory import balanced_mention, balanced_pi_spu, mmcl_accuracy, optimal_captions, whitened_accuracy
 from mmcl_theory.theory.budget import _kkt_residual
-from tests.theory.learnt import noise
+from proofs_checks.ambient import noise
 
 pytestmark = pytest.mark.slow
 

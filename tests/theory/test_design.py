@@ -10,8 +10,10 @@ import pytest
 
 from mmcl_theory.data import captions, intra_class
 from mmcl_theory.theory import mmcl_accuracy, optimal_same_class_weight, strong_spurious_threshold
+from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import noise
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import jit, learnt_rules, noise
+from tests.theory.learnt import learnt_rules
 
 pytestmark = pytest.mark.slow
 

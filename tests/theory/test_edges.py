@@ -19,8 +19,9 @@ from mmcl_theory.theory import (
     whitened_accuracy,
     whitened_rule,
 )
+from proofs_checks.ambient import groups, noise
+from proofs_checks.ambient import jit_long as jit
 from tests.differences import assert_slopes
-from tests.theory.learnt import groups, jit, noise
 
 law = jax.jit(outliers)
 accuracy = jax.jit(mmcl_accuracy, static_argnames="embed_dim")

@@ -17,8 +17,10 @@ from mmcl_theory.learners import sample_rule_statistics
 from mmcl_theory.theory import mmcl_accuracy, mmcl_accuracy_cumulants, mmcl_mean_accuracy, mmcl_rule
 from mmcl_theory.theory.finite_sample import _cells, _product_moments, _rule_law
 from mmcl_theory.zero_shot import linear_rule_accuracy
+from proofs_checks.ambient import groups, noise
+from proofs_checks.ambient import jit_long as jit
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, learnt_rules, noise
+from tests.theory.learnt import learnt_rules
 
 pytestmark = pytest.mark.slow
 

@@ -11,16 +11,7 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as t_law
 
-from mmcl_theory import losses
-from mmcl_theory.data import (
-    captions,
-    draw_dictionaries,
-    group_captions,
-    inter_class,
-    intra_class,
-    mixture,
-    sample_pairs,
-)
+from mmcl_theory.data import captions, group_captions, inter_class, intra_class, mixture
 from mmcl_theory.theory import (
     balanced_pi_spu,
     info_nce_balanced_captions,
@@ -37,9 +28,11 @@ from mmcl_theory.theory.info_nce_mixtures import (
     quasi_random,
     shifted_points,
 )
-from tests.differences import assert_slopes
+from proofs_checks.ambient import groups, noise, ratio
+from proofs_checks.ambient import jit_long as jit
+from proofs_checks.x10 import gradients, setting
+from tests.differences import assert_slopes, central
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
@@ -47,37 +40,22 @@ balanced = jit(info_nce_balanced_captions, static_argnames=("nodes",))
 optimum = jit(info_nce_optimum, static_argnames=("nodes", "points"))
 batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 # Sizes 6 and 5 everywhere, as each would be compiled; optima depend on the noise per coordinate alone.
-MODEL, CAPS, OBS = intra_class(0.95, 0.8, 0.3), captions(0.7, 0.6), noise(6, 5, 0.5, 0.6)
+MODEL, CAPS, OBS = setting()
 
 
-@functools.partial(jit, static_argnames=("n", "batches"))
-def ambient_gradients(key, model, caps, obs, score, *, n, batches):
-    """(batches, d_i, d_t): gradient of the loss in W at D_I M D_T^T, a fresh batch of n pairs each."""
-    key_dictionaries, key_batches = jax.random.split(key)
-    d = draw_dictionaries(key_dictionaries, model, obs)
-    w = d.image @ score @ d.text.T
-
-    def one(key):
-        pairs = sample_pairs(key, model, caps, obs, n, d)
-        return jax.grad(lambda w: losses.info_nce(pairs.image @ w, pairs.text))(w)
-
-    return jax.lax.map(one, jax.random.split(key_batches, batches))
-
-
-def check_stationary(score, n, batches, resolution):
-    gradients = ambient_gradients(jax.random.key(3), MODEL, CAPS, OBS, score, n=n, batches=batches)
-    assert_mean_close(gradients, 0.0, resolution=resolution)
+def check_stationary(score):
+    samples = gradients(jax.random.key(3), MODEL, CAPS, OBS, score, n=32, batches=1000)
+    assert_mean_close(samples, 0.0, resolution=7e-3)
 
 
 def test_batch_optimum_is_stationary_in_the_ambient_space():
     """All 6 x 5 entries of the gradient of batches of 32. Four times the batches make M, whose error adds 1/4."""
     found = batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, batch_size=32, batches=4000)
     assert found.residual < 1e-10
-    check = functools.partial(check_stationary, n=32, batches=1000, resolution=7e-3)
-    check(found.score)
-    rejects(check, found.score.T)
-    rejects(check, optimum(MODEL, CAPS, OBS).score)  # infinitely many negatives
-    rejects(check, optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score)
+    check_stationary(found.score)
+    rejects(check_stationary, found.score.T)
+    rejects(check_stationary, optimum(MODEL, CAPS, OBS).score)  # infinitely many negatives
+    rejects(check_stationary, optimum(intra_class(0.9, 0.8, 0.3), CAPS, OBS).score)
 
 
 @pytest.mark.long
@@ -117,8 +95,7 @@ def test_trained_encoders_of_the_caption_table():
         # The Gaussian formula is off by ten times that, except for label-only captions.
         gaussian = whitened_rule(model, caps, obs)
         if (pi_core, pi_spu) != (0, 0):
-            exact = found.score @ jnp.array([1.0, 0.0])
-            assert abs(gaussian[1] / gaussian[0] - exact[1] / exact[0]) > 0.03
+            assert abs(ratio(gaussian) - ratio(found.score[:, 0])) > 0.03
 
 
 def test_much_noise_leaves_the_whitened_rule():
@@ -129,8 +106,7 @@ def test_much_noise_leaves_the_whitened_rule():
     gaps = []
     for s in (4.0, 8.0, 16.0):
         obs = noise(6, 5, s, s)
-        w, want = (optimum(MODEL, CAPS, obs).score @ jnp.array([1.0, 0.0])), whitened_rule(MODEL, CAPS, obs)
-        gaps.append(float(w[1] / w[0] - want[1] / want[0]))
+        gaps.append(ratio(optimum(MODEL, CAPS, obs).score[:, 0]) - ratio(whitened_rule(MODEL, CAPS, obs)))
     gaps = np.abs(gaps)
     assert gaps[-1] < 5e-3
     np.testing.assert_allclose(gaps[:-1] / gaps[1:], 2**8, rtol=0.3)
@@ -155,9 +131,8 @@ def test_derivatives_are_those_of_differences():
         found = info_nce_optimum(MODEL, captions(0.7, pi), OBS, nodes=32)
         return found.accuracy(MODEL, OBS).conflicting
 
-    value, gradient, h = jit(conflicting), jit(jax.grad(conflicting)), 1e-3
-    central = (8 * (value(0.6 + h) - value(0.6 - h)) - value(0.6 + 2 * h) + value(0.6 - 2 * h)) / (12 * h)
-    np.testing.assert_allclose(gradient(jnp.asarray(0.6)), central, rtol=1e-7)
+    gradient = jit(jax.grad(conflicting))(jnp.asarray(0.6))
+    np.testing.assert_allclose(gradient, central(jit(conflicting), 0.6, 1e-3), rtol=1e-7)
 
 
 def test_no_minimum_is_reported():

@@ -20,7 +20,6 @@ from mmcl_theory.data import (
     draw_dictionaries,
     inter_class,
     intra_class,
-    is_aligned,
     moments,
     observation,
     sample_pairs,
@@ -28,9 +27,11 @@ from mmcl_theory.data import (
 )
 from mmcl_theory.learners import cross_covariance
 from mmcl_theory.theory import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
-from mmcl_theory.zero_shot import latent_prompts, sampled_accuracy
+from mmcl_theory.zero_shot import latent_prompts
+from proofs_checks.ambient import fresh_pairs, groups, noise, ratio, shares
+from proofs_checks.ambient import jit_long as jit
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, learnt_rules, noise, unweighted, weighted
+from tests.theory.learnt import learnt_rules, unweighted, weighted
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-15)
 
@@ -39,10 +40,6 @@ accuracy = jax.jit(mmcl_accuracy, static_argnames=("embed_dim", "prompts"))
 rule = jax.jit(mmcl_rule, static_argnames=("embed_dim", "prompts"))
 threshold_of = jax.jit(sharing_threshold)
 pairs_of = jax.jit(sharing_threshold_pairs)
-
-
-def ratio(w):
-    return w[..., 1] / w[..., 0]
 
 
 # Exact cases
@@ -358,9 +355,8 @@ def sampled_runs(key, model, caps, obs, *, sizes, n_test, runs):
         train = sample_pairs(key_train, model, caps, obs, max(sizes), dictionaries)
         test = sample_pairs(key_test, shifted(model), caps, obs, n_test, dictionaries)
         prompts = dictionaries.text @ latent_prompts(model).T
-        number, aligned = class_index(test.label), is_aligned(test.label, test.attribute)
         learnt = [cross_covariance(train.image[:n], train.text[:n]) for n in sizes]
-        return [groups(sampled_accuracy(test.image @ (w @ prompts), number, aligned)) for w in learnt]
+        return [shares(test.image @ (w @ prompts), test) for w in learnt]
 
     return jax.lax.map(run, jax.random.split(key, runs))
 
@@ -405,9 +401,7 @@ def weighted_inter_class_rules(key, model, caps, obs, weight, *, n, runs):
     """(runs, m, 2m): D_I^T C_hat p_k of the class +k, ordered core_k, spu_k, then the other coordinates."""
 
     def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
+        d, pairs = fresh_pairs(key, model, caps, obs, n)
         c = cross_covariance(pairs.image, pairs.text, class_index(pairs.label), weight, model.num_classes)
         rules = (d.image.T @ c @ d.text @ latent_prompts(model)[1::2].T).T.reshape(-1, 2, model.num_pairs)
         own_first = jax.vmap(lambda k, x: jnp.roll(x, -k, axis=1))(jnp.arange(model.num_pairs), rules)

@@ -10,13 +10,7 @@ import scipy.linalg
 from scipy.stats import norm
 
 from mmcl_theory.data import captions, inter_class, intra_class, moments
-from mmcl_theory.learners import (
-    gradient_flow,
-    linear_optimum,
-    nuclear_norm_optimum,
-    ridge_optimum,
-    whitened_optimum,
-)
+from mmcl_theory.learners import gradient_flow, linear_optimum, nuclear_norm_optimum, ridge_optimum, whitened_optimum
 from mmcl_theory.theory import (
     info_nce_optimum,
     mmcl_accuracy,
@@ -27,8 +21,9 @@ from mmcl_theory.theory import (
     whitened_rule,
 )
 from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy
+from proofs_checks.ambient import groups, noise
+from proofs_checks.x11 import covariances
 from tests.differences import assert_slopes
-from tests.theory.learnt import groups, noise
 
 pytestmark = pytest.mark.slow
 
@@ -71,9 +66,8 @@ def solved(c, image, text, kappa):
 )
 def test_rule_solves_the_linear_system(name, masking, prompts):
     model, caps = MODELS[name], captions(0.4, 0.6, masking)
-    mom = moments(model, caps)
     prompt = np.asarray(latent_prompts(model, prompts)[1]).reshape(2, -1)[:, 0]  # of class +1, on its own pair
-    parts = mom.zu, mom.zz + 0.25 * np.eye(2), mom.uu + 0.49 * np.eye(2)
+    parts = covariances(model, caps, OBS)
     want = [solved(*parts, kappa) @ prompt for kappa in KAPPAS]
     got = rule(model, caps, OBS, KAPPAS, prompts=prompts)
     np.testing.assert_allclose(got, want, rtol=1e-12)
@@ -215,8 +209,7 @@ def test_best_ridge_of_rich_captions():
 
 @jax.jit
 def value_at_share(model, caps, obs, share):
-    mom = moments(model, caps)
-    image, text = mom.zz + obs.sd_image**2 * jnp.eye(2), mom.uu + obs.sd_text**2 * jnp.eye(2)
+    _, image, text = covariances(model, caps, obs)
     scale = jnp.linalg.eigvalsh(image)[-1] * jnp.linalg.eigvalsh(text)[-1]
     return ridge_accuracy(model, caps, obs, scale * share / (1 - share)).shifted
 
@@ -358,9 +351,8 @@ def test_nuclear_norm_ends_in_whitening_in_rank_one_and_in_nothing():
 def test_values_of_the_page():
     """docs/theory.md X11: rich captions, nuclear norm at 0, .1 and .2 and nearly 1 of s_1(C); flow balances at .994."""
     model = intra_class(0.99, 1.0, 0.1)
-    mom = moments(model, captions())
-    parts = mom.zu, mom.zz + 0.09 * jnp.eye(2), mom.uu + 0.09 * jnp.eye(2)
-    scores = [nuclear(*parts, x * np.linalg.svd(mom.zu)[1][0]).score[:, 0] for x in (0.0, 0.1, 0.2, 0.99)]
+    parts = covariances(model, captions(), noise(2, 2, 0.3, 0.3))
+    scores = [nuclear(*parts, x * np.linalg.svd(parts[0])[1][0]).score[:, 0] for x in (0.0, 0.1, 0.2, 0.99)]
     got = linear_rule_accuracy(model, jnp.stack(scores), jnp.stack([w @ w for w in scores]), 0.3).shifted
     np.testing.assert_allclose(got, [0.762, 0.820, 0.789, 0.789], atol=5.5e-4)
     ratio = [float(w[1, 0] / w[0, 0]) for w in (gradient_flow(*parts, t) for t in (0.9931, 0.9942))]

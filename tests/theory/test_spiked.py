@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmcl_theory.data import captions, draw_dictionaries, inter_class, intra_class, moments, observation, sample_pairs
+from mmcl_theory.data import captions, inter_class, intra_class, moments, observation
 from mmcl_theory.learners import cross_covariance
 from mmcl_theory.theory import bulk_edge, mmcl_accuracy, outliers
-from mmcl_theory.zero_shot import linear_rule_accuracy
+from proofs_checks.ambient import exact_accuracy, fresh_pairs, groups, noise
+from proofs_checks.ambient import jit_long as jit
+from tests.differences import central
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +32,13 @@ def singular_triplets(key, model, caps, obs, *, n, runs):
     """Of each run: the 3 largest singular values in units of s_I s_T, overlaps l, r (3, 2), accuracies at rank 1, 2."""
 
     def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
+        d, pairs = fresh_pairs(key, model, caps, obs, n)
         u, s, vt = jnp.linalg.svd(cross_covariance(pairs.image, pairs.text), full_matrices=False)
         u, s, vt = u[:, :3], s[:3], vt[:3]
         accuracies = []
         for rank in (1, 2):
             w = (u[:, :rank] * s[None, :rank]) @ (vt[:rank] @ (model.mu_core * d.text[:, 0]))
-            accuracies.append(groups(linear_rule_accuracy(model, w @ d.image, w @ w, obs.sd_image)))
+            accuracies.append(exact_accuracy(model, w, d, obs))
         return s / (obs.sd_image * obs.sd_text), u.T @ d.image, vt @ d.text, jnp.stack(accuracies)
 
     return jax.lax.map(run, jax.random.split(key, runs))
@@ -165,9 +164,8 @@ def test_leaves_broadcast_and_differentiate():
         model = dataclasses.replace(MODEL, p_spu=p)
         return mmcl_accuracy(model, CAPS, OBS, float(N), embed_dim=1).conflicting
 
-    gradient, value, h = jit(jax.grad(conflicting)), jit(conflicting), 1e-4
-    central = (8 * (value(0.9 + h) - value(0.9 - h)) - value(0.9 + 2 * h) + value(0.9 - 2 * h)) / (12 * h)
-    np.testing.assert_allclose(gradient(jnp.asarray(0.9)), central, rtol=1e-7)
+    gradient = jit(jax.grad(conflicting))(jnp.asarray(0.9))
+    np.testing.assert_allclose(gradient, central(jit(conflicting), 0.9), rtol=1e-7)
 
 
 def test_derivatives_are_those_of_the_outliers_that_exist():

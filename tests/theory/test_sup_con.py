@@ -8,14 +8,11 @@ from scipy.stats import norm
 
 from mmcl_theory.data import inter_class, intra_class, observation
 from mmcl_theory.theory import mmcl_accuracy, sup_con_accuracy, supervised_accuracy
+from proofs_checks.ambient import groups
 
 accuracy = jax.jit(sup_con_accuracy)
 mmcl = jax.jit(mmcl_accuracy)
 supervised = jax.jit(supervised_accuracy)
-
-
-def groups(found):
-    return np.stack([found.aligned, found.conflicting])
 
 
 @pytest.mark.parametrize(("p", "s_c", "s_s"), [(1.0, 1.0, 0.0), (0.9, 1.3, 0.4), (0.6, 0.5, 1.0)])
@@ -66,7 +63,7 @@ def test_a_strong_spurious_feature_takes_the_conflicting_group(m):
 
 def test_nan_stays_and_leaves_of_any_ranks_broadcast():
     found = jax.jit(jax.vmap(lambda beta: sup_con_accuracy(inter_class(3, 1.0, 2.0, beta))))(jnp.array([np.nan, 0.3]))
-    np.testing.assert_array_equal(np.isfinite(groups(found)), [[False, True]] * 2)
-    assert np.isnan(groups(found)[:, 0]).all()
+    np.testing.assert_array_equal(np.isfinite(groups(found)), [[False] * 2, [True] * 2])
+    assert np.isnan(groups(found)[0]).all()
     model = intra_class(np.full(2, 0.9), np.full((3, 1), 1.0), 0.2)
     assert accuracy(model, observation(8, 4, np.full((4, 1, 1), 0.3), 0.1)).at(np.full(2, 0.5)).shape == (4, 3, 2)

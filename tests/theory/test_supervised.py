@@ -13,16 +13,12 @@ import scipy.optimize
 import scipy.stats
 from scipy.stats import norm
 
-from mmcl_theory.data import (
-    class_labels,
-    inter_class,
-    intra_class,
-    observation,
-)
+from mmcl_theory.data import class_labels, inter_class, intra_class, observation
 from mmcl_theory.theory import max_margin_rule, shortcut_bound, supervised_accuracy, supervised_bound
 from proofs_checks.ambient import max_margin
 from proofs_checks.t4 import crammer_singer
 from proofs_checks.x1 import hinge, program_optimum, slack
+from tests.differences import central
 from tests.statistics import rejects
 
 DIM, LARGE = 2000, 10**9  # each is compiled once
@@ -105,13 +101,8 @@ def conflicting(point):
 @pytest.mark.parametrize("name", ["p_spu", "n"])
 def test_gradients_are_finite_differences(name):
     point = {"p_spu": 0.9, "n": 700.0}
-    h = 1e-4 * point[name]
-
-    def value(steps):
-        return conflicting(point | {name: point[name] + steps * h})[0]
-
-    difference = (8 * (value(1) - value(-1)) - value(2) + value(-2)) / (12 * h)
-    np.testing.assert_allclose(conflicting(point)[1][name], difference, rtol=1e-8)
+    want = central(lambda x: conflicting(point | {name: x})[0], point[name], 1e-4 * point[name])
+    np.testing.assert_allclose(conflicting(point)[1][name], want, rtol=1e-8)
 
 
 @pytest.mark.slow

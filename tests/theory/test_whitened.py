@@ -10,19 +10,9 @@ import scipy.linalg
 import scipy.optimize
 from scipy.stats import norm
 
-from mmcl_theory.data import (
-    captions,
-    draw_dictionaries,
-    group_captions,
-    inter_class,
-    intra_class,
-    mixture,
-    moments,
-    observation,
-    sample_pairs,
-)
+from mmcl_theory.data import captions, group_captions, inter_class, intra_class, mixture, moments, observation
 from mmcl_theory.data.captions import second_moments
-from mmcl_theory.learners import cross_covariance, whitened_optimum
+from mmcl_theory.learners import whitened_optimum
 from mmcl_theory.theory import (
     balanced_pi_spu,
     mmcl_accuracy,
@@ -32,8 +22,11 @@ from mmcl_theory.theory import (
     whitening_crossovers,
 )
 from mmcl_theory.zero_shot import latent_prompts
+from proofs_checks.ambient import fresh_pairs, groups, learnt_ratios, noise, ratio, sample_covariances, whitened
+from proofs_checks.ambient import jit_long as jit
+from proofs_checks.x11 import covariances
+from tests.differences import central
 from tests.statistics import assert_mean_close, rejects
-from tests.theory.learnt import groups, jit, noise
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +44,10 @@ over_models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.0])
 def test_rule_is_the_matrix_product(model, masking, prompts, theta):
     caps, obs = captions(0.4, 0.6, masking), noise(12, 12, 0.5, 0.7)
-    mom = moments(model, caps)
+    cross, image, text = covariances(model, caps, obs)
     prompt = np.asarray(latent_prompts(model, prompts)[1]).reshape(2, -1)[:, 0]  # of class +1, on its own pair
     power = functools.partial(scipy.linalg.fractional_matrix_power, t=-theta)
-    want = power(mom.zz + 0.5**2 * np.eye(2)) @ mom.zu @ power(mom.uu + 0.7**2 * np.eye(2)) @ prompt
+    want = power(image) @ cross @ power(text) @ prompt
     np.testing.assert_allclose(rule(model, caps, obs, theta, prompts=prompts), want, rtol=1e-10)
 
 
@@ -83,7 +76,7 @@ def test_values_of_the_gaussian_example():
 def test_without_noise_rich_captions_give_the_inverse_of_the_text_covariance():
     """S_I = S_T = C, so w = C^-1 p, proportional to (mu_s^2 + s_s^2, -q mu_c mu_s)."""
     w = rule(intra_class(0.9, 0.8, 0.3, 1.2, 0.7))
-    np.testing.assert_allclose(w[1] / w[0], -0.8 * 1.2 * 0.7 / (0.7**2 + 0.3**2), rtol=1e-12)
+    np.testing.assert_allclose(ratio(w), -0.8 * 1.2 * 0.7 / (0.7**2 + 0.3**2), rtol=1e-12)
 
 
 def test_label_only_captions_are_least_squares():
@@ -91,23 +84,11 @@ def test_label_only_captions_are_least_squares():
     model, obs = MODELS["intra"], noise(2, 2, 0.3, 0.0)
     w = rule(model, captions(0.0, 0.0), obs)
     want = np.linalg.solve(moments(model, captions()).zz + 0.09 * np.eye(2), [1.1, 0.8 * 0.7])
-    np.testing.assert_allclose(w[1] / w[0], want[1] / want[0], rtol=1e-12)
+    np.testing.assert_allclose(ratio(w), ratio(want), rtol=1e-12)
 
 
-@functools.partial(jit, static_argnames=("n", "runs"))
-def learnt(key, model, caps, obs, theta, *, n, runs):
-    """(runs,): spurious over core weight of rules learnt from n pairs each."""
-
-    def run(key):
-        key_dictionaries, key_pairs = jax.random.split(key)
-        d = draw_dictionaries(key_dictionaries, model, obs)
-        pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
-        image, text = pairs.image, pairs.text
-        covariances = [cross_covariance(*xy) for xy in ((image, text), (image, image), (text, text))]
-        w = d.image.T @ whitened_optimum(*covariances, theta) @ d.text @ latent_prompts(model)[1]
-        return w[1] / w[0]
-
-    return jax.lax.map(run, jax.random.split(key, runs))
+# (seed, model, caps, obs, theta) -> (runs,): spurious over core weight of rules learnt from 4000 pairs each.
+learnt = functools.partial(learnt_ratios, rule=whitened, n=4000, runs=400)
 
 
 @pytest.mark.parametrize("theta", [0.5, 1.0])
@@ -115,7 +96,7 @@ def test_rules_learnt_from_samples_tend_to_it(theta):
     """The ratio of weights at n = 4000, d = 6 and 5: a bias of O(1/n), below the resolution of .002."""
     model, obs = intra_class(0.95, 1.0, 0.3), noise(6, 5, 0.5, 0.4)
     for pi in ((1.0, 1.0), (0.3, 0.8)):
-        ratios = learnt(jax.random.key(9), model, captions(*pi), obs, theta, n=4000, runs=400)
+        ratios = learnt(9, model, captions(*pi), obs, theta)
         check = functools.partial(assert_mean_close, ratios[:, None], resolution=2e-3)
 
         def predicted(theta=theta, pi=pi, model=model):
@@ -202,13 +183,11 @@ def test_rules_learnt_from_samples_cross_there():
     model = intra_class(0.95, 1.0, 0.3)
     s = float(crossovers(model)[0])
     obs = noise(6, 5, s, s)
-    ends = [
-        learnt(jax.random.key(k), model, captions(), obs, theta, n=4000, runs=400) for k, theta in ((1, 0.0), (2, 1.0))
-    ]
+    ends = [learnt(k, model, captions(), obs, theta) for k, theta in ((1, 0.0), (2, 1.0))]
     check = functools.partial(assert_mean_close, (ends[0] + ends[1])[:, None], resolution=3e-3)
     check(np.zeros(1))
     obs = noise(6, 5, 1.0, 1.0)
-    off = learnt(jax.random.key(3), model, captions(), obs, 1.0, n=4000, runs=400)
+    off = learnt(3, model, captions(), obs, 1.0)
     rejects(assert_mean_close, (ends[0] + off)[:, None], np.zeros(1), resolution=3e-3)
 
 
@@ -278,9 +257,7 @@ def test_gradients_are_those_of_differences_where_eigenvalues_coincide_too(theta
 
     gradient, value = jit(jax.grad(value)), jit(value)
     for p in (0.5, 0.5 + 1e-9, 0.8):
-        h = 1e-4
-        central = (8 * (value(p + h) - value(p - h)) - value(p + 2 * h) + value(p - 2 * h)) / (12 * h)
-        np.testing.assert_allclose(gradient(jnp.asarray(p)), central, rtol=1e-8)
+        np.testing.assert_allclose(gradient(jnp.asarray(p)), central(value, p), rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -307,12 +284,8 @@ def test_the_number_of_samples_that_a_whitened_rule_needs():
 
         @jit
         def run(key):
-            key_d, key_pairs = jax.random.split(key)
-            d = draw_dictionaries(key_d, model, obs)
-            pairs = sample_pairs(key_pairs, model, caps, obs, n, d)
-            x, t = pairs.image, pairs.text
-            covariances = [cross_covariance(a, b) for a, b in ((x, t), (x, x), (t, t))]
-            off = whitened_optimum(*covariances, 1.0) @ d.text @ prompt[1] - d.image @ jnp.asarray(w)
+            d, pairs = fresh_pairs(key, model, caps, obs, n)
+            off = whitened_optimum(*sample_covariances(pairs), 1.0) @ d.text @ prompt[1] - d.image @ jnp.asarray(w)
             latent = off @ d.image
             return (latent @ jnp.asarray(image) @ latent + s**2 * (off @ off - latent @ latent)) / (w @ image @ w)
 
