@@ -81,6 +81,12 @@ def assert_refuses(words, call, *args, **given):
     return line
 
 
+def refuses(message, call, /, *args, error=ValueError, **kwargs):
+    """call(*args, **kwargs) raises the error, with a message in which the pattern is found."""
+    with pytest.raises(error, match=message):
+        call(*args, **kwargs)
+
+
 def assert_refused(result, *mentioned):
     """(exit code, stdout, stderr) is a refusal: exit 2, and one line that has these words."""
     code, out, err = result

@@ -24,6 +24,7 @@ from mmcl_theory.data import (
     sample_pairs,
     shifted,
 )
+from tests.helpers import refuses
 from tests.statistics import assert_mean_close, rejects
 
 NAN, INF = float("nan"), float("inf")
@@ -119,17 +120,14 @@ def test_constructors_refuse_and_name_argument_range_and_value(monkeypatch, buil
 
 
 def test_constructors_refuse_wrong_entries_of_arrays_and_unknown_maskings():
-    with pytest.raises(ValueError, match=r"^p_spu must be in \[0, 1\], got 1.2.$"):
-        intra_class(**INTRA | {"p_spu": np.array([[0.5, 1.2]])})
-    with pytest.raises(ValueError, match=r"^masking must be one of named, mean, zero, got 'drop'.$"):
-        captions(masking="drop")
+    refuses(r"^p_spu must be in \[0, 1\], got 1.2.$", intra_class, **INTRA | {"p_spu": np.array([[0.5, 1.2]])})
+    refuses(r"^masking must be one of named, mean, zero, got 'drop'.$", captions, masking="drop")
 
 
 @pytest.mark.parametrize("value", [None, [0.5, 1.5], {}, 1j, "0.5", []])
 def test_constructors_refuse_what_is_no_number(monkeypatch, value):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"^p_spu must be in \[0, 1\], got "):
-        intra_class(**INTRA | {"p_spu": value})
+    refuses(r"^p_spu must be in \[0, 1\], got ", intra_class, **INTRA | {"p_spu": value})
 
 
 @pytest.mark.parametrize("edge", [0.0, 1.0])
@@ -428,15 +426,12 @@ def test_without_noise_the_latents_come_back():
 def test_sample_pairs_refuses_sizes_that_do_not_fit():
     model, caps, obs, key = MODELS["inter"](), captions(), observation(**OBSERVATION), jax.random.key(0)
     for n in (1, 0, -3):
-        with pytest.raises(ValueError, match=rf"^n must be an integer >= 2, got {n}\."):
-            sample_pairs(key, model, caps, obs, n)
+        refuses(rf"^n must be an integer >= 2, got {n}\.", sample_pairs, key, model, caps, obs, n)
     for name in ("dim_image", "dim_text"):
         small = observation(**OBSERVATION | {name: 5})
         message = rf"^{name} must be an integer >= 6 \(the number of latents\), got 5\."
-        with pytest.raises(ValueError, match=message):
-            sample_pairs(key, model, caps, small, 4)
-        with pytest.raises(ValueError, match=message):
-            jax.jit(lambda key, small=small: sample_pairs(key, model, caps, small, 4))(key)
+        refuses(message, sample_pairs, key, model, caps, small, 4)
+        refuses(message, jax.jit(lambda key, small=small: sample_pairs(key, model, caps, small, 4)), key)
     d = draw_dictionaries(key, model, obs)
     for name, shape in (("image", r"\(9, 6\), got \(8, 6\)"), ("text", r"\(8, 6\), got \(8, 5\)")):
         wrong = {"image": d.image, "text": d.text} | {name: d.image[:8] if name == "image" else d.text[:, :5]}

@@ -18,6 +18,7 @@ from mmcl_theory.learners import (
     train_linear_mmcl,
     whitened_optimum,
 )
+from tests.helpers import refuses
 from tests.statistics import assert_mean_close, rejects
 
 N, D_I, D_T, R = 24, 5, 4, 3
@@ -90,11 +91,9 @@ def test_bad_sizes_and_scale():
     for position, name in enumerate(("dim_image", "dim_text", "embed_dim")):
         sizes = [3, 3, 3]
         sizes[position] = 0
-        with pytest.raises(ValueError, match=rf"{name} must be an integer >= 1, got 0\."):
-            init_encoders(key, *sizes, 1.0)
+        refuses(rf"{name} must be an integer >= 1, got 0\.", init_encoders, key, *sizes, 1.0)
     for scale in (0.0, -1.0, float("inf")):
-        with pytest.raises(ValueError, match=rf"scale must be finite and > 0, got {scale:g}\."):
-            init_encoders(key, 3, 3, 3, scale)
+        refuses(rf"scale must be finite and > 0, got {scale:g}\.", init_encoders, key, 3, 3, 3, scale)
 
 
 # The linear loss
@@ -371,15 +370,11 @@ def test_bad_training_arguments():
     c = jnp.ones((D_I, D_T))
     for steps in (0, -3):
         for call in (train, functools.partial(train_linear_mmcl, encoders, c, optimizer=sgd)):
-            with pytest.raises(ValueError, match=rf"steps must be an integer >= 1, got {steps}\."):
-                call(steps=steps)
-    with pytest.raises(ValueError, match=r"batch_size must be an integer >= 2, got 1\."):
-        train(steps=1, batch_size=1)
-    with pytest.raises(ValueError, match=rf"batch_size must be an integer in 2\.\.{N}, got {N + 1}\."):
-        train(steps=1, batch_size=N + 1)
+            refuses(rf"steps must be an integer >= 1, got {steps}\.", call, steps=steps)
+    refuses(r"batch_size must be an integer >= 2, got 1\.", train, steps=1, batch_size=1)
+    refuses(rf"batch_size must be an integer in 2\.\.{N}, got {N + 1}\.", train, steps=1, batch_size=N + 1)
     for rho in (-0.1, float("inf")):
-        with pytest.raises(ValueError, match=rf"rho must be finite and >= 0, got {rho:g}\."):
-            train(steps=1, rho=rho)
+        refuses(rf"rho must be finite and >= 0, got {rho:g}\.", train, steps=1, rho=rho)
     for rho in (0.0, -0.1):
         with pytest.raises(ValueError, match=rf"rho must be finite and > 0, got {rho:g}\."):
             train_linear_mmcl(encoders, c, rho=rho, optimizer=sgd, steps=1)

@@ -13,6 +13,7 @@ from mmcl_theory.zero_shot import linear_rule_accuracy
 from proofs_checks.ambient import exact_accuracy, groups, noise
 from proofs_checks.ambient import jit_long as jit
 from proofs_checks.x6 import INITIAL, RHO, accuracies_along, descended
+from tests.helpers import refuses
 from tests.statistics import assert_mean_close, rejects
 
 pytestmark = pytest.mark.slow
@@ -91,12 +92,9 @@ def test_accuracy_along_training_in_ambient_space(time):
 
 def test_wrong_values_are_refused():
     for args, name in (((-1.0, 1.0), "time"), ((1.0, -1.0), "singular_value"), ((1.0, 1.0, 0.0), "rho")):
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            mode_strength(*args)
-    with pytest.raises(ValueError, match="initial must be"):
-        mode_strength(1.0, 1.0, 1.0, 0.0)
+        refuses(f"{name} must be", mode_strength, *args)
+    refuses("initial must be", mode_strength, 1.0, 1.0, 1.0, 0.0)
     for model in (MODEL, MODEL.as_mixture()):
         for name, values in (("time", [-1.0, 2.0]), ("rho", [0.0, 1.0]), ("initial", [1.0, -1.0])):
             arguments = {"time": 1.0, name: jnp.array(values)}
-            with pytest.raises(ValueError, match=f"{name} must be"):
-                training_accuracy(model, **arguments)
+            refuses(f"{name} must be", training_accuracy, model, **arguments)

@@ -30,8 +30,9 @@ from mmcl_theory.theory.info_nce_mixtures import (
 )
 from proofs_checks.ambient import groups, noise, ratio
 from proofs_checks.ambient import jit_long as jit
-from proofs_checks.x10 import gradients, setting
+from proofs_checks.x10 import POLICIES, TRAINED, gradients, setting
 from tests.differences import assert_slopes, central
+from tests.helpers import refuses
 from tests.statistics import assert_mean_close, rejects
 
 pytestmark = pytest.mark.slow
@@ -85,16 +86,14 @@ def test_standard_error_is_the_spread_over_batches():
 def test_trained_encoders_of_the_caption_table():
     """Aligned, conflicting of encoders trained by Adam, batch 1024, 8,000 steps, one run: X10, two digits."""
     model, obs = intra_class(0.99, 1.0, 0.1), noise(6, 5, 0.3, 0.3)
-    trained = {(1, 1): (0.613, 0.944), (1, 0.5): (0.786, 0.869), (1, 0): (0.876, 0.775), (0.5, 0.5): (0.909, 0.714)}
-    trained |= {(0, 0): (0.999, 0.006), (0, 1): (0.986, 0.329)}
-    for (pi_core, pi_spu), want in trained.items():
-        caps = captions(float(pi_core), float(pi_spu))
+    for policy, want in zip(POLICIES, TRAINED, strict=True):
+        caps = captions(*policy)
         found = optimum(model, caps, obs)
         assert found.residual < 1e-12
         np.testing.assert_allclose(groups(found.accuracy(model, obs)), want, atol=5e-3)
         # The Gaussian formula is off by ten times that, except for label-only captions.
         gaussian = whitened_rule(model, caps, obs)
-        if (pi_core, pi_spu) != (0, 0):
+        if policy != (0, 0):
             assert abs(ratio(gaussian) - ratio(found.score[:, 0])) > 0.03
 
 
@@ -143,10 +142,8 @@ def test_no_minimum_is_reported():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="batch_size must be an integer >= 2, got 1"):
         info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 1, 10)
-    with pytest.raises(ValueError, match="batches must be an integer >= 2, got 1"):
-        info_nce_batch_optimum(jax.random.key(0), MODEL, CAPS, OBS, 8, 1)
-    with pytest.raises(ValueError, match="nodes must be an integer >= 2, got 1"):
-        info_nce_optimum(MODEL, CAPS, OBS, 1)
+    refuses("batches must be an integer >= 2, got 1", info_nce_batch_optimum, jax.random.key(0), MODEL, CAPS, OBS, 8, 1)
+    refuses("nodes must be an integer >= 2, got 1", info_nce_optimum, MODEL, CAPS, OBS, 1)
 
 
 # Balanced captions
@@ -377,8 +374,7 @@ def test_what_is_not_covered():
         (model.as_mixture(), caps, 48),
         (model.as_mixture(), caps, 1),
     ):
-        with pytest.raises(ValueError, match="points must be"):
-            info_nce_optimum(wrong, with_captions, OBS, points=points)
+        refuses("points must be", info_nce_optimum, wrong, with_captions, OBS, points=points)
     with pytest.raises(TypeError, match="InterClass must define as_mixture"):
         info_nce_optimum(inter_class(2, 0.9, 1.0, 0.4), CAPS, OBS)
     silent = mixture([0.5, 0.5], np.array([[-1.0], [1.0]]), np.zeros((1, 1)), [0, 1])

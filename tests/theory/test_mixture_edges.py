@@ -11,6 +11,7 @@ from scipy.stats import multivariate_normal
 import mmcl_theory as mt
 from mmcl_theory import _orthant, learners, theory
 from mmcl_theory.data import AccuracyByGroup, Captions, IntraClass, Mixture
+from tests.helpers import refuses
 
 OBS = mt.observation(6, 5, 0.1, 0.1)
 orthant = jax.jit(_orthant.positive)
@@ -66,8 +67,7 @@ class Silent(Captions):
 def test_captions_of_ones_own_are_not_taken_for_others():
     caps = Silent(*jax.tree.leaves(mt.captions()), "named")
     for call in (theory.mmcl_accuracy, theory.whitened_accuracy, theory.ridge_accuracy, mt.moments):
-        with pytest.raises(TypeError, match="Silent"):
-            call(mt.intra_class(0.9, 1.0, 0.1), caps)
+        refuses("Silent", call, mt.intra_class(0.9, 1.0, 0.1), caps, error=TypeError)
 
 
 @pytest.mark.costly
@@ -82,8 +82,7 @@ def test_classes_that_are_tied_share_the_answer(k):
 def test_an_embedding_beyond_what_the_outliers_can_be_is_refused():
     model, obs = four_groups(), mt.observation(300, 200, 3.0, 3.0)
     assert theory.outliers(model, None, obs, 600.0).exists.shape == (4,)
-    with pytest.raises(NotImplementedError, match="embed_dim > 4"):
-        theory.mmcl_accuracy(model, None, obs, 600.0, embed_dim=5)
+    refuses("embed_dim > 4", theory.mmcl_accuracy, model, None, obs, 600.0, embed_dim=5, error=NotImplementedError)
 
 
 def test_a_probe_sees_no_direction_that_the_loss_has_not_learnt():
@@ -99,8 +98,7 @@ def test_a_probe_sees_no_direction_that_the_loss_has_not_learnt():
 def test_a_model_without_as_mixture_has_no_finite_n():
     from tests.theory.test_mixtures import Corners
 
-    with pytest.raises(NotImplementedError, match="Corners has no as_mixture"):
-        theory.mmcl_accuracy(Corners(), None, OBS, 100.0)
+    refuses("Corners has no as_mixture", theory.mmcl_accuracy, Corners(), None, OBS, 100.0, error=NotImplementedError)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-8])
@@ -145,8 +143,7 @@ def other_captions(model):
     ],
 )
 def test_what_disagrees_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(four_groups())
+    refuses(message, call, four_groups())
 
 
 @pytest.mark.costly

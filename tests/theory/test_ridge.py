@@ -24,6 +24,7 @@ from mmcl_theory.zero_shot import latent_prompts, linear_rule_accuracy
 from proofs_checks.ambient import groups, noise
 from proofs_checks.x11 import covariances
 from tests.differences import assert_slopes
+from tests.helpers import refuses
 
 pytestmark = pytest.mark.slow
 
@@ -400,15 +401,9 @@ def test_wrong_arguments_are_refused():
         lambda k: ridge_rule(model, kappa=k),
     ):
         for bad in (-1.0, np.nan):
-            with pytest.raises(ValueError, match=r"kappa must be in \[0, inf\], got"):
-                call(bad)
-    with pytest.raises(ValueError, match="kappa must be finite and >= 0, got -1"):
-        info_nce_optimum(model, captions(), OBS, 16, -1.0)
-    with pytest.raises(ValueError, match="time must be finite and >= 0, got inf"):
-        gradient_flow(*parts, np.inf)
-    with pytest.raises(ValueError, match=r"nu must be finite and >= 0, got -0\.1"):
-        nuclear_norm_optimum(*parts, -0.1)
-    with pytest.raises(ValueError, match="max_steps must be an integer >= 1, got 0"):
-        nuclear_norm_optimum(*parts, 0.1, 0)
-    with pytest.raises(ValueError, match="prompts must be one of"):
-        optimal_ridge(model, prompts="none")
+            refuses(r"kappa must be in \[0, inf\], got", call, bad)
+    refuses("kappa must be finite and >= 0, got -1", info_nce_optimum, model, captions(), OBS, 16, -1.0)
+    refuses("time must be finite and >= 0, got inf", gradient_flow, *parts, np.inf)
+    refuses(r"nu must be finite and >= 0, got -0\.1", nuclear_norm_optimum, *parts, -0.1)
+    refuses("max_steps must be an integer >= 1, got 0", nuclear_norm_optimum, *parts, 0.1, 0)
+    refuses("prompts must be one of", optimal_ridge, model, prompts="none")
