@@ -64,10 +64,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "0.5 + 2 / jnp.where(says, room, 1.0) + 0 * room -> 0.5 + 2 / jnp.where(says, room, 1.0) - 0 * room",
     ): "equivalent: 0 times room passes NaN on, whatever its sign",
     ("bulk_edge", "_edge(a_i, a_t) -> _edge(a_t, a_i)"): _SYMMETRIC,
-    (
-        "bulk_edge",
-        "_squared_value(_edge(a_i, a_t), a_i, a_t) -> _squared_value(_edge(a_i, a_t), a_t, a_i)",
-    ): _SYMMETRIC,
+    ("bulk_edge", "_squared_value(_edge(a_i, a_t), a_i, a_t) -> _squared_value(_edge(a_i, a_t), a_t, a_i)"): _SYMMETRIC,
     (
         "_adjugate",
         "pair_matrix(matrix[..., 1, 1], -matrix[..., 0, 1], -matrix[..., 1, 0], matrix[..., 0, 0])"

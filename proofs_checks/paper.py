@@ -73,12 +73,7 @@ LINES = (
         verdict="holds, with equality",
     ),
     Line("Corollary 4.5", "MMCL: acc_P* at p = 1, s_c = 1, s_s = 0", ".81", ("T2", "shifted_in_the_paper_s_limit")),
-    Line(
-        "Corollary 4.5",
-        "no linear rule's acc_P* is above .85, s_c = 1",
-        ".85",
-        ("T2", "no_rule_is_better"),
-    ),
+    Line("Corollary 4.5", "no linear rule's acc_P* is above .85, s_c = 1", ".85", ("T2", "no_rule_is_better")),
     Line(
         "Appendix E.1",
         "SL in distribution: at least 99.4%; X1's curve, least of three sizes",

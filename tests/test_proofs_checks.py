@@ -19,6 +19,7 @@ import pytest
 import scipy.stats
 import sympy
 
+import mmcl_theory as mt
 from proofs_checks import __main__ as command
 from proofs_checks import ambient, ledger, mutants, pages, paper, run, store, symbolic, t2, t5
 from tests.helpers import exit_code
@@ -139,19 +140,10 @@ def test_refuted_needs_the_statement_to_fail_and_the_right_one_to_hold():
 
 def test_symbolic_moments_are_those_of_drawn_latents():
     """The sums over draws against SymPy-free enumeration at one point: two pairs, masking "named"."""
-    import mmcl_theory as mt
-    from mmcl_theory.data import all_pairs
-
-    values = {
-        symbolic.p: 0.8,
-        symbolic.pi: 0.6,
-        symbolic.pi_s: 0.3,
-        symbolic.al: 1.2,
-        symbolic.be: 0.5,
-        symbolic.bs: 0.3,
-    }
-    found = np.array(symbolic.inter_class(2)["zu"].subs(values), float)
-    want = all_pairs(mt.moments(mt.inter_class(2, 0.8, 1.2, 0.5, 0.3), mt.captions(0.6, 0.3)).zu, 2)
+    symbols = symbolic.p, symbolic.pi, symbolic.pi_s, symbolic.al, symbolic.be, symbolic.bs
+    point = dict(zip(symbols, (0.8, 0.6, 0.3, 1.2, 0.5, 0.3), strict=True))
+    found = np.array(symbolic.inter_class(2)["zu"].subs(point), float)
+    want = mt.data.all_pairs(mt.moments(mt.inter_class(2, 0.8, 1.2, 0.5, 0.3), mt.captions(0.6, 0.3)).zu, 2)
     np.testing.assert_allclose(found, want, atol=1e-12)
 
 
@@ -171,13 +163,13 @@ def test_a_check_that_raises_is_a_row_that_fails(monkeypatch):
     assert "BAD" in run.summary([row])
 
 
-def test_quick_rows_hold_and_are_written(tmp_path, monkeypatch, capsys):
+def test_quick_rows_hold_and_are_written(target, monkeypatch, capsys):
     monkeypatch.setattr(t2, "CHECKS", (t2.number_in_digits, t2.moments_from_the_definition))
     rows = run.ledger(["T2"], 1, workers=1)
     assert [row.verdict for row in rows] == ["holds", "holds"] and all(row.good for row in rows)
     assert capsys.readouterr().out.count("holds, ") == 2
-    store.write(tmp_path / "l.json", {"T2": t2.STATEMENT}, rows, "quick", store.version())
-    content = json.loads((tmp_path / "l.json").read_text())
+    store.write(target, {"T2": t2.STATEMENT}, rows, "quick", store.version())
+    content = json.loads(target.read_text())
     assert content["rows"][0]["gap"]["predicted"] == 0.81232763 and content["rows"][0]["good"]
     assert list(content["statements"]) == ["T2"] and jax.config.jax_enable_x64
 
@@ -206,6 +198,22 @@ def called(*arguments):
 
 
 @pytest.fixture
+def target(tmp_path):
+    return tmp_path / "l.json"
+
+
+def rows_in(target):
+    return json.loads(target.read_text())["rows"]
+
+
+def change_row(target, number, change):
+    """Apply the change to a row in the file."""
+    content = json.loads(target.read_text())
+    change(content["rows"][number])
+    target.write_text(json.dumps(content))
+
+
+@pytest.fixture
 def three(monkeypatch):
     """T2 and T5 with three quick checks; the list of those that were judged, and the one at which the run stops."""
     judged, stop = [], []
@@ -225,78 +233,67 @@ def three(monkeypatch):
     return judged, stop
 
 
-def test_a_stopped_run_keeps_its_rows_and_goes_on(three, tmp_path, capsys):
+def test_a_stopped_run_keeps_its_rows_and_goes_on(three, target, capsys):
     judged, stop = three
-    target = tmp_path / "l.json"
     stop.append("second")
     assert called("--only=T2,T5", f"--json={target}") == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted;")
-    assert [row["check"] for row in json.loads(target.read_text())["rows"]] == ["first"]
+    assert [row["check"] for row in rows_in(target)] == ["first"]
     stop.clear()
     assert called("--only=T2,T5", f"--json={target}") == 0
     assert judged == ["first", "second", "third"] and "3 of 3 rows are good" in capsys.readouterr().out
-    rows = json.loads(target.read_text())["rows"]
+    rows = rows_in(target)
     assert [row["check"] for row in rows] == judged and rows[0]["wrong"] == [["infinite", "inf"]]
     assert called("--only=T2,T5", f"--json={target}") == 0 and len(judged) == 3
     assert called("--only=T2,T5", f"--json={target}", "--overwrite") == 0 and len(judged) == 6
 
 
-def test_rows_of_other_statements_stay(three, tmp_path):
-    target = tmp_path / "l.json"
+def test_rows_of_other_statements_stay(three, target):
     for label in ("T5", "T2"):
         assert called(f"--only={label}", f"--json={target}") == 0
-    content = json.loads(target.read_text())
-    assert list(content["statements"]) == ["T2", "T5"] and [row["label"] for row in content["rows"]] == [
-        "T2",
-        "T2",
-        "T5",
-    ]
+    assert list(json.loads(target.read_text())["statements"]) == ["T2", "T5"]
+    assert [row["label"] for row in rows_in(target)] == ["T2", "T2", "T5"]
 
 
 @pytest.mark.parametrize("change", ["--overwrite", "--profile=full", "sources"])
-def test_rows_of_other_statements_stay_whatever_judged_them(change, three, tmp_path, monkeypatch):
+def test_rows_of_other_statements_stay_whatever_judged_them(change, three, target, monkeypatch):
     """T2's own rows are judged again and replaced."""
     judged, _ = three
-    target = tmp_path / "l.json"
     assert called("--only=T2,T5", f"--json={target}") == 0
-    before = json.loads(target.read_text())["rows"]
+    before = rows_in(target)
     if change == "sources":
         monkeypatch.setattr(store, "version", lambda: "changed")
     assert called("--only=T2", f"--json={target}", *[change] * (change != "sources")) == 0
-    rows = json.loads(target.read_text())["rows"]
+    rows = rows_in(target)
     assert judged == ["first", "second", "third", "first", "second"]
     assert [row["check"] for row in rows] == judged[:3] and rows[2] == before[2] and rows[:2] != before[:2]
     origins = [(row["profile"], row["version"]) for row in rows]
     assert origins[0] == origins[1] and (origins[1] == origins[2]) == (change == "--overwrite")
 
 
-def test_rows_of_other_code_or_another_profile_are_judged_again(three, tmp_path, monkeypatch):
+def test_rows_of_other_code_or_another_profile_are_judged_again(three, target, monkeypatch):
     judged, _ = three
-    target = tmp_path / "l.json"
     for options in ([], ["--profile=full"]):
         assert called("--only=T5", f"--json={target}", *options) == 0
     monkeypatch.setattr(store, "version", lambda: "changed")
     assert called("--only=T5", f"--json={target}", "--profile=full") == 0
-    rows = json.loads(target.read_text())["rows"]
+    rows = rows_in(target)
     assert judged == ["third"] * 3 and [(row["profile"], row["version"]) for row in rows] == [("full", "changed")]
 
 
-def test_numbers_come_back_as_written(tmp_path):
+def test_numbers_come_back_as_written(target):
     """Minus infinity is not infinity; what has no standard error has none."""
     gap = ledger.Gap(predicted=-np.inf, measured=0.5, se=None, z=np.inf, limit=1.0)
     row = ledger.Row("", gap, ledger.REFUTED, (("as stated", np.inf),), "T2", "first", 0.1)
-    store.write(tmp_path / "l.json", {"T2": ""}, [row], "quick", store.version())
-    (found,) = store.read(tmp_path / "l.json", "quick", ["T2"])[0].values()
+    store.write(target, {"T2": ""}, [row], "quick", store.version())
+    (found,) = store.read(target, "quick", ["T2"])[0].values()
     assert found == row and found != dataclasses.replace(row, gap=dataclasses.replace(gap, predicted=np.inf))
 
 
-def test_a_row_that_is_not_good_is_judged_again(tmp_path, three):
+def test_a_row_that_is_not_good_is_judged_again(target, three):
     judged, _ = three
-    target = tmp_path / "l.json"
     assert called("--only=T2", f"--json={target}") == 0
-    content = json.loads(target.read_text())
-    content["rows"][1]["good"] = False
-    target.write_text(json.dumps(content))
+    change_row(target, 1, lambda row: row.update(good=False))
     assert called("--only=T2", f"--json={target}") == 0 and judged == ["first", "second", "second"]
 
 
@@ -311,21 +308,17 @@ def test_the_version_is_of_the_sources(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"profile": "quick", "rows', b"\xff\xfe", b"[" * 100_000])
-def test_a_damaged_file_is_one_line_and_stays(content, tmp_path, capsys, three):
-    target = tmp_path / "l.json"
+def test_a_damaged_file_is_one_line_and_stays(content, target, capsys, three):
     target.write_bytes(content)
     assert "cannot be read as a ledger" in refused(command, capsys, "--only=T2", f"--json={target}")
     assert target.read_bytes() == content
     assert called("--only=T2", f"--json={target}", "--overwrite") == 0
 
 
-def test_a_damaged_row_is_one_line(tmp_path, capsys, three):
-    target = tmp_path / "l.json"
+def test_a_damaged_row_is_one_line(target, capsys, three):
     assert called("--only=T2", f"--json={target}") == 0
     capsys.readouterr()
-    content = json.loads(target.read_text())
-    del content["rows"][0]["gap"]["z"]
-    target.write_text(json.dumps(content))
+    change_row(target, 0, lambda row: row["gap"].pop("z"))
     assert "cannot be read as a ledger" in refused(command, capsys, "--only=T2", f"--json={target}")
 
 
@@ -342,9 +335,8 @@ def workers_of(group):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_processes_end_with_a_stopped_run(sent, code, tmp_path):
+def test_processes_end_with_a_stopped_run(sent, code, target):
     """A signal to all processes of the run, as Ctrl-C sends it, once a row is stored."""
-    target = tmp_path / "l.json"
     command = [sys.executable, "-m", "proofs_checks", "--only=T1,T2,T3", f"--json={target}"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -355,7 +347,7 @@ def test_processes_end_with_a_stopped_run(sent, code, tmp_path):
     lines = process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == code
     assert [line for line in lines if line.startswith("error: interrupted;")] == [lines[-1]]
-    assert not any("Traceback" in line for line in lines) and json.loads(target.read_text())["rows"]
+    assert not any("Traceback" in line for line in lines) and rows_in(target)
     assert not workers_of(process.pid)
 
 
@@ -381,9 +373,8 @@ def test_the_paper_s_table_says_what_the_ledger_found():
     refuted = records | {rate.check: a_record(rate, verdict=ledger.REFUTED)}
     assert paper.cells(list(refuted.values()))[1][-1] == "refuted as stated (T1)"
     bad = records | {rate.check: a_record(rate, good=False)}
-    assert paper.cells(list(bad.values()))[1][
-        -1
-    ] == "FAILS (T1)" and "FAILS ([T1](statements/T1.md)) |" in paper.markdown(list(bad.values()))
+    assert paper.cells(list(bad.values()))[1][-1] == "FAILS (T1)"
+    assert "FAILS ([T1](statements/T1.md)) |" in paper.markdown(list(bad.values()))
     del records[rate.check]
     assert paper.cells(list(records.values()))[1][-1] == "not judged (T1)"
 
@@ -540,12 +531,16 @@ def test_the_skeleton_of_a_statement_holds(capsys):
 # Pages
 
 
-def test_pages_hold_mathematics_functions_and_rows(tmp_path):
-    row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
-    rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
+def of_every_statement(row):
+    """Texts of all statements, and the row as a row of each."""
     statements = {label: run.module(label).STATEMENT for label in command.LABELS}
-    store.write(tmp_path / "l.json", statements, rows, "quick", store.version())
-    pages.write(json.loads((tmp_path / "l.json").read_text()), tmp_path / "out")
+    return statements, [dataclasses.replace(row, label=label) for label in command.LABELS]
+
+
+def test_pages_hold_mathematics_functions_and_rows(tmp_path, target):
+    row = ledger.judge("a | claim", ledger.mean(RNG.normal(size=(50, 1)), bias=0.1), 0.0, {"ten": 10.0})
+    store.write(target, *of_every_statement(row), "quick", store.version())
+    pages.write(json.loads(target.read_text()), tmp_path / "out")
     text = (tmp_path / "out" / "X6.md").read_text()
     assert "strong modes first" in text and "| 0.1 |" in text
     assert "* [`mmcl_theory.theory.mode_strength`](../../mmcl_theory/theory/dynamics.py): " in text
@@ -571,22 +566,17 @@ def test_pictures_of_pages_have_a_title_a_caption_and_their_command():
         pages.gallery_entry("head.png")
 
 
-def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
+def test_pages_are_of_one_profile_and_version(tmp_path, target, capsys):
     row = ledger.judge("", ledger.close(1.0, 0.1), 1.0, {"two": 2.0})
-    rows = [dataclasses.replace(row, label=label) for label in command.LABELS]
-    statements = {label: run.module(label).STATEMENT for label in command.LABELS}
-    target = tmp_path / "l.json"
+    statements, (first, *rows) = of_every_statement(row)
+    other = store._record(first) | {"profile": "quick", "version": "a"}
     for profile in ("quick", "full"):
-        store.write(
-            target, statements, rows[1:], profile, "a", [store._record(rows[0]) | {"profile": "quick", "version": "a"}]
-        )
+        store.write(target, statements, rows, profile, "a", [other])
         if profile == "quick":
             pages.write(json.loads(target.read_text()), tmp_path / "one")
     error = refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
-    assert (
-        f"different profiles or versions of the code (T1, {command.LABELS[-1]})" in error
-        and not (tmp_path / "two").exists()
-    )
+    assert f"different profiles or versions of the code (T1, {command.LABELS[-1]})" in error
+    assert not (tmp_path / "two").exists()
     store.write(target, statements, [], "quick", "a")
     assert "no rows; judge all again" in refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'two'}")
 
@@ -594,9 +584,9 @@ def test_pages_are_of_one_profile_and_version(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"profile": 1}', '{"profile": "quick", "statements": {"T2": ""}, "rows": []}']
 )
-def test_pages_refuse_what_is_no_ledger(content, tmp_path, capsys):
-    (tmp_path / "l.json").write_text(content)
-    error = refused(pages, capsys, f"--json={tmp_path / 'l.json'}", f"--out={tmp_path / 'out'}")
+def test_pages_refuse_what_is_no_ledger(content, tmp_path, target, capsys):
+    target.write_text(content)
+    error = refused(pages, capsys, f"--json={target}", f"--out={tmp_path / 'out'}")
     assert "l.json" in error and not (tmp_path / "out").exists()
 
 
