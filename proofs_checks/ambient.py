@@ -52,7 +52,7 @@ def groups(accuracy):
 
 
 def shares(scores, test):
-    """(2,): shares by group of the test pairs or latents whose own class has the highest score, a class a column."""
+    """(2,): the share of each group's test pairs or latents whose own class scores highest. scores: (n, classes)."""
     aligned = mt.is_aligned(test.label, test.attribute)
     return groups(zero_shot.sampled_accuracy(scores, mt.class_index(test.label), aligned))
 
@@ -183,9 +183,9 @@ def drawn_scores(key, model, caps, obs, *, n: int, runs: int):
 
 
 def accuracy_of_halves(key, model, caps, obs, *, n: int, runs: int):
-    """(runs, 2): of rules learnt from n pairs of any model, shares by group of 2n images from P* that are right.
+    """(runs, 2): accuracy by group, on 2n images from P*, of rules learnt from n pairs; without bias of order 1/n.
 
-    Twice the share of all pairs' rule, less the mean of those of its halves': what is left is of order n^-2.
+    Twice the accuracy of the rule of all n pairs, less the mean accuracy of the rules of its two halves.
     """
 
     def run(key):

@@ -66,7 +66,7 @@ def two_latents() -> mt.data.Mixture:
 
 
 def poor_captions(model: mt.data.Mixture, **change) -> mt.data.GroupCaptions:
-    """Details left out, blurred and mistaken, each in another measure by coordinate, but for a change."""
+    """Captions that leave out, blur and mistake details, at rates that differ by coordinate, with some replaced."""
     faults = {"mention": [0.9, 0.7, 0.6, 0.4], "wrong": [0.1, 0.4, 0.25, 0.0], "blur": [0.0, 0.3, 0.2, 0.5]}
     return mt.group_captions(model, **(faults | change))
 

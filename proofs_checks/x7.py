@@ -44,9 +44,9 @@ def singular_values(effort):
     )
 
 
-def cases(count):
+def cases(count, seed=0):
     """k, gx, gy of two signals and eta, hx, hy of three nuisances, at random."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     k, gx, gy = rng.uniform(0.3, 1.5, (count, 2)), rng.uniform(0, 2, (count, 2)), rng.uniform(0, 2, (count, 2))
     hx, hy = rng.uniform(0.2, 3, (count, 3)), rng.uniform(0.2, 3, (count, 3))
     return k, gx, gy, rng.uniform(0, 1, (count, 3)) * np.sqrt(hx * hy), hx, hy

@@ -6,8 +6,7 @@ import jax
 
 from mmcl_theory.data import class_index
 from mmcl_theory.learners import cross_covariance, linear_optimum
-from proofs_checks.ambient import exact_accuracy, fresh_pairs
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import exact_accuracy, fresh_pairs, jit_long
 
 PER_BLOCK = 4
 
@@ -23,7 +22,7 @@ def unweighted(pairs, prompt, weight):
     return truncated | {"matched": cross_covariance(pairs.image, pairs.text @ prompt[:, None])[:, 0]}
 
 
-@functools.partial(jit, static_argnames=("learner", "n", "runs"))
+@functools.partial(jit_long, static_argnames=("learner", "n", "runs"))
 def learnt_rules(key, model, caps, obs, weight=0.5, *, learner=weighted, n, runs):
     """{rule: (exact accuracies, latent parts of the rule), each (runs, 2)}; PER_BLOCK runs share dictionaries."""
 

@@ -10,15 +10,14 @@ import pytest
 
 from mmcl_theory.data import captions, intra_class
 from mmcl_theory.theory import mmcl_accuracy, optimal_same_class_weight, strong_spurious_threshold
-from proofs_checks.ambient import jit_long as jit
-from proofs_checks.ambient import noise
+from proofs_checks.ambient import jit_long, noise
 from tests.statistics import assert_mean_close, rejects
 from tests.theory.learnt import learnt_rules
 
 pytestmark = pytest.mark.slow
 
-accuracy = jit(mmcl_accuracy)
-optimum = jit(optimal_same_class_weight)
+accuracy = jit_long(mmcl_accuracy)
+optimum = jit_long(optimal_same_class_weight)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 0.8])
@@ -75,7 +74,7 @@ def test_optimum_is_unknown_where_the_formula_that_wins_does_not_hold():
     def shifted(p, n):
         return optimal_same_class_weight(dataclasses.replace(model, p_spu=p), caps, obs, n).shifted
 
-    slope = jit(jax.grad(shifted))
+    slope = jit_long(jax.grad(shifted))
     few, many = (optimum(model, caps, obs, n) for n in (200.0, 1e6))
     assert all(jnp.isnan(x) for x in jax.tree.leaves(few)) and jnp.isnan(slope(0.7, 200.0))
     assert all(jnp.isfinite(x) for x in jax.tree.leaves(many)) and jnp.isfinite(slope(0.7, 1e6))

@@ -10,8 +10,7 @@ import pytest
 from mmcl_theory.data import captions, intra_class, moments
 from mmcl_theory.theory import mmcl_accuracy, mode_strength, training_accuracy
 from mmcl_theory.zero_shot import linear_rule_accuracy
-from proofs_checks.ambient import exact_accuracy, groups, noise
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import exact_accuracy, groups, jit_long, noise
 from proofs_checks.x6 import INITIAL, RHO, accuracies_along, descended
 from tests.helpers import refuses
 from tests.statistics import assert_mean_close, rejects
@@ -19,8 +18,8 @@ from tests.statistics import assert_mean_close, rejects
 pytestmark = pytest.mark.slow
 
 MODEL, CAPS = intra_class(0.95, 1.0, 0.3), captions(0.7, 0.9)
-strength = jit(mode_strength)
-accuracy = jit(training_accuracy, static_argnames=("prompts",))
+strength = jit_long(mode_strength)
+accuracy = jit_long(training_accuracy, static_argnames=("prompts",))
 
 
 @pytest.mark.parametrize("time", [1.0, 2.0, 4.0])

@@ -19,8 +19,7 @@ from mmcl_theory.theory import (
     whitened_accuracy,
     whitened_rule,
 )
-from proofs_checks.ambient import groups, noise
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import groups, jit_long, noise
 from tests.differences import assert_slopes
 
 law = jax.jit(outliers)
@@ -171,7 +170,7 @@ def test_info_nce_at_the_default_captions():
     def shifted(pi):
         return info_nce_optimum(model, Captions(pi, pi, "named"), obs).accuracy(model, obs).shifted
 
-    f, slope = jit(shifted), jit(jax.grad(shifted))
+    f, slope = jit_long(shifted), jit_long(jax.grad(shifted))
     h = 1e-4
     difference = (3 * f(1.0) - 4 * f(1 - h) + f(1 - 2 * h)) / (2 * h)
     np.testing.assert_allclose(slope(1.0), difference, rtol=1e-4)

@@ -17,16 +17,15 @@ from mmcl_theory.learners import sample_rule_statistics
 from mmcl_theory.theory import mmcl_accuracy, mmcl_accuracy_cumulants, mmcl_mean_accuracy, mmcl_rule
 from mmcl_theory.theory.finite_sample import _cells, _product_moments, _rule_law
 from mmcl_theory.zero_shot import linear_rule_accuracy
-from proofs_checks.ambient import groups, noise
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import groups, jit_long, noise
 from tests.statistics import assert_mean_close, rejects
 from tests.theory.learnt import learnt_rules
 
 pytestmark = pytest.mark.slow
 
-mean_accuracy = jit(mmcl_mean_accuracy, static_argnames="prompts")
-limit_accuracy = jit(mmcl_accuracy, static_argnames="prompts")
-cumulants = jit(mmcl_accuracy_cumulants)
+mean_accuracy = jit_long(mmcl_mean_accuracy, static_argnames="prompts")
+limit_accuracy = jit_long(mmcl_accuracy, static_argnames="prompts")
+cumulants = jit_long(mmcl_accuracy_cumulants)
 N = 64
 OBS = noise(N // 2, 2, 1.0, 1.0)
 RUNS = 10_000
@@ -207,9 +206,9 @@ def test_derivative_without_any_noise():
             intra_class(p, 0.0, 0.0, 1.0, 3.0), captions(), observation(5, 5, 0.0, 0.0), 20.0
         ).conflicting
 
-    value, h = jit(conflicting), 1e-4
+    value, h = jit_long(conflicting), 1e-4
     central = (value(0.6 + h) - value(0.6 - h)) / (2 * h)
-    np.testing.assert_allclose(jit(jax.grad(conflicting))(0.6), central, rtol=1e-5)
+    np.testing.assert_allclose(jit_long(jax.grad(conflicting))(0.6), central, rtol=1e-5)
     assert central < -3
 
 
@@ -231,7 +230,7 @@ STEEP = {
 def test_a_rule_that_varies_as_much_as_it_is_large(name):
     """Where mu_spu >> mu_core an expansion left [0, 1]. The rule is drawn exactly; the law's error is below .003."""
     model, caps, obs, n, prompts = STEEP[name]
-    draw = jit(jax.vmap(lambda key: sample_rule_statistics(key, model, caps, obs, float(n), None, prompts)))
+    draw = jit_long(jax.vmap(lambda key: sample_rule_statistics(key, model, caps, obs, float(n), None, prompts)))
     rules, norms = draw(jax.random.split(jax.random.key(3), 100_000))
     samples = np.asarray(groups(linear_rule_accuracy(model, rules, norms, obs.sd_image)))
     got = np.asarray(groups(mean_accuracy(model, caps, obs, float(n), prompts=prompts)))
@@ -299,7 +298,7 @@ def test_the_shifted_accuracy_is_quadratic_at_one_half():
 def test_sure_groups_have_cumulants_and_those_that_a_rule_may_lose_have_none(sigma, noise_text, n, sure):
     """Phi^-1(acc) is over 11, and its fluctuations over .3: the runs say whether the accuracy stays near 1."""
     model, obs = intra_class(0.7, sigma, sigma), noise(5, 5, 0.0, noise_text)
-    draw = jit(jax.vmap(lambda key: sample_rule_statistics(key, model, captions(), obs, float(n))))
+    draw = jit_long(jax.vmap(lambda key: sample_rule_statistics(key, model, captions(), obs, float(n))))
     rules, norms = draw(jax.random.split(jax.random.key(0), 2000))
     near_1 = np.asarray(groups(linear_rule_accuracy(model, rules, norms, obs.sd_image))) > 1 - 1e-5
     got = np.asarray(cumulants(model, captions(), obs, float(n)))

@@ -28,8 +28,7 @@ from mmcl_theory.theory.info_nce_mixtures import (
     quasi_random,
     shifted_points,
 )
-from proofs_checks.ambient import groups, noise, ratio
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import groups, jit_long, noise, ratio
 from proofs_checks.x10 import POLICIES, TRAINED, gradients, setting
 from tests.differences import assert_slopes, central
 from tests.helpers import refuses
@@ -37,9 +36,9 @@ from tests.statistics import assert_mean_close, rejects
 
 pytestmark = pytest.mark.slow
 
-balanced = jit(info_nce_balanced_captions, static_argnames=("nodes",))
-optimum = jit(info_nce_optimum, static_argnames=("nodes", "points"))
-batch_optimum = jit(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
+balanced = jit_long(info_nce_balanced_captions, static_argnames=("nodes",))
+optimum = jit_long(info_nce_optimum, static_argnames=("nodes", "points"))
+batch_optimum = jit_long(info_nce_batch_optimum, static_argnames=("batch_size", "batches"))
 # Sizes 6 and 5 everywhere, as each would be compiled; optima depend on the noise per coordinate alone.
 MODEL, CAPS, OBS = setting()
 
@@ -78,7 +77,7 @@ def test_batches_tend_to_the_population_as_one_over_n():
 @pytest.mark.long
 def test_standard_error_is_the_spread_over_batches():
     keys = jax.random.split(jax.random.key(4), 100)
-    found = jit(jax.vmap(lambda key: info_nce_batch_optimum(key, MODEL, CAPS, OBS, 16, 32)))(keys)
+    found = jit_long(jax.vmap(lambda key: info_nce_batch_optimum(key, MODEL, CAPS, OBS, 16, 32)))(keys)
     # The relative error of a standard deviation of 100 draws is .07.
     np.testing.assert_allclose(found.score.std(0, ddof=1) / found.standard_error.mean(0), 1, atol=0.35)
 
@@ -130,8 +129,8 @@ def test_derivatives_are_those_of_differences():
         found = info_nce_optimum(MODEL, captions(0.7, pi), OBS, nodes=32)
         return found.accuracy(MODEL, OBS).conflicting
 
-    gradient = jit(jax.grad(conflicting))(jnp.asarray(0.6))
-    np.testing.assert_allclose(gradient, central(jit(conflicting), 0.6, 1e-3), rtol=1e-7)
+    gradient = jit_long(jax.grad(conflicting))(jnp.asarray(0.6))
+    np.testing.assert_allclose(gradient, central(jit_long(conflicting), 0.6, 1e-3), rtol=1e-7)
 
 
 def test_no_minimum_is_reported():
@@ -190,7 +189,7 @@ def test_balanced_captions_are_a_joint_optimum():
     obs = noise(6, 5, 0.3, 0.3)
     bound = float(balanced(BALANCE, captions(0.5), obs, nodes=32).bound)
 
-    @jit
+    @jit_long
     @jax.vmap
     def policy(pi_core, pi_spu):
         found = info_nce_optimum(BALANCE, captions(pi_core, pi_spu), obs, nodes=32)
@@ -244,7 +243,7 @@ def test_four_groups_have_the_optimum_of_the_intra_class_model():
         found = info_nce_optimum(model, CAPS, OBS, 16)
         return found.accuracy(model, OBS).shifted, found.score
 
-    found = jit(jax.value_and_grad(shifted, has_aux=True), static_argnums=1)
+    found = jit_long(jax.value_and_grad(shifted, has_aux=True), static_argnums=1)
     ((want, score), slope), ((value, groups_score), groups_slope) = (found(0.9, groups) for groups in (False, True))
     np.testing.assert_allclose(groups_score, score, atol=1e-12)
     np.testing.assert_allclose([value, groups_slope], [want, slope], atol=1e-10)
@@ -280,7 +279,7 @@ def test_both_rules_give_the_derivatives_of_the_loss():
     model, caps = two_groups(2)
     law, m = pair_law(model, caps, OBS), jnp.array([0.3, -0.1, 0.2, 0.4])
 
-    @jit
+    @jit_long
     def both(sides):
         loss = functools.partial(population_loss, law, *sides, jnp.asarray(0.3))
         want = loss(m), jax.grad(loss)(m), jax.hessian(loss)(m)
@@ -347,7 +346,7 @@ def test_derivatives_in_errors_of_captions():
         found = info_nce_optimum(model, dataclasses.replace(caps, wrong=x * caps.wrong), OBS, points=2)
         return found.score.sum(), found.loss
 
-    assert all(jnp.isnan(slope) for slope in jit(jax.jacrev(drawn))(1.0))
+    assert all(jnp.isnan(slope) for slope in jit_long(jax.jacrev(drawn))(1.0))
 
 
 def test_four_latents_have_an_optimum():

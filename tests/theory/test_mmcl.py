@@ -28,8 +28,7 @@ from mmcl_theory.data import (
 from mmcl_theory.learners import cross_covariance
 from mmcl_theory.theory import mmcl_accuracy, mmcl_rule, sharing_threshold, sharing_threshold_pairs
 from mmcl_theory.zero_shot import latent_prompts
-from proofs_checks.ambient import fresh_pairs, groups, noise, ratio, shares
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import fresh_pairs, groups, jit_long, noise, ratio, shares
 from tests.statistics import assert_mean_close, rejects
 from tests.theory.learnt import learnt_rules, unweighted, weighted
 
@@ -345,7 +344,7 @@ def test_population_rule_is_the_limit_of_learnt_rules():
         rejects(check, ratio(rule(model, caps, embed_dim=3 - rank)))
 
 
-@functools.partial(jit, static_argnames=("sizes", "n_test", "runs"))
+@functools.partial(jit_long, static_argnames=("sizes", "n_test", "runs"))
 def sampled_runs(key, model, caps, obs, *, sizes, n_test, runs):
     """[(runs, 2) for n in sizes]: learn W from n pairs, classify images of the shifted distribution; nothing exact."""
 
@@ -396,7 +395,7 @@ def test_inter_class_learnt_rules_tend_to_the_population(pi):
     rejects(assert_mean_close, few, inter_prediction(0.95, pi), resolution=5e-3)
 
 
-@functools.partial(jit, static_argnames=("n", "runs"))
+@functools.partial(jit_long, static_argnames=("n", "runs"))
 def weighted_inter_class_rules(key, model, caps, obs, weight, *, n, runs):
     """(runs, m, 2m): D_I^T C_hat p_k of the class +k, ordered core_k, spu_k, then the other coordinates."""
 

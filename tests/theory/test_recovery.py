@@ -15,7 +15,7 @@ jitted = jax.jit(recovery)
 
 def test_criteria_are_what_the_decompositions_find():
     seen = set()
-    for case in zip(*cases(200), strict=True):
+    for case in zip(*cases(200, seed=1), strict=True):
         got, want = jitted(*case), recovered_by_decompositions(*case)
         ratios = np.array([got.align, got.predict, got.contrast])
         assert ((ratios > 1) == want).all()

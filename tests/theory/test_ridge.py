@@ -67,8 +67,9 @@ def solved(c, image, text, kappa):
 )
 def test_rule_solves_the_linear_system(name, masking, prompts):
     model, caps = MODELS[name], captions(0.4, 0.6, masking)
+    mom = moments(model, caps)
     prompt = np.asarray(latent_prompts(model, prompts)[1]).reshape(2, -1)[:, 0]  # of class +1, on its own pair
-    parts = covariances(model, caps, OBS)
+    parts = mom.zu, mom.zz + 0.25 * np.eye(2), mom.uu + 0.49 * np.eye(2)
     want = [solved(*parts, kappa) @ prompt for kappa in KAPPAS]
     got = rule(model, caps, OBS, KAPPAS, prompts=prompts)
     np.testing.assert_allclose(got, want, rtol=1e-12)

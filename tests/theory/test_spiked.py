@@ -11,15 +11,14 @@ import pytest
 from mmcl_theory.data import captions, inter_class, intra_class, moments, observation
 from mmcl_theory.learners import cross_covariance
 from mmcl_theory.theory import bulk_edge, mmcl_accuracy, outliers
-from proofs_checks.ambient import exact_accuracy, fresh_pairs, groups, noise
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import exact_accuracy, fresh_pairs, groups, jit_long, noise
 from tests.differences import central
 from tests.statistics import assert_mean_close, rejects
 
 pytestmark = pytest.mark.slow
 
-law = jit(outliers)
-accuracy = jit(mmcl_accuracy, static_argnames=("embed_dim", "prompts"))
+law = jit_long(outliers)
+accuracy = jit_long(mmcl_accuracy, static_argnames=("embed_dim", "prompts"))
 MODEL = intra_class(0.9, 0.8, 0.6)
 CAPS = captions(0.8, 0.9)
 OBS = noise(200, 160, 0.6, 0.5)
@@ -27,7 +26,7 @@ N = 400
 RUNS = 200
 
 
-@functools.partial(jit, static_argnames=("n", "runs"))
+@functools.partial(jit_long, static_argnames=("n", "runs"))
 def singular_triplets(key, model, caps, obs, *, n, runs):
     """Of each run: the 3 largest singular values in units of s_I s_T, overlaps l, r (3, 2), accuracies at rank 1, 2."""
 
@@ -164,8 +163,8 @@ def test_leaves_broadcast_and_differentiate():
         model = dataclasses.replace(MODEL, p_spu=p)
         return mmcl_accuracy(model, CAPS, OBS, float(N), embed_dim=1).conflicting
 
-    gradient = jit(jax.grad(conflicting))(jnp.asarray(0.9))
-    np.testing.assert_allclose(gradient, central(jit(conflicting), 0.9), rtol=1e-7)
+    gradient = jit_long(jax.grad(conflicting))(jnp.asarray(0.9))
+    np.testing.assert_allclose(gradient, central(jit_long(conflicting), 0.9), rtol=1e-7)
 
 
 def test_derivatives_are_those_of_the_outliers_that_exist():
@@ -175,8 +174,8 @@ def test_derivatives_are_those_of_the_outliers_that_exist():
         found = outliers(dataclasses.replace(MODEL, p_spu=p), CAPS, OBS, float(N))
         return found.value[0], found.exists
 
-    (_, exists), slope = jit(jax.value_and_grad(largest, has_aux=True))(0.9)
-    value, h = jit(lambda p: largest(p)[0]), 1e-4
+    (_, exists), slope = jit_long(jax.value_and_grad(largest, has_aux=True))(0.9)
+    value, h = jit_long(lambda p: largest(p)[0]), 1e-4
     np.testing.assert_allclose(slope, (value(0.9 + h) - value(0.9 - h)) / (2 * h), rtol=1e-6)
     assert exists.any() and not exists.all()
     weak, loud = intra_class(0.9, 0.05, 0.05, 0.05, 0.05), noise(200, 160, 1.0, 1.0)
@@ -184,7 +183,7 @@ def test_derivatives_are_those_of_the_outliers_that_exist():
     def buried(p):
         return mmcl_accuracy(dataclasses.replace(weak, p_spu=p), CAPS, loud, 100.0, embed_dim=1).shifted
 
-    assert jnp.isnan(jit(jax.grad(buried))(0.9))
+    assert jnp.isnan(jit_long(jax.grad(buried))(0.9))
 
 
 def test_what_the_law_does_not_cover_is_refused():

@@ -22,17 +22,25 @@ from mmcl_theory.theory import (
     whitening_crossovers,
 )
 from mmcl_theory.zero_shot import latent_prompts
-from proofs_checks.ambient import fresh_pairs, groups, learnt_ratios, noise, ratio, sample_covariances, whitened
-from proofs_checks.ambient import jit_long as jit
+from proofs_checks.ambient import (
+    fresh_pairs,
+    groups,
+    jit_long,
+    learnt_ratios,
+    noise,
+    ratio,
+    sample_covariances,
+    whitened,
+)
 from proofs_checks.x11 import covariances
 from tests.differences import central
 from tests.statistics import assert_mean_close, rejects
 
 pytestmark = pytest.mark.slow
 
-rule = jit(whitened_rule, static_argnames=("prompts",))
-accuracy = jit(whitened_accuracy, static_argnames=("prompts",))
-balanced = jit(balanced_pi_spu)
+rule = jit_long(whitened_rule, static_argnames=("prompts",))
+accuracy = jit_long(whitened_accuracy, static_argnames=("prompts",))
+balanced = jit_long(balanced_pi_spu)
 QUIET = noise(2, 2, 0.0, 0.1)
 MODELS = {"intra": intra_class(0.9, 0.8, 0.3, 1.1, 0.7), "inter": inter_class(4, 0.9, 1.0, 0.4, 0.3)}
 over_models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -112,7 +120,7 @@ def test_rules_learnt_from_samples_tend_to_it(theta):
 # Which end of the dial is better
 
 
-crossovers = jit(whitening_crossovers, static_argnames=("prompts",))
+crossovers = jit_long(whitening_crossovers, static_argnames=("prompts",))
 
 
 def gain(model, caps, prompts="core"):
@@ -255,7 +263,7 @@ def test_gradients_are_those_of_differences_where_eigenvalues_coincide_too(theta
         model = intra_class(p, 1.0, 1.0)
         return whitened_accuracy(model, captions(0.4, 0.6), noise(2, 2, 0.3, 0.2), theta).aligned
 
-    gradient, value = jit(jax.grad(value)), jit(value)
+    gradient, value = jit_long(jax.grad(value)), jit_long(value)
     for p in (0.5, 0.5 + 1e-9, 0.8):
         np.testing.assert_allclose(gradient(jnp.asarray(p)), central(value, p), rtol=1e-8)
 
@@ -282,7 +290,7 @@ def test_the_number_of_samples_that_a_whitened_rule_needs():
     def sampled(d):
         obs = noise(d, 3, s, s)
 
-        @jit
+        @jit_long
         def run(key):
             d, pairs = fresh_pairs(key, model, caps, obs, n)
             off = whitened_optimum(*sample_covariances(pairs), 1.0) @ d.text @ prompt[1] - d.image @ jnp.asarray(w)
