@@ -316,7 +316,7 @@ def _panel(
         low, high = (forward(_within(x, transform)) for x in (band.low, band.high))
         ax.fill_between(forward(grid), low, high, color=colour, alpha=0.12, lw=0, zorder=1)
     ax.fill([], [], color="0.6", alpha=0.3, lw=0, label="95% bands of the lines")
-    limits = _limits(ax, arms, overlay, at, forward)
+    limits = _limits(arms, overlay, at, forward)
     ax.plot(limits[0], limits[0], ":", color="0.6", lw=1, label="OOD = ID", zorder=0)
     for x in at or ():
         ax.axvline(forward(x), color="0.6", lw=0.8, ls=(0, (1, 3)), zorder=0)
@@ -337,7 +337,7 @@ def _within(values: Any, transform: str) -> Any:
     return values if transform == "plain" else np.clip(values, 1e-4, 1 - 1e-4)
 
 
-def _limits(ax: Any, arms: dict[str, list[Point]], overlay: Sequence[Point], at: Any, forward: Any) -> list[Any]:
+def _limits(arms: dict[str, list[Point]], overlay: Sequence[Point], at: Any, forward: Any) -> list[Any]:
     """Limits of both axes: all points, and `at`, with a margin."""
     import numpy as np
 

@@ -12,8 +12,7 @@ from tests.helpers import assert_refused, contents
 
 
 @pytest.fixture
-def call(mmcl, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+def call(mmcl):
     return functools.partial(mmcl, command)
 
 

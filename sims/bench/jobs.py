@@ -544,7 +544,7 @@ def heads(sizes: Sizes, repeats: int) -> Result:
     ours = over_devices(train, in_cache(4))
     order = jax.jit(
         lambda key: jnp.concatenate(
-            [ours_module.order_of(key, ours_module.subset(config, key, point), jnp.array(i)) for i in range(epochs)]
+            [ours_module.order_of(key, ours_module.subset(key, point), jnp.array(i)) for i in range(epochs)]
         )
     )
 

@@ -51,7 +51,7 @@ def compile_all(config: Config) -> float:
 
 
 def fill(doc: Document, config: Config) -> None:
-    """A page of its own for each visitor, computed again once for all moves that have come in meanwhile."""
+    """A page of its own for each visitor, computed once for all moves that came in during the last computation."""
     made = page.build(config)
     waiting = False
 

@@ -132,7 +132,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 def fit(arm: str, config: Config, key: Key[Array, ""], point: Point, number: Int[Array, ""], state: State) -> State:
     """The state after the epochs of stage `number`; `loss` is the mean over the steps of the last one."""
-    units = subset(config, key, point)
+    units = subset(key, point)
     steps = len(units) // config.batch_size
     bounds = jnp.asarray([0, *map(int, config.epochs)])
     optimizer, named = _optimizer(config), mentions(key, point)
@@ -161,7 +161,7 @@ def order_of(key: Key[Array, ""], units: Int[Array, " u"], epoch: Int[Array, ""]
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch), units)
 
 
-def subset(config: Config, key: Key[Array, ""], point: Point) -> Int[Array, " u"]:
+def subset(key: Key[Array, ""], point: Point) -> Int[Array, " u"]:
     """The training images of a run: `percent` of them, the same in all stages."""
     units = len(point["train"]["first"])
     chosen = jax.random.permutation(jax.random.fold_in(key, _SUBSET), units)
@@ -264,7 +264,7 @@ def closed_form(arm: str, config: Config, key: Key[Array, ""], point: Point) -> 
     It reads all captions of its training images. NaN where a covariance that it inverts is singular.
     """
     train = point["train"]
-    chosen = jnp.zeros(len(train["first"]), bool).at[subset(config, key, point)].set(True)
+    chosen = jnp.zeros(len(train["first"]), bool).at[subset(key, point)].set(True)
     unit = jnp.repeat(jnp.arange(len(train["first"])), train["count"], total_repeat_length=len(train["label"]))
     weight = chosen[unit].astype(float)
     text = captions(mentions(key, point), point, jnp.arange(len(train["label"])))

@@ -271,12 +271,12 @@ def test_the_losses_of_arms_are_those_of_their_papers(arm, config, point):
 def test_a_run_has_its_own_images_and_an_order_for_each_epoch(config, point):
     half = {**point, "percent": 50}
     units = len(config.data.train.first)
-    mine = heads.subset(config, jax.random.key(0), half)
+    mine = heads.subset(jax.random.key(0), half)
     assert len(mine) == units // 2 == len(set(mine.tolist())) and max(mine.tolist()) < units
-    assert heads.subset(config, jax.random.key(0), half).tolist() == mine.tolist()
-    other = heads.subset(config, jax.random.key(1), half)
+    assert heads.subset(jax.random.key(0), half).tolist() == mine.tolist()
+    other = heads.subset(jax.random.key(1), half)
     assert set(other.tolist()) != set(mine.tolist())
-    assert set(heads.subset(config, jax.random.key(0), point).tolist()) == set(range(units))
+    assert set(heads.subset(jax.random.key(0), point).tolist()) == set(range(units))
     orders = [heads.order_of(jax.random.key(0), mine, jnp.array(epoch)).tolist() for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(mine.tolist()) and orders[0] != orders[1]
 
